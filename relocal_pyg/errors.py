@@ -1,0 +1,83 @@
+"""Every error that bad input can cause, under one base class, each naming file and record."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+
+class RelocalError(Exception):
+    """Base of every error this package raises on purpose; the command line prints it as one line.
+
+    Args:
+        reason: What is wrong and what to do, in one line.
+        file: The file concerned, where there is one.
+        record: The record inside the file (a video id, a key, a line number).
+
+    Example:
+        >>> str(RelocalError("holds no steps", file="a.h5", record="v_1"))
+        'a.h5: v_1: holds no steps'
+    """
+
+    def __init__(
+        self, reason: str, *, file: str | Path | None = None, record: str | None = None
+    ) -> None:
+        self.reason = " ".join(str(reason).split())
+        self.file = None if file is None else str(file)
+        self.record = None if record is None else str(record)
+        parts = [part for part in (self.file, self.record, self.reason) if part]
+        super().__init__(": ".join(ascii_line(part) for part in parts))
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return (_rebuild, (type(self), self.reason, self.file, self.record))
+
+
+def ascii_line(text: str) -> str:
+    r"""Make ``text`` safe to print on one line: control characters and surrogates are escaped.
+
+    Example:
+        >>> ascii_line("a\nb")
+        'a\\nb'
+    """
+    return "".join(
+        char if char.isprintable() else char.encode("unicode_escape", "surrogatepass").decode()
+        for char in text
+    )
+
+
+def _rebuild(
+    kind: type[RelocalError], reason: str, file: str | None, record: str | None
+) -> RelocalError:
+    """Unpickle an error raised in a worker process."""
+    return kind(reason, file=file, record=record)
+
+
+class UsageError(RelocalError):
+    """The call itself is wrong: an unknown name, an option out of range, a missing argument."""
+
+
+class FeatureError(RelocalError):
+    """A feature file or a feature array cannot be used."""
+
+
+class AnnotationError(RelocalError):
+    """An annotation file or one of its records cannot be used."""
+
+
+class ProposalError(RelocalError):
+    """A proposal list or a set of proposals cannot be used."""
+
+
+class VideoError(RelocalError):
+    """A video file cannot be decoded."""
+
+
+class CheckpointError(RelocalError):
+    """A checkpoint is damaged, incomplete, of a newer version or of another model."""
+
+
+class SearchIndexError(RelocalError):
+    """A search index is damaged or was made by another model."""
+
+
+class OutputError(RelocalError):
+    """A result could not be written; what was there before is intact."""

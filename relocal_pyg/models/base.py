@@ -1,0 +1,220 @@
+"""The one interface of every model: rank the proposals of a reference for a query."""
+
+from __future__ import annotations
+
+import abc
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import torch
+from numpy.typing import ArrayLike
+from torch import Tensor, nn
+
+from relocal_pyg.errors import FeatureError, ProposalError
+from relocal_pyg.moments import Moment, clip_moments, nms
+from relocal_pyg.proposals.sliding import default_proposals
+
+if TYPE_CHECKING:
+    from relocal_pyg.datasets.protocol import Protocol
+
+
+@dataclass(frozen=True)
+class Ranking:
+    """Answers for one query and one reference, best first.
+
+    Attributes:
+        moments: ``[M, 2]`` in steps of the reference, after refinement.
+        scores: ``[M]``, falling.
+        proposals: ``[M, 2]`` before refinement, or None where the model refines nothing.
+    """
+
+    moments: Tensor
+    scores: Tensor
+    proposals: Tensor | None = None
+
+    @classmethod
+    def sort(cls, moments: Tensor, scores: Tensor, proposals: Tensor | None = None) -> Ranking:
+        """Order by falling score; ties keep their order."""
+        order = torch.argsort(scores, descending=True, stable=True)
+        before = None if proposals is None else proposals[order]
+        return cls(moments[order], scores[order], before)
+
+
+class Relocalizer(abc.ABC):
+    """A system that finds the moment of a reference that means the same as a query.
+
+    Attributes:
+        title: The name shown in tables.
+        trainable: Whether :meth:`TrainableRelocalizer.fit` exists and has to be called.
+        reconstructed: Whether the system was rebuilt without its source.
+    """
+
+    title: ClassVar[str]
+    trainable: ClassVar[bool] = False
+    reconstructed: ClassVar[bool] = False
+
+    @abc.abstractmethod
+    def rank(
+        self,
+        query: Tensor,
+        reference: Tensor,
+        proposals: Tensor,
+        *,
+        query_video: Tensor | None = None,
+    ) -> Ranking:
+        """Rank moments of a reference.
+
+        Args:
+            query: Features of the clip, float32 ``[m, F]``, ``m >= 1``.
+            reference: Features of the long video, float32 ``[n, F]``, ``n >= 1``.
+            proposals: Candidates, float32 ``[M, 2]`` in steps of the reference, ``M >= 1``.
+                A model that makes its own moments may ignore them.
+            query_video: Features of the whole video that the query was cut from, where known.
+
+        Returns:
+            The :class:`Ranking`; it may hold another number of moments than ``proposals``.
+        """
+
+    def localize(
+        self,
+        query: ArrayLike,
+        reference: ArrayLike,
+        *,
+        proposals: ArrayLike | None = None,
+        top_k: int = 5,
+        seconds_per_step: float = 1.0,
+        query_video: ArrayLike | None = None,
+        nms_threshold: float = 0.5,
+    ) -> list[Moment]:
+        """Find the moments of a reference that mean the same as a query.
+
+        Args:
+            query: Features of the clip, ``[m, F]``.
+            reference: Features of the long video, ``[n, F]``.
+            proposals: Candidates ``[M, 2]`` in seconds; made by sliding windows where None.
+            top_k: How many moments to give at most.
+            seconds_per_step: Duration of one feature step of the reference; at the default of 1
+                seconds and steps are the same.
+            query_video: Features of the whole video that the query was cut from, where known.
+            nms_threshold: Of two answers with a larger tIoU only the better is given.
+
+        Returns:
+            At most ``top_k`` moments in seconds, best first.
+
+        Raises:
+            FeatureError: An array is not a finite, non-empty ``[n, F]``, or widths differ.
+            ProposalError: ``proposals`` is not ``[M, 2]`` with ``start < end``, or is empty.
+        """
+        clip, video = as_features(query, "query"), as_features(reference, "reference")
+        around = None if query_video is None else as_features(query_video, "query_video")
+        for name, other in (("reference", video), ("query_video", around)):
+            if other is not None and other.shape[1] != clip.shape[1]:
+                raise FeatureError(
+                    f"{name} has {other.shape[1]} channels and the query {clip.shape[1]}: "
+                    "extract both with the same backbone"
+                )
+        if proposals is None:
+            candidates = default_proposals(len(video), len(clip))
+        else:
+            candidates = as_proposals(proposals) / seconds_per_step
+        ranking = self.rank(clip, video, candidates, query_video=around)
+        moments = clip_moments(ranking.moments, len(video))
+        kept = nms(moments, ranking.scores, nms_threshold)[:top_k]
+        seconds = (moments[kept] * seconds_per_step).tolist()
+        scores = ranking.scores[kept].tolist()
+        before: list[tuple[float, float] | None] = [None] * len(kept)
+        if ranking.proposals is not None:
+            before = [(s, e) for s, e in (ranking.proposals[kept] * seconds_per_step).tolist()]
+        return [
+            Moment(start, end, score, proposal)
+            for (start, end), score, proposal in zip(seconds, scores, before, strict=True)
+        ]
+
+
+class TrainableRelocalizer(nn.Module, Relocalizer):
+    """A model with weights: what the training loop asks of it, and how it is kept.
+
+    A subclass names its constructor arguments in :meth:`config`, so that :meth:`save` and
+    :func:`relocal_pyg.models.load_model` can rebuild it.
+    """
+
+    trainable: ClassVar[bool] = True
+
+    @abc.abstractmethod
+    def config(self) -> dict[str, Any]:
+        """Constructor arguments, plain JSON values only."""
+
+    @abc.abstractmethod
+    def training_set(
+        self, protocol: Protocol, *, num_samples: int, seed: int
+    ) -> torch.utils.data.Dataset[Any]:
+        """Training samples of the protocol's ``"train"`` split.
+
+        Sample ``i`` depends on ``(seed, i)`` alone, so that training resumes exactly. Samples are
+        batched by ``torch_geometric.loader.DataLoader``.
+        """
+
+    @abc.abstractmethod
+    def training_losses(self, batch: Any) -> dict[str, Tensor]:
+        """Losses of one batch: ``"loss"`` is minimised, every entry is logged."""
+
+    def parameter_groups(self, learning_rate: float) -> list[dict[str, Any]]:
+        """Groups for ``torch.optim.Adam``; one group of everything unless a model says otherwise."""
+        return [{"params": list(self.parameters()), "lr": learning_rate}]
+
+    def fit(self, protocol: Protocol, **options: Any) -> Any:
+        """Train on a protocol; options and result are those of :func:`relocal_pyg.training.fit`."""
+        # The loop sits below the models and uses them: imported late to keep the arrows one way.
+        from relocal_pyg.training import fit
+
+        return fit(self, protocol, **options)
+
+    def save(self, folder: str | Path) -> None:
+        """Write the weights and the configuration; read them with ``load_model``."""
+        from relocal_pyg.models.checkpoint import save_model
+
+        save_model(self, folder)
+
+
+def as_features(array: ArrayLike, name: str) -> Tensor:
+    """Check a feature array and give it as float32 ``[n, F]``.
+
+    Raises:
+        FeatureError: Not two-dimensional, empty, not real numbers, or not finite (the first bad
+            step is named).
+    """
+    try:
+        tensor = torch.as_tensor(array)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise FeatureError(f"not an array of numbers ({error})", record=name) from None
+    if tensor.ndim != 2:
+        raise FeatureError(f"has {tensor.ndim} dimensions, [steps, channels] wanted", record=name)
+    if tensor.is_complex() or tensor.dtype == torch.bool:
+        raise FeatureError(f"holds {tensor.dtype}, real numbers wanted", record=name)
+    if tensor.shape[0] == 0 or tensor.shape[1] == 0:
+        raise FeatureError(f"is empty: shape {tuple(tensor.shape)}", record=name)
+    tensor = tensor.float()
+    finite = torch.isfinite(tensor).all(dim=1)
+    if not finite.all():
+        raise FeatureError(f"step {int((~finite).nonzero()[0])} is not finite", record=name)
+    return tensor
+
+
+def as_proposals(array: ArrayLike) -> Tensor:
+    """Check proposals and give them as float32 ``[M, 2]``.
+
+    Raises:
+        ProposalError: Wrong shape, empty, not finite, or a start not before its end.
+    """
+    try:
+        tensor = torch.as_tensor(array, dtype=torch.float32)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise ProposalError(f"not an array of numbers ({error})") from None
+    if tensor.ndim != 2 or tensor.shape[1] != 2 or len(tensor) == 0:
+        raise ProposalError(f"shape {tuple(tensor.shape)}, [M, 2] with M >= 1 wanted")
+    good = torch.isfinite(tensor).all(dim=1) & (tensor[:, 0] < tensor[:, 1])
+    if not good.all():
+        first = int((~good).nonzero()[0])
+        raise ProposalError(f"proposal {first} is {tensor[first].tolist()}: start < end wanted")
+    return tensor

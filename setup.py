@@ -1,0 +1,5 @@
+"""Setuptools entry point; every setting lives in setup.cfg."""
+
+from setuptools import setup
+
+setup()
