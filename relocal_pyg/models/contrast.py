@@ -1,0 +1,159 @@
+"""Matchers that need no training: cosine of means, and inside minus around."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from relocal_pyg.models.base import Ranking, Relocalizer
+from relocal_pyg.moments import seconds_to_steps
+
+
+def step_similarity(
+    query: Tensor,
+    reference: Tensor,
+    query_video: Tensor | None = None,
+    *,
+    centre_query: bool = True,
+) -> Tensor:
+    r"""Similarity of every reference step to the query, each side centred by its own video.
+
+    .. math:: s_t = \hat r_t \cdot d, \quad \hat r_t = \mathrm{unit}(r_t - \bar r), \quad
+        d = \mathrm{unit}\bigl(\mathrm{mean}_i (q_i - c)\bigr)
+
+    with :math:`\bar r` the mean of the reference and :math:`c` the mean of the query's whole video;
+    where that is unknown (a bare clip), the mean of the reference. Centring takes away what all of
+    a video looks like and leaves what sets its moments apart. A zero row has similarity 0.
+    Our matcher; the paper has none without training but the frame-level one.
+
+    Args:
+        query: Features of the clip, ``[m, F]``.
+        reference: Features of the long video, ``[n, F]``.
+        query_video: Features of the whole video that the query was cut from, ``[l, F]``.
+        centre_query: False leaves the query as it is (``c = 0``): for a clip of which the video
+            holds nothing but the action, so that its own mean is the action itself.
+
+    Returns:
+        ``[n]`` values in ``[-1, 1]``, one a step.
+    """
+    mean = reference.mean(dim=0)
+    direction = query.mean(dim=0)
+    if centre_query:
+        direction = direction - (mean if query_video is None else query_video.mean(dim=0))
+    direction = functional.normalize(direction, dim=0)
+    return functional.normalize(reference - mean, dim=1) @ direction
+
+
+def contrast_scores(
+    similarity: Tensor,
+    proposals: Tensor,
+    contrast: float = 0.5,
+    *,
+    num_steps: Tensor | None = None,
+) -> Tensor:
+    r"""Mean similarity inside each proposal minus a share of the mean around it.
+
+    For a proposal ``[a, b)`` and ``L = max(1, round((b - a) / 2))``
+
+    .. math:: \mathrm{mean}\, s_{[a, b)} - \mathrm{contrast} \cdot
+        \mathrm{mean}\, s_{[a - L, a) \cup [b, b + L)}
+
+    where "around" is one pool of both sides, clipped to the video, and 0 where it is empty. A
+    window inside the action, or one that leaks out of it, has action around it or background inside
+    and scores lower. Prefix sums make it ``O(n + M)``.
+
+    Args:
+        similarity: ``[..., n]``, of :func:`step_similarity`.
+        proposals: ``[..., M, 2]`` in steps; a boundary inside a step takes that step in.
+        contrast: Weight of the second term; 0 leaves the mean similarity.
+        num_steps: Whole numbers ``[...]``: length of each video where ``similarity`` is padded at
+            the end to a common ``n``.
+
+    Returns:
+        ``[..., M]`` scores of the dtype of ``similarity``.
+
+    Example:
+        >>> similarity = torch.tensor([0.0, 0.0, 1.0, 1.0, 0.0])
+        >>> windows = torch.tensor([[2.0, 4.0], [2.0, 3.0], [1.0, 4.0]])
+        >>> contrast_scores(similarity, windows).tolist()
+        [1.0, 0.75, 0.6666666865348816]
+    """
+    num = similarity.shape[-1]
+    lengths = torch.as_tensor(num) if num_steps is None else num_steps
+    last = lengths.to(similarity.device).unsqueeze(-1)
+    start, end = seconds_to_steps(proposals, 1.0, num).unbind(dim=-1)
+    start, end = torch.minimum(start, last), torch.minimum(end, last)
+    # In float64: differences of long prefix sums lose digits, and ties should stay ties.
+    total = functional.pad(similarity.double().cumsum(dim=-1), (1, 0))
+
+    def sums(first: Tensor, past: Tensor) -> Tensor:
+        shape = torch.broadcast_shapes(first.shape[:-1], total.shape[:-1])
+        source = total.expand(*shape, num + 1)
+        first, past = (ends.expand(*shape, ends.shape[-1]) for ends in (first, past))
+        return source.gather(-1, past) - source.gather(-1, first)
+
+    side = torch.round((end - start) / 2).long().clamp(min=1)
+    before, after = (start - side).clamp(min=0), torch.minimum(end + side, last)
+    inside = sums(start, end)
+    around = sums(before, after) - inside
+    inside = inside / (end - start).clamp(min=1)
+    around = around / ((after - before) - (end - start)).clamp(min=1)
+    return (inside - contrast * around).to(similarity.dtype)
+
+
+class ContrastMatcher(Relocalizer):
+    """Inside minus around: :func:`contrast_scores` of :func:`step_similarity`.
+
+    Needs no training and no choice of classes, and is the default wherever no trained model is
+    given. Costs ``O(n F + M)``: no proposal is ever cut out.
+
+    Args:
+        contrast: Weight of what lies around a proposal.
+        centre_query: See :func:`step_similarity`.
+    """
+
+    title = "Contrast matcher"
+
+    def __init__(self, contrast: float = 0.5, *, centre_query: bool = True) -> None:
+        self.contrast = contrast
+        self.centre_query = centre_query
+
+    def rank(
+        self,
+        query: Tensor,
+        reference: Tensor,
+        proposals: Tensor,
+        *,
+        query_video: Tensor | None = None,
+    ) -> Ranking:
+        """Rank the proposals (in steps) by inside minus around."""
+        similarity = step_similarity(query, reference, query_video, centre_query=self.centre_query)
+        scores = contrast_scores(similarity, proposals, self.contrast)
+        return Ranking.sort(proposals, scores, proposals)
+
+
+class CosineMatcher(Relocalizer):
+    """Cosine of the query's mean and each proposal's mean, nothing centred.
+
+    The simplest matcher there is. A window inside the action scores as well as the whole of it, so
+    it says where, not how long.
+    """
+
+    title = "Cosine of means"
+
+    def rank(
+        self,
+        query: Tensor,
+        reference: Tensor,
+        proposals: Tensor,
+        *,
+        query_video: Tensor | None = None,
+    ) -> Ranking:
+        """Rank the proposals (in steps) by cosine; ``query_video`` is ignored."""
+        windows = seconds_to_steps(proposals, 1.0, len(reference))
+        total = functional.pad(reference.double().cumsum(dim=0), (0, 0, 1, 0))
+        # A sum has the direction of its mean.
+        sums = functional.normalize(total[windows[:, 1]] - total[windows[:, 0]], dim=1)
+        scores = sums @ functional.normalize(query.double().mean(dim=0), dim=0)
+        return Ranking.sort(proposals, scores.float(), proposals)

@@ -1,0 +1,142 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+
+from relocal_pyg.models.contrast import (
+    ContrastMatcher,
+    CosineMatcher,
+    contrast_scores,
+    step_similarity,
+)
+from relocal_pyg.proposals.sliding import query_windows, sliding_windows
+
+Array = NDArray[np.float64]
+
+
+def unit(row: Array) -> Array:
+    norm = np.sqrt((row * row).sum())
+    return row / norm if norm > 0 else row * 0
+
+
+def naive_scores(similarity: Array, proposals: list[tuple[int, int]], weight: float) -> list[float]:
+    scores = []
+    for start, end in proposals:
+        side = max(1, round(0.5 * (end - start)))
+        around = [
+            similarity[t]
+            for t in [*range(start - side, start), *range(end, end + side)]
+            if 0 <= t < len(similarity)
+        ]
+        inside = [similarity[t] for t in range(start, end)]
+        scores.append(sum(inside) / len(inside) - weight * (sum(around) / max(len(around), 1)))
+    return scores
+
+
+def naive_similarity(
+    query: Array, reference: Array, video: Array | None, centre: bool = True
+) -> list[float]:
+    own = reference.mean(0) if video is None else video.mean(0)
+    direction = unit(np.mean([row - own * centre for row in query], axis=0))
+    return [float(unit(row - reference.mean(0)) @ direction) for row in reference]
+
+
+@pytest.mark.parametrize("with_video", [True, False])
+@pytest.mark.parametrize("centre", [True, False])
+def test_step_similarity_equals_the_loop(with_video: bool, centre: bool) -> None:
+    rng = np.random.default_rng(0)
+    for _ in range(20):
+        m, n, channels = rng.integers(1, 6), rng.integers(2, 12), rng.integers(1, 5)
+        query, reference = rng.normal(size=(m, channels)), rng.normal(size=(n, channels)) + 2
+        video = rng.normal(size=(9, channels)) if with_video else None
+        given = step_similarity(
+            torch.tensor(query),
+            torch.tensor(reference),
+            None if video is None else torch.tensor(video),
+            centre_query=centre,
+        )
+        expected = naive_similarity(query, reference, video, centre)
+        np.testing.assert_allclose(given.numpy(), expected, atol=1e-12)
+
+
+def test_zero_rows_and_constant_videos_have_similarity_zero() -> None:
+    reference = torch.tensor([[0.0, 0.0], [1.0, 1.0], [-1.0, -1.0]])
+    assert step_similarity(torch.ones(2, 2), reference)[0] == 0
+    assert not step_similarity(torch.ones(2, 2), torch.ones(5, 2)).any()
+
+
+@pytest.mark.parametrize("contrast", [0.0, 0.5, 1.0])
+def test_contrast_scores_equal_the_loop(contrast: float) -> None:
+    rng = np.random.default_rng(1)
+    for _ in range(20):
+        n = int(rng.integers(1, 30))
+        similarity = rng.normal(size=n)
+        windows = [(a, b) for a in range(n) for b in range(a + 1, n + 1)]
+        given = contrast_scores(torch.tensor(similarity), torch.tensor(windows), contrast)
+        np.testing.assert_allclose(
+            given.numpy(), naive_scores(similarity, windows, contrast), atol=1e-12
+        )
+
+
+def test_batched_and_padded_scores_equal_one_by_one() -> None:
+    lengths = torch.tensor([7, 12, 9])
+    similarity = torch.randn(3, 12, dtype=torch.float64)
+    similarity = torch.where(torch.arange(12) < lengths[:, None], similarity, 1e3)
+    proposals = torch.stack([torch.tensor([[0, 3], [2, 7], [6, 7], [0, 7]])] * 3)
+    together = contrast_scores(similarity, proposals, num_steps=lengths)
+    for row, n, windows, scores in zip(similarity, lengths, proposals, together, strict=True):
+        torch.testing.assert_close(contrast_scores(row[:n], windows), scores)
+    # One set of proposals is shared by every video of a batch.
+    shared = contrast_scores(similarity, proposals[0], num_steps=lengths)
+    torch.testing.assert_close(shared, together)
+
+
+def test_fractional_boundaries_take_their_step_in() -> None:
+    similarity = torch.randn(10)
+    fractional = contrast_scores(similarity, torch.tensor([[2.3, 5.1]]))
+    assert torch.equal(fractional, contrast_scores(similarity, torch.tensor([[2.0, 6.0]])))
+
+
+def planted(length: int = 8) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    background, action = torch.randn(16), torch.randn(16)
+    reference = background + 0.3 * torch.randn(60, 16)
+    reference[20 : 20 + length] += action
+    video = background + 0.3 * torch.randn(50, 16)
+    video[5:15] += action
+    return video[5:15], reference, video
+
+
+def test_contrast_matcher_finds_where_a_moment_ends() -> None:
+    query, reference, video = planted()
+    windows = sliding_windows(60, [4, 8, 16], stride_fraction=0.0)
+    ranking = ContrastMatcher().rank(query, reference, windows, query_video=video)
+    assert ranking.moments[0].tolist() == [20.0, 28.0]
+    assert ranking.proposals is not None
+    assert torch.equal(ranking.proposals, ranking.moments)
+    assert (ranking.scores.diff() <= 0).all()
+    # Without the second term a window inside the action does as well as the action.
+    flat = ContrastMatcher(contrast=0.0).rank(query, reference, windows, query_video=video)
+    assert flat.moments[0, 1] - flat.moments[0, 0] == 4
+
+
+def test_matchers_work_on_a_bare_clip() -> None:
+    query, reference, _ = planted(10)
+    for model in (ContrastMatcher(), ContrastMatcher(centre_query=False), CosineMatcher()):
+        (best,) = model.localize(query, reference, top_k=1)
+        assert 18 <= best.start < best.end <= 33
+
+
+def test_cosine_matcher_equals_the_loop() -> None:
+    rng = np.random.default_rng(2)
+    query, reference = rng.normal(size=(5, 6)), rng.normal(size=(20, 6))
+    windows = query_windows(20, 5)
+    ranking = CosineMatcher().rank(torch.tensor(query), torch.tensor(reference), windows)
+    expected = [
+        float(unit(query.mean(0)) @ unit(reference[int(a) : int(b)].mean(0)))
+        for a, b in ranking.moments.tolist()
+    ]
+    np.testing.assert_allclose(ranking.scores.numpy(), expected, atol=1e-6)
+    assert torch.equal(torch.unique(ranking.moments, dim=0), windows)
+    assert expected == sorted(expected, reverse=True)
