@@ -1,7 +1,7 @@
 """Arithmetic on moments: arrays of half-open ``[start, end)`` pairs. No model, no file.
 
 Functions take and give ``torch.Tensor``; :func:`tiou` also takes numpy arrays and nested lists.
-Unless a docstring says otherwise the unit is the caller's: steps or seconds, one of them throughout.
+Unless a docstring says otherwise the unit is the caller's: all steps or all seconds.
 """
 
 from __future__ import annotations
@@ -14,6 +14,9 @@ from torch import Tensor
 
 #: Largest ``|Tl|`` that :func:`decode_offsets` accepts: a length changed by a factor of 62.5.
 MAX_LOG_LENGTH = 4.135166556742356
+
+#: Entries of the largest table of overlaps that :func:`nms` makes at once.
+_NMS_TABLE = 4_000_000
 
 
 @dataclass(frozen=True)
@@ -63,7 +66,9 @@ def tiou(first: ArrayLike, second: ArrayLike) -> Tensor:
 
 
 def nms(moments: Tensor, scores: Tensor, threshold: float) -> Tensor:
-    """Greedy non-maximum suppression without a loop over moments.
+    """Greedy non-maximum suppression, a block of moments at a time.
+
+    Memory grows with the number of moments, not with its square: 50,000 moments are fine.
 
     Args:
         moments: ``[M, 2]``.
@@ -79,17 +84,30 @@ def nms(moments: Tensor, scores: Tensor, threshold: float) -> Tensor:
         >>> kept.tolist()
         [1, 2]
     """
-    order = torch.argsort(scores, descending=True, stable=True)
-    ranked = moments[order]
+    left = torch.argsort(scores, descending=True, stable=True)
+    block = min(256, max(32, _NMS_TABLE // max(len(left), 1)))
+    kept = []
+    while len(left):
+        best = _settle(moments, left[:block], threshold)
+        kept.append(best)
+        left = left[block:]
+        overlap = tiou(moments[best][:, None], moments[left][None])
+        left = left[~(overlap > threshold).any(dim=0)]
+    return torch.cat(kept) if kept else left
+
+
+def _settle(moments: Tensor, ranked: Tensor, threshold: float) -> Tensor:
+    """Greedy suppression inside one block of positions, ranked best first."""
+    chosen = moments[ranked]
     # beats[i, j]: the better moment i would suppress the worse moment j.
-    beats = (tiou(ranked[:, None], ranked[None]) > threshold).triu(diagonal=1)
-    keep = torch.ones(len(order), dtype=torch.bool, device=moments.device)
+    beats = (tiou(chosen[:, None], chosen[None]) > threshold).triu(diagonal=1)
+    keep = torch.ones(len(ranked), dtype=torch.bool, device=moments.device)
     # Each round settles at least the next-best undecided moment, so the fixed point is the greedy
     # answer; in practice a handful of rounds suffice.
     while True:
         settled = ~(beats & keep[:, None]).any(dim=0)
         if torch.equal(settled, keep):
-            return order[keep]
+            return ranked[keep]
         keep = settled
 
 
