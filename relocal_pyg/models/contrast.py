@@ -7,7 +7,6 @@ from torch import Tensor
 from torch.nn import functional
 
 from relocal_pyg.models.base import Ranking, Relocalizer
-from relocal_pyg.moments import seconds_to_steps
 
 
 def step_similarity(
@@ -45,6 +44,26 @@ def step_similarity(
     return functional.normalize(reference - mean, dim=1) @ direction
 
 
+def nearest_steps(proposals: Tensor, num_steps: Tensor | int) -> Tensor:
+    """Whole-step windows nearest to proposals, each at least one step and inside the video.
+
+    Args:
+        proposals: ``[..., M, 2]`` in steps.
+        num_steps: Length of the video; a tensor ``[...]`` where it differs over leading dimensions.
+
+    Returns:
+        int64 ``[..., M, 2]``, half-open.
+
+    Example:
+        >>> nearest_steps(torch.tensor([[1.6, 4.2], [7.0, 12.0], [3.1, 3.2]]), 10).tolist()
+        [[2, 4], [7, 10], [3, 4]]
+    """
+    last = torch.as_tensor(num_steps, device=proposals.device).unsqueeze(-1)
+    start, end = torch.round(proposals).long().unbind(dim=-1)
+    start = torch.minimum(start.clamp(min=0), last - 1)
+    return torch.stack([start, torch.minimum(torch.maximum(end, start + 1), last)], dim=-1)
+
+
 def contrast_scores(
     similarity: Tensor,
     proposals: Tensor,
@@ -65,7 +84,7 @@ def contrast_scores(
 
     Args:
         similarity: ``[..., n]``, of :func:`step_similarity`.
-        proposals: ``[..., M, 2]`` in steps; a boundary inside a step takes that step in.
+        proposals: ``[..., M, 2]`` in steps, moved to the :func:`nearest_steps`.
         contrast: Weight of the second term; 0 leaves the mean similarity.
         num_steps: Whole numbers ``[...]``: length of each video where ``similarity`` is padded at
             the end to a common ``n``.
@@ -80,10 +99,9 @@ def contrast_scores(
         [1.0, 0.75, 0.6666666865348816]
     """
     num = similarity.shape[-1]
-    lengths = torch.as_tensor(num) if num_steps is None else num_steps
-    last = lengths.to(similarity.device).unsqueeze(-1)
-    start, end = seconds_to_steps(proposals, 1.0, num).unbind(dim=-1)
-    start, end = torch.minimum(start, last), torch.minimum(end, last)
+    lengths = torch.as_tensor(num if num_steps is None else num_steps, device=similarity.device)
+    last = lengths.unsqueeze(-1)
+    start, end = nearest_steps(proposals, lengths).unbind(dim=-1)
     # In float64: differences of long prefix sums lose digits, and ties should stay ties.
     total = functional.pad(similarity.double().cumsum(dim=-1), (1, 0))
 
@@ -97,7 +115,7 @@ def contrast_scores(
     before, after = (start - side).clamp(min=0), torch.minimum(end + side, last)
     inside = sums(start, end)
     around = sums(before, after) - inside
-    inside = inside / (end - start).clamp(min=1)
+    inside = inside / (end - start)
     around = around / ((after - before) - (end - start)).clamp(min=1)
     return (inside - contrast * around).to(similarity.dtype)
 
@@ -151,7 +169,7 @@ class CosineMatcher(Relocalizer):
         query_video: Tensor | None = None,
     ) -> Ranking:
         """Rank the proposals (in steps) by cosine; ``query_video`` is ignored."""
-        windows = seconds_to_steps(proposals, 1.0, len(reference))
+        windows = nearest_steps(proposals, len(reference))
         total = functional.pad(reference.double().cumsum(dim=0), (0, 0, 1, 0))
         # A sum has the direction of its mean.
         sums = functional.normalize(total[windows[:, 1]] - total[windows[:, 0]], dim=1)

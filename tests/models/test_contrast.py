@@ -9,6 +9,7 @@ from relocal_pyg.models.contrast import (
     ContrastMatcher,
     CosineMatcher,
     contrast_scores,
+    nearest_steps,
     step_similarity,
 )
 from relocal_pyg.proposals.sliding import query_windows, sliding_windows
@@ -93,9 +94,22 @@ def test_batched_and_padded_scores_equal_one_by_one() -> None:
     torch.testing.assert_close(shared, together)
 
 
-def test_fractional_boundaries_take_their_step_in() -> None:
+def test_nearest_steps_are_inside_the_video() -> None:
+    proposals = 14 * torch.rand(500, 2) - 2
+    windows = nearest_steps(proposals, 10)
+    assert windows.min() >= 0
+    assert windows.max() <= 10
+    assert (windows[:, 1] > windows[:, 0]).all()
+    # Where the rounded proposal is a window already, it is the answer.
+    fine = (proposals.round() == windows).all(dim=1)
+    assert fine.sum() > 100
+    good = (proposals[:, 0] > 0) & (proposals[:, 1] < 10) & (proposals.diff()[:, 0] > 1)
+    assert fine[good].all()
+
+
+def test_fractional_boundaries_count_whole_steps() -> None:
     similarity = torch.randn(10)
-    fractional = contrast_scores(similarity, torch.tensor([[2.3, 5.1]]))
+    fractional = contrast_scores(similarity, torch.tensor([[2.3, 5.8]]))
     assert torch.equal(fractional, contrast_scores(similarity, torch.tensor([[2.0, 6.0]])))
 
 
