@@ -184,10 +184,12 @@ def seconds_to_steps(moments: Tensor, seconds_per_step: float, num_steps: int) -
         >>> seconds_to_steps(torch.tensor([0.9, 2.1]), 1.0, 10).tolist()
         [0, 3]
     """
-    steps = _as_float(moments).double() / seconds_per_step
+    moments = _as_float(moments)
+    steps = moments.double() / seconds_per_step
     # A boundary that should fall on a step must not spill over by rounding error.
-    start = torch.floor(steps[..., 0] + 1e-6).clamp(0, max(num_steps - 1, 0))
-    end = torch.ceil(steps[..., 1] - 1e-6).clamp(max=num_steps)
+    slack = (2 * torch.finfo(moments.dtype).eps * steps.abs()).clamp(min=1e-6)
+    start = torch.floor((steps + slack)[..., 0]).clamp(0, max(num_steps - 1, 0))
+    end = torch.ceil((steps - slack)[..., 1]).clamp(max=num_steps)
     end = torch.maximum(end, (start + 1).clamp(max=num_steps))
     return torch.stack([start, end], dim=-1).long()
 
