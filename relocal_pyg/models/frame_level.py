@@ -38,7 +38,7 @@ class FrameLevel(Relocalizer):
       :func:`least_average_paths`.
     * ``"chou"``: the pattern search of Chou, Chen and Lee (IEEE TMM 2015) on similarities,
       :func:`pattern_paths`. As that paper's detection thresholds are left out, there always is an
-      answer.
+      answer, and as similarities are not negative it likes long ones.
     * ``"block"``: straight diagonals of fixed slope, :func:`diagonal_blocks`.
 
     Nothing stops the exact optimum from being one step long; ``min_steps`` does.

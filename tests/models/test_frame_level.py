@@ -121,8 +121,8 @@ def test_distances_equal_cdist() -> None:
 @pytest.mark.parametrize("variant", ["average", "chou", "block"])
 def test_finds_a_copy(variant: Variant) -> None:
     # What surrounds the action is unlike it: "chou" stops only at cells of low similarity.
-    reference = torch.randn(80, 32) - 0.5
-    reference[30:42] += 1
+    reference = torch.randn(80, 32) - 1
+    reference[30:42] += 2
     query = reference[30:42] + 0.2 * torch.randn(12, 32)
     ranking = FrameLevel(variant, min_steps=6, max_steps=30).rank(query, reference, None)
     start, end = ranking.moments[0].tolist()
