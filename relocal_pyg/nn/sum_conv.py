@@ -4,6 +4,7 @@
 
 from typing import Any, Final
 
+import torch
 from torch import Tensor, nn
 from torch_geometric import EdgeIndex
 from torch_geometric.nn.conv import MessagePassing
@@ -138,6 +139,9 @@ class SumConv(MessagePassing):
             if isinstance(x, tuple):
                 raise UsageError("a mask needs one tensor of nodes, not a bipartite pair")
             x = x.masked_fill(~mask.unsqueeze(-1), 0)
+        if isinstance(edge_index, EdgeIndex) and self.flow == "target_to_source":
+            # The fused product of a matrix sorted by column knows one direction only.
+            edge_index = edge_index.as_tensor()
         pair = x if isinstance(x, tuple) else (x, x)
         # propagate_type: (x: OptPairTensor, edge_weight: OptTensor)
         out = self.propagate(edge_index, x=pair, edge_weight=edge_weight, size=size)
@@ -154,14 +158,14 @@ class SumConv(MessagePassing):
         source = x[0]
         flat = source if source.dim() == 2 else source.movedim(-2, 0).flatten(1)
         if isinstance(edge_index, EdgeIndex):
+            if edge_weight is None and flat.dtype != torch.float32:
+                # The weights that EdgeIndex assumes are float32, and types do not mix here.
+                edge_weight = flat.new_ones(edge_index.size(1))
             out = edge_index.matmul(
-                other=flat,
-                input_value=edge_weight,
-                reduce="sum",
-                transpose=self.flow == "source_to_target",
+                other=flat, input_value=edge_weight, reduce="sum", transpose=True
             )
         else:
-            out = spmm(edge_index, flat, reduce="sum")
+            out = spmm(edge_index.to(flat.dtype), flat, reduce="sum")
         if source.dim() == 2:
             return out
         return out.unflatten(1, (*source.shape[:-2], source.shape[-1])).movedim(0, -2)
