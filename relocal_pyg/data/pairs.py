@@ -1,0 +1,163 @@
+"""The list of evaluation pairs: drawn once, the same on every machine, hashed and kept."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections import defaultdict
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+from relocal_pyg.data.items import Item, Pair
+from relocal_pyg.errors import AnnotationError, UsageError
+from relocal_pyg.reading import read_json
+from relocal_pyg.seeding import derive_seed
+from relocal_pyg.storage import write_json
+
+_EXCLUDE = ("none", "item", "video")
+
+
+@dataclass(frozen=True)
+class PairList:
+    """Queries, each with the one reference it is looked for in.
+
+    Attributes:
+        pairs: The pairs, sorted by the query's ``item_id``.
+        protocol: Name of the protocol.
+        split: Name of the split.
+        seed: Seed of the draw.
+        exclude: What a query never meets: its ``"video"``, its ``"item"`` or ``"none"``.
+        without_reference: ``item_id`` of queries for which no reference exists; no model can be
+            asked about them, so they are named here and not scored.
+    """
+
+    pairs: tuple[Pair, ...]
+    protocol: str
+    split: str
+    seed: int
+    exclude: str
+    without_reference: tuple[str, ...] = ()
+
+    def __len__(self) -> int:
+        return len(self.pairs)
+
+    @cached_property
+    def sha256(self) -> str:
+        """SHA-256 of the list as canonical JSON: equal for equal lists, on every machine."""
+        text = json.dumps(self._plain(), sort_keys=True, separators=(",", ":"))
+        return hashlib.sha256(text.encode("ascii")).hexdigest()
+
+    def save(self, path: str | Path) -> None:
+        """Write the list as JSON with its hash.
+
+        Raises:
+            OutputError: The file cannot be written.
+        """
+        write_json(path, {"sha256": self.sha256, **self._plain()})
+
+    @classmethod
+    def load(cls, path: str | Path) -> PairList:
+        """Read what :meth:`save` wrote and check its hash.
+
+        Raises:
+            AnnotationError: The file is missing, not a pair list, or was changed.
+        """
+        content = read_json(path, AnnotationError)
+        try:
+            items = {name: _item(fields) for name, fields in content["items"].items()}
+            pairs = tuple(Pair(items[query], items[other]) for query, other in content["pairs"])
+            facts = {key: content[key] for key in ("protocol", "split", "seed", "exclude")}
+            result = cls(pairs, without_reference=tuple(content["without_reference"]), **facts)
+            intact = result.sha256 == content["sha256"]
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise AnnotationError(f"is not a pair list ({error!r})", file=path) from None
+        if not intact:
+            raise AnnotationError("was changed after it was written: draw it anew", file=path)
+        return result
+
+    def _plain(self) -> dict[str, Any]:
+        items = {item.item_id: item for pair in self.pairs for item in (pair.query, pair.reference)}
+        return {
+            "protocol": self.protocol,
+            "split": self.split,
+            "seed": self.seed,
+            "exclude": self.exclude,
+            "without_reference": list(self.without_reference),
+            "pairs": [[pair.query.item_id, pair.reference.item_id] for pair in self.pairs],
+            "items": {name: asdict(items[name]) for name in sorted(items)},
+        }
+
+
+def make_pairs(
+    items: Iterable[Item],
+    *,
+    split: str,
+    protocol: str,
+    seed: int = 6,
+    exclude: str = "video",
+    min_reference: Literal["query"] | None = "query",
+) -> PairList:
+    """Draw for each query one reference of its class, uniformly (fengyang0317/video_reloc).
+
+    The draw of a query depends on the seed, its ``item_id`` and its candidates alone: the order of
+    the items and the machine do not matter. Items that share a reference (video, context, class)
+    count once among the candidates.
+
+    Args:
+        items: Items of one split; each is a query and may be a reference.
+        split: Name of the split, kept in the list.
+        protocol: Name of the protocol, kept in the list.
+        seed: Seed of the draw; 6 is that of the published evaluation.
+        exclude: What a query never meets: its ``"video"``, its ``"item"`` (with every item that
+            shares its reference) or ``"none"``.
+        min_reference: ``"query"``: only references at least as long as the query; None: any.
+
+    Returns:
+        The list; queries without a candidate are in ``without_reference``.
+
+    Raises:
+        UsageError: Unknown ``exclude`` or ``min_reference``.
+        AnnotationError: Two items have the same ``item_id``.
+    """
+    if exclude not in _EXCLUDE:
+        raise UsageError(f"exclude is {exclude!r}: one of {', '.join(_EXCLUDE)} wanted")
+    if min_reference not in ("query", None):
+        raise UsageError(f"min_reference is {min_reference!r}: 'query' or None wanted")
+    ordered = sorted(items, key=lambda item: item.item_id)
+    for first, second in zip(ordered, ordered[1:], strict=False):
+        if first.item_id == second.item_id:
+            raise AnnotationError(
+                "two items have this id: name them apart", record=first.item_id or "''"
+            )
+    references: dict[str, dict[tuple[str, tuple[int, int]], Item]] = defaultdict(dict)
+    for item in ordered:
+        references[item.label].setdefault((item.video_id, item.context), item)
+    pairs, without = [], []
+    for query in ordered:
+        candidates = [
+            other
+            for (video_id, context), other in references[query.label].items()
+            if (min_reference is None or other.num_steps >= query.query_steps)
+            and not (exclude == "video" and video_id == query.video_id)
+            and not (exclude == "item" and (video_id, context) == (query.video_id, query.context))
+        ]
+        if candidates:
+            drawn = derive_seed(seed, "pair", query.item_id) % len(candidates)
+            pairs.append(Pair(query, candidates[drawn]))
+        else:
+            without.append(query.item_id)
+    return PairList(tuple(pairs), protocol, split, seed, exclude, tuple(without))
+
+
+def _item(fields: dict[str, Any]) -> Item:
+    ranges = {name: _range(fields[name]) for name in ("context", "moment")}
+    moments = tuple(_range(moment) for moment in fields["moments"])
+    return Item(**{**fields, **ranges, "moments": moments})
+
+
+def _range(value: list[int]) -> tuple[int, int]:
+    start, end = value
+    return int(start), int(end)
