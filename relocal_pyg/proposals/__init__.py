@@ -1,1 +1,54 @@
-"""To be described."""
+"""How proposals are made: sliding windows, and actionness grouped into candidate moments."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from relocal_pyg.proposals.actionness import ActionnessClassifier, fit_actionness
+    from relocal_pyg.proposals.sliding import (
+        default_proposals,
+        geometric_lengths,
+        query_windows,
+        sliding_windows,
+    )
+    from relocal_pyg.proposals.tag import PAPER, SSN_CODE, TagConfig, group
+    from relocal_pyg.proposals.tag_source import TagSource, tag_proposals
+
+_HOMES = {
+    "ActionnessClassifier": "actionness",
+    "fit_actionness": "actionness",
+    "default_proposals": "sliding",
+    "geometric_lengths": "sliding",
+    "query_windows": "sliding",
+    "sliding_windows": "sliding",
+    "PAPER": "tag",
+    "SSN_CODE": "tag",
+    "TagConfig": "tag",
+    "group": "tag",
+    "TagSource": "tag_source",
+    "tag_proposals": "tag_source",
+}
+
+__all__ = [
+    "PAPER",
+    "SSN_CODE",
+    "ActionnessClassifier",
+    "TagConfig",
+    "TagSource",
+    "default_proposals",
+    "fit_actionness",
+    "geometric_lengths",
+    "group",
+    "query_windows",
+    "sliding_windows",
+    "tag_proposals",
+]
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name when it is first used (PEP 562)."""
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)

@@ -7,6 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from relocal_pyg.errors import UsageError
+
 #: Window lengths of :func:`query_windows` as multiples of the query's length.
 QUERY_SCALES = (0.5, 0.7, 1.0, 1.4, 2.0)
 
@@ -46,10 +48,15 @@ def sliding_windows(
 def geometric_lengths(shortest: int, longest: int, ratio: float = 1.3) -> list[int]:
     """Whole window lengths from ``shortest`` to ``longest``, each about ``ratio`` times the last.
 
+    Raises:
+        UsageError: ``shortest`` is below 1 or ``ratio`` not above 1.
+
     Example:
         >>> geometric_lengths(4, 16, 2.0)
         [4, 8, 16]
     """
+    if shortest < 1 or ratio <= 1:
+        raise UsageError(f"lengths from {shortest} in ratio {ratio}: at least 1, and a ratio above 1 wanted")
     lengths, length = [], float(shortest)
     while length < longest:
         lengths.append(round(length))
@@ -83,7 +90,8 @@ def default_proposals(num_steps: int, query_steps: int, limit: int = 4000) -> Te
     Args:
         num_steps: Steps of the reference.
         query_steps: Steps of the query.
-        limit: About how many windows at most; the stride grows until they fit.
+        limit: About how many windows at most. Strides grow until they fit, but never past a
+            window's own length, so that no step is left out.
 
     Returns:
         float32 ``[M, 2]`` half-open windows in steps.
