@@ -81,3 +81,7 @@ class SearchIndexError(RelocalError):
 
 class OutputError(RelocalError):
     """A result could not be written; what was there before is intact."""
+
+
+class RunError(RelocalError):
+    """A run failed although its input was good, such as a loss that stopped being finite."""

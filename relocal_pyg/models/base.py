@@ -159,9 +159,22 @@ class TrainableRelocalizer(nn.Module, Relocalizer):
     def training_losses(self, batch: Any) -> dict[str, Tensor]:
         """Losses of one batch: ``"loss"`` is minimised, every entry is logged."""
 
-    def parameter_groups(self, learning_rate: float) -> list[dict[str, Any]]:
-        """Groups for ``torch.optim.Adam``; one group of everything unless a model says otherwise."""
+    def parameter_groups(
+        self, learning_rate: float, offset_learning_rate: float
+    ) -> list[dict[str, Any]]:
+        """Groups for ``torch.optim.Adam``; one group of everything unless a model says otherwise.
+
+        Args:
+            learning_rate: For everything but a regression head of its own.
+            offset_learning_rate: For that head, where there is one.
+        """
         return [{"params": list(self.parameters()), "lr": learning_rate}]
+
+    def set_refinement(self, useful: bool) -> None:  # noqa: B027
+        """Told after a validation whether refined moments were at least as good as proposals.
+
+        A model that refines may remember it and leave proposals alone; the default does nothing.
+        """
 
     def fit(self, protocol: Protocol, **options: Any) -> Any:
         """Train on a protocol; options and result are those of :func:`relocal_pyg.training.fit`."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +18,7 @@ class ScoreHead(nn.Module):
         in_channels: Size ``d`` of the pooled feature.
         widths: Sizes of the hidden layers.
         zero_last: Start the last layer at 0, so that every score starts at 0.
+        norm: ``"batch"`` (the paper), or ``"layer"``, which a pair's batch mates do not change.
 
     Shapes:
         - **input:** pooled features ``[..., in_channels]``
@@ -28,11 +30,15 @@ class ScoreHead(nn.Module):
     """
 
     def __init__(
-        self, in_channels: int = 500, widths: Sequence[int] = (256, 64), zero_last: bool = False
+        self,
+        in_channels: int = 500,
+        widths: Sequence[int] = (256, 64),
+        zero_last: bool = False,
+        norm: Literal["batch", "layer"] = "batch",
     ) -> None:
         super().__init__()
         self.zero_last = zero_last
-        self.mlp = _mlp(in_channels, widths, 1)
+        self.mlp = _mlp(in_channels, widths, norm, 1)
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -41,7 +47,11 @@ class ScoreHead(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Score pooled features; shapes as above."""
-        return torch.tanh(_run(self.mlp, x)).squeeze(-1)
+        return torch.tanh(self.logits(x))
+
+    def logits(self, x: Tensor) -> Tensor:
+        """Scores ``[...]`` before the final tanh."""
+        return _run(self.mlp, x).squeeze(-1)
 
 
 class OffsetHead(nn.Module):
@@ -54,6 +64,7 @@ class OffsetHead(nn.Module):
         in_channels: Size ``d`` of the pooled feature.
         widths: Sizes of the hidden layers.
         zero_last: Start the last layer at 0, so that every proposal starts unchanged.
+        norm: As in :class:`ScoreHead`.
 
     Shapes:
         - **input:** pooled features ``[..., in_channels]``
@@ -65,11 +76,15 @@ class OffsetHead(nn.Module):
     """
 
     def __init__(
-        self, in_channels: int = 500, widths: Sequence[int] = (256, 64), zero_last: bool = False
+        self,
+        in_channels: int = 500,
+        widths: Sequence[int] = (256, 64),
+        zero_last: bool = False,
+        norm: Literal["batch", "layer"] = "batch",
     ) -> None:
         super().__init__()
         self.zero_last = zero_last
-        self.mlp = _mlp(in_channels, widths, 2)
+        self.mlp = _mlp(in_channels, widths, norm, 2)
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -81,17 +96,20 @@ class OffsetHead(nn.Module):
         return _run(self.mlp, x)
 
 
-def _mlp(in_channels: int, widths: Sequence[int], out_channels: int) -> nn.Sequential:
+def _mlp(
+    in_channels: int, widths: Sequence[int], norm: Literal["batch", "layer"], out_channels: int
+) -> nn.Sequential:
     layers: list[nn.Module] = []
     for width in widths:
-        layers += [nn.Linear(in_channels, width), nn.BatchNorm1d(width), nn.Tanh()]
+        between = nn.BatchNorm1d(width) if norm == "batch" else nn.LayerNorm(width)
+        layers += [nn.Linear(in_channels, width), between, nn.Tanh()]
         in_channels = width
     return nn.Sequential(*layers, nn.Linear(in_channels, out_channels))
 
 
 def _reset(mlp: nn.Sequential, zero_last: bool) -> None:
     for layer in mlp:
-        if isinstance(layer, nn.Linear | nn.BatchNorm1d):
+        if isinstance(layer, nn.Linear | nn.BatchNorm1d | nn.LayerNorm):
             layer.reset_parameters()
     last = mlp[-1]
     if zero_last and isinstance(last, nn.Linear):
@@ -101,4 +119,5 @@ def _reset(mlp: nn.Sequential, zero_last: bool) -> None:
 
 def _run(mlp: nn.Sequential, x: Tensor) -> Tensor:
     """Apply to ``[..., F]``; batch normalisation itself takes ``[N, F]`` only."""
-    return mlp(x) if x.dim() == 2 else mlp(x.reshape(-1, x.shape[-1])).unflatten(0, x.shape[:-1])
+    out: Tensor = mlp(x.reshape(-1, x.shape[-1]))
+    return out.reshape(*x.shape[:-1], -1)

@@ -1,0 +1,96 @@
+"""Listwise training samples: one query, one reference, many of its proposals."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+from torch_geometric.data import Data
+
+from relocal_pyg.data.triplets import PartnerSampler, best_truths
+from relocal_pyg.datasets.protocol import Protocol
+from relocal_pyg.moments import encode_offsets
+from relocal_pyg.seeding import generator
+
+
+class ListDataset(Dataset[Data]):
+    """Samples of one query and the graded proposals of one reference.
+
+    A triplet of two classes never shows a network where a moment ends; a list of overlapping
+    proposals of one reference, graded by tIoU, does. Sample ``i`` depends on ``(seed, i)`` alone.
+
+    Each sample is a ``Data`` with ``query`` [m, F], ``reference`` [n, F], ``query_video`` [v, F],
+    ``proposals`` [M, 2] in steps, ``overlap`` [M] (tIoU with the best ground truth) and ``offsets``
+    [M, 2] (targets of section 4.7.2).
+
+    Args:
+        protocol: Where items, features and proposals come from; its ``"train"`` split is used.
+        num_samples: Length of the data set.
+        seed: Names the stream of samples.
+        list_length: Proposals kept; half of them, where there are so many, overlap a ground truth.
+        surroundings: Share of the samples whose query comes with the video it was cut from; the
+            others are bare clips.
+    """
+
+    def __init__(
+        self,
+        protocol: Protocol,
+        *,
+        num_samples: int,
+        seed: int,
+        list_length: int = 48,
+        surroundings: float = 1.0,
+    ) -> None:
+        self.protocol, self.num_samples, self.seed = protocol, num_samples, seed
+        self.list_length, self.surroundings = list_length, surroundings
+        self._sampler = PartnerSampler(protocol.splits["train"])
+
+    def __len__(self) -> int:
+        return self.num_samples
+
+    def __getitem__(self, number: int) -> Data:
+        if not 0 <= number < self.num_samples:
+            raise IndexError(number)
+        rng = generator(self.seed, "list", number)
+        query = self._sampler.query(rng)
+        reference = self._sampler.positive(query, rng)
+        proposals = self.protocol.proposals(reference, query)
+        overlap, truths = best_truths(proposals, reference.truths)
+        kept = choose_proposals(overlap, self.list_length, rng)
+        proposals, overlap, truths = proposals[kept], overlap[kept], truths[kept]
+        clip = self.protocol.query(query)
+        bare = rng.random() >= self.surroundings
+        return Data(
+            query=clip,
+            reference=self.protocol.reference(reference),
+            query_video=clip[:0] if bare else self.protocol.reference(query),
+            proposals=proposals,
+            overlap=overlap,
+            offsets=encode_offsets(proposals, truths),
+            num_nodes=len(proposals),
+        )
+
+
+def choose_proposals(overlap: Tensor, count: int, rng: np.random.Generator) -> Tensor:
+    """Pick proposals for a list: the best, up to half that overlap a truth, the rest at random.
+
+    Args:
+        overlap: tIoU ``[M]`` of each proposal with its best ground truth.
+        count: How many to pick; all where there are no more.
+        rng: Source of randomness.
+
+    Returns:
+        Sorted positions ``[min(M, count)]``.
+    """
+    if len(overlap) <= count:
+        return torch.arange(len(overlap))
+    best = int(overlap.argmax())
+    shuffled = torch.from_numpy(rng.permutation(len(overlap)))
+    shuffled = shuffled[shuffled != best]
+    near = overlap[shuffled] > 0.3
+    first = shuffled[near][: count // 2]
+    rest = torch.cat([shuffled[~near], shuffled[near][count // 2 :]])
+    picked = torch.cat([torch.tensor([best]), first, rest])[:count]
+    return picked.sort().values
+

@@ -1,0 +1,141 @@
+"""Models on disk: a folder of ``model.safetensors``, ``config.json`` and ``manifest.json``."""
+
+from __future__ import annotations
+
+import json
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from relocal_pyg.errors import CheckpointError
+from relocal_pyg.models.base import TrainableRelocalizer
+from relocal_pyg.storage import replace_folder, verify_manifest
+from relocal_pyg.version import __version__
+
+#: Raised when the layout changes; a newer one is refused.
+FORMAT = 1
+
+_MODULES = {
+    "MultiGraphRelocalizer": "multi_graph",
+    "VideoLevel": "video_level",
+    "SST": "sst",
+    "CrossGated": "cross_gated",
+    "AFTSRM": "aft_srm",
+}
+
+
+def save_model(model: TrainableRelocalizer, folder: str | Path) -> None:
+    """Write a model as a checkpoint folder, all or nothing.
+
+    Raises:
+        OutputError: The folder cannot be written; what it held is intact.
+    """
+    with replace_folder(Path(folder)) as temporary:
+        write_model(model, temporary)
+
+
+def write_model(model: TrainableRelocalizer, folder: Path) -> None:
+    """Write ``model.safetensors`` and ``config.json`` into an existing folder."""
+    weights = {name: value.contiguous() for name, value in model.state_dict().items()}
+    save_file(weights, folder / "model.safetensors")
+    config = {
+        "format": FORMAT,
+        "version": __version__,
+        "model": type(model).__name__,
+        "config": model.config(),
+    }
+    text = json.dumps(config, indent=1, sort_keys=True)
+    (folder / "config.json").write_text(text, encoding="utf-8")
+
+
+def load_model(folder: str | Path) -> TrainableRelocalizer:
+    """Read a model that ``save`` or training wrote; nothing in the folder is ever unpickled.
+
+    Args:
+        folder: A checkpoint folder, or a run folder, whose ``best`` checkpoint is then read.
+
+    Returns:
+        The model in evaluation mode.
+
+    Raises:
+        CheckpointError: No checkpoint there, a file damaged, a newer format, an unknown model, or
+            a tensor missing, extra or of another shape (it is named).
+    """
+    folder = Path(folder)
+    if not (folder / "config.json").is_file() and (folder / "best" / "config.json").is_file():
+        folder = folder / "best"
+    config = read_config(folder)
+    module = import_module(f"relocal_pyg.models.{_MODULES[config['model']]}")
+    try:
+        model: TrainableRelocalizer = getattr(module, config["model"])(**config["config"])
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise CheckpointError(f"settings do not fit: {error}", file=folder / "config.json") from None
+    load_weights(model, folder)
+    return model.eval()
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """Read and check ``config.json`` of a checkpoint folder after its manifest.
+
+    Raises:
+        CheckpointError: Missing, damaged, newer, or of an unknown model.
+    """
+    file = folder / "config.json"
+    if not file.is_file():
+        raise CheckpointError("no checkpoint here: config.json is missing", file=folder)
+    verify_manifest(folder)
+    try:
+        config = json.loads(file.read_text(encoding="utf-8"))
+        model, layout = config["model"], int(config["format"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(f"cannot be read ({error})", file=file) from None
+    if layout > FORMAT:
+        raise CheckpointError(
+            f"format {layout} is newer than this version reads ({FORMAT}): upgrade relocal_pyg",
+            file=file,
+        )
+    if model not in _MODULES:
+        raise CheckpointError("names a model that does not exist", file=file, record=str(model))
+    if not isinstance(config.get("config"), dict):
+        raise CheckpointError("holds no settings", file=file, record="config")
+    return dict(config)
+
+
+def load_weights(model: TrainableRelocalizer, folder: Path) -> None:
+    """Load ``model.safetensors`` of a folder into a model of the same shape.
+
+    Raises:
+        CheckpointError: Unreadable, or a tensor is missing, extra, of another shape or not finite.
+    """
+    file = folder / "model.safetensors"
+    try:
+        weights = load_file(file)
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"cannot be read ({error})", file=file) from None
+    check_tensors(weights, model.state_dict(), file)
+    model.load_state_dict(weights)
+
+
+def check_tensors(
+    given: dict[str, torch.Tensor], wanted: dict[str, torch.Tensor], file: Path
+) -> None:
+    """Compare names and shapes, naming the first tensor that does not fit.
+
+    Raises:
+        CheckpointError: A tensor is missing, extra, of another shape, or not finite.
+    """
+    for name, tensor in wanted.items():
+        if name not in given:
+            raise CheckpointError("is missing", file=file, record=name)
+        if given[name].shape != tensor.shape:
+            shapes = f"{list(given[name].shape)}, wanted {list(tensor.shape)}"
+            raise CheckpointError(f"has shape {shapes}", file=file, record=name)
+        if given[name].is_floating_point() and not torch.isfinite(given[name]).all():
+            raise CheckpointError("is not finite", file=file, record=name)
+    extra = sorted(set(given) - set(wanted))
+    if extra:
+        raise CheckpointError("is not part of this model", file=file, record=extra[0])

@@ -1,0 +1,252 @@
+"""The network of the paper: multi-graph feature fusion over query and proposal."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.utils.data import Dataset
+from torch_geometric.data import Batch, Data
+
+from relocal_pyg.data.lists import ListDataset
+from relocal_pyg.data.pair import PairData
+from relocal_pyg.data.triplets import TripletDataset
+from relocal_pyg.datasets.protocol import Protocol
+from relocal_pyg.errors import FeatureError, UsageError
+from relocal_pyg.graph import PairGraph
+from relocal_pyg.models.base import Ranking, TrainableRelocalizer
+from relocal_pyg.models.network_config import NetworkConfig
+from relocal_pyg.models.pair_inputs import PairInputBuilder, PairInputs, random_rotation
+from relocal_pyg.moments import decode_offsets
+from relocal_pyg.nn.losses import listwise_loss, offset_loss, triplet_loss
+from relocal_pyg.nn.pair_network import PairNetwork
+
+#: Proposals scored at once: bounds memory, changes no result.
+CHUNK = 256
+
+#: Proposals above this tIoU teach the regression head in listwise training.
+OFFSET_TIOU = 0.4
+
+
+class MultiGraphRelocalizer(TrainableRelocalizer):
+    r"""Multi-graph feature fusion (Zhou et al., arXiv 2007.09877, sections 4.2 to 4.8).
+
+    Query and proposal are brought to T steps, pass an LSTM each, become the ``2T`` nodes of K
+    graphs, pass L multi-graph layers, are averaged, and two heads give the score in ``[-1, 1]`` and
+    the offsets ``[Tc, Tl]``. With the defaults this is the paper's network to the letter;
+    ``graph_conv=False`` is its "Ours (CNN)".
+
+    Args:
+        in_channels: Width F of a feature step.
+        **network: Fields of :class:`NetworkConfig`.
+
+    Raises:
+        UsageError: A setting is out of range.
+
+    Example:
+        >>> model = MultiGraphRelocalizer(8, hidden_channels=16, num_steps=5).eval()
+        >>> moments = model.localize(torch.rand(4, 8), torch.rand(30, 8), top_k=2)
+        >>> len(moments)
+        2
+    """
+
+    title = "Multi-graph fusion"
+
+    def __init__(self, in_channels: int, **network: Any) -> None:
+        super().__init__()
+        network["ks"] = tuple(network.get("ks", NetworkConfig.ks))
+        network["head_channels"] = tuple(network.get("head_channels", NetworkConfig.head_channels))
+        self.in_channels = in_channels
+        self.network_config = config = NetworkConfig(**network)
+        if in_channels < 1 or config.num_steps < 1 or not config.ks:
+            raise UsageError("in_channels and num_steps must be at least 1, ks not empty")
+        self.graphs = [
+            PairGraph(config.num_steps, k, config.weight, normalization=config.normalization)
+            for k in config.ks
+        ]
+        self.inputs = PairInputBuilder(in_channels, config)
+        self.network = PairNetwork(
+            self.inputs.out_channels,
+            config.hidden_channels,
+            num_graphs=len(config.ks),
+            num_layers=config.num_layers,
+            graph_conv=config.graph_conv,
+            residual=config.residual,
+            dropout=config.dropout,
+            head_channels=config.head_channels,
+            mask_padding=config.mask_padding,
+            zero_start=config.prior != "none",
+            head_norm=config.head_norm,
+        )
+        self.register_buffer("refines", torch.tensor(True))
+
+    def config(self) -> dict[str, Any]:
+        """Constructor arguments."""
+        return {"in_channels": self.in_channels, **asdict(self.network_config)}
+
+    def parameter_groups(
+        self, learning_rate: float, offset_learning_rate: float
+    ) -> list[dict[str, Any]]:
+        """Two groups: everything but the regression head, and the regression head.
+
+        Two groups of one Adam are the paper's two Adams, because the regression head reads a
+        detached vector (section 5.2.2).
+        """
+        head = list(self.network.offset_head.parameters())
+        known = {id(parameter) for parameter in head}
+        rest = [parameter for parameter in self.parameters() if id(parameter) not in known]
+        return [
+            {"params": rest, "lr": learning_rate},
+            {"params": head, "lr": offset_learning_rate, "weight_decay": 0.0},
+        ]
+
+    def forward(self, data: Data) -> tuple[Tensor, Tensor]:
+        """Score a batch of :class:`PairData`.
+
+        Args:
+            data: ``x`` [B 2T, C], ``step_mask`` [B 2T]; where edges are stored they are used.
+
+        Returns:
+            Scores ``[B]`` in ``[-1, 1]`` and offsets ``[B, 2]``.
+
+        Raises:
+            FeatureError: ``x`` has another width, or its rows are no multiple of 2T.
+        """
+        steps = self.network_config.num_steps
+        if data.x.shape[-1] != self.inputs.out_channels or len(data.x) % (2 * steps):
+            raise FeatureError(
+                f"x has shape {tuple(data.x.shape)}, [B * {2 * steps}, "
+                f"{self.inputs.out_channels}] wanted"
+            )
+        x = data.x.view(-1, 2, steps, data.x.shape[-1])
+        mask = data.step_mask.view(-1, 2, steps)
+        graphs: Sequence[Any] = self.graphs
+        if "edge_index_k1" in data or any(f"edge_index_k{k}" in data for k in self.network_config.ks):
+            graphs = [data[f"edge_index_k{k}"] for k in self.network_config.ks]
+        raw, offsets = self.network(x[:, 0], x[:, 1], graphs, mask[:, 0], mask[:, 1])
+        return torch.tanh(raw), offsets
+
+    def score_proposals(
+        self,
+        query: Tensor,
+        reference: Tensor,
+        proposals: Tensor,
+        query_video: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """Score the proposals of one reference.
+
+        Args:
+            query: ``[m, F]``.
+            reference: ``[n, F]``.
+            proposals: ``[M, 2]`` in steps.
+            query_video: ``[v, F]`` or None.
+
+        Returns:
+            Scores ``[M]`` in ``[-1, 1]`` and offsets ``[M, 2]``.
+        """
+        raw, offsets = self._score_list(query, reference, proposals, query_video)
+        return torch.tanh(raw), offsets
+
+    def _score_list(
+        self,
+        query: Tensor,
+        reference: Tensor,
+        proposals: Tensor,
+        query_video: Tensor | None,
+        rotation: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        inputs = self.inputs(query, reference, proposals, query_video, rotation)
+        raw, offsets = self._run(inputs)
+        return raw + inputs.prior, offsets
+
+    def _run(self, inputs: PairInputs) -> tuple[Tensor, Tensor]:
+        hidden_query = self.network.encode_query(inputs.query_x[None], inputs.query_mask[None])
+        hidden = self.network.encode_proposal(inputs.proposal_x, inputs.proposal_mask)
+        count = len(hidden)
+        return self.network.fuse(
+            hidden_query.expand(count, -1, -1),
+            hidden,
+            self.graphs,
+            inputs.query_mask.expand(count, -1),
+            inputs.proposal_mask,
+        )
+
+    @torch.no_grad()
+    def rank(
+        self,
+        query: Tensor,
+        reference: Tensor,
+        proposals: Tensor,
+        *,
+        query_video: Tensor | None = None,
+    ) -> Ranking:
+        """Score every proposal and refine each by the regression head (section 4.8)."""
+        scores, offsets = [], []
+        for part in proposals.split(CHUNK):
+            raw, offset = self._score_list(query, reference, part, query_video)
+            scores.append(raw)
+            offsets.append(offset)
+        refined = decode_offsets(proposals, torch.cat(offsets)) if self.refines else proposals
+        return Ranking.sort(refined, torch.tanh(torch.cat(scores)), proposals)
+
+    def set_refinement(self, useful: bool) -> None:
+        """Remember whether refined moments were at least as good on validation."""
+        # The paper always refines; only a network trained on lists may choose not to.
+        if self.network_config.objective == "listwise":
+            self.refines.fill_(useful)
+
+    def training_set(
+        self, protocol: Protocol, *, num_samples: int, seed: int
+    ) -> Dataset[Any]:
+        """Triplets, or lists, of the protocol's ``"train"`` split."""
+        config = self.network_config
+        if config.objective == "listwise":
+            return ListDataset(
+                protocol, num_samples=num_samples, seed=seed, list_length=config.list_length
+            )
+        return TripletDataset(
+            protocol,
+            num_samples=num_samples,
+            seed=seed,
+            num_steps=config.num_steps,
+            ks=config.ks,
+            negatives=config.negatives,
+        )
+
+    def training_losses(self, batch: Any) -> dict[str, Tensor]:
+        """Losses of a batch of triplets (section 4.7) or of lists."""
+        if self.network_config.objective == "listwise":
+            return self._listwise_losses(batch)
+        positive, negative = batch
+        # One batch of both sides, so that batch normalisation sees positives and negatives alike.
+        both = Batch.from_data_list([*positive.to_data_list(), *negative.to_data_list()])
+        scores, offsets = self(both)
+        near, far = scores.chunk(2)
+        ranking = triplet_loss(near, far, self.network_config.margin)
+        regression = offset_loss(offsets[: len(near)], positive.offsets)
+        return {"loss": ranking + regression, "ranking": ranking, "regression": regression}
+
+    def _listwise_losses(self, batch: Batch) -> dict[str, Tensor]:
+        ranking, regression = [], []
+        for sample in batch.to_data_list():
+            rotation = None
+            if self.network_config.rotation:
+                rotation = random_rotation(self.in_channels, sample.reference)
+            raw, offsets = self._score_list(
+                sample.query, sample.reference, sample.proposals, sample.query_video, rotation
+            )
+            ranking.append(listwise_loss(raw[None], sample.overlap[None]))
+            near = sample.overlap > OFFSET_TIOU
+            if near.any():
+                regression.append(offset_loss(offsets[near], sample.offsets[near]))
+        mean_ranking = torch.stack(ranking).mean()
+        mean_regression = torch.stack(regression).mean() if regression else mean_ranking * 0
+        return {
+            "loss": mean_ranking + mean_regression,
+            "ranking": mean_ranking,
+            "regression": mean_regression,
+        }

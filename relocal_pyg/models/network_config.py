@@ -1,0 +1,52 @@
+"""Settings of the network. No torch is imported here."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+
+@dataclass(frozen=True)
+class NetworkConfig:
+    """Shape of :class:`relocal_pyg.models.MultiGraphRelocalizer` and what it is trained on."""
+
+    num_steps: int = 40
+    """T: steps that a query and a proposal are brought to (section 4.2)."""
+    ks: tuple[int, ...] = (1, 2, 3)
+    """One graph per k: band of half-width k inside a video, comb of stride k across (4.3)."""
+    num_layers: int = 2
+    """L: cascaded multi-graph layers (section 4.5, best in Table 3)."""
+    hidden_channels: int = 500
+    """Width d of LSTM and layers."""
+    graph_conv: bool = True
+    """False replaces every graph convolution by a 1x1 convolution: "Ours (CNN)"."""
+    weight: Literal["binary", "exponential", "laplacian"] = "binary"
+    """Edge weights (section 4.4); the paper uses binary ones."""
+    normalization: Literal["none", "mean", "sym"] = "none"
+    """Of the sum over neighbours; the paper has none."""
+    residual: bool = False
+    """Add each multi-graph layer's input to its output."""
+    mask_padding: bool = False
+    """Keep zero-padded steps out of edges and of the pool; the paper does not."""
+    dropout: float = 0.4
+    """Dropout on the LSTM outputs; the paper uses dropout and gives no rate."""
+    head_channels: tuple[int, int] = (256, 64)
+    """Widths inside the two heads; the paper does not give them."""
+    head_norm: Literal["batch", "layer"] = "batch"
+    """Normalisation inside the heads; the paper's is over the batch."""
+    objective: Literal["triplet", "listwise"] = "triplet"
+    """Triplet loss (section 4.7.1), or cross entropy over the proposals of one reference."""
+    negatives: Literal["class", "video"] = "class"
+    """Triplet negatives: another class (the paper), or a poor proposal of the same reference."""
+    margin: float = 0.5
+    """gamma of the triplet loss."""
+    prior: Literal["none", "contrast"] = "none"
+    """"contrast": the score is a correction, zero at first, of the training-free matcher."""
+    context: float = 0.0
+    """Share of a proposal's length that is shown to the network on either side of it."""
+    similarity: bool = False
+    """Give each node its similarities to the other video as further channels."""
+    rotation: bool = False
+    """Rotate the feature space at random for each training pair: compare, do not recognise."""
+    list_length: int = 48
+    """Proposals of one reference in a listwise sample."""

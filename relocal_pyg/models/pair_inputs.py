@@ -1,0 +1,160 @@
+"""From a query, a reference and its proposals to the node features of every pair."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from relocal_pyg.data.resample import resample, resample_windows
+from relocal_pyg.models.contrast import contrast_scores
+from relocal_pyg.models.network_config import NetworkConfig
+
+#: Channels added to each node where ``NetworkConfig.similarity`` is set.
+SIMILARITY_CHANNELS = 3
+
+
+@dataclass(frozen=True)
+class PairInputs:
+    """Node features of one query against M proposals.
+
+    Attributes:
+        query_x: ``[T, C]``.
+        query_mask: ``[T]``, False at padding.
+        proposal_x: ``[M, T, C]``.
+        proposal_mask: ``[M, T]``.
+        prior: ``[M]``, the training-free score, or zeros.
+    """
+
+    query_x: Tensor
+    query_mask: Tensor
+    proposal_x: Tensor
+    proposal_mask: Tensor
+    prior: Tensor
+
+
+class PairInputBuilder(nn.Module):
+    """Builds :class:`PairInputs`; with the paper's settings it only brings both sides to T steps.
+
+    Args:
+        in_channels: Width F of a feature step.
+        config: ``context``, ``similarity``, ``prior`` and ``num_steps`` are looked at.
+    """
+
+    def __init__(self, in_channels: int, config: NetworkConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.compares = config.similarity or config.prior != "none"
+        self.out_channels = in_channels
+        if config.similarity:
+            self.out_channels += SIMILARITY_CHANNELS
+        if config.context > 0:
+            self.out_channels += 1
+        # Starts as the identity, so that an untrained network compares the features as they are.
+        self.adapter = _Adapter(in_channels) if self.compares else None
+
+    def forward(
+        self,
+        query: Tensor,
+        reference: Tensor,
+        proposals: Tensor,
+        query_video: Tensor | None = None,
+        rotation: Tensor | None = None,
+    ) -> PairInputs:
+        """Build the inputs of one query and the proposals of one reference.
+
+        Args:
+            query: ``[m, F]``.
+            reference: ``[n, F]``.
+            proposals: ``[M, 2]`` in steps.
+            query_video: ``[v, F]`` or None for a bare clip.
+            rotation: Orthogonal ``[F, F]`` applied to every feature, or None.
+        """
+        config = self.config
+        prior = proposals.new_zeros(len(proposals))
+        extra: list[Tensor] = []
+        query_extra: list[Tensor] = []
+        if self.adapter is not None:
+            query, reference = centre(query, reference, query_video)
+            if rotation is not None:
+                query, reference = query @ rotation, reference @ rotation
+            query, reference = self.adapter(query), self.adapter(reference)
+            unit_query = functional.normalize(query, dim=1)
+            unit_reference = functional.normalize(reference, dim=1)
+            direction = functional.normalize(query.mean(dim=0), dim=0)
+            similarity = unit_reference @ direction
+            if config.prior == "contrast":
+                prior = contrast_scores(similarity, proposals)
+            if config.similarity:
+                table = unit_query @ unit_reference.T
+                extra = [similarity, table.amax(dim=0), table.mean(dim=0)]
+                query_extra = [unit_query @ direction, table.amax(dim=1), table.mean(dim=1)]
+        windows = extend(proposals, config.context, len(reference))
+        if config.context > 0:
+            # Positions travel through the resampling and come back as an inside/outside flag.
+            extra.append(torch.arange(len(reference), dtype=reference.dtype) + 0.5)
+            query_extra.append(query.new_ones(len(query)))
+        query_x, query_mask = resample(_append(query, query_extra), config.num_steps)
+        proposal_x, mask = resample_windows(
+            _append(reference, extra), windows, config.num_steps
+        )
+        if config.context > 0:
+            position = proposal_x[..., -1]
+            inside = (position > proposals[:, :1]) & (position < proposals[:, 1:]) & mask
+            proposal_x = torch.cat([proposal_x[..., :-1], inside[..., None].to(reference)], dim=-1)
+        return PairInputs(query_x, query_mask, proposal_x, mask, prior)
+
+
+class _Adapter(nn.Module):
+    """A residual map of features whose last layer starts at zero."""
+
+    def __init__(self, channels: int, hidden: int = 128) -> None:
+        super().__init__()
+        self.inner = nn.Linear(channels, hidden)
+        self.outer = nn.Linear(hidden, channels, bias=False)
+        nn.init.zeros_(self.outer.weight)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Map ``[n, F]`` to ``[n, F]``."""
+        out: Tensor = features + self.outer(torch.tanh(self.inner(features)))
+        return out
+
+
+def centre(
+    query: Tensor, reference: Tensor, query_video: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """Subtract from each side the mean of its own video and bring steps to a mean length of 1.
+
+    A bare clip, whose video is unknown, is centred by the reference. What all of a video looks like
+    (place, camera, person) goes; what sets its moments apart stays.
+    """
+    mean = reference.mean(dim=0)
+    query_mean = mean if query_video is None or len(query_video) == 0 else query_video.mean(dim=0)
+    return _unit_scale(query - query_mean), _unit_scale(reference - mean)
+
+
+def extend(proposals: Tensor, share: float, num_steps: int) -> Tensor:
+    """Lengthen proposals by a share of their length on either side, inside ``[0, num_steps]``.
+
+    Example:
+        >>> extend(torch.tensor([[4.0, 8.0]]), 0.5, 9).tolist()
+        [[2.0, 9.0]]
+    """
+    side = (proposals[:, 1:] - proposals[:, :1]) * share
+    bounds = torch.cat([proposals[:, :1] - side, proposals[:, 1:] + side], dim=1)
+    return bounds.clamp(0, num_steps)
+
+
+def random_rotation(channels: int, like: Tensor) -> Tensor:
+    """A random orthogonal matrix ``[channels, channels]``, from torch's global generator."""
+    return torch.linalg.qr(torch.randn(channels, channels, dtype=like.dtype))[0]
+
+
+def _unit_scale(features: Tensor) -> Tensor:
+    return features / features.norm(dim=1).mean().clamp(min=1e-6)
+
+
+def _append(features: Tensor, channels: list[Tensor]) -> Tensor:
+    return torch.cat([features, *(channel[:, None] for channel in channels)], dim=1)

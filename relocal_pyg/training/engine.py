@@ -1,0 +1,310 @@
+"""The training loop: every trainable model, one loop."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections import defaultdict
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning_fabric import Fabric
+from torch_geometric.loader import DataLoader
+from tqdm import tqdm
+
+from relocal_pyg.data.pairs import PairList, make_pairs
+from relocal_pyg.datasets.protocol import Protocol
+from relocal_pyg.errors import CheckpointError, RunError, UsageError
+from relocal_pyg.models.base import TrainableRelocalizer
+from relocal_pyg.models.checkpoint import load_weights, save_model
+from relocal_pyg.seeding import seed_torch
+from relocal_pyg.storage import write_json
+from relocal_pyg.training.presets import TrainingConfig
+from relocal_pyg.training.state import Progress, load_state, save_state
+from relocal_pyg.training.validation import validate
+
+
+@dataclass(frozen=True)
+class FitResult:
+    """What training came to.
+
+    Attributes:
+        best_step: Step whose weights were kept; 0 means that no training beat the start.
+        best_score: Its validation score.
+        history: A record per validation: step, losses, scores.
+        folder: The run folder, or None where nothing was written.
+    """
+
+    best_step: int
+    best_score: float
+    history: list[dict[str, float]]
+    folder: Path | None
+
+
+def fit(
+    model: TrainableRelocalizer,
+    protocol: Protocol,
+    *,
+    config: TrainingConfig,
+    seed: int = 0,
+    out: str | Path | None = None,
+    resume: bool = False,
+    accelerator: str = "cpu",
+    devices: int = 1,
+    show_progress: bool = True,
+    identity: dict[str, Any] | None = None,
+) -> FitResult:
+    """Train a model, keep the weights that validate best, and leave them in the model.
+
+    The run folder holds ``run.json``, ``val_pairs.json``, ``history.json``, a TensorBoard log where
+    tensorboard is installed, and two checkpoints: ``last`` to resume from and ``best`` to use.
+    An interrupt (Ctrl-C) writes ``last`` before it is passed on. A resumed run ends with the same
+    weights as one that was never interrupted.
+
+    Args:
+        model: Any trainable model.
+        protocol: Its ``"train"`` split is trained on and its ``"val"`` split selects the weights.
+        config: Optimisation settings.
+        seed: Names the stream of samples and of dropout masks.
+        out: Run folder; nothing is written where None.
+        resume: Go on from ``out/last`` where it exists.
+        accelerator: Lightning Fabric's name of the device kind: ``"cpu"``, ``"cuda"``, ``"auto"``.
+        devices: How many devices; more than one trains data-parallel.
+        show_progress: Show a progress bar.
+        identity: Further facts that must agree for a run to be resumed.
+
+    Returns:
+        The :class:`FitResult`.
+
+    Raises:
+        CheckpointError: ``out/last`` is damaged or of other settings, or there without ``resume``.
+        RunError: The loss stopped being finite; ``last`` holds the weights before that.
+    """
+    folder = None if out is None else Path(out)
+    facts = {
+        "model": type(model).__name__,
+        "settings": model.config(),
+        "training": asdict(config),
+        "seed": seed,
+        "protocol": protocol.name,
+        **(identity or {}),
+    }
+    pairs = make_pairs(
+        protocol.splits["val"], split="val", protocol=protocol.name, exclude=protocol.exclude
+    )
+    facts["val_pairs"] = pairs.sha256
+    fabric = Fabric(
+        accelerator=accelerator, devices=devices, precision=_precision(config.precision)
+    )
+    fabric.launch()
+    optimizer = torch.optim.Adam(
+        model.parameter_groups(config.learning_rate, config.offset_learning_rate),
+        weight_decay=config.weight_decay,
+    )
+    for group in optimizer.param_groups:
+        group["initial_lr"] = group["lr"]
+    progress = Progress()
+    if folder is not None:
+        progress = _open_run(folder, resume, facts, pairs, protocol, model, optimizer)
+    loop = _Loop(model, protocol, config, seed, folder, fabric, optimizer, progress, pairs, facts)
+    loop.run(show_progress)
+    return FitResult(progress.best_step, progress.best_score, progress.history, folder)
+
+
+class _Loop:
+    """State of one call of :func:`fit`."""
+
+    def __init__(
+        self,
+        model: TrainableRelocalizer,
+        protocol: Protocol,
+        config: TrainingConfig,
+        seed: int,
+        folder: Path | None,
+        fabric: Fabric,
+        optimizer: torch.optim.Optimizer,
+        progress: Progress,
+        pairs: PairList,
+        facts: dict[str, Any],
+    ) -> None:
+        self.model, self.protocol, self.config, self.seed = model, protocol, config, seed
+        self.folder, self.fabric, self.progress = folder, fabric, progress
+        self.pairs, self.facts = pairs, facts
+        self.module, self.optimizer = fabric.setup(model, optimizer)
+        self.module.mark_forward_method("training_losses")
+        self.best: dict[str, torch.Tensor] | None = None
+        self.losses: dict[str, list[float]] = defaultdict(list)
+
+    def run(self, show_progress: bool) -> None:
+        """Train until the last step or until validation stops improving."""
+        config, progress = self.config, self.progress
+        log = _open_log(self.folder, progress.step) if self.fabric.is_global_zero else None
+        bar = tqdm(
+            total=config.steps,
+            initial=progress.step,
+            disable=not (show_progress and self.fabric.is_global_zero),
+            desc=self.model.title,
+            unit="step",
+        )
+        try:
+            if progress.step == 0 and not progress.history:
+                self._validate(log)
+            for batch in self._batches():
+                if config.patience and progress.stale >= config.patience:
+                    break
+                self._step(batch)
+                bar.update()
+                bar.set_postfix(loss=f"{self.losses['loss'][-1]:.3g}", val=progress.best_score)
+                if progress.step % config.validate_every == 0 or progress.step == config.steps:
+                    self._validate(log)
+                    self._save()
+        except KeyboardInterrupt:
+            self._save()
+            raise
+        finally:
+            bar.close()
+            if log is not None:
+                log.close()
+        self._save()
+        self._restore_best()
+
+    def _batches(self) -> Iterator[Any]:
+        config, fabric = self.config, self.fabric
+        dataset = self.model.training_set(
+            self.protocol, num_samples=config.steps * config.batch_size, seed=self.seed
+        )
+        share = config.batch_size // fabric.world_size
+        if share * fabric.world_size != config.batch_size:
+            raise UsageError(
+                f"batch size {config.batch_size} does not divide over {fabric.world_size} devices"
+            )
+        first = fabric.global_rank * share
+        numbers = [
+            range(step * config.batch_size + first, step * config.batch_size + first + share)
+            for step in range(self.progress.step, config.steps)
+        ]
+        loader = DataLoader(dataset, batch_sampler=numbers, num_workers=config.num_workers)
+        yield from fabric.setup_dataloaders(loader, use_distributed_sampler=False)
+
+    def _step(self, batch: Any) -> None:
+        config, step = self.config, self.progress.step
+        seed_torch(self.seed, "step", step, self.fabric.global_rank)
+        for group in self.optimizer.param_groups:
+            group["lr"] = group["initial_lr"] * learning_rate_factor(step, config)
+        self.module.train()
+        self.optimizer.zero_grad(set_to_none=True)
+        losses = self.module.training_losses(batch)
+        if not torch.isfinite(losses["loss"]):
+            self._save()
+            raise RunError(
+                f"the loss is not finite at step {step}: lower the learning rate, or look for "
+                "extreme values in the features with 'relocal check'"
+            )
+        self.fabric.backward(losses["loss"])
+        if config.clip_norm:
+            self.fabric.clip_gradients(
+                self.module, self.optimizer, max_norm=config.clip_norm, error_if_nonfinite=False
+            )
+        self.optimizer.step()
+        self.progress.step += 1
+        for name, value in losses.items():
+            self.losses[name].append(float(value.detach()))
+
+    def _validate(self, log: Any) -> None:
+        progress = self.progress
+        scores = validate(
+            self.model, self.protocol, self.pairs, limit=self.config.max_validation_pairs
+        )
+        record = {"step": float(progress.step)}
+        record |= {name: sum(values) / len(values) for name, values in self.losses.items()}
+        record |= {f"val_{name}": value for name, value in scores.items()}
+        self.losses.clear()
+        progress.history.append(record)
+        if log is not None:
+            for name, value in record.items():
+                log.add_scalar(name, value, progress.step)
+        best = max(scores["score"], scores["score_before"])
+        if best > progress.best_score:
+            progress.best_score, progress.best_step, progress.stale = best, progress.step, 0
+            self.model.set_refinement(scores["score"] >= scores["score_before"])
+            self._keep_best()
+        else:
+            progress.stale += 1
+
+    def _keep_best(self) -> None:
+        if self.folder is None:
+            self.best = {key: value.clone() for key, value in self.model.state_dict().items()}
+        elif self.fabric.is_global_zero:
+            save_model(self.model, self.folder / "best")
+
+    def _restore_best(self) -> None:
+        if self.best is not None:
+            self.model.load_state_dict(self.best)
+        elif self.folder is not None:
+            self.fabric.barrier()
+            load_weights(self.model, self.folder / "best")
+        self.model.eval()
+
+    def _save(self) -> None:
+        if self.folder is None or not self.fabric.is_global_zero:
+            return
+        save_state(
+            self.folder / "last", self.model, self.optimizer, self.progress, self.facts
+        )
+        write_json(self.folder / "history.json", self.progress.history)
+
+
+def learning_rate_factor(step: int, config: TrainingConfig) -> float:
+    """Share of the full learning rate at a step: linear warm-up, then constant or a cosine to 0.
+
+    Example:
+        >>> learning_rate_factor(0, TrainingConfig(warmup=4, steps=8)), \
+learning_rate_factor(6, TrainingConfig(steps=12, decay=True))
+        (0.25, 0.5)
+    """
+    if step < config.warmup:
+        return (step + 1) / config.warmup
+    if not config.decay:
+        return 1.0
+    done = (step - config.warmup) / max(1, config.steps - config.warmup)
+    return 0.5 * (1 + math.cos(math.pi * min(done, 1.0)))
+
+
+def _precision(name: str) -> Any:
+    return {"32": "32-true", "bf16-mixed": "bf16-mixed", "auto": "32-true"}[name]
+
+
+def _open_run(
+    folder: Path,
+    resume: bool,
+    facts: dict[str, Any],
+    pairs: PairList,
+    protocol: Protocol,
+    model: TrainableRelocalizer,
+    optimizer: torch.optim.Optimizer,
+) -> Progress:
+    folder.mkdir(parents=True, exist_ok=True)
+    last = folder / "last"
+    if last.is_dir():
+        if not resume:
+            raise CheckpointError(
+                "this folder already holds a run: pass --resume to go on, or another folder",
+                file=folder,
+            )
+        return load_state(last, model, optimizer, facts)
+    pairs.save(folder / "val_pairs.json")
+    write_json(folder / "run.json", {**facts, "about": json.loads(json.dumps(protocol.about))})
+    return Progress()
+
+
+def _open_log(folder: Path | None, step: int) -> Any:
+    if folder is None:
+        return None
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError:  # tensorboard is an extra; history.json holds the same numbers
+        return None
+    return SummaryWriter(str(folder / "tensorboard"), purge_step=step)

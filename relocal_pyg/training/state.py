@@ -1,0 +1,91 @@
+"""What a training run has to remember to go on exactly where it stopped."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from relocal_pyg.errors import CheckpointError
+from relocal_pyg.models.base import TrainableRelocalizer
+from relocal_pyg.models.checkpoint import load_weights, write_model
+from relocal_pyg.storage import replace_folder, verify_manifest
+
+
+@dataclass
+class Progress:
+    """Counters and history of a run; plain values only, kept as JSON.
+
+    Attributes:
+        step: Optimiser steps done.
+        best_step: Step of the best validation so far.
+        best_score: Its validation score, see :func:`relocal_pyg.training.validation.validate`.
+        stale: Validations since then.
+        history: One record per validation and per logged step.
+    """
+
+    step: int = 0
+    best_step: int = -1
+    best_score: float = -1.0
+    stale: int = 0
+    history: list[dict[str, float]] = field(default_factory=list)
+
+
+def save_state(
+    folder: Path,
+    model: TrainableRelocalizer,
+    optimizer: torch.optim.Optimizer,
+    progress: Progress,
+    identity: dict[str, Any],
+) -> None:
+    """Write weights, optimiser and counters as one checkpoint folder, all or nothing.
+
+    Args:
+        folder: The checkpoint folder; what it held is replaced only when the new one is complete.
+        model: Its weights and configuration are written.
+        optimizer: Its state is written.
+        progress: Counters and history.
+        identity: What must be equal for the run to be resumed (settings, seed, protocol).
+
+    Raises:
+        OutputError: The folder cannot be written; the old one is intact.
+    """
+    with replace_folder(folder) as temporary:
+        write_model(model, temporary)
+        torch.save({"optimizer": optimizer.state_dict()}, temporary / "state.pt")
+        record = {"progress": vars(progress), "identity": identity}
+        (temporary / "progress.json").write_text(json.dumps(record), encoding="utf-8")
+
+
+def load_state(
+    folder: Path,
+    model: TrainableRelocalizer,
+    optimizer: torch.optim.Optimizer,
+    identity: dict[str, Any],
+) -> Progress:
+    """Restore what :func:`save_state` wrote.
+
+    Raises:
+        CheckpointError: Damaged, or written by a run with other settings (the first one is named).
+    """
+    verify_manifest(folder)
+    try:
+        record = json.loads((folder / "progress.json").read_text(encoding="utf-8"))
+        state = torch.load(folder / "state.pt", map_location="cpu", weights_only=True)
+    except Exception as error:  # every reader below raises its own kinds
+        raise CheckpointError(f"cannot be read ({error}); start afresh", file=folder) from None
+    saved = record["identity"]
+    for key, value in json.loads(json.dumps(identity)).items():
+        if saved.get(key) != value:
+            raise CheckpointError(
+                f"was written with {key} = {saved.get(key)!r}, this run has {value!r}: "
+                "use another output folder",
+                file=folder,
+                record="progress.json",
+            )
+    load_weights(model, folder)
+    optimizer.load_state_dict(state["optimizer"])
+    return Progress(**record["progress"])
