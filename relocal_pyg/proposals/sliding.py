@@ -56,7 +56,7 @@ def geometric_lengths(shortest: int, longest: int, ratio: float = 1.3) -> list[i
         [4, 8, 16]
     """
     if shortest < 1 or ratio <= 1:
-        raise UsageError(f"lengths from {shortest} in ratio {ratio}: at least 1, and a ratio above 1 wanted")
+        raise UsageError(f"shortest={shortest}, ratio={ratio}: at least 1 and above 1 wanted")
     lengths, length = [], float(shortest)
     while length < longest:
         lengths.append(round(length))
