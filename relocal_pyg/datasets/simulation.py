@@ -1,0 +1,164 @@
+"""Features of simulated videos, made when read: no file, no download."""
+
+from __future__ import annotations
+
+import math
+from collections import OrderedDict
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from relocal_pyg.datasets.world import ActionClass, World
+from relocal_pyg.errors import FeatureError
+from relocal_pyg.seeding import generator
+
+#: Marks a step without sub-action in :meth:`SimulatedFeatures.sub_actions`.
+BACKGROUND = -1
+
+# Shortest, usual and longest stretch of unlabelled activity, and the rest between two, in steps:
+# the scale of moments of ActivityNet (median 12 to 14 steps), with shorter attempts among them.
+_ACTIVITY_STEPS = (3, 8, 20)
+_LONGEST_REST = 4
+# Features are rounded so that the last bits of another machine's algebra leave no trace.
+_DECIMALS = 4
+
+
+@dataclass(frozen=True)
+class VideoPlan:
+    """What a simulated video has to show; the time between is filled in.
+
+    Attributes:
+        num_steps: Length of the video.
+        actions: ``(start, end, class number)``, half-open in steps, in order, without overlap.
+    """
+
+    num_steps: int
+    actions: tuple[tuple[int, int, int], ...]
+
+
+class SimulatedFeatures:
+    """Features of simulated videos, made when read: a ``FeatureSource`` without a file.
+
+    A video depends on the world, its own id and its plan alone, not on what was read before.
+
+    Args:
+        world: The world that the videos show.
+        plans: What each video has to show, by video id.
+        cached: How many videos are kept once made.
+    """
+
+    def __init__(self, world: World, plans: Mapping[str, VideoPlan], cached: int = 1024) -> None:
+        self.world = world
+        self.plans = dict(plans)
+        self.cached = cached
+        self._cache: OrderedDict[str, Tensor] = OrderedDict()
+
+    @property
+    def dim(self) -> int:
+        """Width ``F`` of a step."""
+        return self.world.config.channels
+
+    def read(self, video_id: str, start: int = 0, end: int | None = None) -> Tensor:
+        """Give steps ``[start, end)`` of a video.
+
+        Returns:
+            float32 ``[n, F]``, the caller's own copy.
+
+        Raises:
+            FeatureError: There is no such video, or no such steps in it.
+        """
+        features = self._cache.get(video_id)
+        if features is None:
+            features = torch.from_numpy(self._render(video_id))
+            self._cache[video_id] = features
+            if len(self._cache) > self.cached:
+                self._cache.popitem(last=False)
+        end = len(features) if end is None else end
+        if not 0 <= start < end <= len(features):
+            raise FeatureError(
+                f"has {len(features)} steps, [{start}, {end}) was asked for", record=video_id
+            )
+        return features[start:end].clone()
+
+    def arrays(self) -> Iterator[tuple[str, NDArray[np.float32]]]:
+        """Id and float32 ``[n, F]`` features of every video, in the order of the plans."""
+        return ((video_id, self.read(video_id).numpy()) for video_id in self.plans)
+
+    def sub_actions(self, video_id: str) -> NDArray[np.int64]:
+        """Which sub-action each step of a video shows.
+
+        Returns:
+            Sub-action numbers ``[n]``, :data:`BACKGROUND` where there is none.
+
+        Raises:
+            FeatureError: There is no such video.
+        """
+        if video_id not in self.plans:
+            raise FeatureError("is not among the simulated videos", record=video_id)
+        plan, world = self.plans[video_id], self.world
+        rng = generator(world.config.seed, "script", video_id)
+        track = np.full(plan.num_steps, BACKGROUND, dtype=np.int64)
+        done = 0
+        for start, end, number in plan.actions:
+            self._distract(rng, plan, track[done:start])
+            track[start:end] = world.perform(rng, world.classes[number], end - start)
+            done = end
+        self._distract(rng, plan, track[done:])
+        return track
+
+    def _distract(self, rng: np.random.Generator, plan: VideoPlan, gap: NDArray[np.int64]) -> None:
+        """Put unlabelled activity into a stretch without labelled action, in place."""
+        world, config = self.world, self.world.config
+        labelled = [world.classes[number] for _, _, number in plan.actions]
+        taken = {number % config.themes for _, _, number in plan.actions}
+        # Another performance of the theme could be the class itself, and its label wrong.
+        free = [theme for theme in range(config.themes) if theme not in taken]
+        position = int(rng.integers(0, _LONGEST_REST + 1))
+        while position < len(gap):
+            length = round(rng.triangular(*_ACTIVITY_STEPS))
+            if free and rng.random() < config.distractors:
+                action = world.draw_class(rng, theme=int(rng.choice(free)))
+                if labelled and rng.random() < config.partial:
+                    core = labelled[rng.integers(len(labelled))].core
+                    action = ActionClass((action.core[0], int(rng.choice(core))), action.optional)
+                shown = world.perform(rng, action, length)
+                gap[position : position + length] = shown[: len(gap) - position]
+            # Activities do not touch: people walk about, a title is shown.
+            position += length + int(rng.integers(1, _LONGEST_REST + 1))
+
+    def _render(self, video_id: str) -> NDArray[np.float32]:
+        """Features ``[n, F]`` of what :meth:`sub_actions` says, in this video's own look."""
+        world, config = self.world, self.world.config
+        track = self.sub_actions(video_id)
+        rng = generator(config.seed, "look", video_id)
+        own = rng.normal(size=(len(world.prototypes), len(world.meaning))) @ world.meaning
+        own = world.prototypes + config.variation / math.sqrt(len(world.meaning)) * own
+        scene = config.scene * world.scenes[rng.integers(config.scenes)]
+        shown = own[track] + config.activity * world.activity
+        meaning = np.where((track == BACKGROUND)[:, None], scene, shown)
+        # A step covers 16 frames: where one thing ends and another begins it sees both.
+        padded = np.concatenate([meaning[:1], meaning, meaning[-1:]])
+        meaning = 0.25 * padded[:-2] + 0.5 * padded[1:-1] + 0.25 * padded[2:]
+        nuisance = config.style * rng.normal(size=config.nuisance_channels)
+        nuisance = nuisance + config.drift * self._drift(rng, len(track))
+        gain = 1 + config.gain * rng.uniform(-1, 1, size=config.channels) * math.sqrt(3)
+        noise = config.noise * rng.normal(size=(len(track), config.channels))
+        features = (meaning + nuisance @ world.nuisance) * gain + noise
+        return np.round(features, _DECIMALS).astype(np.float32)
+
+    def _drift(self, rng: np.random.Generator, steps: int) -> NDArray[np.float64]:
+        """A stationary first-order process of unit variance with cuts, ``[steps, nuisance]``."""
+        config = self.world.config
+        keep = math.exp(-1 / config.drift_steps)
+        cut = rng.random(steps) < config.cuts
+        cut[:1] = True
+        fresh = rng.normal(size=(steps, config.nuisance_channels))
+        fresh *= np.where(cut, 1.0, math.sqrt(1 - keep**2))[:, None]
+        shot, time = np.cumsum(cut), np.arange(steps)
+        age = time[:, None] - time[None]
+        same = (age >= 0) & (shot[:, None] == shot[None])
+        return np.where(same, keep ** np.abs(age), 0.0) @ fresh
