@@ -27,7 +27,7 @@ POSITIVE_TIOU = 0.5
 TRAINING_BLOCKS = 129
 
 #: Most confident anchors that non-maximum suppression looks at.
-CONSIDERED = 1000
+CONSIDERED = 5000
 
 #: Training samples looked at to balance the anchors.
 COUNTED = 500
