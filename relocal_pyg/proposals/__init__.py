@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from relocal_pyg.proposals.actionness import ActionnessClassifier, fit_actionness
+    from relocal_pyg.proposals.listing import propose
     from relocal_pyg.proposals.sliding import (
         default_proposals,
         geometric_lengths,
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 _HOMES = {
     "ActionnessClassifier": "actionness",
     "fit_actionness": "actionness",
+    "propose": "listing",
     "default_proposals": "sliding",
     "geometric_lengths": "sliding",
     "query_windows": "sliding",
@@ -41,6 +43,7 @@ __all__ = [
     "fit_actionness",
     "geometric_lengths",
     "group",
+    "propose",
     "query_windows",
     "sliding_windows",
     "tag_proposals",
