@@ -43,7 +43,9 @@ def weighted(steps: int, k: int, weight: str, normalization: str, mask: Tensor) 
     nodes = range(2 * steps)
     if weight == "exponential":
         s = steps
-        decay = [[torch.exp(torch.tensor(-((i - j) ** 2) / (2 * s * s))) for j in nodes] for i in nodes]
+        decay = [
+            [torch.exp(torch.tensor(-((i - j) ** 2) / (2 * s * s))) for j in nodes] for i in nodes
+        ]
         a = a * torch.tensor(decay)
     if weight == "laplacian":
         a = a + torch.diag(mask.double())
@@ -141,7 +143,10 @@ def test_mask_drops_the_edges_of_pads(weight: str, normalization: str) -> None:
     x = torch.randn(3, 2 * steps, 4, dtype=torch.float64)
     clean = x.masked_fill(~mask[..., None], 0)
     expected = torch.stack(
-        [weighted(steps, k, weight, normalization, m.double()) @ c for m, c in zip(mask, clean)]
+        [
+            weighted(steps, k, weight, normalization, m.double()) @ c
+            for m, c in zip(mask, clean, strict=True)
+        ]
     )
     dirty = x.masked_fill(~mask[..., None], float("nan"))
     methods = ["dense"] + (["closed_form"] if weight != "exponential" else [])

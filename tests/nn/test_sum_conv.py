@@ -111,20 +111,22 @@ def test_unsorted_edge_index_object_takes_the_reference_path() -> None:
     torch.testing.assert_close(conv(x, wrapped, weight[shuffled]), conv(x, edge_index, weight))
 
 
-@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
-def test_sparse_graphs_need_not_be_of_the_type_of_x(dtype: torch.dtype) -> None:
+def test_sparse_graphs_need_not_be_of_the_type_of_x() -> None:
     graph = PairGraph(4, 2)
-    conv, x = SumConv(5, 3).to(dtype), torch.randn(8, 5, dtype=dtype)
+    conv, x = double(SumConv(5, 3)), torch.randn(8, 5, dtype=torch.float64)
     expected = conv(x, graph)
     ordered = EdgeIndex(graph.edge_index(), sparse_size=(8, 8), sort_order="col")
     for form in (graph.dense().to_sparse_csr(), ordered):
-        torch.testing.assert_close(conv(x, form), expected)
+        torch.testing.assert_close(conv(x, form), expected, rtol=0, atol=1e-12)
 
 
 def test_sparse_paths_run_fused(monkeypatch: pytest.MonkeyPatch) -> None:
     edge_index, weight = random_graph()
     conv, x = double(SumConv(5, 3)), torch.randn(9, 5, dtype=torch.float64)
-    forms = [csr(edge_index, weight, 9), EdgeIndex(edge_index, sparse_size=(9, 9), sort_order="col")]
+    forms = [
+        csr(edge_index, weight, 9),
+        EdgeIndex(edge_index, sparse_size=(9, 9), sort_order="col"),
+    ]
 
     def refuse(**_: object) -> None:
         raise AssertionError("messages were made one by one")
@@ -226,7 +228,10 @@ def test_mask(form: str, flatten: bool) -> None:
     if form == "graph" and flatten:
         out = conv(x.flatten(0, 1), graph, mask=mask.flatten()).unflatten(0, (3, 8))
     elif form == "coo" and flatten:
-        data = [Data(x=item, edge_index=graph.edge_index(), mask=m) for item, m in zip(x, mask)]
+        data = [
+            Data(x=item, edge_index=graph.edge_index(), mask=m)
+            for item, m in zip(x, mask, strict=True)
+        ]
         batch = Batch.from_data_list(data)
         out = conv(batch.x, batch.edge_index, mask=batch.mask).unflatten(0, (3, 8))
     else:

@@ -1,0 +1,233 @@
+"""PairData: what PyG does with K flat edge sets, sample by sample and in batches."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+from pathlib import Path
+
+import h5py
+import pytest
+import torch
+from torch_geometric.data import Batch, HeteroData
+from torch_geometric.loader import DataLoader
+
+from relocal_pyg.data.pair import PairData
+from relocal_pyg.errors import FeatureError, UsageError
+from relocal_pyg.graph import PairGraph
+from relocal_pyg.nn import MultiGraphConv, SumConv
+
+KS = (1, 2, 3)
+
+
+def pair(m: int = 3, n: int = 9, **options: object) -> PairData:
+    options.setdefault("num_steps", 5)
+    return PairData.from_features(torch.randn(m, 4), torch.randn(n, 4), **options)  # type: ignore[arg-type]
+
+
+def test_rows_and_mask() -> None:
+    query, proposal = torch.randn(3, 4), torch.randn(9, 4)
+    data = PairData.from_features(query, proposal, num_steps=5)
+    assert torch.equal(data.x[:3], query)
+    assert torch.equal(data.x[3:5], torch.zeros(2, 4))
+    assert torch.equal(data.x[5:], proposal[[0, 2, 4, 6, 8]])
+    assert data.step_mask.tolist() == [True] * 3 + [False] * 2 + [True] * 5
+    floor = PairData.from_features(query, proposal, num_steps=5, mode="floor")
+    assert torch.equal(floor.x[5:], proposal[[0, 1, 3, 5, 7]])
+
+
+def test_edges_are_those_of_the_graphs() -> None:
+    data = pair(ks=(3, 1, 10))
+    assert data.ks == (1, 3, 10)
+    for k, edges in zip(data.ks, data.edge_indices(), strict=True):
+        assert torch.equal(edges, PairGraph(5, k).edge_index())
+        assert torch.equal(edges, data[f"edge_index_k{k}"])
+    assert data.edge_weights() == [None, None, None]
+    assert data.num_edges == sum(int(PairGraph(5, k).dense().sum()) for k in (1, 3, 10))
+    assert data.num_nodes == 10
+    assert data.is_node_attr("step_mask")
+
+
+def test_defaults_are_the_papers() -> None:
+    data = PairData.from_features(torch.randn(50, 4), torch.randn(7, 4))
+    assert [edges.shape[1] for edges in data.edge_indices()] == [3436, 1988, 1604]
+    assert data.x.shape == (80, 4)
+
+
+def test_weights_are_stored() -> None:
+    data = pair(ks=(1, 2), weight="laplacian")
+    for k, weights in zip((1, 2), data.edge_weights(), strict=True):
+        assert torch.equal(weights, PairGraph(5, k, "laplacian").edge_weight())
+    conv, graphs = MultiGraphConv(4, 3, 2), [PairGraph(5, k, "laplacian") for k in (1, 2)]
+    out = conv(data.x, data.edge_indices(), data.edge_weights())
+    torch.testing.assert_close(out, conv(data.x, graphs))
+
+
+def test_without_edges() -> None:
+    data = pair(materialize=False)
+    assert data.ks == ()
+    assert sorted(data.keys()) == ["step_mask", "x"]
+    assert data.validate()
+    assert data.edge_weights() == []
+    with pytest.raises(UsageError, match="materialize"):
+        data.edge_indices()
+
+
+def test_samples_share_no_edges() -> None:
+    first, second = pair(), pair()
+    first.edge_index_k1.zero_()
+    assert torch.equal(second.edge_index_k1, PairGraph(5, 1).edge_index())
+
+
+@pytest.mark.parametrize("materialize", [True, False])
+def test_a_loader_batch_equals_one_by_one(materialize: bool) -> None:
+    samples = [pair(m, n, materialize=materialize) for m, n in ((3, 9), (5, 5), (1, 2), (8, 1))]
+    (batch,) = DataLoader(samples, batch_size=4)
+    conv = MultiGraphConv(4, 6, 3)
+    graphs = [PairGraph(5, k) for k in KS]
+    each = torch.cat([conv(s.x, graphs, mask=s.step_mask) for s in samples])
+    used = batch.edge_indices() if materialize else graphs
+    torch.testing.assert_close(conv(batch.x, used, mask=batch.step_mask), each)
+    assert batch.validate()
+    assert batch.num_edges == sum(s.num_edges for s in samples)
+    for got, sample in zip(batch.to_data_list(), samples, strict=True):
+        assert isinstance(got, PairData)
+        assert sorted(got.keys()) == sorted(sample.keys())
+        assert all(torch.equal(got[key], sample[key]) for key in sample.keys())  # noqa: SIM118
+
+
+def test_positive_and_negative_come_as_two_batches_through_workers() -> None:
+    samples = [(pair(3, n, label=n), pair(3, n + 1, label=-n)) for n in range(1, 5)]
+    ((positive, negative),) = DataLoader(samples, batch_size=4, num_workers=1)
+    assert positive.label.tolist() == [1, 2, 3, 4]
+    assert negative.label.tolist() == [-1, -2, -3, -4]
+    assert positive.num_graphs == negative.num_graphs == 4
+
+
+def test_follow_batch() -> None:
+    samples = [pair(), pair()]
+    (batch,) = DataLoader(samples, batch_size=2, follow_batch=["edge_index_k2"])
+    assert batch.edge_index_k2_batch.bincount().tolist() == [samples[0].edge_index_k2.shape[1]] * 2
+
+
+@pytest.mark.parametrize("name", ["query_index", "index", "batch_no", "my_batch"])
+def test_names_that_pyg_would_shift_are_refused(name: str) -> None:
+    with pytest.raises(UsageError, match=name):
+        pair(**{name: torch.tensor(0)})
+
+
+def test_other_labels_survive_a_batch() -> None:
+    samples = [pair(offsets=torch.tensor([[float(i), 0.0]]), video="v") for i in range(3)]
+    batch = Batch.from_data_list(samples)
+    assert batch.offsets[:, 0].tolist() == [0.0, 1.0, 2.0]
+    assert batch.video == ["v"] * 3
+
+
+def test_validate_looks_at_every_edge_set() -> None:
+    def broken(key: str, value: torch.Tensor) -> PairData:
+        data = pair(ks=(1, 2), weight="laplacian")
+        data[key] = value
+        return data
+
+    assert pair().validate()
+    faults = {
+        "outside": broken("edge_index_k2", torch.tensor([[0, 10], [1, 2]])),
+        "int64": broken("edge_index_k2", torch.zeros(2, 3)),
+        "weights": broken("edge_weight_k1", torch.ones(3)),
+    }
+    faults["outside"].edge_weight_k2 = torch.ones(2)
+    for message, data in faults.items():
+        with pytest.raises(ValueError, match=message):
+            data.validate()
+        with pytest.warns(UserWarning, match=message):
+            assert not data.validate(raise_on_error=False)
+    negative = broken("edge_index_k1", torch.tensor([[-1], [0]]))
+    negative.edge_weight_k1 = torch.ones(1)
+    with pytest.raises(ValueError, match="outside"):
+        negative.validate()
+    empty = broken("edge_index_k1", torch.empty(2, 0, dtype=torch.long))
+    empty.edge_weight_k1 = torch.empty(0)
+    assert empty.validate()
+
+
+def test_validate_finds_an_edge_that_leaked_into_the_next_pair() -> None:
+    bad = pair(ks=(1,))
+    bad.edge_index_k1[0, 0] = 10
+    batch = Batch.from_data_list([bad, pair(ks=(1,))])
+    with pytest.raises(ValueError, match="joins two pairs"):
+        batch.validate()
+
+
+@pytest.mark.parametrize("batched", [False, True])
+def test_to_hetero(batched: bool) -> None:
+    data = pair(ks=(1, 3), weight="laplacian", label=torch.tensor([7]))
+    if batched:
+        data = Batch.from_data_list(
+            [data, pair(ks=(1, 3), weight="laplacian", label=torch.tensor([8]))]
+        )
+    hetero = data.to_hetero()
+    assert isinstance(hetero, HeteroData)
+    assert hetero.validate()
+    assert hetero.edge_types == [("step", "k1", "step"), ("step", "k3", "step")]
+    assert torch.equal(hetero["step"].step_mask, data.step_mask)
+    assert hetero.label.tolist() == ([7, 8] if batched else [7])
+    assert ("batch" in hetero["step"]) == batched
+    conv = SumConv(4, 3)
+    for k in (1, 3):
+        store = hetero["step", f"k{k}", "step"]
+        out = conv(hetero["step"].x, store.edge_index, store.edge_weight)
+        torch.testing.assert_close(
+            out, conv(data.x, data[f"edge_index_k{k}"], data[f"edge_weight_k{k}"])
+        )
+
+
+def test_hetero_form_takes_edge_subgraphs() -> None:
+    hetero = pair(ks=(1, 2)).to_hetero()
+    kept = hetero.subgraph({"step": torch.arange(5)})
+    inside = kept["step", "k1", "step"].edge_index
+    # The query alone: its band.
+    assert torch.equal(inside, PairGraph(5, 1).dense()[:5, :5].nonzero().T.flip(0))
+
+
+def test_subgraphs_are_refused() -> None:
+    data = pair()
+    with pytest.raises(UsageError, match="to_hetero"):
+        data.subgraph(torch.arange(3))
+    with pytest.raises(UsageError, match="to_hetero"):
+        data.edge_subgraph(torch.arange(3))
+
+
+def test_refuses_sides_of_different_width() -> None:
+    with pytest.raises(FeatureError, match="4 channels .* 5"):
+        PairData.from_features(torch.randn(3, 4), torch.randn(3, 5))
+    with pytest.raises(FeatureError):
+        PairData.from_features(torch.randn(0, 4), torch.randn(3, 4))
+
+
+def test_pickle_copy_and_an_empty_one() -> None:
+    data = pair()
+    for other in (pickle.loads(pickle.dumps(data)), copy.deepcopy(data), data.clone()):
+        assert isinstance(other, PairData)
+        assert torch.equal(other.edge_index_k3, data.edge_index_k3)
+    assert PairData().ks == ()
+    assert PairData(edge_index=torch.zeros(2, 3, dtype=torch.long)).num_edges == 3
+
+
+def test_real_features(shared_data: Path) -> None:
+    """Whole videos of 50 Salads against their first minute: every step is a step of the file."""
+    path = shared_data / "50salads" / "features.h5"
+    if not path.is_file():
+        pytest.skip(f"no {path}")
+    conv = SumConv(28, 4)
+    with h5py.File(path) as file:
+        samples = []
+        for video in sorted(file)[:4]:
+            whole = torch.from_numpy(file[video]["c3d_features"][()])
+            data = PairData.from_features(whole[:30], whole)
+            assert torch.equal(data.x[:30], whole[:30])
+            assert data.step_mask.sum() == 70
+            assert (data.x[40:, None] == whole).all(dim=2).any(dim=1).all()
+            samples.append(data)
+    batch = Batch.from_data_list(samples)
+    out = conv(batch.x, batch.edge_index_k3)
+    torch.testing.assert_close(out, conv(batch.x, PairGraph(40, 3)), rtol=1e-4, atol=1e-4)

@@ -1,0 +1,137 @@
+"""Losses against loops over their definitions."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from relocal_pyg.errors import UsageError
+from relocal_pyg.moments import encode_offsets
+from relocal_pyg.nn import (
+    ListwiseLoss,
+    OffsetLoss,
+    TripletLoss,
+    listwise_loss,
+    offset_loss,
+    triplet_loss,
+)
+
+
+@pytest.mark.parametrize("margin", [0.5, 0.1])
+def test_triplet(margin: float) -> None:
+    positive, negative = torch.rand(2, 20, dtype=torch.float64) * 2 - 1
+    pairs = zip(positive.tolist(), negative.tolist(), strict=True)
+    terms = [max(0.0, margin - p + n) for p, n in pairs]
+    assert 0 < sum(term == 0 for term in terms) < 20
+    assert TripletLoss(margin)(positive, negative).item() == pytest.approx(sum(terms))
+    mean = TripletLoss(margin, "mean")(positive, negative).item()
+    assert mean == pytest.approx(sum(terms) / 20)
+    oracle = torch.nn.MarginRankingLoss(margin, reduction="sum")
+    torch.testing.assert_close(
+        triplet_loss(positive, negative, margin),
+        oracle(positive, negative, torch.ones_like(positive)),
+    )
+
+
+def test_weight_decay_is_twice_lambda() -> None:
+    """The module docstring's claim about Adam, against the L2 term written into the loss."""
+    weak = 5e-3
+    ends = []
+    for inside in (True, False):
+        torch.manual_seed(1)
+        weight = torch.nn.Parameter(torch.randn(6, dtype=torch.float64))
+        decay = 0.0 if inside else 2 * weak
+        adam = torch.optim.Adam([weight], lr=0.01, weight_decay=decay)
+        for _ in range(20):
+            x, y = torch.randn(2, 8, 6, dtype=torch.float64)
+            loss = triplet_loss(torch.tanh(x @ weight), torch.tanh(y @ weight))
+            loss = loss + weak * weight.pow(2).sum() if inside else loss
+            adam.zero_grad()
+            loss.backward()
+            adam.step()
+        ends.append(weight.detach())
+    torch.testing.assert_close(ends[0], ends[1])
+
+
+def test_offset() -> None:
+    offsets, targets = torch.randn(2, 7, 2, dtype=torch.float64)
+    terms = [
+        abs(o[0] - t[0]) + abs(o[1] - t[1])
+        for o, t in zip(offsets.tolist(), targets.tolist(), strict=True)
+    ]
+    assert OffsetLoss()(offsets, targets).item() == pytest.approx(sum(terms) / 7)
+    mask = torch.tensor([1, 0, 1, 0, 0, 0, 0], dtype=torch.bool)
+    targets[3] = math.inf
+    masked = OffsetLoss()(offsets, targets, mask)
+    assert masked.item() == pytest.approx((terms[0] + terms[2]) / 2)
+    assert offset_loss(offsets, targets, torch.zeros(7, dtype=torch.bool)).item() == 0
+    with pytest.raises(UsageError, match="differ"):
+        offset_loss(offsets, targets[:, 0])
+
+
+def test_offset_is_zero_where_the_targets_are_met() -> None:
+    proposals, truths = torch.tensor([[0.0, 4.0]]), torch.tensor([[1.0, 9.0]])
+    targets = encode_offsets(proposals, truths)
+    assert offset_loss(targets.clone(), targets).item() == 0
+
+
+def test_masked_offsets_have_finite_gradients() -> None:
+    offsets = torch.zeros(2, 2, requires_grad=True)
+    targets = torch.tensor([[1.0, 1.0], [math.inf, math.inf]])
+    offset_loss(offsets, targets, torch.tensor([True, False])).backward()
+    assert torch.equal(offsets.grad, torch.tensor([[-1.0, -1.0], [0.0, 0.0]]))
+
+
+def test_listwise() -> None:
+    scores = torch.rand(3, 5, dtype=torch.float64) * 2 - 1
+    tious = torch.rand(3, 5, dtype=torch.float64)
+    mask = torch.tensor([[1, 1, 1, 1, 1], [1, 0, 1, 1, 0], [0, 0, 0, 0, 0]], dtype=torch.bool)
+    total = 0.0
+    for row in range(2):
+        kept = [m for m in range(5) if mask[row, m]]
+        target = [math.exp(tious[row, m].item() / 0.2) for m in kept]
+        prediction = [math.exp(scores[row, m].item() / 0.3) for m in kept]
+        for t, p in zip(target, prediction, strict=True):
+            total -= t / sum(target) * math.log(p / sum(prediction))
+    loss = ListwiseLoss(0.3, 0.2)(scores, tious, mask)
+    assert loss.item() == pytest.approx(total / 2)
+    full = torch.nn.functional.cross_entropy(scores / 0.1, torch.softmax(tious / 0.1, -1))
+    torch.testing.assert_close(listwise_loss(scores, tious), full)
+
+
+def test_listwise_is_least_where_scores_follow_tiou() -> None:
+    tious = torch.rand(4, 6)
+    best = listwise_loss(tious, tious)
+    for _ in range(5):
+        assert listwise_loss(tious + 0.2 * torch.randn(4, 6), tious) > best
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_listwise_stays_finite_with_masks(dtype: torch.dtype) -> None:
+    scores = torch.zeros(2, 3, dtype=dtype, requires_grad=True)
+    mask = torch.tensor([[True, False, False], [False, False, False]])
+    loss = listwise_loss(scores, torch.rand(2, 3, dtype=dtype), mask)
+    loss.backward()
+    assert loss.item() == 0
+    assert torch.isfinite(scores.grad).all()
+
+
+def test_gradcheck() -> None:
+    a, b = torch.randn(2, 4, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(triplet_loss, (a, b))
+    offsets = torch.randn(4, 2, dtype=torch.float64, requires_grad=True)
+    targets, mask = torch.randn(4, 2, dtype=torch.float64), torch.tensor([True, False, True, True])
+    assert torch.autograd.gradcheck(lambda o: offset_loss(o, targets, mask), offsets)
+    scores = torch.randn(2, 4, dtype=torch.float64, requires_grad=True)
+    tious = torch.rand(2, 4, dtype=torch.float64)
+    both = torch.stack([mask, ~mask])
+    assert torch.autograd.gradcheck(lambda s: listwise_loss(s, tious, both), scores)
+
+
+def test_refuses() -> None:
+    with pytest.raises(UsageError):
+        TripletLoss(reduction="none")  # type: ignore[arg-type]
+    with pytest.raises(UsageError):
+        ListwiseLoss(temperature=0.0)
