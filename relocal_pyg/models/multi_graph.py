@@ -84,6 +84,11 @@ class MultiGraphRelocalizer(TrainableRelocalizer):
         )
         self.register_buffer("refines", torch.tensor(True))
 
+    @classmethod
+    def from_config(cls, in_channels: int, config: NetworkConfig) -> MultiGraphRelocalizer:
+        """Build the network from a preset's settings."""
+        return cls(in_channels, **asdict(config))
+
     def config(self) -> dict[str, Any]:
         """Constructor arguments."""
         return {"in_channels": self.in_channels, **asdict(self.network_config)}
@@ -223,7 +228,8 @@ class MultiGraphRelocalizer(TrainableRelocalizer):
             return self._listwise_losses(batch)
         positive, negative = batch
         # One batch of both sides, so that batch normalisation sees positives and negatives alike.
-        both = Batch.from_data_list([*positive.to_data_list(), *negative.to_data_list()])
+        pairs = [*positive.to_data_list(), *negative.to_data_list()]
+        both = Batch.from_data_list(pairs, exclude_keys=["offsets"])
         scores, offsets = self(both)
         near, far = scores.chunk(2)
         ranking = triplet_loss(near, far, self.network_config.margin)

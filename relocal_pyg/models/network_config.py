@@ -46,6 +46,8 @@ class NetworkConfig:
     """Share of a proposal's length that is shown to the network on either side of it."""
     similarity: bool = False
     """Give each node its similarities to the other video as further channels."""
+    appearance: bool = True
+    """Give each node its features; without them it carries similarities alone."""
     rotation: bool = False
     """Rotate the feature space at random for each training pair: compare, do not recognise."""
     list_length: int = 48

@@ -47,7 +47,7 @@ class PairInputBuilder(nn.Module):
         super().__init__()
         self.config = config
         self.compares = config.similarity or config.prior != "none"
-        self.out_channels = in_channels
+        self.out_channels = in_channels if config.appearance else 0
         if config.similarity:
             self.out_channels += SIMILARITY_CHANNELS
         if config.context > 0:
@@ -96,10 +96,10 @@ class PairInputBuilder(nn.Module):
             # Positions travel through the resampling and come back as an inside/outside flag.
             extra.append(torch.arange(len(reference), dtype=reference.dtype) + 0.5)
             query_extra.append(query.new_ones(len(query)))
+        if not config.appearance:
+            query, reference = query[:, :0], reference[:, :0]
         query_x, query_mask = resample(_append(query, query_extra), config.num_steps)
-        proposal_x, mask = resample_windows(
-            _append(reference, extra), windows, config.num_steps
-        )
+        proposal_x, mask = resample_windows(_append(reference, extra), windows, config.num_steps)
         if config.context > 0:
             position = proposal_x[..., -1]
             inside = (position > proposals[:, :1]) & (position < proposals[:, 1:]) & mask

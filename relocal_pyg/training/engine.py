@@ -81,6 +81,7 @@ def fit(
 
     Raises:
         CheckpointError: ``out/last`` is damaged or of other settings, or there without ``resume``.
+        UsageError: There are no validation pairs, or the batch does not divide over the devices.
         RunError: The loss stopped being finite; ``last`` holds the weights before that.
     """
     folder = None if out is None else Path(out)
@@ -95,6 +96,8 @@ def fit(
     pairs = make_pairs(
         protocol.splits["val"], split="val", protocol=protocol.name, exclude=protocol.exclude
     )
+    if not pairs.pairs:
+        raise UsageError("no validation pairs: the split needs a class with two videos or more")
     facts["val_pairs"] = pairs.sha256
     fabric = Fabric(
         accelerator=accelerator, devices=devices, precision=_precision(config.precision)

@@ -1,0 +1,73 @@
+"""The ``relocal`` command: parses, calls the rooms above, prints. No torch before it is needed."""
+
+from __future__ import annotations
+
+import signal
+import sys
+import warnings
+from collections.abc import Callable, Sequence
+from types import FrameType
+from typing import Any
+
+import tyro
+
+from relocal_pyg.cli.check import check
+from relocal_pyg.cli.demo import demo
+from relocal_pyg.cli.evaluate import evaluate
+from relocal_pyg.cli.find import find
+from relocal_pyg.cli.train import train
+from relocal_pyg.errors import RelocalError, RunError
+
+COMMANDS: dict[str, Callable[..., Any]] = {
+    "demo": demo,
+    "train": train,
+    "evaluate": evaluate,
+    "find": find,
+    "check": check,
+}
+
+DESCRIPTION = "Find the moment of a long video that means the same as a query clip."
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command.
+
+    Args:
+        arguments: The command line without the program's name; ``sys.argv[1:]`` where None.
+
+    Returns:
+        0 done; 1 the run failed; 2 wrong usage or bad input; 130 interrupted.
+    """
+    # A stopped job (SIGTERM) leaves a checkpoint as Ctrl-C does.
+    signal.signal(signal.SIGTERM, _interrupt)
+    warnings.showwarning = _show_warning
+    try:
+        tyro.extras.subcommand_cli_from_dict(
+            COMMANDS,
+            prog="relocal",
+            description=DESCRIPTION,
+            args=arguments,
+            config=(tyro.conf.OmitArgPrefixes, tyro.conf.FlagConversionOff),
+        )
+    except RunError as error:
+        print(f"relocal: {error}", file=sys.stderr)
+        return 1
+    except RelocalError as error:
+        print(f"relocal: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("relocal: interrupted", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        return 1
+    except SystemExit as stop:  # tyro: 0 after --help, 2 after a wrong argument
+        return stop.code if isinstance(stop.code, int) else 2
+    return 0
+
+
+def _interrupt(signum: int, frame: FrameType | None) -> None:
+    raise KeyboardInterrupt
+
+
+def _show_warning(message: Warning | str, *details: object, **more: object) -> None:
+    print(f"relocal: warning: {' '.join(str(message).split())}", file=sys.stderr)

@@ -1,0 +1,36 @@
+"""``relocal check``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+
+def check(
+    features: Annotated[Path, tyro.conf.Positional],
+    annotations: Annotated[Path | None, tyro.conf.Positional] = None,
+    *,
+    key: str = "c3d_features",
+    report: Path | None = None,
+    strict: bool = False,
+) -> None:
+    """Read a data set and report every bad record.
+
+    Args:
+        features: HDF5 file of features.
+        annotations: ActivityNet JSON or CSV.
+        key: Name of the feature array inside a video's group.
+        report: Write the bad records as JSON here.
+        strict: Stop at the first bad record with exit code 2.
+    """
+    from relocal_pyg.data.checks import check_dataset
+
+    quarantine = check_dataset(features, annotations, key=key, strict=strict)
+    for record in quarantine.records:
+        print(f"{record.file}: {record.record}: {record.reason}")
+    print(quarantine.summary())
+    if report is not None:
+        quarantine.save(report)
+        print(f"report: {report}")

@@ -1,0 +1,204 @@
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from torch_geometric.data import Batch
+
+from relocal_pyg.data.pairs import make_pairs
+from relocal_pyg.datasets.protocol import Protocol
+from relocal_pyg.datasets.synthetic import SyntheticConfig, synthetic
+from relocal_pyg.errors import CheckpointError, RunError, UsageError
+from relocal_pyg.models import ContrastMatcher, MultiGraphRelocalizer, WholeReference, load_model
+from relocal_pyg.moments import clip_moments, tiou
+from relocal_pyg.nn.losses import listwise_loss
+from relocal_pyg.seeding import seed_torch
+from relocal_pyg.training import PAPER, RECOMMENDED, TrainingConfig, fit
+from relocal_pyg.training.engine import learning_rate_factor
+from relocal_pyg.training.validation import SELECTION_THRESHOLDS, validate
+
+CONFIG = TrainingConfig(
+    batch_size=2, steps=8, learning_rate=1e-2, validate_every=4, max_validation_pairs=4
+)
+
+
+@pytest.fixture(scope="module")
+def protocol() -> Protocol:
+    sizes = {"train_classes": 4, "val_classes": 2, "test_classes": 2}
+    return synthetic(SyntheticConfig(**sizes, train_videos=3, val_videos=3, test_videos=2))
+
+
+def network(protocol: Protocol, preset=RECOMMENDED, **changes: object) -> MultiGraphRelocalizer:
+    config = dataclasses.replace(
+        preset.network, hidden_channels=8, num_steps=6, head_channels=(6, 4), **changes
+    )
+    seed_torch(0, "weights")
+    return MultiGraphRelocalizer.from_config(protocol.features.dim, config)
+
+
+def same_weights(one: torch.nn.Module, other: torch.nn.Module) -> bool:
+    pairs = zip(one.state_dict().values(), other.state_dict().values(), strict=True)
+    return all(torch.equal(a, b) for a, b in pairs)
+
+
+@pytest.mark.parametrize("preset", [PAPER, RECOMMENDED], ids=lambda preset: preset.name)
+def test_interrupted_and_resumed_equals_uninterrupted(protocol, preset, tmp_path, monkeypatch):
+    whole = network(protocol, preset)
+    fit(whole, protocol, config=CONFIG, out=tmp_path / "whole", show_progress=False)
+
+    broken = network(protocol, preset)
+    real, calls = type(broken).training_losses, []
+
+    def interrupt_at_the_seventh(self, batch):
+        calls.append(1)
+        if len(calls) == 7:
+            raise KeyboardInterrupt
+        return real(self, batch)
+
+    monkeypatch.setattr(type(broken), "training_losses", interrupt_at_the_seventh)
+    with pytest.raises(KeyboardInterrupt):
+        fit(broken, protocol, config=CONFIG, out=tmp_path / "broken", show_progress=False)
+    monkeypatch.undo()
+    record = json.loads((tmp_path / "broken" / "last" / "progress.json").read_text())
+    assert record["progress"]["step"] == 6
+    again = network(protocol, preset)
+    result = fit(
+        again, protocol, config=CONFIG, out=tmp_path / "broken", resume=True, show_progress=False
+    )
+    assert same_weights(whole, again)
+    one = (tmp_path / "whole" / "last" / "model.safetensors").read_bytes()
+    two = (tmp_path / "broken" / "last" / "model.safetensors").read_bytes()
+    assert one == two
+    assert [row["step"] for row in result.history] == [0, 4, 8]
+
+
+def test_training_moves_and_keeps_the_best_validated_weights(protocol, tmp_path):
+    model = network(protocol)
+    start = {key: value.clone() for key, value in model.state_dict().items()}
+    result = fit(model, protocol, config=CONFIG, out=tmp_path / "run", show_progress=False)
+    last = torch.load(tmp_path / "run" / "last" / "state.pt", weights_only=True)
+    assert last["optimizer"]["state"]
+    scores = [max(row["val_score"], row["val_score_before"]) for row in result.history]
+    assert result.best_score == max(scores)
+    assert result.best_step == result.history[scores.index(max(scores))]["step"]
+    kept = load_model(tmp_path / "run")
+    assert same_weights(kept, model)
+    unchanged = all(torch.equal(start[key], value) for key, value in kept.state_dict().items())
+    assert unchanged == (result.best_step == 0)
+    without_folder = network(protocol)
+    fit(without_folder, protocol, config=CONFIG, show_progress=False)
+    assert same_weights(without_folder, model)
+
+
+def test_loss_falls_on_the_samples_it_is_trained_on(protocol):
+    model = network(protocol, rotation=False, dropout=0.0)
+    samples = model.training_set(protocol, num_samples=4, seed=0)
+    samples = [samples[number] for number in range(4)]
+    batch = Batch.from_data_list(samples)
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
+    losses = []
+    for _ in range(60):
+        optimizer.zero_grad()
+        loss = model.training_losses(batch)["ranking"]
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    # Cross entropy cannot fall below that of a network that knows every tIoU.
+    floor = sum(listwise_loss(s.overlap[None], s.overlap[None]).item() for s in samples) / 4
+    assert losses[-1] - floor < 0.7 * (losses[0] - floor)
+
+
+def test_a_folder_that_holds_a_run_is_not_overwritten(protocol, tmp_path):
+    fit(network(protocol), protocol, config=CONFIG, out=tmp_path, show_progress=False)
+    with pytest.raises(CheckpointError, match="--resume"):
+        fit(network(protocol), protocol, config=CONFIG, out=tmp_path, show_progress=False)
+    other = dataclasses.replace(CONFIG, learning_rate=1.0)
+    with pytest.raises(CheckpointError, match="training"):
+        fit(
+            network(protocol),
+            protocol,
+            config=other,
+            out=tmp_path,
+            resume=True,
+            show_progress=False,
+        )
+
+
+def test_a_loss_that_is_not_finite_never_reaches_the_weights(protocol, tmp_path, monkeypatch):
+    model = network(protocol)
+    monkeypatch.setattr(
+        type(model),
+        "training_losses",
+        lambda self, batch: {"loss": next(self.parameters()).sum() * float("nan")},
+    )
+    with pytest.raises(RunError, match="not finite at step 0"):
+        fit(model, protocol, config=CONFIG, out=tmp_path, show_progress=False)
+    assert all(torch.isfinite(p).all() for p in load_model(tmp_path / "last").parameters())
+
+
+def test_early_stopping(protocol):
+    config = dataclasses.replace(
+        CONFIG, learning_rate=0.0, offset_learning_rate=0.0, steps=40, validate_every=2, patience=3
+    )
+    result = fit(network(protocol), protocol, config=config, show_progress=False)
+    assert result.best_step == 0
+    assert [row["step"] for row in result.history] == [0, 2, 4, 6]
+
+
+def test_validation_is_the_mean_of_micro_accuracies(protocol):
+    pairs = make_pairs(protocol.splits["val"], split="val", protocol="synthetic")
+    model = ContrastMatcher()
+    hits = []
+    for pair in pairs.pairs:
+        reference = protocol.reference(pair.reference)
+        ranking = model.rank(
+            protocol.query(pair.query),
+            reference,
+            protocol.proposals(pair.reference),
+            query_video=protocol.reference(pair.query),
+        )
+        moment = clip_moments(ranking.moments[0], len(reference))
+        best = max(tiou(moment, list(truth)).item() for truth in pair.reference.truths)
+        hits.append(sum(best > threshold for threshold in SELECTION_THRESHOLDS))
+    wanted = sum(hits) / len(hits) / len(SELECTION_THRESHOLDS)
+    assert validate(model, protocol, pairs)["score"] == pytest.approx(wanted)
+    trivial = validate(WholeReference(), protocol, pairs, limit=3)
+    assert trivial["score"] == trivial["score_before"]
+
+
+def test_learning_rate_schedule():
+    config = TrainingConfig(warmup=10, steps=110, decay=True)
+    factors = [learning_rate_factor(step, config) for step in range(110)]
+    assert factors[:10] == pytest.approx([0.1 * n for n in range(1, 11)])
+    assert all(a >= b for a, b in zip(factors[10:], factors[11:], strict=False))
+    assert factors[-1] < 0.001
+
+
+def test_history_settings_and_log_are_written(protocol, tmp_path: Path):
+    pytest.importorskip("tensorboard")
+    fit(
+        network(protocol),
+        protocol,
+        config=CONFIG,
+        seed=5,
+        out=tmp_path,
+        identity={"note": "x"},
+        show_progress=False,
+    )
+    run = json.loads((tmp_path / "run.json").read_text())
+    assert (run["seed"], run["note"], run["protocol"]) == (5, "x", "synthetic")
+    assert run["training"]["steps"] == 8
+    assert len(run["val_pairs"]) == 64
+    history = json.loads((tmp_path / "history.json").read_text())
+    assert [row["step"] for row in history] == [0, 4, 8]
+    assert list((tmp_path / "tensorboard").iterdir())
+
+
+def test_a_protocol_without_validation_pairs_is_refused(protocol):
+    splits = {"train": protocol.splits["train"], "val": ()}
+    empty = Protocol("x", splits, protocol.features, protocol.propose)
+    with pytest.raises(UsageError, match="validation"):
+        fit(network(protocol), empty, config=CONFIG, show_progress=False)
