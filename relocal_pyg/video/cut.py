@@ -1,0 +1,152 @@
+"""Cutting a moment out of a video file."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from fractions import Fraction
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from relocal_pyg.errors import OutputError, UsageError, VideoError
+from relocal_pyg.storage import replace_file
+from relocal_pyg.video.decode import frames, probe
+from relocal_pyg.video.opening import failures, import_av, open_video, reason
+
+# Exact for the usual frame rates and for milliseconds, and not too fine for MPEG-4.
+_TIME_BASE = Fraction(1, 60_000)
+
+
+def cut_clip(
+    source: str | Path,
+    start: float,
+    end: float,
+    target: str | Path,
+    reencode: bool = False,
+) -> tuple[float, float]:
+    """Write a part of a video as a file of its own.
+
+    Without ``reencode`` the compressed picture and sound are copied: fast and without loss, but the
+    clip begins with the last key frame at or before ``start``, which may be seconds earlier, and a
+    few frames after ``end`` may stay. With it every frame of ``[start, end)``, and no other, is
+    encoded anew (H.264, or MPEG-4 where this FFmpeg has no H.264 encoder); sound is left out, the
+    picture is turned upright and an odd last row or column is dropped.
+
+    Args:
+        source: The video file.
+        start: Seconds, as in :func:`relocal_pyg.video.decode.frames`.
+        end: Seconds, exclusive; cut at the end of the video.
+        target: The clip; its suffix (``.mp4``, ``.mkv``, ...) says the container. Written all or
+            nothing.
+        reencode: Exact instead of fast.
+
+    Returns:
+        Start and end, in seconds of ``source``, of what the clip shows.
+
+    Raises:
+        VideoError: ``source`` cannot be read, or shows nothing between ``start`` and ``end``.
+        OutputError: ``target`` cannot be written, or its container does not take this codec.
+        UsageError: The range is empty or negative, ``target`` is ``source``, or PyAV is missing.
+    """
+    if not (math.isfinite(start) and math.isfinite(end) and 0 <= start < end):
+        raise UsageError(f"the range {start} to {end} seconds is empty or negative")
+    if Path(target).exists() and Path(target).samefile(source):
+        raise UsageError("the clip would overwrite the video it is cut from", file=target)
+    with replace_file(target) as temporary:
+        write = _encode if reencode else _copy
+        return write(source, start, end, temporary, target)
+
+
+def _copy(
+    source: str | Path, start: float, end: float, temporary: Path, target: str | Path
+) -> tuple[float, float]:
+    av = import_av()
+    with open_video(source) as (container, stream):
+        if stream.start_time is None:
+            raise VideoError("holds no timestamps to cut by: re-encode", file=source)
+        origin = stream.start_time * stream.time_base
+        wanted = [stream, *container.streams.audio[:1]]
+        try:
+            if start > 0:
+                offset = math.floor((Fraction(start) + origin) / stream.time_base)
+                container.seek(offset, stream=stream, backward=True)
+            with av.open(str(temporary), "w") as output:
+                copies = {s.index: output.add_stream_from_template(s) for s in wanted}
+                shown = _copy_packets(container.demux(wanted), copies, output, stream, origin + end)
+        except failures() as error:
+            raise OutputError(
+                f"does not take this video as it is ({reason(error)}): re-encode, or choose .mkv",
+                file=target,
+            ) from None
+    if shown is None or shown[1] <= origin + start:
+        raise VideoError(f"shows no frame between {start} s and {end} s", file=source)
+    return float(shown[0] - origin), float(shown[1] - origin)
+
+
+def _copy_packets(
+    packets: Iterable[Any], copies: dict[int, Any], output: Any, video: Any, stop: Fraction
+) -> tuple[Fraction, Fraction] | None:
+    """Copy from the first key frame to ``stop``; the range copied, on the clock of the packets."""
+    first = last = None
+    going = set(copies)
+    for packet in packets:
+        index, base = packet.stream.index, packet.time_base
+        if packet.dts is None or index not in going:
+            continue
+        time = base * (packet.dts if packet.pts is None else packet.pts)
+        if first is None and index == video.index and packet.is_keyframe:
+            first = last = time
+        if first is None or last is None or time < first:
+            # Also pictures stored after the key frame but shown before it: what they are
+            # predicted from is not in the clip.
+            continue
+        if packet.dts * base >= stop:
+            going.remove(index)
+            if not going:
+                break
+            continue
+        if index == video.index:
+            last = max(last, time + base * (packet.duration or 0))
+        shift = round(first / base)
+        packet.dts -= shift
+        if packet.pts is not None:
+            packet.pts -= shift
+        packet.stream = copies[index]
+        output.mux(packet)
+    return None if first is None or last is None else (first, last)
+
+
+def _encode(
+    source: str | Path, start: float, end: float, temporary: Path, target: str | Path
+) -> tuple[float, float]:
+    av = import_av()
+    rate = Fraction(probe(source).fps_nominal or 25).limit_denominator(1001)
+    shown = frames(source, start=start, end=end)
+    first, picture = next(shown)
+    height, width = (side - side % 2 for side in picture.shape[:2])
+    if not (height and width):
+        raise VideoError("is one pixel wide or high: nothing to encode", file=source)
+    last, step = first, float(1 / rate)
+    try:
+        with av.open(str(temporary), "w") as output:
+            if "libx264" in av.codecs_available:
+                options = {"crf": "18", "preset": "veryfast"}
+                stream = output.add_stream("libx264", rate=rate, options=options)
+            else:
+                stream = output.add_stream("mpeg4", rate=rate, bit_rate=8_000_000)
+            stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
+            stream.codec_context.time_base = _TIME_BASE
+            for time, rgb in chain([(first, picture)], shown):
+                even = np.ascontiguousarray(rgb[:height, :width])
+                frame = av.VideoFrame.from_ndarray(even, format="rgb24")
+                frame.pts, frame.time_base = round((time - first) / _TIME_BASE), _TIME_BASE
+                output.mux(stream.encode(frame))
+                step = time - last if time > last else step
+                last = time
+            output.mux(stream.encode())
+    except failures() as error:
+        raise OutputError(f"cannot be encoded ({reason(error)})", file=target) from None
+    return first, min(last + step, end)

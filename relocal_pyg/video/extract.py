@@ -1,0 +1,258 @@
+"""From a video file to feature rows with times."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from tqdm import tqdm
+
+from relocal_pyg.errors import FeatureError, UsageError, VideoError
+from relocal_pyg.storage import sha256_file
+from relocal_pyg.video.backbones import Backbone
+from relocal_pyg.video.cache import FeatureCache, VideoFeatures
+from relocal_pyg.video.decode import Shown, frames, probe, warn_of
+from relocal_pyg.video.opening import check_file
+
+#: Frames per second where no query says how long a moment is: 3 or more steps in every second.
+DEFAULT_RATE_HZ = 3.125
+#: The finest sampling that :func:`sampling_rate` gives: every second frame of 25.
+MAX_RATE_HZ = 12.5
+#: Called with the seconds done and the seconds stated by the header (None where it states none).
+Progress = Callable[[float, float | None], None]
+Pictures = list[NDArray[np.uint8]]
+
+# Raised whenever the same settings begin to give other numbers: stored features are then not found.
+_VERSION = 1
+
+
+def sampling_rate(query_seconds: float, fps: float | None = None, min_steps: int = 32) -> float:
+    """Frames per second for a query of a given length and the references it is looked for in.
+
+    12.5 Hz is halved as long as the query keeps ``min_steps`` steps and the rate stays above 1 Hz.
+    A fixed rate would leave a short query a handful of steps, or make a long one needlessly dear;
+    halving, not any number, lets queries of about one length share the features of a reference.
+
+    Args:
+        query_seconds: Length of the query in seconds.
+        fps: Nominal rate of the slower video; sampling is not finer than that.
+        min_steps: Steps the query should have.
+
+    Returns:
+        Frames per second, to be used for both the query and the reference.
+
+    Raises:
+        UsageError: ``query_seconds`` is not above 0.
+
+    Example:
+        >>> sampling_rate(2.4), sampling_rate(6.0), sampling_rate(60.0)
+        (12.5, 6.25, 1.5625)
+        >>> sampling_rate(2.4, fps=10.0)
+        10.0
+    """
+    if not query_seconds > 0:
+        raise UsageError(f"the query lasts {query_seconds} s, more than 0 wanted")
+    rate = MAX_RATE_HZ
+    while rate / 2 >= 1 and query_seconds * rate / 2 >= min_steps:
+        rate /= 2
+    return rate if fps is None else min(rate, max(fps, 1.0))
+
+
+def extract_video(
+    path: str | Path,
+    backbone: Backbone,
+    rate_hz: float | None = None,
+    *,
+    batch_frames: int = 32,
+    cache: FeatureCache | None = None,
+    progress: Progress | None = None,
+    report: Callable[[str], None] | None = None,
+) -> VideoFeatures:
+    """Decode a video and run a backbone over it, a batch of frames in memory at a time.
+
+    Only the feature rows grow with the length of the video. A picture that stays on the screen for
+    several steps is computed once.
+
+    Args:
+        path: The video file.
+        backbone: See :class:`relocal_pyg.video.backbones.Backbone`.
+        rate_hz: Frames per second given to the backbone. Where None: :data:`DEFAULT_RATE_HZ` for an
+            image network, the video's nominal rate for a clip network.
+        batch_frames: Frames given to the backbone at once.
+        cache: Looked in before and written to after.
+        progress: Called after each batch.
+        report: Called with one line for each kind of damage met; where None, a
+            :class:`relocal_pyg.video.decode.VideoWarning` that names the file.
+
+    Returns:
+        The :class:`VideoFeatures`.
+
+    Raises:
+        VideoError: The file cannot be decoded.
+        FeatureError: The backbone gave something other than finite ``[B, dim]`` numbers.
+        UsageError: ``rate_hz`` or ``batch_frames`` is out of range, or an extra is missing.
+        OutputError: The cache cannot be written.
+    """
+    if batch_frames < 1:
+        raise UsageError(f"batch_frames is {batch_frames}, at least 1 wanted")
+    rate = _frame_rate(path, backbone, rate_hz)
+    settings = _settings(backbone, rate)
+    digest = _digest(path, settings)
+    with nullcontext() if cache is None else cache.lock(digest):
+        video = None if cache is None else cache.get(digest)
+        if video is None:
+            problems: list[str] = []
+            features, times, duration = _compute(
+                path, backbone, rate, batch_frames, progress, problems.append
+            )
+            video = VideoFeatures(
+                features=features,
+                times=torch.tensor(times, dtype=torch.float64),
+                seconds_per_step=backbone.clip_stride / rate,
+                duration=duration,
+                digest=digest,
+                settings=settings,
+                problems=tuple(problems),
+            )
+            if cache is not None:
+                cache.put(video)
+    for problem in video.problems:
+        (report or warn_of(path))(problem)
+    return video
+
+
+def _compute(
+    path: str | Path,
+    backbone: Backbone,
+    rate: float,
+    batch_frames: int,
+    progress: Progress | None,
+    report: Callable[[str], None],
+) -> tuple[Tensor, list[float], float]:
+    """Features ``[n, F]``, the time of each, and the duration."""
+    stated = probe(path).duration
+    num_frames = 0
+
+    def counted() -> Iterator[Shown]:
+        nonlocal num_frames
+        for item in frames(path, rate_hz=rate, size=backbone.size, report=report):
+            num_frames += 1
+            yield item
+
+    times: list[float] = []
+    rows: list[Tensor] = []
+    repeats: list[int] = []
+    waiting: list[Pictures] = []
+    last: Pictures = []
+    clips_at_once = max(1, batch_frames // backbone.clip_frames)
+    for time, clip in _clips(counted(), backbone.clip_frames, backbone.clip_stride):
+        times.append(time)
+        if last and all(new is old for new, old in zip(clip, last, strict=True)):
+            repeats[-1] += 1
+            continue
+        if len(waiting) == clips_at_once:
+            rows.append(_run(path, backbone, waiting))
+            waiting = []
+            if progress is not None:
+                progress(time, stated)
+        waiting.append(clip)
+        repeats.append(1)
+        last = clip
+    rows.append(_run(path, backbone, waiting))
+    # The header's duration where the decoded frames bear it out, else that of the frames.
+    end = num_frames / rate
+    duration = stated if stated is not None and end - 1 / rate < stated <= end else end
+    if progress is not None:
+        progress(duration, duration)
+    features = torch.cat(rows).repeat_interleave(torch.tensor(repeats), dim=0)
+    return features, times, duration
+
+
+def _frame_rate(path: str | Path, backbone: Backbone, rate_hz: float | None) -> float:
+    if rate_hz is not None:
+        return rate_hz
+    if backbone.clip_frames == 1:
+        return DEFAULT_RATE_HZ
+    return min(max(probe(path).fps_nominal or 25.0, 1.0), 120.0)
+
+
+def _settings(backbone: Backbone, rate_hz: float) -> dict[str, Any]:
+    """What decides the numbers besides the file."""
+    return {
+        "backbone": backbone.name,
+        "dim": backbone.dim,
+        "size": list(backbone.size),
+        "clip_frames": backbone.clip_frames,
+        "clip_stride": backbone.clip_stride,
+        "rate_hz": rate_hz,
+        "version": _VERSION,
+    }
+
+
+def _digest(path: str | Path, settings: dict[str, Any]) -> str:
+    try:
+        content = sha256_file(check_file(path))
+    except OSError as error:
+        raise VideoError(f"cannot be read ({error.strerror})", file=path) from None
+    text = json.dumps([content, settings], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+@contextmanager
+def progress_bar(title: str) -> Iterator[Progress]:
+    """A bar with the time left, for the ``progress`` of :func:`extract_video`; silent in a file.
+
+    Args:
+        title: Shown before the bar.
+
+    Yields:
+        The callback.
+    """
+    with tqdm(desc=title, unit="s", unit_scale=True, disable=None, leave=False) as bar:
+
+        def show(done: float, total: float | None) -> None:
+            bar.total = total
+            bar.update(done - bar.n)
+
+        yield show
+
+
+def _clips(shown: Iterable[Shown], length: int, stride: int) -> Iterator[tuple[float, Pictures]]:
+    """The time and the pictures of each clip; the last picture fills up an unfinished last clip."""
+    window: list[Shown] = []
+    fresh = skip = 0
+    for item in shown:
+        if skip:
+            skip -= 1
+            continue
+        window.append(item)
+        fresh += 1
+        if len(window) == length:
+            yield window[0][0], [picture for _, picture in window]
+            window, fresh, skip = window[stride:], 0, max(0, stride - length)
+    if fresh:
+        pictures = [picture for _, picture in window]
+        yield window[0][0], pictures + pictures[-1:] * (length - len(pictures))
+
+
+def _run(path: str | Path, backbone: Backbone, clips: list[Pictures]) -> Tensor:
+    batch = np.stack([np.stack(clip) if len(clip) > 1 else clip[0] for clip in clips])
+    rows = backbone(torch.from_numpy(batch))
+    if not isinstance(rows, Tensor) or tuple(rows.shape) != (len(clips), backbone.dim):
+        shape = list(rows.shape) if isinstance(rows, Tensor) else type(rows).__name__
+        raise FeatureError(
+            f"backbone {backbone.name} gave {shape}, [{len(clips)}, {backbone.dim}] wanted",
+            file=path,
+        )
+    rows = rows.detach().float().cpu()
+    if not torch.isfinite(rows).all():
+        raise FeatureError(f"backbone {backbone.name} gave values that are not finite", file=path)
+    return rows

@@ -1,0 +1,286 @@
+"""From many video files to one feature file, resumable."""
+
+from __future__ import annotations
+
+import threading
+import unicodedata
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import h5py
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from tqdm import tqdm
+
+from relocal_pyg.data.features import write_features
+from relocal_pyg.data.hdf5 import H5_ERRORS, MAX_BYTES, checked_dataset, open_features
+from relocal_pyg.data.quarantine import Quarantine
+from relocal_pyg.errors import FeatureError, UsageError, VideoError
+from relocal_pyg.storage import replace_file
+from relocal_pyg.video.backbones import Backbone
+from relocal_pyg.video.cache import FeatureCache
+from relocal_pyg.video.decode import warn_of
+from relocal_pyg.video.extract import Progress, extract_video
+
+#: Files of a folder that are taken for videos; a file named by itself may have any suffix.
+VIDEO_SUFFIXES = (
+    *(".3gp", ".asf", ".avi", ".flv", ".m2ts", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg"),
+    *(".mts", ".mxf", ".ogv", ".ts", ".vob", ".webm", ".wmv"),
+)
+#: Data set beside the features: start and end of each step in seconds, float64 ``[n, 2]``.
+TIMES_KEY = "times"
+
+
+@dataclass(frozen=True)
+class Extraction:
+    """What :func:`extract_folder` did.
+
+    Attributes:
+        digests: Digest of the features of each video written, by video id.
+        computed: Videos extracted now.
+        reused: Videos whose features were already there.
+        problems: Damage of videos that were used as far as they go, by video id.
+    """
+
+    digests: dict[str, str]
+    computed: int
+    reused: int
+    problems: dict[str, tuple[str, ...]] = field(default_factory=dict)
+
+
+class _Interrupted(Exception):
+    """The run ends before this video does."""
+
+
+@dataclass(frozen=True)
+class _Outcome:
+    digest: str
+    reused: bool
+    problems: tuple[str, ...]
+
+
+def extract_folder(
+    videos: str | Path | Iterable[str | Path],
+    output: str | Path,
+    backbone: Backbone,
+    rate_hz: float | None = None,
+    *,
+    workers: int = 1,
+    cache: str | Path | None = None,
+    quarantine: Quarantine | None = None,
+    key: str = "c3d_features",
+    progress: bool = True,
+) -> Extraction:
+    """Extract features of many videos into one HDF5 file that ``FeatureStore`` reads.
+
+    Each finished video is kept in the cache under the SHA-256 of its content and the settings, so
+    nothing is extracted twice: not after an interruption, not for a copy under another name, not
+    when videos are added. The feature file is put together at the end, one video in memory at a
+    time. Besides ``<id>/<key>`` it holds ``<id>/times``, read by :func:`read_times`.
+
+    Args:
+        videos: A folder (searched with its subfolders for :data:`VIDEO_SUFFIXES`), a file or files.
+        output: The HDF5 file to write.
+        backbone: Called from ``workers`` threads.
+        rate_hz: See :func:`relocal_pyg.video.extract.extract_video`.
+        workers: Videos at a time; torch's threads are shared out among them.
+        cache: Folder of finished videos; ``<output>.cache`` where None.
+        quarantine: Collects videos that cannot be used, while the others are extracted. A damaged
+            video of which something decodes is used, with a
+            :class:`relocal_pyg.video.decode.VideoWarning`.
+        key: Name of the feature data set.
+        progress: Show a bar with the time left on a terminal.
+
+    Returns:
+        The :class:`Extraction`. The id of a video is :func:`video_id` of its file.
+
+    Raises:
+        UsageError: No videos, two videos with one id, or an argument out of range.
+        VideoError: No video at all could be used, or (``Quarantine(strict=True)``) one could not.
+        FeatureError: The backbone did not give what it says.
+        OutputError: The output or the cache cannot be written.
+    """
+    if workers < 1:
+        raise UsageError(f"workers is {workers}, at least 1 wanted")
+    if key == TIMES_KEY:
+        raise UsageError(f"the features cannot be called {key!r}: the times are")
+    files = find_videos(videos)
+    quarantine = Quarantine() if quarantine is None else quarantine
+    store = FeatureCache(Path(f"{output}.cache") if cache is None else cache)
+
+    def extract(name: str, tick: Progress) -> _Outcome | VideoError:
+        try:
+            video = extract_video(
+                files[name], backbone, rate_hz, cache=store, progress=tick, report=_keep_quiet
+            )
+        except VideoError as error:
+            return error
+        return _Outcome(video.digest, video.reused, video.problems)
+
+    done: dict[str, _Outcome] = {}
+
+    def settle(name: str, outcome: _Outcome | VideoError) -> None:
+        if isinstance(outcome, VideoError):
+            quarantine.add(files[name], name, outcome.reason, error=VideoError)
+            return
+        done[name] = outcome
+        for problem in outcome.problems:
+            warn_of(files[name])(problem)
+
+    _in_threads(files, extract, settle, workers, progress)
+    if not done:
+        raise VideoError(f"no video could be used: {quarantine.summary()}", file=output)
+    digests = {name: done[name].digest for name in sorted(done)}
+    _assemble(output, store, digests, key)
+    reused = sum(outcome.reused for outcome in done.values())
+    problems = {name: outcome.problems for name, outcome in done.items() if outcome.problems}
+    return Extraction(digests, len(done) - reused, reused, problems)
+
+
+def find_videos(videos: str | Path | Iterable[str | Path]) -> dict[str, Path]:
+    """The files that :func:`extract_folder` would extract, by video id, sorted.
+
+    Raises:
+        UsageError: There are none, or two have one id (both are named).
+    """
+    if isinstance(videos, str | Path):
+        folder = Path(videos)
+        if folder.is_dir():
+            found = [
+                entry
+                for entry in folder.rglob("*")
+                if entry.suffix.lower() in VIDEO_SUFFIXES
+                and not entry.name.startswith(".")
+                and entry.is_file()
+            ]
+            if not found:
+                raise UsageError("holds no video files", file=folder)
+        else:
+            found = [folder]
+    else:
+        found = [Path(video) for video in videos]
+    files: dict[str, Path] = {}
+    for file in sorted(found):
+        name = video_id(file)
+        if files.setdefault(name, file) != file:
+            raise UsageError(
+                f"has the same id as {files[name]}: rename one, or extract them apart",
+                file=file,
+                record=name,
+            )
+    if not files:
+        raise UsageError("no videos were given")
+    return dict(sorted(files.items()))
+
+
+def video_id(path: str | Path) -> str:
+    r"""The id of a video file: its name without the suffix, made safe as a name in HDF5.
+
+    Unicode is composed (NFC); characters that cannot be printed, slashes and what is over 255 bytes
+    are replaced or cut.
+
+    Example:
+        >>> video_id("clips/my holiday.mp4"), video_id("a\b.mkv")
+        ('my holiday', 'a_b')
+    """
+    stem = unicodedata.normalize("NFC", Path(path).stem)
+    safe = "".join(c if c.isprintable() and c not in "/\\" else "_" for c in stem)
+    safe = safe.encode()[:255].decode(errors="ignore")
+    return "_" if safe in ("", ".", "..") else safe
+
+
+def read_times(path: str | Path, video: str) -> Tensor:
+    """Read when each step of a video begins and ends.
+
+    Args:
+        path: A file of :func:`extract_folder`.
+        video: The id of a video in it.
+
+    Returns:
+        float64 ``[n, 2]`` in seconds.
+
+    Raises:
+        FeatureError: The file is damaged, or holds no such video or no times.
+    """
+    with open_features(path) as file:
+        data = checked_dataset(file, path, video, TIMES_KEY, MAX_BYTES)
+        try:
+            return torch.from_numpy(np.asarray(data[:], dtype=np.float64))
+        except H5_ERRORS as error:
+            raise FeatureError(f"cannot be read ({error})", file=path, record=video) from None
+
+
+def _in_threads(
+    files: dict[str, Path],
+    extract: Callable[[str, Progress], _Outcome | VideoError],
+    settle: Callable[[str, _Outcome | VideoError], None],
+    workers: int,
+    progress: bool,
+) -> None:
+    """Extract every file; ``settle`` is called in this thread as each one ends."""
+    stop, lock = threading.Event(), threading.Lock()
+    sizes = {name: file.stat().st_size if file.is_file() else 0 for name, file in files.items()}
+    bar = tqdm(
+        total=sum(sizes.values()), unit="B", unit_scale=True, disable=None if progress else True
+    )
+
+    def one(name: str) -> _Outcome | VideoError:
+        shown = 0
+
+        def advance(share: float) -> None:
+            nonlocal shown
+            with lock:
+                bar.update(round(sizes[name] * share) - shown)
+            shown = round(sizes[name] * share)
+
+        def tick(seconds: float, duration: float | None) -> None:
+            if stop.is_set():
+                raise _Interrupted
+            if duration:
+                advance(min(seconds / duration, 1.0))
+
+        outcome = extract(name, tick)
+        advance(1.0)
+        return outcome
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(max(1, threads // workers))
+    pool = ThreadPoolExecutor(workers)
+    try:
+        futures = {pool.submit(one, name): name for name in files}
+        for future in as_completed(futures):
+            settle(futures[future], future.result())
+    finally:
+        # After an error or an interruption: those waiting never start, those running stop at their
+        # next batch.
+        stop.set()
+        pool.shutdown(cancel_futures=True)
+        torch.set_num_threads(threads)
+        bar.close()
+
+
+def _assemble(output: str | Path, store: FeatureCache, digests: dict[str, str], key: str) -> None:
+    times: dict[str, NDArray[np.float64]] = {}
+
+    def items() -> Iterable[tuple[str, Tensor]]:
+        for name, digest in digests.items():
+            video = store.get(digest)
+            if video is None:
+                raise FeatureError("vanished from the cache: run again", file=store.folder)
+            starts = np.arange(len(video.features), dtype=np.float64)
+            times[name] = np.stack([starts, starts + 1], axis=1) * video.seconds_per_step
+            yield name, video.features
+
+    with replace_file(output) as temporary:
+        write_features(temporary, items(), key=key)
+        with h5py.File(temporary, "r+", libver="latest") as file:
+            for name, seconds in times.items():
+                file.create_dataset(f"{name}/{TIMES_KEY}", data=seconds, fletcher32=True)
+
+
+def _keep_quiet(problem: str) -> None:
+    """Problems of a video are reported once, by the thread that collects."""

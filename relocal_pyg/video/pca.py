@@ -1,0 +1,158 @@
+"""Principal components of features: the paper's 4,096 to 500 channels (section 5.2.1)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike, NDArray
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from relocal_pyg.errors import CheckpointError, FeatureError, UsageError
+from relocal_pyg.storage import replace_file
+
+
+@dataclass(frozen=True)
+class PCA:
+    """A fitted projection, kept as three tensors.
+
+    Attributes:
+        mean: float32 ``[F]``.
+        components: float32 ``[dim, F]``, orthonormal rows, the strongest first.
+        explained_variance: float32 ``[dim]``, falling.
+    """
+
+    mean: Tensor
+    components: Tensor
+    explained_variance: Tensor
+
+    def transform(self, features: ArrayLike) -> Tensor:
+        """Project features: ``(x - mean) components^T``.
+
+        Args:
+            features: ``[n, F]``.
+
+        Returns:
+            float32 ``[n, dim]``.
+
+        Raises:
+            FeatureError: The array has another width.
+        """
+        rows = torch.as_tensor(features).float()
+        if rows.ndim != 2 or rows.shape[1] != len(self.mean):
+            raise FeatureError(f"shape {list(rows.shape)}, [n, {len(self.mean)}] wanted")
+        return (rows - self.mean) @ self.components.T
+
+    def save(self, path: str | Path) -> None:
+        """Write the tensors as safetensors; an interrupted write leaves the old file.
+
+        Raises:
+            OutputError: The file cannot be written.
+        """
+        tensors = {
+            "mean": self.mean,
+            "components": self.components.contiguous(),
+            "explained_variance": self.explained_variance,
+        }
+        with replace_file(path) as temporary:
+            save_file(tensors, temporary)
+
+    @classmethod
+    def load(cls, path: str | Path) -> PCA:
+        """Read what :meth:`save` wrote.
+
+        Raises:
+            CheckpointError: Not such a file; the tensor that is missing or wrong is named.
+        """
+        try:
+            tensors = load_file(path)
+        except (SafetensorError, OSError, ValueError) as error:
+            raise CheckpointError(f"is no stored PCA ({error})", file=path) from None
+        for name, ndim in (("mean", 1), ("components", 2), ("explained_variance", 1)):
+            if name not in tensors:
+                raise CheckpointError("is missing", file=path, record=name)
+            tensor = tensors[name]
+            if tensor.ndim != ndim or not tensor.is_floating_point():
+                raise CheckpointError(
+                    f"has shape {list(tensor.shape)} and {tensor.dtype}", file=path, record=name
+                )
+        fitted = cls(*(tensors[name].float() for name in cls.__dataclass_fields__))
+        shape = (len(fitted.explained_variance), len(fitted.mean))
+        if tuple(fitted.components.shape) != shape:
+            raise CheckpointError(
+                f"has shape {list(fitted.components.shape)}, {list(shape)} wanted",
+                file=path,
+                record="components",
+            )
+        return fitted
+
+
+def fit_pca(arrays: Iterable[ArrayLike], dim: int = 500, batch_rows: int | None = None) -> PCA:
+    """Fit principal components in one pass, a batch of rows in memory at a time.
+
+    Fit on training videos only: components that have seen the test videos leak them. Uses
+    scikit-learn's ``IncrementalPCA``: exact where everything fits one batch or the data has no more
+    than ``dim`` directions, very near it otherwise.
+
+    Args:
+        arrays: Feature arrays ``[n, F]``, one a video; read once.
+        dim: Components to keep.
+        batch_rows: Rows per batch, at least ``dim``; four times ``dim`` where None.
+
+    Returns:
+        The fitted :class:`PCA`.
+
+    Raises:
+        FeatureError: An array is not a finite ``[n, F]``, widths differ, or there are fewer rows
+            or channels than ``dim``.
+        UsageError: scikit-learn is not installed, or an argument is out of range.
+    """
+    try:
+        from sklearn.decomposition import IncrementalPCA
+    except ImportError:
+        raise UsageError(
+            "fitting a PCA needs scikit-learn: pip install 'relocal_pyg[video]'"
+        ) from None
+    batch_rows = 4 * dim if batch_rows is None else batch_rows
+    if dim < 1 or batch_rows < dim:
+        raise UsageError(f"dim {dim} and batch_rows {batch_rows}: 1 <= dim <= batch_rows wanted")
+    model = IncrementalPCA(n_components=dim)
+    waiting: list[NDArray[np.float64]] = []
+    rows = 0
+    for number, array in enumerate(arrays):
+        block = _checked(array, number, waiting[0].shape[1] if waiting else None)
+        if block.shape[1] < dim:
+            raise FeatureError(f"{dim} components of {block.shape[1]} channels asked for")
+        waiting.append(block)
+        rows += len(block)
+        # A full batch always stays behind, so that the last one is never too small to fit.
+        if rows >= 2 * batch_rows:
+            stacked = np.concatenate(waiting)
+            used = (len(stacked) // batch_rows - 1) * batch_rows
+            for first in range(0, used, batch_rows):
+                model.partial_fit(stacked[first : first + batch_rows])
+            waiting = [stacked[used:]]
+            rows = len(waiting[0])
+    if rows < dim:
+        raise FeatureError(f"{rows} rows are too few for {dim} components")
+    model.partial_fit(np.concatenate(waiting))
+    return PCA(
+        torch.from_numpy(model.mean_).float(),
+        torch.from_numpy(model.components_).float(),
+        torch.from_numpy(model.explained_variance_).float(),
+    )
+
+
+def _checked(array: ArrayLike, number: int, width: int | None) -> NDArray[np.float64]:
+    block = np.asarray(array, dtype=np.float64)
+    if block.ndim != 2 or (width is not None and block.shape[1] != width):
+        wanted = "F" if width is None else width
+        raise FeatureError(f"shape {list(block.shape)}, [n, {wanted}] wanted", record=str(number))
+    if not np.isfinite(block).all():
+        raise FeatureError("holds values that are not finite", record=str(number))
+    return block

@@ -1,0 +1,316 @@
+from __future__ import annotations
+
+import builtins
+import sys
+import weakref
+
+import numpy as np
+import pytest
+
+from relocal_pyg.errors import UsageError, VideoError
+from relocal_pyg.video import opening, picture
+from relocal_pyg.video.decode import VideoWarning, frames, probe
+
+av = pytest.importorskip("av")
+
+
+def flat(level, height=48, width=64):
+    return np.full((height, width, 3), level, dtype=np.uint8)
+
+
+def levels(path, **options):
+    """Time and frame number (written as half the grey level) of each item."""
+    shown = list(frames(path, **options))
+    return [t for t, _ in shown], [round(float(p.mean()) / 2) for _, p in shown]
+
+
+UNEVEN = [0.0, 0.04, 0.5, 0.501, 2.5, 2.54, 3.0, 3.2]
+
+
+@pytest.mark.parametrize("suffix", [".mp4", ".mkv", ".mov", ".avi", ".ts"])
+def test_times_are_those_written(tmp_path, write_video, suffix):
+    codec = "mpeg4" if suffix == ".avi" else "libx264"
+    path = write_video(tmp_path / f"a{suffix}", [flat(2 * i) for i in range(40)], codec=codec)
+    times, numbers = levels(path)
+    assert times == pytest.approx([i / 25 for i in range(40)], abs=1e-6)
+    assert numbers == pytest.approx(list(range(40)), abs=2)
+
+
+@pytest.mark.parametrize("suffix", [".mp4", ".mkv"])
+@pytest.mark.parametrize("offset", [0.0, 5.0])
+def test_uneven_times_counted_from_the_first_frame(tmp_path, write_video, suffix, offset):
+    pictures = [flat(20 * i) for i in range(len(UNEVEN))]
+    path = write_video(tmp_path / f"a{suffix}", pictures, times=[t + offset for t in UNEVEN])
+    times, _ = levels(path)
+    assert times == pytest.approx(UNEVEN, abs=1e-6)
+    stated = probe(path)
+    assert stated.duration == pytest.approx(3.24, abs=0.2)
+
+
+@pytest.mark.parametrize("rate", [1.0, 7.3, 12.5, 40.0])
+def test_rate_gives_the_picture_on_the_screen(tmp_path, write_video, rate):
+    pictures = [flat(20 * i) for i in range(len(UNEVEN))]
+    path = write_video(tmp_path / "a.mp4", pictures, times=UNEVEN)
+    times, numbers = levels(path, rate_hz=rate)
+    grid = np.arange(len(times)) / rate
+    expected = [max(i for i, t in enumerate(UNEVEN) if t <= g + 1e-3) for g in grid]
+    assert [n / 10 for n in numbers] == pytest.approx(expected, abs=0.2)
+    assert times == pytest.approx([UNEVEN[i] for i in expected], abs=1e-6)
+    # The last picture stays for its own duration, then the video ends.
+    assert 3.2 <= len(times) / rate < 3.2 + 0.2 + 1 / rate
+
+
+def test_every_second_frame(steps_video):
+    times, numbers = levels(steps_video, every=2)
+    assert times == pytest.approx([i * 0.08 for i in range(50)], abs=1e-6)
+    assert numbers == pytest.approx(list(range(0, 100, 2)), abs=1)
+    assert levels(steps_video, rate_hz=12.5)[0] == pytest.approx(times, abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("start", "end"), [(0.0, 0.5), (1.3, 2.5), (1.0, 1.04), (3.9, None), (0.5, 99.0)]
+)
+@pytest.mark.parametrize("suffix", [".mp4", ".mkv", ".ts"])
+def test_a_range_is_exact(tmp_path, write_video, start, end, suffix):
+    pictures = [flat(2 * i) for i in range(100)]
+    path = write_video(tmp_path / f"a{suffix}", pictures, options={"g": "12", "bf": "2"})
+    expected = [i for i in range(100) if start - 1e-6 <= i / 25 < (end or 9) - 1e-6]
+    times, numbers = levels(path, start=start, end=end)
+    assert times == pytest.approx([i / 25 for i in expected], abs=1e-6)
+    assert numbers == pytest.approx(expected, abs=1)
+    # On a grid the first item is what the screen shows at the start.
+    times, numbers = levels(path, start=start, end=end, rate_hz=25)
+    assert numbers[0] == pytest.approx(int(start * 25 + 1e-6), abs=1)
+    assert times[0] <= start + 1e-3
+
+
+@pytest.mark.parametrize("degrees", [0, 90, 180, -90])
+@pytest.mark.parametrize("mirrored", [False, True])
+def test_rotation_and_mirroring_are_applied(tmp_path, write_video, degrees, mirrored):
+    stored = flat(0)
+    stored[:24, :32] = (250, 0, 0)
+    stored[:24, 32:] = (0, 250, 0)
+    stored[24:, :32] = (0, 0, 250)
+    path = write_video(tmp_path / "a.mp4", [stored] * 3, rotate=(degrees, mirrored))
+    # PyAV's degrees count against the clock, as numpy's do; it mirrors after turning.
+    expected = np.rot90(stored, degrees // 90)
+    expected = expected[:, ::-1] if mirrored else expected
+    shown = next(frames(path))[1]
+    assert shown.shape == expected.shape
+    assert np.median(np.abs(shown.astype(int) - expected)) < 12
+    stated = probe(path)
+    assert (stated.height, stated.width) == expected.shape[:2]
+    if not mirrored:
+        assert stated.rotation == -degrees % 360
+    scaled = next(frames(path, size=(20, 10)))[1]
+    assert scaled.shape == (20, 10, 3)
+    coarse = expected[:: len(expected) // 4][1:4:2, :: expected.shape[1] // 4][:, 1:4:2]
+    assert np.abs(scaled[5:20:10, 2:10:5].astype(int) - coarse).max() < 80
+
+
+def test_odd_sizes(tmp_path, write_video):
+    path = write_video(tmp_path / "a.mp4", [flat(100, 47, 63)] * 3, codec="mpeg4")
+    shown = next(frames(path))[1]
+    assert shown.shape == (47, 63, 3)
+    assert np.abs(shown.astype(int) - 100).max() < 6
+    assert next(frames(path, size=(33, 17)))[1].shape == (33, 17, 3)
+    stated = probe(path)
+    assert (stated.width, stated.height, stated.rotation) == (63, 47, 0)
+
+
+def test_probe(steps_video):
+    stated = probe(steps_video)
+    assert stated.duration == pytest.approx(4.0)
+    assert stated.fps_nominal == pytest.approx(25.0)
+    assert (stated.width, stated.height, stated.num_frames_estimate) == (64, 48, 100)
+    assert stated.codec in ("h264", "mpeg4")
+
+
+def test_a_raw_stream_has_no_timestamps_but_times(tmp_path, write_video):
+    path = write_video(tmp_path / "a.h264", [flat(2 * i) for i in range(20)])
+    times, numbers = levels(path)
+    assert times == pytest.approx([i / 25 for i in range(20)], abs=1e-6)
+    assert numbers == pytest.approx(list(range(20)), abs=1)
+    assert levels(path, start=0.4)[1] == pytest.approx(list(range(10, 20)), abs=1)
+    assert probe(path).num_frames_estimate is None
+
+
+@pytest.mark.parametrize(
+    ("kind", "words"),
+    [
+        ("empty", "is empty"),
+        ("text", "is not a video"),
+        ("directory", "is a directory"),
+        ("missing", "no such file"),
+        ("headless", "is not a video"),
+        ("noise", "is not a video"),
+        ("audio_only", "no video stream"),
+        ("no_frames", "no frame|no video stream|not a video"),
+        ("playlist", "is not a video"),
+        ("nul", "cannot be opened|no such file"),
+    ],
+)
+@pytest.mark.parametrize("call", [probe, lambda path: list(frames(path, rate_hz=5))])
+def test_bad_files_give_one_line_that_names_them(bad_videos, kind, words, call):
+    path = bad_videos[kind]
+    with pytest.raises(VideoError, match=words) as caught:
+        call(path)
+    message = str(caught.value)
+    assert "\n" not in message
+    assert message.startswith(str(path).replace("\0", "\\x00"))
+    # Nothing of PyAV shows through, not even as the cause of a traceback.
+    assert caught.value.__cause__ is None
+    assert caught.value.__suppress_context__ or caught.value.__context__ is None
+
+
+def test_a_cover_picture_is_no_video(tmp_path):
+    path = tmp_path / "song.mp3"
+    with av.open(str(path), "w") as output:
+        if "libmp3lame" not in av.codecs_available:
+            pytest.skip("this FFmpeg writes no mp3")
+        sound = output.add_stream("libmp3lame", rate=16000, layout="mono")
+        cover = output.add_stream("mjpeg", rate=1)
+        cover.width, cover.height, cover.pix_fmt = 32, 32, "yuvj420p"
+        cover.disposition = av.stream.Disposition.attached_pic
+        output.mux(cover.encode(av.VideoFrame.from_ndarray(flat(9, 32, 32), format="rgb24")))
+        samples = np.zeros((1, 1152), dtype=np.float32)
+        frame = av.AudioFrame.from_ndarray(samples, format="fltp", layout="mono")
+        frame.sample_rate = 16000
+        output.mux(sound.encode(frame))
+        output.mux(sound.encode())
+    with pytest.raises(VideoError, match="no video stream"):
+        probe(path)
+
+
+def test_a_broken_tail_gives_what_decodes_and_says_so(tmp_path, write_video):
+    noise = np.random.default_rng(0).integers(0, 255, (100, 48, 64, 3), dtype=np.uint8)
+    whole = write_video(tmp_path / "a.mp4", list(noise), container={"movflags": "faststart"})
+    cut = tmp_path / "cut.mp4"
+    cut.write_bytes(whole.read_bytes()[: whole.stat().st_size // 2])
+    with pytest.warns(VideoWarning) as caught:
+        times, _ = levels(cut)
+    assert 10 < len(times) < 90
+    assert times == pytest.approx([i / 25 for i in range(len(times))], abs=1e-6)
+    assert any("of the stated 4.0 s" in str(w.message) for w in caught)
+    assert all(str(w.message).startswith(str(cut)) for w in caught)
+    problems: list[str] = []
+    levels(cut, report=problems.append)
+    assert any("of the stated" in problem for problem in problems)
+    assert probe(cut).duration == pytest.approx(4.0)
+
+
+def test_damage_in_the_middle_is_survived(tmp_path, write_video):
+    noise = np.random.default_rng(0).integers(0, 255, (100, 48, 64, 3), dtype=np.uint8)
+    options = {"g": "10"}
+    whole = write_video(tmp_path / "a.mp4", list(noise), codec="mpeg4", options=options)
+    data = bytearray(whole.read_bytes())
+    middle, hole = len(data) // 2, len(data) // 10
+    data[middle : middle + hole] = bytes(hole)
+    path = tmp_path / "damaged.mp4"
+    path.write_bytes(data)
+    problems: list[str] = []
+    times, _ = levels(path, report=problems.append)
+    assert any("damaged" in problem for problem in problems)
+    # The frames after the damage keep their times.
+    assert times[-1] == pytest.approx(99 / 25, abs=1e-6)
+    assert 50 < len(times) < 100
+
+
+def test_times_that_run_backwards_or_far_ahead_are_dropped(tmp_path, write_video):
+    path = write_video(
+        tmp_path / "a.mkv", [flat(20 * i) for i in range(4)], times=[0.0, 0.5, 9000.0, 9000.5]
+    )
+    problems: list[str] = []
+    times, _ = levels(path, rate_hz=10, report=problems.append)
+    assert len(times) < 30
+    assert any("jumps" in problem for problem in problems)
+    once = write_video(tmp_path / "once.ts", [flat(2 * i) for i in range(50)])
+    twice = tmp_path / "twice.ts"
+    twice.write_bytes(once.read_bytes() * 2)
+    problems.clear()
+    times, _ = levels(twice, report=problems.append)
+    assert times == sorted(times)
+    assert any("backwards" in problem for problem in problems)
+
+
+def test_ranges_that_show_nothing(steps_video):
+    for options in ({"rate_hz": 5.0}, {"every": 1}, {}):
+        with pytest.raises(VideoError, match="shows no frame"):
+            list(frames(steps_video, start=50.0, **options))
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"rate_hz": 5.0, "every": 2},
+        {"rate_hz": 0.0},
+        {"rate_hz": float("nan")},
+        {"every": 0},
+        {"start": -1.0},
+        {"start": 2.0, "end": 2.0},
+        {"start": float("nan")},
+        {"end": float("nan")},
+        {"size": (0, 5)},
+    ],
+)
+def test_arguments_out_of_range_are_refused_at_once(steps_video, options):
+    with pytest.raises(UsageError):
+        frames(steps_video, **options)
+
+
+def test_a_huge_frame_is_refused(steps_video, monkeypatch):
+    monkeypatch.setattr(picture, "MAX_PIXELS", 64 * 48 - 1)
+    with pytest.raises(VideoError, match="64 x 48 pixels") as caught:
+        list(frames(steps_video))
+    assert caught.value.file == str(steps_video)
+
+
+def test_memory_is_bounded(steps_video):
+    alive: weakref.WeakSet = weakref.WeakSet()
+    most = 0
+
+    class Watched(np.ndarray):
+        """An array that can be in a weak set."""
+
+        __hash__ = object.__hash__  # type: ignore[assignment]
+
+    original = picture.np.ascontiguousarray
+
+    def watched(array):
+        copy = original(array).view(Watched)
+        alive.add(copy)
+        return copy
+
+    picture.np.ascontiguousarray, undo = watched, original
+    try:
+        for _ in frames(steps_video):
+            most = max(most, len(alive))
+    finally:
+        picture.np.ascontiguousarray = undo
+    assert most <= 2
+
+
+def test_without_pyav_the_extra_is_named(steps_video, monkeypatch):
+    original = builtins.__import__
+
+    def refuse(name, *args, **kwargs):
+        if name == "av":
+            raise ImportError(name)
+        return original(name, *args, **kwargs)
+
+    monkeypatch.delitem(sys.modules, "av")
+    monkeypatch.setattr(builtins, "__import__", refuse)
+    for cached in (opening.failures, opening._readable_formats):
+        cached.cache_clear()
+    with pytest.raises(UsageError, match=r"pip install 'relocal_pyg\[video\]'"):
+        list(frames(steps_video))
+    with pytest.raises(UsageError, match="relocal_pyg"):
+        probe(steps_video)
+
+
+def test_a_colon_or_odd_bytes_in_a_name(tmp_path, write_video):
+    plain = write_video(tmp_path / "a.mp4", [flat(5)] * 3)
+    for name in ("http:x.mp4", "été ☃.mp4", "a%d.mp4"):
+        odd = tmp_path / name
+        odd.write_bytes(plain.read_bytes())
+        assert len(list(frames(odd))) == 3
