@@ -1,0 +1,231 @@
+"""Run a model over a pair list and keep what it answered."""
+
+from __future__ import annotations
+
+import time
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from relocal_pyg.data.items import Item, Pair
+from relocal_pyg.errors import RelocalError
+from relocal_pyg.evaluation.machine import environment
+from relocal_pyg.evaluation.overlaps import best_tiou
+from relocal_pyg.evaluation.recall import oracle, recall_by_budget
+from relocal_pyg.evaluation.records import PairRecord
+from relocal_pyg.evaluation.results import Evaluation
+from relocal_pyg.models.base import Ranking, Relocalizer
+from relocal_pyg.moments import clip_moments, nms
+
+if TYPE_CHECKING:
+    from relocal_pyg.data.pairs import PairList
+    from relocal_pyg.datasets.protocol import Protocol
+
+
+def evaluate(
+    model: Relocalizer,
+    protocol: Protocol,
+    pairs: PairList,
+    *,
+    top_k: int = 5,
+    nms_threshold: float = 0.5,
+    surroundings: bool = True,
+    title: str | None = None,
+    seed: int | None = None,
+    progress: bool = True,
+) -> Evaluation:
+    """Answer every pair of a list and score the answers (section 5.2.3).
+
+    A pair without proposals is a miss, whatever the model, and is warned about.
+
+    Args:
+        model: Any model; a module is put in evaluation mode and back.
+        protocol: Gives features and proposals.
+        pairs: The pair list.
+        top_k: How many answers a pair are kept; R@5 needs 5.
+        nms_threshold: Of two answers with a larger tIoU only the better is kept.
+        surroundings: Whether the model is shown the video around the query. Some models use it;
+            no model is told where in it the query lies.
+        title: Name in tables; the model's own where None.
+        seed: Seed that the model was trained with: evaluations that differ in it alone are
+            averaged by :func:`relocal_pyg.evaluation.compare`.
+        progress: Show a progress bar.
+
+    Returns:
+        The :class:`Evaluation`.
+
+    Raises:
+        RelocalError: The list is empty, or the model's answer is no ranking; the pair is named.
+    """
+    name = title or model.title
+    if not pairs.pairs:
+        raise RelocalError("the pair list is empty: nothing to evaluate", record=pairs.split)
+    records = []
+    with _evaluation_mode(model):
+        for pair in tqdm(pairs.pairs, desc=name, unit="pair", disable=not progress):
+            records.append(
+                _run_pair(model, protocol, pair, surroundings, top_k, nms_threshold, name)
+            )
+    empty = sum(record.num_proposals == 0 for record in records)
+    if empty:
+        warnings.warn(
+            f"{empty} of {len(records)} pairs have no proposals and count as misses", stacklevel=2
+        )
+    return Evaluation(
+        title=name,
+        protocol=protocol.name,
+        split=pairs.split,
+        pairs_sha256=pairs.sha256,
+        pairs_seed=pairs.seed,
+        exclude=pairs.exclude,
+        records=tuple(records),
+        reconstructed=model.reconstructed,
+        seed=seed,
+        settings={
+            "top_k": top_k,
+            "nms_threshold": nms_threshold,
+            "surroundings": surroundings,
+            "queries_without_reference": len(pairs.without_reference),
+        },
+        environment=environment(),
+        about=dict(protocol.about),
+    )
+
+
+def replay(model: Relocalizer, like: Evaluation) -> Evaluation:
+    """Answer the pairs of another evaluation with a model that looks at lengths alone.
+
+    This is how the trivial predictors of a table are made: no feature is read. Each pair is shown
+    features of its own, so that a predictor seeded by them draws anew for each.
+
+    Args:
+        model: A model that ignores content and proposals.
+        like: The evaluation whose pairs are answered.
+    """
+    top_k, threshold = like.settings["top_k"], like.settings["nms_threshold"]
+    records = []
+    with _evaluation_mode(model):
+        for number, record in enumerate(like.records):
+            query = torch.full((record.query_steps, 1), float(number))
+            reference = torch.zeros(record.reference_steps, 1)
+            proposals = torch.tensor([[0.0, record.reference_steps]])
+            start = time.perf_counter()
+            ranking = model.rank(query, reference, proposals)
+            seconds = time.perf_counter() - start
+            truths = torch.tensor(record.truths)
+            answer = _judge(ranking, len(reference), truths, top_k, threshold, model.title)
+            records.append(replace(record, **answer, seconds=seconds))
+    return replace(
+        like,
+        title=model.title,
+        records=tuple(records),
+        reconstructed=model.reconstructed,
+        seed=None,
+    )
+
+
+def _run_pair(
+    model: Relocalizer,
+    protocol: Protocol,
+    pair: Pair,
+    surroundings: bool,
+    top_k: int,
+    nms_threshold: float,
+    name: str,
+) -> PairRecord:
+    item = pair.reference
+    proposals = protocol.proposals(item, pair.query).float()
+    truths = torch.tensor(item.truths, dtype=torch.float64)
+    ranking, seconds = None, 0.0
+    if len(proposals):
+        query, reference = protocol.query(pair.query), protocol.reference(item)
+        around = protocol.reference(pair.query) if surroundings else None
+        start = time.perf_counter()
+        ranking = model.rank(query, reference, proposals, query_video=around)
+        # Reading a number waits for the device, so that its work is inside the time.
+        ranking = Ranking(
+            ranking.moments.cpu(),
+            ranking.scores.cpu(),
+            None if ranking.proposals is None else ranking.proposals.cpu(),
+        )
+        seconds = time.perf_counter() - start
+    place = f"{name}: query {pair.query.item_id}, reference {item.item_id}"
+    answer = _judge(ranking, item.num_steps, truths, top_k, nms_threshold, place)
+    return PairRecord(
+        query_id=pair.query.item_id,
+        reference_id=item.item_id,
+        label=pair.query.label,
+        video_id=item.video_id,
+        seconds_per_step=item.seconds_per_step,
+        reference_steps=item.num_steps,
+        query_steps=pair.query.query_steps,
+        truths=_spans(truths),
+        truth_seconds=_truth_seconds(item),
+        recall=tuple(tuple(row) for row in recall_by_budget(proposals, truths).tolist()),
+        oracle=oracle(proposals, truths).item(),
+        num_proposals=len(proposals),
+        seconds=seconds,
+        **answer,
+    )
+
+
+def _judge(
+    ranking: Ranking | None,
+    num_steps: int,
+    truths: Tensor,
+    top_k: int,
+    nms_threshold: float,
+    place: str,
+) -> dict[str, Any]:
+    """The part of a record that depends on the answer."""
+    if ranking is None:
+        return {"moments": (), "scores": (), "tious": (), "before": None, "tiou_before": None}
+    moments, scores = ranking.moments.double(), ranking.scores.double()
+    before = ranking.proposals
+    shape = (len(scores), 2)
+    if scores.ndim != 1 or moments.shape != shape or len(scores) == 0:
+        raise RelocalError(
+            f"moments {list(moments.shape)}, scores {list(scores.shape)}: [M, 2], [M] wanted",
+            record=place,
+        )
+    if before is not None and before.shape != shape:
+        raise RelocalError(f"proposals {list(before.shape)}: one a moment wanted", record=place)
+    if not (torch.isfinite(moments).all() and torch.isfinite(scores).all()):
+        raise RelocalError("an answer or a score is not finite", record=place)
+    moments = clip_moments(moments, num_steps)
+    kept = nms(moments, scores, nms_threshold)[:top_k]
+    first = None if before is None else before[kept[:1]].double()
+    return {
+        "moments": _spans(moments[kept]),
+        "scores": tuple(scores[kept].tolist()),
+        "tious": tuple(best_tiou(moments[kept][None], truths[None])[0].tolist()),
+        "before": None if first is None else _spans(first)[0],
+        "tiou_before": None if first is None else best_tiou(first, truths[None]).item(),
+    }
+
+
+@contextmanager
+def _evaluation_mode(model: Relocalizer) -> Iterator[None]:
+    """No gradients, no dropout. Not inference mode: what a model caches must stay trainable."""
+    module = model if isinstance(model, torch.nn.Module) else torch.nn.Module()
+    was_training = module.training
+    module.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        module.train(was_training)
+
+
+def _truth_seconds(item: Item) -> float:
+    return item.query_steps * item.seconds_per_step
+
+
+def _spans(moments: Tensor) -> tuple[tuple[float, float], ...]:
+    return tuple((start, end) for start, end in moments.tolist())

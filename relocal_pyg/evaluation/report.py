@@ -1,0 +1,291 @@
+"""One HTML page that shows and explains a comparison, complete in one file."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from relocal_pyg.errors import UsageError
+from relocal_pyg.evaluation.comparison import ORACLE, Comparison, Row
+from relocal_pyg.evaluation.page import details, page, picture, scrolling, table
+from relocal_pyg.evaluation.records import PairRecord, Span
+from relocal_pyg.evaluation.tables import ABSENT, percent, to_html
+from relocal_pyg.plots import recall_curve, timeline, training_curves
+from relocal_pyg.storage import replace_file
+
+if TYPE_CHECKING:
+    from relocal_pyg.data.items import Item
+    from relocal_pyg.datasets.protocol import Protocol
+
+#: More models than this are too many for one timeline.
+MAX_MODELS = 6
+
+
+def write_report(
+    path: str | Path,
+    comparison: Comparison,
+    protocol: Protocol,
+    *,
+    title: str = "Video relocalization",
+    labels: Sequence[str] = (),
+    settings: Mapping[str, object] | None = None,
+    histories: Mapping[str, Sequence[Mapping[str, float]]] | None = None,
+) -> None:
+    """Write the page: table, curves, timelines, settings and versions; no network, no script.
+
+    Timelines show the leading model's best, median and worst query, and the median query of each
+    class asked for.
+
+    Args:
+        path: The HTML file.
+        comparison: From :func:`relocal_pyg.evaluation.compare`.
+        protocol: The protocol that was evaluated: proposals of the pictured pairs are read again.
+        title: Heading of the page.
+        labels: Classes to picture as well.
+        settings: What to list beside the versions: configurations, command line.
+        histories: Training history by name of the model, as :func:`relocal_pyg.training.fit`
+            gives it.
+
+    Raises:
+        UsageError: ``protocol`` is another one or lacks a pictured pair, or a class has no pair.
+        OutputError: The page could not be written; what was there before is intact.
+    """
+    if protocol.name != comparison.first.protocol:
+        raise UsageError(
+            f"the comparison is of protocol {comparison.first.protocol}, not of {protocol.name}"
+        )
+    sections = [
+        ("results", "Results", scrolling(to_html(comparison), "Results table")),
+        ("curve", "Every threshold", _curve(comparison)),
+        ("differences", "Differences to the leading model", _differences(comparison)),
+        ("lengths", "By length of the truth", _by_length(comparison)),
+        ("classes", "By class", _by_label(comparison)),
+        ("proposals", "What the proposals allow", _recall(comparison)),
+        ("timelines", "Answers on the time axis", _timelines(comparison, protocol, labels)),
+        ("training", "Training", _training(histories or {})),
+        ("settings", "Settings and versions", _settings(comparison, settings or {})),
+    ]
+    count = sum(row.kind == "model" for row in comparison.rows)
+    lead = (
+        "Find the moment of a long reference video that means the same as a query clip: "
+        f"{count} {'model' if count == 1 else 'models'} on the {len(comparison.first)} pairs of "
+        f"protocol {protocol.name}, split {comparison.first.split}."
+    )
+    content = page(title, lead, sections)
+    with replace_file(path) as temporary:
+        Path(temporary).write_text(content, encoding="utf-8")
+
+
+def _curve(comparison: Comparison) -> str:
+    tious = {
+        row.title: comparison.evaluations[row.title][0].tious
+        for row in comparison.rows
+        if row.kind != "oracle"
+    }
+    tious[ORACLE] = comparison.first.oracle_tious
+    muted = [row.title for row in comparison.rows if row.kind == "trivial"]
+    return picture(
+        recall_curve(tious, muted=muted),
+        "Share of queries above each tIoU threshold, one line a row of the results table; the "
+        "table gives the figures at eight thresholds.",
+        "mAP@1 at every threshold. Of a model with several seeds the first is drawn.",
+    )
+
+
+def _differences(comparison: Comparison) -> str:
+    leader = comparison.leader.title
+    rows = []
+    for row in comparison.rows:
+        if row.behind is None:
+            continue
+        low, high = row.behind.low, row.behind.high
+        known = low is not None and high is not None
+        ends = f"{100 * (low or 0):+.1f} to {100 * (high or 0):+.1f}" if known else ABSENT
+        rows.append((row.title, f"{100 * row.behind.value:+.1f}", ends))
+    return table(
+        f"mAP@1 at .5 minus that of {leader}, in points, on the same pairs. An interval that "
+        "does not hold 0 shows a difference that the choice of videos does not explain.",
+        ("Model", "difference", "95 % interval"),
+        rows,
+    )
+
+
+def _by_length(comparison: Comparison) -> str:
+    shown = [row for row in comparison.rows if row.kind != "oracle"]
+    parts = {row.title: _mean_parts(comparison, row, "by_length") for row in shown}
+    buckets = parts[shown[0].title]
+    heads = ["Model", *(f"{name} (N = {part['pairs']:.0f})" for name, part in buckets.items())]
+    rows = [
+        (title, *(_cell(part["mAP@1@0.5"]) for part in by_length.values()))
+        for title, by_length in parts.items()
+    ]
+    return table("mAP@1 at .5 (%) by length of the true moment in seconds", heads, rows)
+
+
+def _by_label(comparison: Comparison) -> str:
+    leader = comparison.leader
+    rows = [
+        (
+            label,
+            f"{part['pairs']:.0f}",
+            *(_cell(part[key]) for key in ("mAP@1@0.5", "mAP@1@0.7", "mIoU")),
+        )
+        for label, part in _mean_parts(comparison, leader, "by_label").items()
+    ]
+    body = table(
+        f"{leader.title}, in percent", ("Class", "N", "mAP@1 .5", "mAP@1 .7", "mIoU"), rows
+    )
+    return details(f"{len(rows)} classes", body)
+
+
+def _mean_parts(
+    comparison: Comparison, row: Row, method: str
+) -> dict[str, dict[str, float | None]]:
+    """Scores by part of the pairs, averaged over the seeds of a row."""
+    runs = [getattr(run, method)() for run in comparison.evaluations[row.title]]
+    return {
+        name: {
+            key: None if value is None else sum(run[name][key] for run in runs) / len(runs)
+            for key, value in part.items()
+        }
+        for name, part in runs[0].items()
+    }
+
+
+def _cell(value: float | None) -> str:
+    return ABSENT if value is None else f"{100 * value:.1f}"
+
+
+def _recall(comparison: Comparison) -> str:
+    recall = comparison.average_recall
+    scores = comparison.oracle.scores
+    facts = table(
+        "Average recall (%) of the truths by the first proposals of each reference, over the "
+        "thresholds .5 to .95",
+        ("Proposals", *(f"first {budget}" for budget in recall)),
+        [("AR@AN", *(_cell(value) for value in recall.values()))],
+    )
+    best = percent(scores["mIoU"], interval=True)
+    return (
+        f"<p>The best of {comparison.proposals_per_reference:.1f} proposals per reference has a "
+        f"mean tIoU of {best} %.</p>{facts}"
+    )
+
+
+def _timelines(comparison: Comparison, protocol: Protocol, labels: Sequence[str]) -> str:
+    split = protocol.splits.get(comparison.first.split, ())
+    items = {item.item_id: item for item in split}
+    parts = []
+    for position, why in _choose(comparison, labels).items():
+        record = comparison.first.records[position]
+        for item_id in (record.query_id, record.reference_id):
+            if item_id not in items:
+                raise UsageError(
+                    f"protocol {protocol.name} has no such item: evaluate it again", record=item_id
+                )
+        parts.append(_timeline(comparison, protocol, items, position, why))
+    return "\n".join(parts)
+
+
+def _choose(comparison: Comparison, labels: Sequence[str]) -> dict[int, str]:
+    """Positions of the pairs to picture, each with why it was chosen."""
+    leader = comparison.evaluations[comparison.leader.title][0]
+    order = sorted(range(len(leader)), key=lambda i: (-leader.records[i].tiou, i))
+    chosen: dict[int, str] = {}
+    for place, why in ((0, "best"), (len(order) // 2, "median"), (len(order) - 1, "worst")):
+        chosen.setdefault(order[place], f"{why} query of {leader.title}")
+    for label in labels:
+        inside = [i for i in order if leader.records[i].label == label]
+        if not inside:
+            known = ", ".join(sorted({record.label for record in leader.records}))
+            raise UsageError(f"no pair of class {label!r}: one of {known} wanted")
+        chosen.setdefault(inside[len(inside) // 2], "median query of its class")
+    return chosen
+
+
+def _timeline(
+    comparison: Comparison,
+    protocol: Protocol,
+    items: Mapping[str, Item],
+    position: int,
+    why: str,
+) -> str:
+    models = [row.title for row in comparison.rows if row.kind == "model"][:MAX_MODELS]
+    titles = models or [comparison.leader.title]
+    answers = {title: comparison.evaluations[title][0].records[position] for title in titles}
+    record = next(iter(answers.values()))
+    query, reference = items[record.query_id], items[record.reference_id]
+    step = reference.seconds_per_step
+    proposals = (protocol.proposals(reference, query).double() * step).tolist()
+    figure = timeline(
+        query.query_steps * query.seconds_per_step,
+        reference.num_steps * step,
+        record.truths_seconds,
+        {title: answer.moments_seconds for title, answer in answers.items()},
+        proposals=[(start, end) for start, end in proposals],
+    )
+    truths = ", ".join(map(_seconds, record.truths_seconds))
+    told = "; ".join(
+        f"{title} answers {_seconds(answer.moments_seconds[0])}, tIoU {answer.tiou:.2f}"
+        if answer.moments
+        else f"{title} gives no answer"
+        for title, answer in answers.items()
+    )
+    place = f"query {record.query_id} in reference {record.reference_id}"
+    return picture(
+        figure,
+        f"Timeline of {place}. The truth is {truths}; {told}.",
+        f"{record.label}: {place} ({why}).",
+    ) + details("Figures", _answers(answers))
+
+
+def _answers(answers: Mapping[str, PairRecord]) -> str:
+    rows = [
+        (
+            title,
+            _seconds(answer.moments_seconds[0]) if answer.moments else ABSENT,
+            f"{answer.tiou:.3f}",
+            _seconds(answer.before_seconds) if answer.before_seconds else ABSENT,
+            ABSENT if answer.tiou_before is None else f"{answer.tiou_before:.3f}",
+            f"{answer.oracle:.3f}",
+        )
+        for title, answer in answers.items()
+    ]
+    heads = ("Model", "answer", "tIoU", "before refinement", "its tIoU", "oracle tIoU")
+    return table("Best answers, in seconds of the reference", heads, rows)
+
+
+def _training(histories: Mapping[str, Sequence[Mapping[str, float]]]) -> str:
+    return "\n".join(
+        picture(
+            training_curves(history),
+            f"Training of {title}: losses and validation scores by optimiser step.",
+            title,
+        )
+        for title, history in histories.items()
+    )
+
+
+def _settings(comparison: Comparison, settings: Mapping[str, object]) -> str:
+    first = comparison.first
+    groups: list[tuple[str, Mapping[str, object]]] = [
+        ("Settings", settings),
+        ("Evaluation", {"pair list": first.pairs_sha256, **first.settings}),
+        ("Protocol", first.about),
+        ("Versions and machine", first.environment),
+    ]
+    return "\n".join(
+        table(caption, ("Name", "Value"), [(k, _plain(v)) for k, v in facts.items()], names=True)
+        for caption, facts in groups
+        if facts
+    )
+
+
+def _plain(value: object) -> str:
+    return value if isinstance(value, str) else json.dumps(value, default=str)
+
+
+def _seconds(span: Span) -> str:
+    return f"{span[0]:.1f} to {span[1]:.1f} s"

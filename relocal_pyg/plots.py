@@ -1,0 +1,329 @@
+"""Pictures: timelines, similarity maps, graphs and curves.
+
+Every function gives a ``matplotlib.figure.Figure`` that belongs to no window and to no global
+state: ``figure.savefig("a.png")`` works on a machine without a display. matplotlib is imported only
+when a picture is drawn. Names that come from data are drawn letter by letter: a ``$`` in one starts
+no formula.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+import torch
+import torch.nn.functional as F
+from numpy.typing import ArrayLike
+from torch import Tensor
+
+from relocal_pyg.errors import UsageError, ascii_line
+from relocal_pyg.plot_style import (
+    BLUE,
+    DARK,
+    GREEN,
+    GREY,
+    ORANGE,
+    PALE,
+    colour_bar,
+    colours,
+    draw_legend,
+    name_rows,
+    new_figure,
+    set_title,
+    whole_numbers,
+)
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+    from relocal_pyg.graph import PairGraph
+
+#: More proposals than this make a timeline no clearer.
+MAX_PROPOSALS = 200
+
+Span = tuple[float, float]
+
+
+def timeline(
+    query_seconds: float,
+    reference_seconds: float,
+    truths: Sequence[Span],
+    predictions: Mapping[str, Sequence[Span]],
+    *,
+    proposals: Sequence[Span] | None = None,
+    title: str = "",
+) -> Figure:
+    """Query, reference, truth and each model's answer on one time axis in seconds (Figure 11).
+
+    Args:
+        query_seconds: Length of the query, drawn from 0: it is cut from another video.
+        reference_seconds: Length of the reference.
+        truths: True moments in seconds of the reference.
+        predictions: Answers by name of the model, in seconds, best first; the best is drawn full.
+        proposals: Candidates in seconds; the first 200 are drawn, one thin line each.
+        title: Heading.
+
+    Raises:
+        UsageError: A length is not a positive number.
+    """
+    for name, value in (("query_seconds", query_seconds), ("reference_seconds", reference_seconds)):
+        if not (value > 0 and math.isfinite(value)):
+            raise UsageError(f"{name} is {value}: a positive number wanted")
+    shown = sorted(list(proposals or [])[:MAX_PROPOSALS])
+    height = 1.0 + 0.3 * (3 + len(predictions)) + (0.75 if shown else 0)
+    figure, (axes,) = new_figure(height)
+    names, ticks = [], []
+
+    def add_row(name: str, y: float, spans: Sequence[Span], colour: str, times: str) -> None:
+        names.append(name)
+        ticks.append(y)
+        for rank, (start, end) in enumerate(spans):
+            alpha, size = (1.0, 0.62) if rank == 0 or colour == GREEN else (0.25, 0.36)
+            axes.broken_barh(
+                [(start, end - start)], (y - size / 2, size), color=colour, alpha=alpha, linewidth=0
+            )
+        beside = axes.get_yaxis_transform()
+        axes.text(1.01, y, times, transform=beside, va="center", fontsize=8)
+
+    add_row("Query", 0, [(0.0, query_seconds)], BLUE, f"{query_seconds:.1f} s long")
+    add_row("Reference", 1, [(0.0, reference_seconds)], GREY, f"{reference_seconds:.1f} s long")
+    named = ", ".join(map(_range, sorted(truths)[:2])) + (", …" if len(truths) > 2 else "")
+    add_row("Ground truth", 2, sorted(truths), GREEN, named)
+    last = 2.0
+    if shown:
+        last = 4.4
+        count = len(list(proposals or []))
+        names.append(f"Proposals\n({len(shown)} of {count})" if count > len(shown) else "Proposals")
+        ticks.append(3.5)
+        lines = [2.6 + 1.8 * (i + 0.5) / len(shown) for i in range(len(shown))]
+        axes.hlines(lines, *zip(*shown, strict=True), color=DARK, linewidth=0.7)
+    for name, spans in predictions.items():
+        last += 1
+        add_row(name, last, spans, ORANGE, _range(spans[0]) if spans else "no answer")
+    # Not over the query: its time is that of another video.
+    for start, end in truths:
+        axes.fill_betweenx([0.6, last + 0.6], start, end, color=GREEN, alpha=0.12, lw=0, zorder=0)
+    axes.set_ylim(last + 0.6, -0.6)
+    axes.set_xlim(0, 1.01 * max(query_seconds, reference_seconds))
+    name_rows(axes, ticks, names)
+    axes.set_xlabel("time (s)")
+    axes.spines["left"].set_visible(False)
+    axes.tick_params(axis="y", length=0)
+    set_title(axes, title)
+    return figure
+
+
+def similarity_map(
+    query: ArrayLike,
+    reference: ArrayLike,
+    moment: Span | None = None,
+    *,
+    truths: Sequence[Span] = (),
+    seconds_per_step: float = 1.0,
+    query_seconds_per_step: float | None = None,
+    title: str = "",
+) -> Figure:
+    """Cosine similarity of every query step with every reference step.
+
+    Args:
+        query: Features ``[m, F]``.
+        reference: Features ``[n, F]``.
+        moment: The answer in seconds of the reference.
+        truths: True moments in seconds of the reference.
+        seconds_per_step: Duration of a reference step.
+        query_seconds_per_step: Duration of a query step; that of the reference where None.
+        title: Heading.
+    """
+    rows, columns = (torch.as_tensor(x).double() for x in (query, reference))
+    similarity = F.normalize(rows, dim=1) @ F.normalize(columns, dim=1).T
+    seconds = similarity.shape[1] * seconds_per_step
+    query_step = seconds_per_step if query_seconds_per_step is None else query_seconds_per_step
+    figure, (axes,) = new_figure(3.2)
+    limit = float(similarity.abs().max()) or 1.0
+    image = axes.imshow(
+        similarity.numpy(),
+        aspect="auto",
+        origin="lower",
+        extent=(0, seconds, 0, similarity.shape[0] * query_step),
+        cmap="RdBu_r",
+        vmin=-limit,
+        vmax=limit,
+        interpolation="nearest",
+    )
+    colour_bar(figure, axes, image, "cosine similarity")
+    for number, (start, end) in enumerate(truths):
+        axes.plot(
+            [start, end], [1.03, 1.03], transform=axes.get_xaxis_transform(), color=GREEN,
+            linewidth=5, solid_capstyle="butt", clip_on=False,
+            label="ground truth" if number == 0 else None,
+        )  # fmt: skip
+    if moment is not None:
+        axes.plot(
+            moment, [1.08, 1.08], transform=axes.get_xaxis_transform(), color=ORANGE,
+            linewidth=5, solid_capstyle="butt", clip_on=False, label="answer",
+        )  # fmt: skip
+        for edge in moment:
+            axes.axvline(edge, color=DARK, linewidth=0.8, linestyle="--")
+    if truths or moment is not None:
+        figure.legend(loc="outside upper right", ncols=2, fontsize=8, frameon=False)
+    axes.set_xlim(0, seconds)
+    axes.set_xlabel("reference time (s)")
+    axes.set_ylabel("query time (s)")
+    if title:
+        figure.suptitle(ascii_line(title), x=0.01, ha="left", fontsize=9, parse_math=False)
+    return figure
+
+
+def adjacency(graph: PairGraph, step: int | None = None) -> Figure:
+    """A graph as a matrix, and what one query step is joined with (Figures 4 to 6).
+
+    Args:
+        graph: The graph.
+        step: The query step whose neighbours are drawn; the middle one where None.
+
+    Raises:
+        UsageError: The graph has no such step.
+    """
+    steps = graph.num_steps
+    step = steps // 2 if step is None else step
+    if not 0 <= step < steps:
+        raise UsageError(f"step {step}: 0 to {steps - 1} wanted")
+    matrix = graph.dense()
+    figure, (left, right) = new_figure(3.4, columns=2, width_ratios=(1, 1.15))
+    image = left.imshow(matrix.numpy(), cmap="Greys", vmin=0, interpolation="nearest")
+    if graph.weight != "binary" or graph.normalization != "none":
+        colour_bar(figure, left, image, "edge weight")
+    for edge in (left.axhline, left.axvline):
+        edge(steps - 0.5, color=ORANGE, linewidth=1)
+    left.set_xlabel("source node")
+    left.set_ylabel("target node")
+    set_title(left, f"matrix, T = {steps}, k = {graph.k}", pad=18)
+    for axis in (left.xaxis, left.yaxis):
+        axis.set_major_locator(whole_numbers())
+    for place, name in ((0.25, "query"), (0.75, "proposal")):
+        left.text(place, 1.01, name, transform=left.transAxes, ha="center", va="bottom", fontsize=8)
+    _draw_neighbours(right, matrix[step], steps, step)
+    return figure
+
+
+def training_curves(
+    history: Sequence[Mapping[str, float]], *, best_step: int | None = None, title: str = ""
+) -> Figure:
+    """Losses and validation scores over training.
+
+    Args:
+        history: A record per validation with ``"step"``; keys that start with ``val_`` are scores,
+            the others losses. A key may be absent from some records.
+        best_step: The step whose weights were kept.
+        title: Heading.
+
+    Raises:
+        UsageError: There is no record, or one without a step.
+    """
+    if not history or any("step" not in record for record in history):
+        raise UsageError("training history: one or more records with a 'step' wanted")
+    keys = sorted({key for record in history for key in record} - {"step"})
+    groups = [
+        ("loss", [key for key in keys if not key.startswith("val_")]),
+        ("validation score", [key for key in keys if key.startswith("val_")]),
+    ]
+    groups = [(name, members) for name, members in groups if members] or [("loss", [])]
+    figure, panels = new_figure(2.8, columns=len(groups))
+    for axes, (name, members) in zip(panels, groups, strict=True):
+        for key, colour in zip(members, colours(len(members)), strict=True):
+            points = [(record["step"], record[key]) for record in history if key in record]
+            marker = "o" if len(points) < 30 else ""
+            label = ascii_line(key.removeprefix("val_")).replace("_", " ")
+            axes.plot(*zip(*points, strict=True), color=colour, marker=marker, ms=3, label=label)
+        if best_step is not None:
+            axes.axvline(best_step, color=DARK, linewidth=0.8, linestyle="--", label="kept")
+        axes.set_xlabel("optimiser step")
+        axes.set_ylabel(name)
+        axes.xaxis.set_major_locator(whole_numbers())
+        axes.grid(axis="y", color=PALE, linewidth=0.6)
+        if members:
+            draw_legend(axes)
+    set_title(panels[0], title)
+    return figure
+
+
+def recall_curve(
+    tious: Mapping[str, ArrayLike], *, muted: Sequence[str] = (), title: str = ""
+) -> Figure:
+    """Share of queries whose best answer passes each tIoU: mAP@1 at every threshold at once.
+
+    Args:
+        tious: Overlaps ``[N]`` of the best answers by name.
+        muted: Names drawn dashed and grey: trivial predictors.
+        title: Heading.
+    """
+    figure, (axes,) = new_figure(3.4)
+    bright = [name for name in tious if name not in muted]
+    colour_of = dict(zip(bright, colours(len(bright)), strict=True))
+    dashes = ["--", ":", "-.", (0, (6, 2, 1, 2, 1, 2))]
+    for name, values in tious.items():
+        overlaps = torch.as_tensor(values).double().sort().values
+        # Just at an overlap the share above it drops: a step there, from 100 % at 0.
+        share = 100 * (1 - torch.arange(1, len(overlaps) + 1) / max(len(overlaps), 1))
+        style = "-" if name in colour_of else dashes[list(muted).index(name) % len(dashes)]
+        axes.step(
+            [0.0, *overlaps.tolist(), 1.0],
+            [100.0, *share.tolist(), 0.0],
+            where="post",
+            color=colour_of.get(name, GREY),
+            linestyle=style,
+            label=ascii_line(name),
+        )
+    axes.set_xlim(0, 1)
+    axes.set_ylim(0, 100)
+    axes.set_xlabel("tIoU threshold")
+    axes.set_ylabel("queries above it, mAP@1 (%)")
+    axes.grid(color=PALE, linewidth=0.6)
+    figure.legend(loc="outside right upper", frameon=False, fontsize=8)
+    for text in figure.legends[0].get_texts():
+        text.set_parse_math(False)
+    set_title(axes, title)
+    return figure
+
+
+def _draw_neighbours(axes: Axes, weights: Tensor, steps: int, step: int) -> None:
+    """Two rows of nodes; arcs inside the query's row, lines across."""
+    from matplotlib.patches import Arc
+
+    joined = (weights > 0).nonzero().flatten().tolist()
+    for node in joined:
+        place = node % steps
+        if node >= steps:
+            axes.plot([step, place], [1, 0], color=GREEN, linewidth=0.8, zorder=1)
+        elif node != step:
+            reach = abs(place - step)
+            axes.add_patch(
+                Arc(
+                    ((step + place) / 2, 1.0),
+                    reach,
+                    0.3 + 0.7 * reach / steps,
+                    theta1=0,
+                    theta2=180,
+                    color=BLUE,
+                    linewidth=1,
+                    zorder=1,
+                )
+            )
+    size = max(2.0, min(8.0, 120 / steps))
+    axes.plot(range(steps), [1] * steps, "o", color=BLUE, ms=size, label="query step")
+    axes.plot(range(steps), [0] * steps, "o", color=ORANGE, ms=size, label="proposal step")
+    axes.plot([step], [1], "o", mfc="white", mec=BLUE, mew=1.5, ms=size + 2)
+    axes.set_ylim(-0.4, 1.7)
+    axes.set_yticks([1, 0], ["query", "proposal"])
+    axes.set_xlabel("step")
+    axes.xaxis.set_major_locator(whole_numbers())
+    axes.spines["left"].set_visible(False)
+    axes.tick_params(axis="y", length=0)
+    set_title(axes, f"neighbours of query step {step} ({len(joined)} with itself)", pad=18)
+
+
+def _range(span: Span) -> str:
+    start, end = span
+    return f"{start:.1f}–{end:.1f} s"
