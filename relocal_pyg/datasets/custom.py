@@ -1,0 +1,255 @@
+"""A protocol over anyone's own data: one feature file and one annotation file."""
+
+from __future__ import annotations
+
+import warnings
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from relocal_pyg.data.annotations import read_annotations
+from relocal_pyg.data.checks import Quarantine, usable_videos
+from relocal_pyg.data.features import FeatureStore
+from relocal_pyg.data.hdf5 import scan
+from relocal_pyg.data.items import Item
+from relocal_pyg.data.proposals import TagProposals, WindowProposals, read_proposal_list
+from relocal_pyg.data.videos import Video
+from relocal_pyg.datasets.building import file_facts, split_names, video_items
+from relocal_pyg.datasets.protocol import Protocol
+from relocal_pyg.errors import AnnotationError, UsageError
+from relocal_pyg.seeding import derive_seed
+
+
+def custom(
+    features: str | Path | FeatureStore,
+    annotations: str | Path,
+    *,
+    key: str = "c3d_features",
+    name: str = "custom",
+    unseen_classes: int | Sequence[str] = 0,
+    holdout: Literal["subject", "video"] | None = None,
+    test_share: float = 0.2,
+    val_share: float = 0.1,
+    background: str | None = "background",
+    seed: int = 0,
+    seconds_per_step: float | None = None,
+    lengths: Sequence[int] | None = None,
+    stride: float = 1 / 3,
+    proposals: str | Path | None = None,
+    clip: bool = False,
+    check_values: bool = True,
+    quarantine: Quarantine | None = None,
+) -> Protocol:
+    """Make a protocol of an HDF5 feature file and annotations, with held-out people and classes.
+
+    Splits: ``"train"``, ``"val"``, ``"test_seen"`` (training classes, held-out subjects) and, with
+    ``unseen_classes``, ``"test_unseen"``. Queries and references of a test split come from held-out
+    subjects alone; only where an unseen class occurs in fewer than two held-out videos does
+    ``"test_unseen"`` take all videos (``about["test_unseen_from"]`` says so). Note that actions of
+    unseen classes in training videos are seen there as background. A reference is a whole video,
+    and every action of its class in it counts as a truth.
+
+    Args:
+        features: HDF5 file ``<video id>/<key>`` ``[n, F]``, or an open store of it.
+        annotations: ActivityNet-style JSON, or a ``.csv`` table; seconds.
+        key: Name of the data set inside each group.
+        name: Name of the protocol in tables.
+        unseen_classes: How many classes (drawn) or which ones are never trained on.
+        holdout: What no two splits share: ``"subject"`` or ``"video"``; subjects where every video
+            names one, if None.
+        test_share: Share of the subjects (or videos) held out for testing.
+        val_share: Share of the subjects (or videos) held out for validation.
+        background: Label that is no action.
+        seed: Names the draws.
+        seconds_per_step: Duration of a step; each video's duration divided by its steps where None.
+        lengths: Window lengths in steps; from the 2nd to the 98th percentile of the training
+            moments, each 1.3 times the last, where None.
+        stride: Stride of the windows as a share of their length.
+        proposals: A proposal list to use instead of windows.
+        clip: Cut actions that leave their video at its borders instead of setting them aside.
+        check_values: Read all features once and set videos with NaN, infinities or wrong checksums
+            aside; otherwise they fail when they are used.
+        quarantine: Takes what cannot be used; where None, a warning counts it.
+
+    Raises:
+        UsageError: A share or a class makes no sense.
+        AnnotationError: The annotations cannot be used, or are too few to be split.
+        FeatureError: The features cannot be used, or fit no annotation.
+    """
+    store = features if isinstance(features, FeatureStore) else FeatureStore(features, key=key)
+    given = Quarantine() if quarantine is None else quarantine
+    videos = read_annotations(annotations, quarantine=given, clip=clip)
+    records = scan(store.path, store.key, max_bytes=store.max_bytes, values=check_values)
+    found = [record for record in records if record is not None]
+    usable = usable_videos(videos, found, store.path, annotations, given)
+    if quarantine is None and len(given):
+        warnings.warn(given.summary(), stacklevel=2)
+    steps = {video_id: -(-usable[video_id].num_steps // store.subsample) for video_id in usable}
+    parts = split_custom(
+        {video_id: videos[video_id] for video_id in usable},
+        steps,
+        unseen_classes=unseen_classes,
+        holdout=holdout,
+        test_share=test_share,
+        val_share=val_share,
+        background=background,
+        seed=seed,
+        seconds_per_step=seconds_per_step,
+    )
+    files = [store.path, annotations]
+    propose: TagProposals | WindowProposals
+    if proposals is not None:
+        propose = TagProposals(read_proposal_list(proposals), store.num_steps)
+        files.append(proposals)
+    elif lengths is not None:
+        propose = WindowProposals(tuple(lengths), stride)
+    else:
+        propose = WindowProposals.fit(parts.items["train"], stride=stride)
+    return Protocol(
+        name=name,
+        splits={split: tuple(items) for split, items in parts.items.items()},
+        features=store,
+        propose=propose,
+        about={"files": file_facts(*files), "set_aside": len(given), "seed": seed, **parts.about},
+    )
+
+
+@dataclass(frozen=True)
+class CustomSplits:
+    """What :func:`split_custom` gives.
+
+    Attributes:
+        items: Items by split.
+        about: Classes, held-out groups and counts, plain values.
+    """
+
+    items: dict[str, list[Item]]
+    about: dict[str, object]
+
+
+def split_custom(
+    videos: Mapping[str, Video],
+    num_steps: Mapping[str, int],
+    *,
+    unseen_classes: int | Sequence[str] = 0,
+    holdout: Literal["subject", "video"] | None = None,
+    test_share: float = 0.2,
+    val_share: float = 0.1,
+    background: str | None = "background",
+    seed: int = 0,
+    seconds_per_step: float | None = None,
+) -> CustomSplits:
+    """Split annotated videos as :func:`custom` describes; no feature is needed.
+
+    Args:
+        videos: Annotated videos by id.
+        num_steps: Steps of each of them.
+        unseen_classes: See :func:`custom`, like all others.
+        holdout: See :func:`custom`.
+        test_share: See :func:`custom`.
+        val_share: See :func:`custom`.
+        background: See :func:`custom`.
+        seed: See :func:`custom`.
+        seconds_per_step: See :func:`custom`.
+
+    Raises:
+        UsageError: A share or a class makes no sense.
+        AnnotationError: There are too few videos, subjects or classes.
+    """
+    labels = {segment.label for video in videos.values() for segment in video.segments}
+    labels.discard(background or "")
+    seen, unseen = _classes(labels, unseen_classes, seed)
+    groups, holdout = _groups(videos, holdout)
+    held = _hold_out(groups, {"test": test_share, "val": val_share}, holdout, seed)
+    used = {split: sorted(v for n in names for v in groups[n]) for split, names in held.items()}
+
+    def items(ids: Sequence[str], wanted: Sequence[str]) -> list[Item]:
+        return [
+            item
+            for video_id in ids
+            for item in video_items(
+                videos[video_id],
+                num_steps[video_id],
+                seconds_per_step=seconds_per_step,
+                labels=wanted,
+            )
+        ]
+
+    splits = {split: items(used[split], seen) for split in ("train", "val")}
+    splits["test_seen"] = items(used["test"], seen)
+    about: dict[str, object] = {
+        "holdout": holdout,
+        "groups": {split: sorted(names) for split, names in held.items()},
+        "classes": {"seen": seen, "unseen": unseen},
+    }
+    if unseen:
+        splits["test_unseen"] = items(used["test"], unseen)
+        seen_in = defaultdict(set)
+        for item in splits["test_unseen"]:
+            seen_in[item.label].add(item.video_id)
+        enough = all(len(seen_in[label]) > 1 for label in unseen)
+        if not enough:
+            splits["test_unseen"] = items(sorted(videos), unseen)
+        about["test_unseen_from"] = f"held-out {holdout}s" if enough else "all videos"
+    for split, group in splits.items():
+        if not group:
+            raise AnnotationError(f"split {split!r} has no action: give more videos", record=split)
+    about["items"] = {split: len(group) for split, group in splits.items()}
+    return CustomSplits(splits, about)
+
+
+def _classes(
+    labels: set[str], unseen: int | Sequence[str], seed: int
+) -> tuple[list[str], list[str]]:
+    if isinstance(unseen, int):
+        if not 0 <= unseen < max(len(labels), 1):
+            raise UsageError(f"unseen_classes is {unseen}: there are {len(labels)} classes")
+        dealt = split_names(labels, {"unseen": unseen, "seen": len(labels) - unseen}, seed)
+        return dealt["seen"], dealt["unseen"]
+    unknown = sorted(set(unseen) - labels)
+    if unknown or set(unseen) >= labels:
+        raise UsageError(
+            f"no such class: {unknown[0]!r}" if unknown else "every class is to be unseen"
+        )
+    return sorted(labels - set(unseen)), sorted(set(unseen))
+
+
+def _groups(
+    videos: Mapping[str, Video], holdout: Literal["subject", "video"] | None
+) -> tuple[dict[str, list[str]], Literal["subject", "video"]]:
+    anonymous = next((v.video_id for v in videos.values() if not v.subject), None)
+    if holdout is None:
+        holdout = "video" if anonymous else "subject"
+    if holdout not in ("subject", "video"):
+        raise UsageError(f"holdout is {holdout!r}: 'subject' or 'video' wanted")
+    if holdout == "subject" and anonymous:
+        raise AnnotationError("names no subject: hold out videos instead", record=anonymous)
+    groups = defaultdict(list)
+    for video in videos.values():
+        group = str(video.subject) if holdout == "subject" else video.video_id
+        groups[group].append(video.video_id)
+    return dict(groups), holdout
+
+
+def _hold_out(
+    groups: Mapping[str, list[str]], shares: Mapping[str, float], holdout: str, seed: int
+) -> dict[str, list[str]]:
+    """Deal groups out; every held-out part gets two videos at least, so that it has pairs."""
+    if not all(0 < share < 1 for share in shares.values()) or sum(shares.values()) >= 1:
+        raise UsageError(f"shares are {dict(shares)}: above 0 and together below 1 wanted")
+    left = sorted(groups, key=lambda name: derive_seed(seed, "holdout", name))
+    held: dict[str, list[str]] = {}
+    for split, share in shares.items():
+        wanted = round(share * len(groups))
+        names: list[str] = []
+        while left and (len(names) < wanted or sum(len(groups[n]) for n in names) < 2):
+            names.append(left.pop(0))
+        held[split] = names
+    if sum(len(groups[name]) for name in left) < 2:
+        raise AnnotationError(
+            f"{len(groups)} {holdout}s cannot be split into training, validation and test with two "
+            "videos each: give more"
+        )
+    return {"train": left, **held}
