@@ -1,23 +1,31 @@
-"""Features of simulated videos, made when read: no file, no download."""
+"""Features of simulated videos, made when read, alone or over real items: no download."""
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from relocal_pyg.datasets.world import ActionClass, World
+from relocal_pyg.data.items import Item
+from relocal_pyg.datasets.activitynet import anet_vrl, anet_vrl_items
+from relocal_pyg.datasets.protocol import Protocol
+from relocal_pyg.datasets.world import ActionClass, World, WorldConfig
 from relocal_pyg.errors import FeatureError
 from relocal_pyg.seeding import generator
 
 #: Marks a step without sub-action in :meth:`SimulatedFeatures.sub_actions`.
 BACKGROUND = -1
+
+#: The world laid over ``anet-vrl``: 200 classes need more themes, and those more dimensions.
+ANET_WORLD = WorldConfig(channels=96, nuisance_channels=32, themes=16)
 
 # Shortest, usual and longest stretch of unlabelled activity, and the rest between two, in steps:
 # the scale of moments of ActivityNet (median 12 to 14 steps), with shorter attempts among them.
@@ -145,8 +153,10 @@ class SimulatedFeatures:
         meaning = 0.25 * padded[:-2] + 0.5 * padded[1:-1] + 0.25 * padded[2:]
         nuisance = config.style * rng.normal(size=config.nuisance_channels)
         nuisance = nuisance + config.drift * self._drift(rng, len(track))
+        nuisance /= math.sqrt(max(config.nuisance_channels, 1))
         gain = 1 + config.gain * rng.uniform(-1, 1, size=config.channels) * math.sqrt(3)
-        noise = config.noise * rng.normal(size=(len(track), config.channels))
+        noise = rng.normal(size=(len(track), config.channels))
+        noise *= config.noise / math.sqrt(config.channels)
         features = (meaning + nuisance @ world.nuisance) * gain + noise
         return np.round(features, _DECIMALS).astype(np.float32)
 
@@ -162,3 +172,84 @@ class SimulatedFeatures:
         age = time[:, None] - time[None]
         same = (age >= 0) & (shot[:, None] == shot[None])
         return np.where(same, keep ** np.abs(age), 0.0) @ fresh
+
+
+def simulate_features(
+    items: Iterable[Item], config: WorldConfig = ANET_WORLD, cached: int = 1024
+) -> SimulatedFeatures:
+    """Lay simulated features over real items: real lengths and ground truth, made-up looks.
+
+    Each label becomes a class of a :class:`World`, each moment a performance of it; what lies
+    between is background, other activity and partial matches. Nothing is stored: a video is made
+    when it is read, from the seed, its id and its items.
+
+    Args:
+        items: Items of every split together, so that each label means one class.
+        config: What the world is like.
+        cached: How many videos are kept once made.
+
+    Returns:
+        A ``FeatureSource`` for the videos of ``items``.
+
+    Raises:
+        UsageError: The world has fewer classes than there are labels.
+    """
+    items = list(items)
+    numbers = {label: n for n, label in enumerate(sorted({item.label for item in items}))}
+    moments: dict[str, set[tuple[int, int, int]]] = {}
+    lengths: dict[str, int] = {}
+    for item in items:
+        number = numbers[item.label]
+        found = {(start, end, number) for start, end in (*item.moments, item.moment)}
+        moments.setdefault(item.video_id, set()).update(found)
+        lengths[item.video_id] = max(lengths.get(item.video_id, 0), item.context[1])
+    plans = {
+        video: VideoPlan(lengths[video], _without_overlap(found))
+        for video, found in moments.items()
+    }
+    return SimulatedFeatures(World(config, len(numbers)), plans, cached)
+
+
+def simulated_anet_vrl(
+    root: str | Path, annotations: str | Path | None = None, config: WorldConfig = ANET_WORLD
+) -> Protocol:
+    """The published items of ``anet-vrl`` with simulated features: no download of features.
+
+    Lengths, ground truth, split and proposals are those of
+    :func:`relocal_pyg.datasets.activitynet.anet_vrl`, looks are made up. Other than in the
+    published evaluation a query never meets its own video.
+
+    Args:
+        root: Folder of ``train.json``, ``val.json``, ``test.json`` and ``length.json`` of
+            fengyang0317/video_reloc.
+        annotations: JSON of ActivityNet v1.3; without it labels are class numbers and a step
+            counts as one second.
+        config: What the world is like.
+
+    Returns:
+        The protocol ``"anet-vrl-simulated"``.
+
+    Raises:
+        AnnotationError: A file is missing or malformed.
+    """
+    items = itertools.chain.from_iterable(anet_vrl_items(root, annotations).values())
+    real = anet_vrl(root, simulate_features(items, config), annotations)
+    source = "features simulated, not recorded: no figure on them compares with one on real ones"
+    return replace(
+        real,
+        name="anet-vrl-simulated",
+        exclude="video",
+        about={**real.about, "source": source, "world": asdict(config)},
+    )
+
+
+def _without_overlap(
+    actions: Iterable[tuple[int, int, int]],
+) -> tuple[tuple[int, int, int], ...]:
+    """Sort actions; where two meet, the later one starts after the earlier one's end."""
+    kept: list[tuple[int, int, int]] = []
+    for start, end, number in sorted(actions):
+        start = max(start, kept[-1][1] if kept else 0)
+        if start < end:
+            kept.append((start, end, number))
+    return tuple(kept)

@@ -2,28 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from torch import Tensor
 
 from relocal_pyg.data.features import FeatureStore, write_features
 from relocal_pyg.data.items import Item
+from relocal_pyg.data.proposals import WindowProposals
 from relocal_pyg.datasets.protocol import Protocol
 from relocal_pyg.datasets.simulation import SimulatedFeatures, VideoPlan
 from relocal_pyg.datasets.world import World, WorldConfig
 from relocal_pyg.errors import UsageError
-from relocal_pyg.proposals.sliding import geometric_lengths, sliding_windows
+from relocal_pyg.proposals.sliding import geometric_lengths
 from relocal_pyg.seeding import generator
 from relocal_pyg.storage import write_json
-
-#: The world laid over ``anet-vrl``: 200 classes need more themes, and those more dimensions.
-ANET_WORLD = WorldConfig(channels=96, nuisance_channels=32, themes=16)
 
 FEATURES_FILE = "features.h5"
 ANNOTATIONS_FILE = "annotations.json"
@@ -139,7 +135,7 @@ def synthetic(config: SyntheticConfig | None = None) -> Protocol:
         name="synthetic",
         splits=splits,
         features=SimulatedFeatures(world, plans, cached=len(plans)),
-        propose=partial(_windows, tuple(lengths), config.window_stride),
+        propose=WindowProposals(tuple(lengths), config.window_stride),
         about={
             "source": "simulated, not recorded: no figure on it compares with one on real video",
             "config": asdict(config),
@@ -183,42 +179,6 @@ def write_synthetic(folder: str | Path, config: SyntheticConfig | None = None) -
     return replace(protocol, features=FeatureStore(features))
 
 
-def simulate_features(
-    items: Iterable[Item], config: WorldConfig = ANET_WORLD, cached: int = 1024
-) -> SimulatedFeatures:
-    """Lay simulated features over real items: real lengths and ground truth, made-up looks.
-
-    Each label becomes a class of a :class:`World`, each moment a performance of it; what lies
-    between is background, other activity and partial matches. Nothing is stored: a video is made
-    when it is read, from the seed, its id and its items.
-
-    Args:
-        items: Items of every split together, so that each label means one class.
-        config: What the world is like.
-        cached: How many videos are kept once made.
-
-    Returns:
-        A ``FeatureSource`` for the videos of ``items``.
-
-    Raises:
-        UsageError: The world has fewer classes than there are labels.
-    """
-    items = list(items)
-    numbers = {label: n for n, label in enumerate(sorted({item.label for item in items}))}
-    moments: dict[str, set[tuple[int, int, int]]] = {}
-    lengths: dict[str, int] = {}
-    for item in items:
-        number = numbers[item.label]
-        found = {(start, end, number) for start, end in (*item.moments, item.moment)}
-        moments.setdefault(item.video_id, set()).update(found)
-        lengths[item.video_id] = max(lengths.get(item.video_id, 0), item.context[1])
-    plans = {
-        video: VideoPlan(lengths[video], _without_overlap(found))
-        for video, found in moments.items()
-    }
-    return SimulatedFeatures(World(config, len(numbers)), plans, cached)
-
-
 def _plan(config: SyntheticConfig, classes: NDArray[np.int64], first: int, video: str) -> VideoPlan:
     """Lay out a video with an action of class ``first`` and maybe one of another class."""
     rng = generator(config.world.seed, "layout", video)
@@ -254,20 +214,3 @@ def _items(config: SyntheticConfig, video: str, plan: VideoPlan) -> Iterator[Ite
             moments=((start, end),),
             seconds_per_step=config.seconds_per_step,
         )
-
-
-def _windows(lengths: Sequence[int], stride: float, reference: Item, query_steps: int) -> Tensor:
-    """Proposals of a reference; the same for every query, as released proposal lists are."""
-    return sliding_windows(reference.num_steps, lengths, stride)
-
-
-def _without_overlap(
-    actions: Iterable[tuple[int, int, int]],
-) -> tuple[tuple[int, int, int], ...]:
-    """Sort actions; where two meet, the later one starts after the earlier one's end."""
-    kept: list[tuple[int, int, int]] = []
-    for start, end, number in sorted(actions):
-        start = max(start, kept[-1][1] if kept else 0)
-        if start < end:
-            kept.append((start, end, number))
-    return tuple(kept)

@@ -22,8 +22,8 @@ from relocal_pyg.seeding import generator
 class WorldConfig:
     """What a simulated world is like: each value, and the phenomenon it stands for.
 
-    No value was chosen to make a method fail. Sub-actions are unit vectors, so that a strength of 1
-    is that of a sub-action in plain view.
+    No value was chosen to make a method fail. Sub-actions are unit vectors and strengths
+    lengths of vectors, so that 1 is a sub-action in plain view, whatever the number of channels.
     """
 
     seed: int = 0
@@ -62,11 +62,13 @@ class WorldConfig:
     scenes: int = 6
     """Kinds of background (a crowd, a title, an empty room); a video has one. They are common to
     all videos, so background has statistics of its own that can be learned."""
-    style: float = 0.2
-    """Per nuisance dimension, the spread of a constant of the whole video: person, camera, room."""
-    drift: float = 0.2
-    """Per nuisance dimension, the spread of slow changes inside a video: camera motion, light, who
-    is in view. For them a video's own mean does not take all of the nuisance away."""
+    style: float = 1.0
+    """Length (root mean square) of a video's own constant in the nuisance dimensions: person,
+    camera, room. As strong as what is done, as in features of real backbones."""
+    drift: float = 0.8
+    """Length of slow changes inside a video in the nuisance dimensions: camera motion, light, who
+    is in view. Less than what sets videos apart; for it a video's own mean does not take all of the
+    nuisance away."""
     drift_steps: float = 12.0
     """Steps in which a drift falls to 1/e: half a dozen seconds, the scale of a moment."""
     cuts: float = 0.02
@@ -74,8 +76,9 @@ class WorldConfig:
     minute of edited video."""
     gain: float = 0.15
     """Spread of a video's gain of each channel: exposure and compression scale features."""
-    noise: float = 0.1
-    """Per channel and step: a backbone judges each step alone, so averaging over time helps."""
+    noise: float = 0.8
+    """Length of the noise of a step, over all channels: a backbone judges each step alone, so
+    averaging over time helps."""
     distractors: float = 0.45
     """Chance that a stretch outside labelled actions shows other activity and not background."""
     partial: float = 0.3

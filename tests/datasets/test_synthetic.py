@@ -17,13 +17,18 @@ from relocal_pyg.data.features import FeatureStore
 from relocal_pyg.data.items import Item
 from relocal_pyg.data.pairs import make_pairs
 from relocal_pyg.datasets.protocol import Protocol
-from relocal_pyg.datasets.simulation import BACKGROUND, SimulatedFeatures, VideoPlan
-from relocal_pyg.datasets.synthetic import (
+from relocal_pyg.datasets.simulation import (
     ANET_WORLD,
+    BACKGROUND,
+    SimulatedFeatures,
+    VideoPlan,
+    simulate_features,
+    simulated_anet_vrl,
+)
+from relocal_pyg.datasets.synthetic import (
     ANNOTATIONS_FILE,
     FEATURES_FILE,
     SyntheticConfig,
-    simulate_features,
     synthetic,
     write_synthetic,
 )
@@ -246,35 +251,36 @@ def test_a_plain_world_shows_prototypes_scenes_and_smooth_transitions() -> None:
 
 
 def test_style_is_one_constant_per_video_and_drift_changes_inside_it() -> None:
-    style = world_videos(replace(PLAIN, style=0.5), count=60)
+    # Strengths are lengths over all 24 nuisance dimensions.
+    style = world_videos(replace(PLAIN, style=2.0), count=60)
     means = []
     for _, features in style.arrays():
         nuisance = features @ style.world.nuisance.T
         assert nuisance.std(axis=0).max() < 1e-3
         means.append(nuisance.mean(axis=0))
-    assert np.std(means) == pytest.approx(0.5, rel=0.1)
+    assert np.std(means) * 24**0.5 == pytest.approx(2.0, rel=0.1)
     assert len({tuple(mean) for mean in np.round(means, 3).tolist()}) == 60
 
-    drift = world_videos(replace(PLAIN, drift=0.3, cuts=0.0), count=60)
+    drift = world_videos(replace(PLAIN, drift=1.5, cuts=0.0), count=60)
     tracks = np.stack([array @ drift.world.nuisance.T for _, array in drift.arrays()])
-    assert tracks.std() == pytest.approx(0.3, rel=0.1)
+    assert tracks.std() * 24**0.5 == pytest.approx(1.5, rel=0.1)
     for lag in (1, 6, 12):
         product = (tracks[:, lag:] * tracks[:, :-lag]).mean() / (tracks**2).mean()
         assert product == pytest.approx(np.exp(-lag / 12), abs=0.05)
     # A cut at every step leaves no memory at all.
-    cut = world_videos(replace(PLAIN, drift=0.3, cuts=1.0), count=20)
+    cut = world_videos(replace(PLAIN, drift=1.5, cuts=1.0), count=20)
     tracks = np.stack([array @ cut.world.nuisance.T for _, array in cut.arrays()])
     assert abs((tracks[:, 1:] * tracks[:, :-1]).mean()) < 0.05 * (tracks**2).mean()
-    assert tracks.std() == pytest.approx(0.3, rel=0.1)
+    assert tracks.std() * 24**0.5 == pytest.approx(1.5, rel=0.1)
 
 
 def test_noise_variation_and_gain_have_their_strengths() -> None:
     plain = world_videos(PLAIN, count=20)
-    noisy = world_videos(replace(PLAIN, noise=0.2), count=20)
+    noisy = world_videos(replace(PLAIN, noise=1.6), count=20)
     residue = np.stack(
         [a - b for (_, a), (_, b) in zip(noisy.arrays(), plain.arrays(), strict=True)]
     )
-    assert residue.std() == pytest.approx(0.2, rel=0.05)
+    assert residue.std() * 64**0.5 == pytest.approx(1.6, rel=0.05)
 
     varied = world_videos(replace(PLAIN, variation=0.5), count=20)
     norms = []
@@ -419,22 +425,29 @@ def test_actions_that_meet_share_no_step() -> None:
     assert plan.actions == ((5, 20, 0), (20, 30, 1))
 
 
-def test_simulated_features_over_published_items(shared_data: Path) -> None:
-    records = json.loads((shared_data / "video_reloc" / "test.json").read_text())
-    items = []
-    for number, record in enumerate(records):
-        low, high = record["location"]
-        start, end = (low + step for step in record["groundtruth"])
-        items.append(
-            Item(str(number), record["id"], str(record["label"]), (low, high), (start, end), ())
-        )
-    source = simulate_features(items, cached=10)
-    assert len(source.world.classes) == 20
-    for one in items[:40]:
-        features = source.read(one.video_id, *one.context)
-        assert features.shape == (one.num_steps, source.dim)
+def test_simulated_anet_vrl_keeps_published_items(shared_data: Path) -> None:
+    folder = shared_data / "video_reloc"
+    protocol = simulated_anet_vrl(folder)
+    assert [len(protocol.splits[name]) for name in ("train", "val", "test")] == [7593, 829, 978]
+    assert len(protocol.features.world.classes) == 200
+    labels = [{item.label for item in items} for items in protocol.splits.values()]
+    assert sum(map(len, labels)) == 200
+    record = json.loads((folder / "test.json").read_text())[17]
+    wanted = tuple(record["location"][0] + step for step in record["groundtruth"])
+    item = next(
+        i for i in protocol.splits["test"] if (i.video_id, i.moment) == (record["id"], wanted)
+    )
+    assert item.context == tuple(record["location"])
+    for item in protocol.splits["test"][:30]:
+        features = protocol.reference(item)
+        assert features.shape == (item.num_steps, ANET_WORLD.channels)
         assert torch.isfinite(features).all()
-        assert BACKGROUND not in source.sub_actions(one.video_id)[slice(*one.moment)]
+        number = sorted(set.union(*labels)).index(item.label)
+        action = protocol.features.world.classes[number]
+        track = protocol.features.sub_actions(item.video_id)[slice(*item.moment)]
+        assert set(track.tolist()) <= {*action.core, *action.optional}
+        assert len(protocol.proposals(item)) >= 1
+    json.dumps(protocol.about)
 
 
 # --- refusals --------------------------------------------------------------------------------
