@@ -1,10 +1,14 @@
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
 
+from relocal_pyg.data.pairs import make_pairs
+from relocal_pyg.datasets.custom import custom
 from relocal_pyg.models.contrast import (
     ContrastMatcher,
     CosineMatcher,
@@ -12,7 +16,8 @@ from relocal_pyg.models.contrast import (
     nearest_steps,
     step_similarity,
 )
-from relocal_pyg.proposals.sliding import query_windows, sliding_windows
+from relocal_pyg.moments import tiou
+from relocal_pyg.proposals.sliding import geometric_lengths, query_windows, sliding_windows
 
 Array = NDArray[np.float64]
 
@@ -154,3 +159,36 @@ def test_cosine_matcher_equals_the_loop() -> None:
     np.testing.assert_allclose(ranking.scores.numpy(), expected, atol=1e-6)
     assert torch.equal(torch.unique(ranking.moments, dim=0), windows)
     assert expected == sorted(expected, reverse=True)
+
+
+def test_real_videos_within_the_interval_measured_before(shared_data: Path) -> None:
+    salads = shared_data / "50salads"
+    protocol = custom(
+        salads / "features.h5",
+        salads / "annotations.json",
+        unseen_classes=5,
+        seconds_per_step=1.0,
+        lengths=geometric_lengths(5, 60),
+    )
+    pairs = make_pairs(protocol.splits["test_seen"], split="test_seen", protocol="50salads").pairs
+    hits = {}
+    for model in (CosineMatcher(), ContrastMatcher()):
+        best = [
+            model.rank(
+                protocol.query(pair.query),
+                protocol.reference(pair.reference),
+                protocol.proposals(pair.reference, pair.query),
+                query_video=protocol.reference(pair.query),
+            ).moments[0]
+            for pair in pairs
+        ]
+        hits[model.title] = np.mean(
+            [
+                float(tiou(moment, torch.tensor(pair.reference.truths).float()).max()) > 0.5
+                for moment, pair in zip(best, pairs, strict=True)
+            ]
+        )
+    # Measured apart from this code, on another split of held-out people: .16 and .34 of 241. Twice
+    # the standard error of the difference is .08 and .10.
+    assert abs(hits["Cosine of means"] - 0.16) < 0.08
+    assert abs(hits["Contrast matcher"] - 0.34) < 0.10
