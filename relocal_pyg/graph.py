@@ -14,9 +14,9 @@ from torch import Tensor
 from relocal_pyg.errors import UsageError
 
 #: :meth:`PairGraph.matmul` multiplies by the dense matrix up to this many steps per bit of ``k``,
-#: and uses the closed form beyond. Measured, forward and backward, float32: on a CPU (batch 32,
-#: 500 channels) the two meet near T = 28, 53 and 85 for k = 1, 3 and 10.
-DENSE_STEPS_PER_BIT = 26
+#: and uses the closed form beyond. Measured on one CPU core, forward and backward, float32, 500
+#: channels: the two meet near T = 30, 55 and 100 for k = 1, 3 and 10.
+DENSE_STEPS_PER_BIT = 30
 
 
 @dataclass(frozen=True)
@@ -179,9 +179,9 @@ class PairGraph:
 def _pattern(graph: PairGraph, device: torch.device | str | None) -> Tensor:
     """Which nodes are joined, bool ``[2T, 2T]``."""
     node = torch.arange(graph.num_nodes, device=device)
-    step, proposal = node % graph.num_steps, node >= graph.num_steps
+    step, video = node % graph.num_steps, node // graph.num_steps
     apart = step[:, None] - step[None]
-    same_video = proposal[:, None] == proposal[None]
+    same_video = video[:, None] == video[None]
     return torch.where(same_video, apart.abs() <= graph.k, apart % graph.k == 0)
 
 

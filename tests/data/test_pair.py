@@ -10,7 +10,9 @@ import h5py
 import pytest
 import torch
 from torch_geometric.data import Batch, HeteroData
+from torch_geometric.explain import Explainer, GNNExplainer
 from torch_geometric.loader import DataLoader
+from torch_geometric.nn import HeteroConv
 
 from relocal_pyg.data.pair import PairData
 from relocal_pyg.errors import FeatureError, UsageError
@@ -187,6 +189,29 @@ def test_hetero_form_takes_edge_subgraphs() -> None:
     inside = kept["step", "k1", "step"].edge_index
     # The query alone: its band.
     assert torch.equal(inside, PairGraph(5, 1).dense()[:5, :5].nonzero().T.flip(0))
+
+
+def test_an_explainer_masks_the_edges_of_every_graph() -> None:
+    hetero = pair(ks=(1, 2)).to_hetero()
+
+    class Model(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            convs = {edge_type: SumConv(4, 3) for edge_type in hetero.edge_types}
+            self.conv = HeteroConv(convs, aggr="cat")
+
+        def forward(self, x: dict[str, torch.Tensor], edges: dict[object, torch.Tensor]) -> object:
+            return torch.tanh(self.conv(x, edges)["step"]).mean().view(1, 1)
+
+    explainer = Explainer(
+        Model(),
+        GNNExplainer(epochs=2),
+        explanation_type="model",
+        edge_mask_type="object",
+        model_config={"mode": "regression", "task_level": "graph"},
+    )
+    masks = explainer(hetero.x_dict, hetero.edge_index_dict).edge_mask_dict
+    assert {key[1]: len(mask) for key, mask in masks.items()} == {"k1": 76, "k2": 64}
 
 
 def test_subgraphs_are_refused() -> None:
