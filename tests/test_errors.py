@@ -8,7 +8,7 @@ import pickle
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from relocal_pyg import errors
@@ -53,6 +53,7 @@ def test_reason_of_several_lines_becomes_one() -> None:
     assert str(RelocalError("first\n   second\tthird ")) == "first second third"
 
 
+@settings(deadline=None)
 @given(st.text(alphabet=st.characters(), max_size=30))
 def test_any_record_prints_on_one_line(record: str) -> None:
     message = str(RelocalError("why", file="a.h5", record=record))

@@ -52,6 +52,7 @@ def random_moments(seed: int, count: int, span: int = 50) -> torch.Tensor:
 
 
 class TestTiou:
+    @settings(deadline=None)
     @given(pairs, pairs)
     def test_equals_counting_cells(self, first: tuple[int, int], second: tuple[int, int]) -> None:
         assert tiou(first, second).item() == pytest.approx(plain_tiou(first, second), abs=1e-6)

@@ -44,6 +44,7 @@ def test_windows_equal_enumeration(num_steps: int, lengths: list[int], fraction:
     assert windows.tolist() == enumerate_windows(num_steps, lengths, fraction)
 
 
+@settings(deadline=None)
 @given(st.integers(1, 40), st.integers(1, 400), st.sampled_from([1.1, 1.3, 2.0]))
 def test_lengths_grow_by_about_the_ratio(shortest: int, longest: int, ratio: float) -> None:
     lengths = geometric_lengths(shortest, longest, ratio)
@@ -51,7 +52,8 @@ def test_lengths_grow_by_about_the_ratio(shortest: int, longest: int, ratio: flo
     assert lengths[-1] == longest
     assert lengths[0] == min(shortest, longest)
     for shorter, longer in zip(lengths, lengths[1:], strict=False):
-        assert longer <= shorter * ratio + 1
+        # Both are rounded: half a step each way, the shorter one's grown by the ratio.
+        assert longer <= shorter * ratio + (ratio + 1) / 2
 
 
 @pytest.mark.parametrize(("shortest", "ratio"), [(0, 1.3), (4, 1.0), (4, 0.5)])
