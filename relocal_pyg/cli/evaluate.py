@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -87,19 +88,50 @@ def compare_models(
         protocol.splits[split], split=split, protocol=protocol.name, exclude=protocol.exclude
     )
     if limit is not None:
-        pairs = pairs.first(limit)
+        pairs = dataclasses.replace(pairs, pairs=pairs.pairs[:limit])
     free: list[Relocalizer] = [Chance(), FrameLevel(), CosineMatcher(), ContrastMatcher()]
     evaluations: list[Evaluation] = [run(model, protocol, pairs) for model in free]
     evaluations += [run(model, protocol, pairs, seed=seed) for model, seed in trained]
     return compare(evaluations)
 
 
-def publish(comparison: Comparison, folder: Path, protocol: Protocol) -> None:
-    """Print the table, and write it and every answer into a folder."""
-    from relocal_pyg.evaluation.publish import write_all
+def publish(
+    comparison: Comparison,
+    folder: Path,
+    protocol: Protocol,
+    histories: dict[str, list[dict[str, float]]] | None = None,
+) -> None:
+    """Print the table, and write it in every form and every answer into a folder."""
+    from relocal_pyg.evaluation import tables
+    from relocal_pyg.evaluation.report import write_report
+    from relocal_pyg.storage import replace_file
 
-    print(write_all(comparison, folder, protocol))
+    print(tables.to_text(comparison))
+    folder.mkdir(parents=True, exist_ok=True)
+    forms = {
+        "results.md": tables.to_markdown,
+        "results.json": tables.to_json,
+        "results.tex": tables.to_latex,
+    }
+    for name, form in forms.items():
+        with replace_file(folder / name) as temporary:
+            temporary.write_text(form(comparison), encoding="utf-8")
+    for title, evaluations in comparison.evaluations.items():
+        for evaluation in evaluations:
+            seed = "" if evaluation.seed is None else f"-seed{evaluation.seed}"
+            evaluation.save(folder / "answers" / f"{slug(title)}{seed}")
+    write_report(folder / "report.html", comparison, protocol, histories=histories)
     print(f"report: {folder / 'report.html'}\n")
+
+
+def slug(title: str) -> str:
+    """A title as a file name.
+
+    Example:
+        >>> slug("SST + cosine")
+        'sst-cosine'
+    """
+    return "-".join("".join(c if c.isalnum() else " " for c in title.lower()).split())
 
 
 def _data_of(runs: tuple[Path, ...]) -> DataOptions:

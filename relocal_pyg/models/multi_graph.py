@@ -130,8 +130,9 @@ class MultiGraphRelocalizer(TrainableRelocalizer):
         x = data.x.view(-1, 2, steps, data.x.shape[-1])
         mask = data.step_mask.view(-1, 2, steps)
         graphs: Sequence[Any] = self.graphs
-        if "edge_index_k1" in data or any(f"edge_index_k{k}" in data for k in self.network_config.ks):
-            graphs = [data[f"edge_index_k{k}"] for k in self.network_config.ks]
+        keys = [f"edge_index_k{k}" for k in self.network_config.ks]
+        if all(key in data for key in keys):
+            graphs = [data[key] for key in keys]
         raw, offsets = self.network(x[:, 0], x[:, 1], graphs, mask[:, 0], mask[:, 1])
         return torch.tanh(raw), offsets
 

@@ -140,15 +140,18 @@ class _Loop:
         self.module.mark_forward_method("training_losses")
         self.best: dict[str, torch.Tensor] | None = None
         self.losses: dict[str, list[float]] = defaultdict(list)
+        self.verbose = False
 
     def run(self, show_progress: bool) -> None:
         """Train until the last step or until validation stops improving."""
         config, progress = self.config, self.progress
+        self.verbose = show_progress and self.fabric.is_global_zero
         log = _open_log(self.folder, progress.step) if self.fabric.is_global_zero else None
         bar = tqdm(
             total=config.steps,
             initial=progress.step,
-            disable=not (show_progress and self.fabric.is_global_zero),
+            # Bars are for terminals; a log file gets one line a validation instead.
+            disable=None if self.verbose else True,
             desc=self.model.title,
             unit="step",
         )
@@ -226,6 +229,9 @@ class _Loop:
         record |= {f"val_{name}": value for name, value in scores.items()}
         self.losses.clear()
         progress.history.append(record)
+        if self.verbose:
+            scored = f"validation {scores['score']:.3f}, unrefined {scores['score_before']:.3f}"
+            tqdm.write(f"step {progress.step}: loss {record.get('loss', math.nan):.4g}, {scored}")
         if log is not None:
             for name, value in record.items():
                 log.add_scalar(name, value, progress.step)

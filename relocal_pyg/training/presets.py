@@ -56,6 +56,7 @@ PAPER = Preset("paper")
 RECOMMENDED = Preset(
     "recommended",
     NetworkConfig(
+        num_steps=24,
         hidden_channels=64,
         normalization="mean",
         residual=True,
@@ -67,11 +68,11 @@ RECOMMENDED = Preset(
         prior="contrast",
         context=0.5,
         similarity=True,
-        rotation=True,
+        appearance=False,
     ),
     TrainingConfig(
         batch_size=4,
-        steps=1000,
+        steps=400,
         learning_rate=1e-3,
         offset_learning_rate=1e-3,
         weight_decay=1e-4,
@@ -79,7 +80,8 @@ RECOMMENDED = Preset(
         decay=True,
         clip_norm=1.0,
         validate_every=50,
-        patience=8,
+        patience=5,
+        max_validation_pairs=100,
     ),
 )
 
