@@ -119,7 +119,7 @@ def _finite(number: str) -> float:
 
 
 def _locate(text: str, allow_nan: bool) -> tuple[str, int] | None:
-    """The first defect of text that is well-formed JSON otherwise, and its line."""
+    """The first defect, other than of syntax, that the parser met in a text, and its line."""
     digits = sys.get_int_max_str_digits() or math.inf
     seen: list[set[str]] = []
     for match in _TOKEN.finditer(text):
@@ -139,8 +139,15 @@ def _locate(text: str, allow_nan: bool) -> tuple[str, int] | None:
         elif token.lstrip("-").isdigit():
             if len(token.lstrip("-")) > digits:
                 reason = f"a number has {len(token)} digits"
-        elif not (allow_nan or token in ("true", "false", "null") or math.isfinite(float(token))):
+        elif not (allow_nan or token in ("true", "false", "null")) and not _is_finite(token):
             reason = f"{token[:40]} is not a finite number"
         if reason:
             return reason, text.count("\n", 0, match.start()) + 1
     return None
+
+
+def _is_finite(token: str) -> bool:
+    try:
+        return math.isfinite(float(token))
+    except ValueError:
+        return False

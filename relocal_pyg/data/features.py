@@ -271,7 +271,8 @@ def write_features(
 
 @contextlib.contextmanager
 def _new_file(path: Path) -> Iterator[h5py.File]:
-    file = h5py.File(path, "w", libver="latest")
+    # Without a chunk cache a full disk is an error where it happens; with one, the library loses it.
+    file = h5py.File(path, "w", libver="latest", rdcc_nbytes=0)
     try:
         yield file
     finally:
