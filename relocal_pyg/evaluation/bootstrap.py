@@ -46,11 +46,11 @@ def bootstrap_interval(
         (0.0, 1.0)
     """
     table = torch.as_tensor(values).double()
+    if len(table) == 0 or len(clusters) != len(table):
+        raise UsageError(f"{len(table)} values and {len(clusters)} clusters")
+    if runs is not None and len(runs) != len(table):
+        raise UsageError(f"{len(table)} values and {len(runs)} runs")
     columns = table.reshape(len(table), -1)
-    if len(columns) == 0 or len(clusters) != len(columns):
-        raise UsageError(f"{len(columns)} values and {len(clusters)} clusters")
-    if runs is not None and len(runs) != len(columns):
-        raise UsageError(f"{len(columns)} values and {len(runs)} runs")
     cluster, num_clusters = _number(clusters)
     run, num_runs = _number(runs if runs is not None else [0] * len(columns))
     if num_clusters == 1 and num_runs == 1:

@@ -68,7 +68,7 @@ def evaluate(
         raise RelocalError("the pair list is empty: nothing to evaluate", record=pairs.split)
     records = []
     with _evaluation_mode(model):
-        for pair in tqdm(pairs.pairs, desc=name, unit="pair", disable=not progress):
+        for pair in tqdm(pairs.pairs, desc=name, unit="pair", disable=None if progress else True):
             records.append(
                 _run_pair(model, protocol, pair, surroundings, top_k, nms_threshold, name)
             )

@@ -1,0 +1,235 @@
+from __future__ import annotations
+
+import copy
+import pickle
+from fractions import Fraction
+
+import pandas as pd
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+from torchmetrics import MetricCollection
+
+from relocal_pyg.errors import UsageError
+from relocal_pyg.evaluation import (
+    MomentMAP,
+    average_map_at_1,
+    best_tiou,
+    check_monotone,
+    length_buckets,
+    macro_map_at_1,
+    map_at_1,
+    mean_iou,
+    recall_at,
+    stack_moments,
+)
+
+Span = tuple[int, int]
+THRESHOLDS = (0.5, 0.6, 0.7, 0.75, 0.8, 0.85, 0.9, 0.95)
+
+
+def exact_tiou(first: Span, second: Span) -> Fraction:
+    """tIoU of whole-step ranges by counting steps."""
+    one, other = set(range(*first)), set(range(*second))
+    return Fraction(len(one & other), len(one | other)) if one | other else Fraction(0)
+
+
+def random_spans(count: int, generator: torch.Generator, limit: int = 30) -> list[Span]:
+    starts = torch.randint(limit, (count,), generator=generator)
+    lengths = torch.randint(1, limit, (count,), generator=generator)
+    return [(int(s), int(s + n)) for s, n in zip(starts, lengths, strict=True)]
+
+
+@pytest.fixture
+def generator() -> torch.Generator:
+    return torch.Generator().manual_seed(5)
+
+
+def test_default_thresholds_are_those_of_the_paper() -> None:
+    metric = MomentMAP()
+    metric.update(torch.tensor([[0, 4]]), torch.tensor([[0, 4]]))
+    assert list(metric.compute()) == list(THRESHOLDS)
+    assert all(isinstance(key, float) for key in metric.compute())
+    assert metric.compute()[0.5] == 1
+
+
+@pytest.mark.parametrize("strict", [True, False])
+def test_map_counts_exact_fractions(generator: torch.Generator, strict: bool) -> None:
+    pred, true = random_spans(500, generator), random_spans(500, generator)
+    metric = MomentMAP(strict=strict)
+    metric.update(torch.tensor(pred), torch.tensor(true))
+    overlaps = [exact_tiou(p, t) for p, t in zip(pred, true, strict=True)]
+    for threshold, value in metric.compute().items():
+        limit = Fraction(str(threshold))
+        hits = sum(o > limit or (o == limit and not strict) for o in overlaps)
+        assert value.item() == hits / 500
+    twin = map_at_1(torch.tensor(pred), torch.tensor(true), strict=strict)
+    assert twin == metric.compute()
+
+
+@pytest.mark.parametrize("dtype", [torch.int64, torch.float32, torch.float64])
+@pytest.mark.parametrize(
+    ("shared", "total", "threshold"), [(3, 5, 0.6), (7, 10, 0.7), (9, 10, 0.9)]
+)
+def test_an_overlap_equal_to_the_threshold_is_not_above_it(
+    dtype: torch.dtype, shared: int, total: int, threshold: float
+) -> None:
+    pred = torch.tensor([[0, shared]], dtype=dtype)
+    true = torch.tensor([[0, total]], dtype=dtype)
+    assert map_at_1(pred, true, (threshold,))[threshold] == 0
+    assert map_at_1(pred, true, (threshold,), strict=False)[threshold] == 1
+
+
+def test_updates_in_parts_and_merged_equal_one_update(generator: torch.Generator) -> None:
+    pred = torch.tensor(random_spans(101, generator))
+    true = torch.tensor(random_spans(101, generator))
+    whole, parts, left, right = (MomentMAP(average=True) for _ in range(4))
+    whole.update(pred, true)
+    for rows in torch.arange(101).split(17):
+        parts.update(pred[rows], true[rows])
+    left.update(pred[:40], true[:40])
+    right.update(pred[40:], true[40:])
+    left.merge_state(right)
+    assert parts.compute() == whole.compute() == left.compute()
+    assert 0 < whole.compute()[0.5] < 1
+
+
+def test_metric_resets_copies_pickles_and_joins_a_collection() -> None:
+    pred, true = torch.tensor([[0, 4]]), torch.tensor([[0, 5]])
+    metric = MomentMAP((0.5, 0.9))
+    assert metric(pred, true) == {0.5: 1, 0.9: 0}
+    assert copy.deepcopy(metric).compute() == metric.compute()
+    assert pickle.loads(pickle.dumps(metric)).compute() == metric.compute()
+    together = MetricCollection({"all": MomentMAP((0.5,)), "lax": MomentMAP((0.8,), strict=False)})
+    together.update(pred, true)
+    assert together.compute() == {0.5: 1, 0.8: 1}
+    metric.reset()
+    assert metric.total == 0
+
+
+def test_average_is_the_mean_over_five_thresholds_and_not_the_mean_tiou(
+    generator: torch.Generator,
+) -> None:
+    pred = torch.tensor(random_spans(200, generator))
+    true = torch.tensor(random_spans(200, generator))
+    values = map_at_1(pred, true, (0.5, 0.6, 0.7, 0.8, 0.9))
+    wanted = sum(value.item() for value in values.values()) / 5
+    metric = MomentMAP((0.95,), average=True)
+    metric.update(pred, true)
+    assert metric.compute()["avg_mAP@1"].item() == pytest.approx(wanted, abs=1e-12)
+    assert average_map_at_1(pred, true).item() == pytest.approx(wanted, abs=1e-12)
+    exact = [float(exact_tiou(p, t)) for p, t in zip(pred.tolist(), true.tolist(), strict=True)]
+    assert mean_iou(pred, true).item() == pytest.approx(sum(exact) / 200, abs=1e-12)
+    assert abs(mean_iou(pred, true).item() - wanted) > 0.05
+
+
+def test_several_truths_and_recall_at_k(generator: torch.Generator) -> None:
+    answers = [random_spans(5, generator) for _ in range(80)]
+    truths = [random_spans(1 + i % 3, generator) for i in range(80)]
+    pred, true = torch.tensor(answers), stack_moments(truths)
+    for k in (1, 3, 5, 9):
+        for threshold, value in recall_at(pred, true, k).items():
+            limit = Fraction(str(threshold))
+            hits = sum(
+                max(exact_tiou(a, t) for a in some[:k] for t in right) > limit
+                for some, right in zip(answers, truths, strict=True)
+            )
+            assert value.item() == hits / 80
+    assert recall_at(pred, true, 1) == map_at_1(pred[:, 0], true)
+    metric = MomentMAP()
+    metric.update(pred[:, 0], true)
+    assert metric.compute() == map_at_1(pred[:, 0], true)
+
+
+def test_macro_equals_a_group_by(generator: torch.Generator) -> None:
+    pred, true = random_spans(90, generator), random_spans(90, generator)
+    labels = [f"class {i * i % 7}" for i in range(90)]
+    frame = pd.DataFrame(
+        {
+            "label": labels,
+            "tiou": [float(exact_tiou(p, t)) for p, t in zip(pred, true, strict=True)],
+        }
+    )
+    values = macro_map_at_1(torch.tensor(pred), torch.tensor(true), labels)
+    for threshold, value in values.items():
+        wanted = (frame.tiou > threshold).groupby(frame.label).mean().mean()
+        assert value.item() == pytest.approx(wanted, abs=1e-12)
+    assert values[0.5] != map_at_1(torch.tensor(pred), torch.tensor(true))[0.5]
+
+
+@given(
+    st.lists(
+        st.tuples(*[st.floats(-50, 50)] * 2, st.floats(0, 50), st.floats(0.01, 50)),
+        min_size=1,
+        max_size=20,
+    )
+)
+@settings(max_examples=60, deadline=None)
+def test_never_rises_with_the_threshold(rows: list[tuple[float, float, float, float]]) -> None:
+    pred = torch.tensor([[a, b] for a, b, _, _ in rows])
+    true = torch.tensor([[s, s + length] for _, _, s, length in rows], dtype=torch.float64)
+    metric = MomentMAP(tuple(i / 20 for i in range(21)))
+    metric.update(pred, true)
+    values = [value.item() for value in metric.compute().values()]
+    assert values == sorted(values, reverse=True)
+    assert values[-1] == 0
+
+
+def test_a_row_that_rises_is_refused() -> None:
+    printed = {0.5: 49.28, 0.6: 49.05, 0.7: 49.30}  # Table 1 of the paper
+    with pytest.raises(AssertionError, match="rises from 49.05 at tIoU 0.6 to 49.3 at 0.7"):
+        check_monotone(printed)
+    check_monotone({0.7: 0.2, 0.5: 0.4})
+
+
+@pytest.mark.parametrize(
+    ("pred", "true", "message"),
+    [
+        (torch.zeros(2, 3), torch.ones(2, 2), r"\[2, 3\]"),
+        (torch.zeros(2), torch.ones(2), r"\[2\]"),
+        (torch.zeros(3, 2), torch.tensor([[0.0, 1.0]] * 2), "same N"),
+        (torch.tensor([[0.0, torch.nan]]), torch.tensor([[0.0, 1.0]]), "not finite"),
+        (torch.tensor([[0.0, 1.0]]), torch.tensor([[1.0, 1.0]]), "before it ends"),
+        (torch.zeros(1, 4, 2), torch.tensor([[0.0, 1.0]]), r"pred_moments \[1, 4, 2\]"),
+        (torch.zeros(1, 0, 2), torch.tensor([[0.0, 1.0]]), "wanted"),
+    ],
+)
+def test_bad_moments_are_refused(pred: Tensor, true: Tensor, message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        MomentMAP().update(pred, true)
+
+
+def test_bad_options_are_refused() -> None:
+    with pytest.raises(UsageError, match="thresholds"):
+        MomentMAP(())
+    with pytest.raises(UsageError, match="thresholds"):
+        MomentMAP((0.5, 1.5))
+    with pytest.raises(UsageError, match="k = 0"):
+        recall_at(torch.zeros(1, 1, 2), torch.tensor([[0, 1]]), 0)
+    with pytest.raises(UsageError, match="1 labels for 2"):
+        macro_map_at_1(torch.zeros(2, 2), torch.tensor([[0, 1]] * 2), ["a"])
+
+
+@pytest.mark.filterwarnings("ignore:.*compute.*update:UserWarning")
+def test_no_query_gives_nan_and_not_zero() -> None:
+    empty = torch.zeros(0, 2)
+    assert torch.isnan(MomentMAP().compute()[0.5])
+    assert torch.isnan(map_at_1(empty, empty)[0.5])
+    assert torch.isnan(macro_map_at_1(empty, empty, [])[0.5])
+    assert torch.isnan(mean_iou(empty, empty))
+    assert stack_moments([]).shape == (0, 1, 2)
+
+
+def test_an_empty_answer_overlaps_nothing() -> None:
+    assert best_tiou(stack_moments([[]]), torch.tensor([[0, 4]])).tolist() == [[0.0]]
+    assert best_tiou(torch.tensor([[4, 0]]), torch.tensor([[0, 4]])).tolist() == [0.0]
+
+
+def test_length_buckets_part_all_queries_once() -> None:
+    lengths = torch.tensor([0.5, 9.99, 10.0, 29.9, 30.0, 500.0])
+    buckets = length_buckets(lengths)
+    assert torch.stack(list(buckets.values())).sum(dim=0).tolist() == [1] * 6
+    assert [inside.sum().item() for inside in buckets.values()] == [2, 2, 2]
+    assert list(length_buckets(lengths, (1.5,))) == ["< 1.5 s", ">= 1.5 s"]
