@@ -11,10 +11,12 @@ from typing import Any
 
 import tyro
 
+from relocal_pyg.cli.ablate import ablate
 from relocal_pyg.cli.check import check
 from relocal_pyg.cli.demo import demo
 from relocal_pyg.cli.evaluate import evaluate
 from relocal_pyg.cli.find import find
+from relocal_pyg.cli.propose import propose
 from relocal_pyg.cli.train import train
 from relocal_pyg.errors import RelocalError, RunError
 
@@ -22,7 +24,9 @@ COMMANDS: dict[str, Callable[..., Any]] = {
     "demo": demo,
     "train": train,
     "evaluate": evaluate,
+    "ablate": ablate,
     "find": find,
+    "propose": propose,
     "check": check,
 }
 

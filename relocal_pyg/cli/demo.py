@@ -23,8 +23,9 @@ def demo(
         preset: "recommended" or "paper".
         seed: Seed of data, weights, samples and dropout.
     """
-    from relocal_pyg.cli.evaluate import compare_models, publish
+    from relocal_pyg.cli.evaluate import evaluate_trained, publish
     from relocal_pyg.models import load_model
+    from relocal_pyg.training.sweep import Trained
 
     data = DataOptions(protocol="synthetic", split_seed=seed)
     protocol = load_protocol(data)
@@ -33,10 +34,11 @@ def demo(
     chosen = choose_preset(preset, steps)
     print(chosen)
     run = out / "run"
-    train_network(
-        protocol, chosen, run, seed=seed, resume=(run / "last").is_dir(),
-        identity={"data": describe(data)},
+    result = train_network(
+        protocol, chosen, run, seed=seed, resume=True, identity={"data": describe(data)}
     )
-    comparison = compare_models(protocol, "test", [(load_model(run), seed)])
-    publish(comparison, out / "evaluation", protocol)
+    model = load_model(run)
+    title = f"{model.title} ({chosen.name})"
+    comparison = evaluate_trained(protocol, "test", [Trained(title, seed, model)])
+    publish(comparison, out / "evaluation", protocol, histories={title: result.history})
     print(f"checkpoint: {run / 'best'}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from relocal_pyg.evaluation import Evaluation
     from relocal_pyg.evaluation.comparison import Comparison
     from relocal_pyg.models.base import Relocalizer
+    from relocal_pyg.training.sweep import Trained
 
 
 def evaluate(
@@ -52,23 +54,22 @@ def evaluate(
     if folder is None:
         raise UsageError("--out is needed where no run is given")
     protocol = load_protocol(options)
-    trained = [(_load(run), _seed_of(run)) for run in runs]
+    trained = [_load(run) for run in runs]
     if models == "all":
-        from relocal_pyg.training.sweep import table_one
+        from relocal_pyg.training.sweep import table_one, train_all
 
-        trained += table_one(
-            protocol, choose_preset(preset, None), seeds, folder / "trained", steps=steps
-        )
+        systems = table_one(choose_preset(preset, None))
+        trained += train_all(systems, protocol, seeds, folder / "runs", steps=steps)
     names = protocol.test_splits() if split is None else [split]
     for name in names:
-        comparison = compare_models(protocol, name, trained, limit=limit)
+        comparison = evaluate_trained(protocol, name, trained, limit=limit)
         publish(comparison, folder / name, protocol)
 
 
-def compare_models(
+def evaluate_trained(
     protocol: Protocol,
     split: str,
-    trained: list[tuple[Relocalizer, int | None]],
+    trained: Sequence[Trained],
     *,
     limit: int | None = None,
 ) -> Comparison:
@@ -91,7 +92,9 @@ def compare_models(
         pairs = dataclasses.replace(pairs, pairs=pairs.pairs[:limit])
     free: list[Relocalizer] = [Chance(), FrameLevel(), CosineMatcher(), ContrastMatcher()]
     evaluations: list[Evaluation] = [run(model, protocol, pairs) for model in free]
-    evaluations += [run(model, protocol, pairs, seed=seed) for model, seed in trained]
+    evaluations += [
+        run(each.model, protocol, pairs, title=each.title, seed=each.seed) for each in trained
+    ]
     return compare(evaluations)
 
 
@@ -145,14 +148,11 @@ def _data_of(runs: tuple[Path, ...]) -> DataOptions:
     return restore(record["data"])
 
 
-def _load(run: Path) -> Relocalizer:
+def _load(run: Path) -> Trained:
     from relocal_pyg.models import load_model
-
-    return load_model(run)
-
-
-def _seed_of(run: Path) -> int | None:
     from relocal_pyg.reading import read_json
+    from relocal_pyg.training.sweep import Trained
 
-    file = run / "run.json"
-    return int(read_json(file, CheckpointError)["seed"]) if file.is_file() else None
+    model = load_model(run)
+    facts = read_json(run / "run.json", CheckpointError)
+    return Trained(f"{model.title} ({facts.get('preset', run.name)})", int(facts["seed"]), model)
