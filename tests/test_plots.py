@@ -88,10 +88,10 @@ def test_timeline_refuses_a_length_that_is_none(bad: float) -> None:
 
 
 def test_names_are_drawn_letter_by_letter(tmp_path: Path) -> None:
-    evil = "$\\frac{ <b> \x1b[0m 走る"
+    evil = "$\\frac{$ <b> \x1b[0m 走る"
     figure = plots.timeline(5.0, 9.0, [(1.0, 2.0)], {evil: [(1.0, 2.0)]}, title=evil)
     svg = svg_text(figure)
-    assert "$\\frac{ &lt;b&gt; \\x1b[0m 走る" in svg
+    assert "$\\frac{$ &lt;b&gt; \\x1b[0m 走る" in svg
     assert "\x1b" not in svg
     history = [{"step": 0.0, evil: 1.0}]
     for other in (
@@ -99,7 +99,7 @@ def test_names_are_drawn_letter_by_letter(tmp_path: Path) -> None:
         plots.training_curves(history, title=evil),
         plots.similarity_map(np.eye(3), np.eye(3), title=evil),
     ):
-        assert "$\\frac{ &lt;b&gt; \\x1b[0m 走る" in svg_text(other)
+        assert "$\\frac{$ &lt;b&gt; \\x1b[0m 走る" in svg_text(other)
 
 
 def test_similarity_map_is_the_cosine_in_seconds() -> None:

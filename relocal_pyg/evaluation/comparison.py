@@ -102,8 +102,8 @@ class Comparison:
         lines = [
             "mAP@1: share of queries whose best answer has a tIoU above the threshold, in percent; "
             "avg_mAP@1: its mean over .5, .6, .7, .8, .9; mIoU: mean tIoU in percent.",
-            "±: half the 95 % bootstrap interval, resampling the references' source videos; not shown "
-            "where all pairs pass or none.",
+            "±: half the 95 % bootstrap interval, resampling the references' source videos; "
+            "not shown where all pairs pass or none.",
             "before: mAP@1 at .5 of the same answers before boundary refinement, - where nothing "
             "is refined. s/query: median seconds to rank one reference, features already read.",
             f"{ORACLE}: always the best proposal; only refinement can go beyond it.",

@@ -160,6 +160,21 @@ def test_an_answer_that_is_no_ranking_names_the_pair(
     assert "query v0#0, reference v1#0" in str(caught.value)
 
 
+def test_an_answer_that_was_not_refined_counts_as_it_is_before_refinement(
+    small_protocol: Protocol, small_pairs: PairList, scripted: Any
+) -> None:
+    model = scripted(
+        [
+            rank_of([[10.0, 20.0]], [1.0]),
+            rank_of([[0.0, 10.0]], [1.0], [[0.0, 20.0]]),
+            rank_of([[0.0, 20.0]], [1.0]),
+        ]
+    )
+    evaluation = evaluate(model, small_protocol, small_pairs, progress=False)
+    assert evaluation.tious.tolist() == [1, 1, 0.5, 1 / 3]
+    assert evaluation.tious_before.tolist() == [1, 0.5, 0.5, 1 / 3]
+
+
 def test_an_empty_list_is_refused(small_protocol: Protocol, longest: Any) -> None:
     with pytest.raises(RelocalError, match="nothing to evaluate"):
         evaluate(longest, small_protocol, PairList((), "small", "test", 6, "video"))

@@ -15,7 +15,7 @@ from relocal_pyg.datasets.protocol import Protocol
 from relocal_pyg.errors import OutputError, UsageError
 from relocal_pyg.evaluation import Comparison, compare, evaluate, write_report
 
-EVIL = "<script>alert(1)</script>\"'&$\\frac{\x1b"
+EVIL = "<script>alert(1)</script>\"'&$\\frac{$\x1b"
 VOID = {"meta", "img", "br", "link"}
 
 
