@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import warnings
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -209,7 +210,9 @@ def _read_tensors(path: Path) -> dict[str, Tensor]:
             raise CheckpointError(f"is no safetensors file ({error})", file=path) from None
     _refuse_inflating(path)
     try:
-        content: Any = torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about pickles that are then refused
+            content: Any = torch.load(path, map_location="cpu", weights_only=True)
     except OSError as error:
         raise CheckpointError(f"cannot be read ({error.strerror})", file=path) from None
     except Exception:  # torch.load raises whatever the unpickler meets

@@ -74,7 +74,7 @@ class FeatureCache:
             with safe_open(self._file(digest), framework="pt") as stored:
                 content = json.loads((stored.metadata() or {})["content"])
                 tensors = {name: stored.get_tensor(name) for name in ("features", "times")}
-            if content.pop("checksum") != _checksum(tensors):
+            if content.pop("checksum") != _checksum(tensors, content):
                 return None
             content["problems"] = tuple(content["problems"])
             return VideoFeatures(**tensors, **content, reused=True)
@@ -94,8 +94,8 @@ class FeatureCache:
             "digest": video.digest,
             "settings": video.settings,
             "problems": list(video.problems),
-            "checksum": _checksum(tensors),
         }
+        content["checksum"] = _checksum(tensors, content)
         with replace_file(self._file(video.digest)) as temporary:
             save_file(tensors, temporary, metadata={"content": json.dumps(content)})
 
@@ -103,8 +103,8 @@ class FeatureCache:
         return self.folder / f"{digest}.safetensors"
 
 
-def _checksum(tensors: dict[str, Tensor]) -> str:
-    digest = hashlib.sha256()
+def _checksum(tensors: dict[str, Tensor], content: dict[str, Any]) -> str:
+    digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode())
     for name in sorted(tensors):
         tensor = tensors[name].contiguous()
         digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())

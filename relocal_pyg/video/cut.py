@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from fractions import Fraction
 from itertools import chain
 from pathlib import Path
@@ -14,10 +14,19 @@ import numpy as np
 from relocal_pyg.errors import OutputError, UsageError, VideoError
 from relocal_pyg.storage import replace_file
 from relocal_pyg.video.decode import frames, probe
-from relocal_pyg.video.opening import failures, import_av, open_video, reason
+from relocal_pyg.video.opening import (
+    check_file,
+    failures,
+    import_av,
+    open_video,
+    reason,
+    seek_before,
+)
 
 # Exact for the usual frame rates and for milliseconds, and not too fine for MPEG-4.
 _TIME_BASE = Fraction(1, 60_000)
+# Seconds given as floats should not miss a frame by rounding.
+_EPSILON = Fraction(1, 2000)
 
 
 def cut_clip(
@@ -53,7 +62,7 @@ def cut_clip(
     """
     if not (math.isfinite(start) and math.isfinite(end) and 0 <= start < end):
         raise UsageError(f"the range {start} to {end} seconds is empty or negative")
-    if Path(target).exists() and Path(target).samefile(source):
+    if Path(target).exists() and Path(target).samefile(check_file(source)):
         raise UsageError("the clip would overwrite the video it is cut from", file=target)
     with replace_file(target) as temporary:
         write = _encode if reencode else _copy
@@ -63,60 +72,122 @@ def cut_clip(
 def _copy(
     source: str | Path, start: float, end: float, temporary: Path, target: str | Path
 ) -> tuple[float, float]:
-    av = import_av()
-    with open_video(source) as (container, stream):
-        if stream.start_time is None:
-            raise VideoError("holds no timestamps to cut by: re-encode", file=source)
-        origin = stream.start_time * stream.time_base
-        wanted = [stream, *container.streams.audio[:1]]
-        try:
-            if start > 0:
-                offset = math.floor((Fraction(start) + origin) / stream.time_base)
-                container.seek(offset, stream=stream, backward=True)
-            with av.open(str(temporary), "w") as output:
-                copies = {s.index: output.add_stream_from_template(s) for s in wanted}
-                shown = _copy_packets(container.demux(wanted), copies, output, stream, origin + end)
-        except failures() as error:
-            raise OutputError(
-                f"does not take this video as it is ({reason(error)}): re-encode, or choose .mkv",
-                file=target,
-            ) from None
-    if shown is None or shown[1] <= origin + start:
+    shown = None
+    # Seeking saves reading what comes before; where it leads past the key frame, all is read.
+    for seeking in (True, False) if start > 0 else (False,):
+        with open_video(source) as (container, stream):
+            if stream.start_time is None:
+                raise VideoError("holds no timestamps to cut by: re-encode", file=source)
+            if seeking and not seek_before(container, stream, start):
+                continue
+            try:
+                shown = _remux(container, stream, start, end, temporary, seeking)
+            except failures() as error:
+                raise OutputError(
+                    f"does not take this video as it is ({reason(error)}): re-encode or use .mkv",
+                    file=target,
+                ) from None
+        if shown is not None:
+            break
+    if shown is None or shown[1] <= start:
         raise VideoError(f"shows no frame between {start} s and {end} s", file=source)
-    return float(shown[0] - origin), float(shown[1] - origin)
+    return shown
 
 
-def _copy_packets(
-    packets: Iterable[Any], copies: dict[int, Any], output: Any, video: Any, stop: Fraction
-) -> tuple[Fraction, Fraction] | None:
-    """Copy from the first key frame to ``stop``; the range copied, on the clock of the packets."""
+def _remux(
+    container: Any, video: Any, start: float, end: float, temporary: Path, exact: bool
+) -> tuple[float, float] | None:
+    """Copy from the key frame before ``start``; the seconds copied, or None where nothing was."""
+    origin = video.start_time * video.time_base
     first = last = None
-    going = set(copies)
+    streams = [video, *container.streams.audio[:1]]
+    going = {stream.index for stream in streams}
+    packets = _with_decoding_times(container.demux(streams), video)
+    with import_av().open(str(temporary), "w") as output:
+        copies = {s.index: output.add_stream_from_template(s) for s in streams}
+        for packet in _from_key_frame(packets, video, origin + Fraction(start) + _EPSILON, exact):
+            index, base = packet.stream.index, packet.time_base
+            if index not in going:
+                continue
+            time = _time(packet)
+            if first is None or last is None:
+                first = last = time
+            if packet.dts * base >= origin + Fraction(end) - _EPSILON:
+                going.remove(index)
+                if not going:
+                    break
+                continue
+            if time < first:
+                # Sound before the cut, or pictures stored after the key frame but shown before
+                # it: what they are predicted from is not in the clip.
+                continue
+            if index == video.index:
+                last = max(last, time + base * (packet.duration or 0))
+            shift = round(first / base)
+            packet.dts -= shift
+            if packet.pts is not None:
+                packet.pts -= shift
+            packet.stream = copies[index]
+            output.mux(packet)
+    return None if first is None or last is None else (float(first - origin), float(last - origin))
+
+
+def _from_key_frame(
+    packets: Iterable[Any], video: Any, start: Fraction, exact: bool
+) -> Iterator[Any]:
+    """Packets from the last key frame at or before ``start``, on their own clock.
+
+    Where there is none: nothing if ``exact``, else from the first key frame on.
+    """
+    held: list[Any] = []
+    passed = False
     for packet in packets:
-        index, base = packet.stream.index, packet.time_base
-        if packet.dts is None or index not in going:
+        if passed:
+            yield packet
             continue
-        time = base * (packet.dts if packet.pts is None else packet.pts)
-        if first is None and index == video.index and packet.is_keyframe:
-            first = last = time
-        if first is None or last is None or time < first:
-            # Also pictures stored after the key frame but shown before it: what they are
-            # predicted from is not in the clip.
+        of_video = packet.stream.index == video.index
+        if of_video and packet.is_keyframe and (_time(packet) <= start or not (held or exact)):
+            held = [packet]
+        elif held:
+            held.append(packet)
+        # From here on nothing can be shown before start: times of decoding only rise.
+        if of_video and packet.dts * packet.time_base > start and (held or exact):
+            passed = True
+            yield from held
+            if not held:
+                return
+    if not passed:
+        yield from held
+
+
+def _with_decoding_times(packets: Iterable[Any], video: Any) -> Iterator[Any]:
+    """Matroska does not say when the first pictures have to be decoded: evenly before the next."""
+    waiting: list[Any] = []
+    for packet in packets:
+        of_video = packet.stream.index == video.index
+        if packet.dts is None and packet.pts is None:
+            continue  # the end mark of a stream
+        if of_video and packet.dts is None:
+            waiting.append(packet)
             continue
-        if packet.dts * base >= stop:
-            going.remove(index)
-            if not going:
-                break
-            continue
-        if index == video.index:
-            last = max(last, time + base * (packet.duration or 0))
-        shift = round(first / base)
-        packet.dts -= shift
-        if packet.pts is not None:
-            packet.pts -= shift
-        packet.stream = copies[index]
-        output.mux(packet)
-    return None if first is None or last is None else (first, last)
+        if of_video and waiting:
+            _fill(waiting, packet.dts)
+            yield from waiting
+            waiting = []
+        if packet.dts is not None:
+            yield packet
+    _fill(waiting, min((packet.pts for packet in waiting), default=0))
+    yield from waiting
+
+
+def _fill(packets: list[Any], following: int) -> None:
+    step = max((packet.duration or 1 for packet in packets), default=1)
+    for position, packet in enumerate(packets):
+        packet.dts = following - step * (len(packets) - position)
+
+
+def _time(packet: Any) -> Fraction:
+    return Fraction(packet.time_base * (packet.dts if packet.pts is None else packet.pts))
 
 
 def _encode(

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from relocal_pyg.errors import UsageError, VideoError
-from relocal_pyg.video.opening import check_file, failures, open_video, reason
+from relocal_pyg.video.opening import check_file, failures, open_video, reason, seek_before
 from relocal_pyg.video.picture import displayed_size, rotation, to_rgb
 
 # Some containers (Matroska) keep whole milliseconds: a frame due at .1667 s is stamped .167 s.
@@ -201,7 +201,7 @@ def _timed_from(path: str | Path, start: float, report: Callable[[str], None]) -
     """Time, duration and frame from the key frame before ``start`` on; never later than that."""
     if start > 0:
         with open_video(path) as (container, stream):
-            if _seek(container, stream, start):
+            if seek_before(container, stream, start):
                 timed = _timed(container, stream, report)
                 head = next(timed, None)
                 # Some containers seek past the mark, and a broken index can lead anywhere.
@@ -281,17 +281,6 @@ def _first(path: str | Path, timed: Iterator[Timed]) -> Timed:
     if head is None:
         raise VideoError("holds no frame that can be decoded", file=path)
     return head
-
-
-def _seek(container: Any, stream: Any, start: float) -> bool:
-    if stream.start_time is None:
-        return False
-    try:
-        offset = stream.start_time + math.floor(start / stream.time_base)
-        container.seek(offset, stream=stream, backward=True)
-    except failures():
-        return False
-    return True
 
 
 def _picture(path: str | Path, frame: Any, size: tuple[int, int] | None) -> NDArray[np.uint8]:

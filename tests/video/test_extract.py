@@ -1,0 +1,231 @@
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from relocal_pyg.errors import FeatureError, OutputError, UsageError, VideoError
+from relocal_pyg.video import extract as module
+from relocal_pyg.video.backbones import FunctionBackbone
+from relocal_pyg.video.cache import FeatureCache
+from relocal_pyg.video.decode import VideoWarning, frames
+from relocal_pyg.video.extract import extract_video, progress_bar, sampling_rate
+
+pytest.importorskip("av")
+
+
+def flat(level, height=48, width=64):
+    return np.full((height, width, 3), level, dtype=np.uint8)
+
+
+def mean_colour(calls=None, name="mean", clip_frames=1, clip_stride=1, size=(24, 32)):
+    def run(batch):
+        if calls is not None:
+            calls.append(len(batch))
+        return batch.float().flatten(1, -2).mean(1)
+
+    return FunctionBackbone(run, name, 3, size, clip_frames, clip_stride)
+
+
+@pytest.mark.parametrize("rate", [25.0, 12.5, 7.0])
+@pytest.mark.parametrize("batch", [1, 7, 500])
+def test_rows_are_those_of_the_frames(steps_video, rate, batch):
+    video = extract_video(steps_video, mean_colour(), rate, batch_frames=batch)
+    shown = list(frames(steps_video, rate_hz=rate, size=(24, 32)))
+    expected = torch.tensor(np.stack([p.mean((0, 1)) for _, p in shown])).float()
+    torch.testing.assert_close(video.features, expected, rtol=1e-4, atol=1e-3)
+    assert video.times.tolist() == [t for t, _ in shown]
+    assert video.times.dtype == torch.float64
+    assert video.seconds_per_step == pytest.approx(1 / rate)
+    assert video.duration == pytest.approx(4.0, abs=1e-6)
+    assert len(video.features) == int(np.ceil(4.0 * rate))
+    assert video.settings["rate_hz"] == rate
+    json.dumps(video.settings)
+
+
+def test_a_picture_that_stays_is_computed_once(tmp_path, write_video):
+    times = [0.0, 0.04, 3.0, 3.04]
+    path = write_video(tmp_path / "a.mp4", [flat(60 * i) for i in range(4)], times=times)
+    calls: list[int] = []
+    video = extract_video(path, mean_colour(calls), 25.0)
+    assert sum(calls) == 4
+    assert len(video.features) == pytest.approx(3.08 * 25, abs=1)
+    shown = list(frames(path, rate_hz=25.0))
+    expected = torch.tensor([p[..., 0].mean() for _, p in shown]).float()
+    torch.testing.assert_close(video.features[:, 0], expected, rtol=0, atol=1.0)
+
+
+@pytest.mark.parametrize("stride", [4, 16, 20])
+@pytest.mark.parametrize("count", [3, 16, 40, 41])
+def test_clips_cover_every_frame(tmp_path, write_video, stride, count):
+    path = write_video(tmp_path / "a.mp4", [flat(5 * i) for i in range(count)])
+    seen: list[torch.Tensor] = []
+
+    def run(clips):
+        assert clips.shape[1:] == (16, 24, 32, 3)
+        seen.append(clips)
+        return clips.float().mean((1, 2, 3))
+
+    backbone = FunctionBackbone(run, "clips", 3, (24, 32), clip_frames=16, clip_stride=stride)
+    video = extract_video(path, backbone)  # no rate: that of the video
+    shown = [p for _, p in frames(path, rate_hz=25.0, size=(24, 32))]
+    starts = [0]
+    while starts[-1] + 16 < count and starts[-1] + stride < count:
+        starts.append(starts[-1] + stride)
+    padded = [*shown, *[shown[-1]] * 16]
+    expected = np.stack([np.stack(padded[start : start + 16]) for start in starts])
+    assert torch.equal(torch.cat(seen), torch.from_numpy(expected))
+    assert len(video.features) == len(starts)
+    assert video.times.tolist() == pytest.approx([start / 25 for start in starts])
+    assert video.seconds_per_step == pytest.approx(stride / 25)
+    assert video.duration == pytest.approx(count / 25)
+
+
+def test_default_rate_of_an_image_network(steps_video):
+    assert extract_video(steps_video, mean_colour()).seconds_per_step == pytest.approx(0.32)
+
+
+@pytest.mark.parametrize("seconds", [0.3, 1.0, 2.44, 5.0, 5.2, 11.0, 40.0, 600.0])
+def test_sampling_rate_follows_the_query(seconds):
+    rate = sampling_rate(seconds)
+    assert 1.0 <= rate <= 12.5
+    steps = seconds * rate
+    # Enough steps wherever the finest sampling gives them, no more than twice as many
+    # unless the rate is already about one a second.
+    assert steps >= 32 or rate == 12.5
+    assert steps < 64 or rate < 2
+    assert sampling_rate(seconds, fps=30.0) == rate
+    assert sampling_rate(seconds, fps=5.0) == min(rate, 5.0)
+    assert sampling_rate(seconds, fps=0.1) == 1.0
+
+
+@pytest.mark.parametrize("seconds", [0.0, -1.0, float("nan")])
+def test_an_empty_query_has_no_rate(seconds):
+    with pytest.raises(UsageError, match="query"):
+        sampling_rate(seconds)
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda x: x.float().mean((1, 2))[:, :2],
+        lambda x: x.float().mean((1, 2))[:1].repeat(len(x) + 1, 1),
+        lambda x: x.float().mean((1, 2)) / 0 * 0,
+        lambda x: x.numpy(),
+    ],
+)
+def test_a_wrong_backbone_is_named(steps_video, function):
+    with pytest.raises(FeatureError, match="backbone wrong gave"):
+        extract_video(steps_video, FunctionBackbone(function, "wrong", 3, (8, 8)), 5.0)
+
+
+def test_bad_videos_and_arguments(bad_videos, steps_video):
+    for name in ("empty", "text", "audio_only", "missing"):
+        with pytest.raises(VideoError) as caught:
+            extract_video(bad_videos[name], mean_colour(), 5.0)
+        assert caught.value.file == str(bad_videos[name])
+    with pytest.raises(UsageError, match="batch_frames"):
+        extract_video(steps_video, mean_colour(), batch_frames=0)
+    with pytest.raises(UsageError, match="rate_hz"):
+        extract_video(steps_video, mean_colour(), 0.0)
+
+
+def test_progress_rises_to_the_duration(steps_video, capsys):
+    seen: list[tuple[float, float | None]] = []
+    extract_video(
+        steps_video,
+        mean_colour(),
+        12.5,
+        batch_frames=8,
+        progress=lambda done, total: seen.append((done, total)),
+    )
+    done = [d for d, _ in seen]
+    assert len(seen) == 7
+    assert done == sorted(done)
+    assert seen[-1] == (pytest.approx(4.0), pytest.approx(4.0))
+    with progress_bar("steps") as tick:
+        extract_video(steps_video, mean_colour(), 12.5, progress=tick)
+    assert capsys.readouterr().err == ""  # no terminal, no bar
+
+
+def test_damage_is_reported_and_kept(tmp_path, write_video):
+    noise = np.random.default_rng(0).integers(0, 255, (50, 48, 64, 3), dtype=np.uint8)
+    whole = write_video(tmp_path / "a.mp4", list(noise), container={"movflags": "faststart"})
+    path = tmp_path / "cut.mp4"
+    path.write_bytes(whole.read_bytes()[: whole.stat().st_size // 2])
+    cache = FeatureCache(tmp_path / "cache")
+    with pytest.warns(VideoWarning) as caught:
+        video = extract_video(path, mean_colour(), 12.5, cache=cache)
+    assert any("of the stated 2.0 s" in str(warning.message) for warning in caught)
+    assert video.problems
+    assert video.duration == pytest.approx(len(video.features) / 12.5)
+    assert video.duration < 1.5
+    told: list[str] = []
+    again = extract_video(path, mean_colour(), 12.5, cache=cache, report=told.append)
+    assert again.reused
+    assert tuple(told) == again.problems == video.problems
+
+
+def test_cache_is_used_and_equal(tmp_path, steps_video, monkeypatch):
+    cache = FeatureCache(tmp_path / "deep" / "cache")
+    first = extract_video(steps_video, mean_colour(), 10.0, cache=cache)
+    copy = tmp_path / "other name.mp4"
+    copy.write_bytes(steps_video.read_bytes())
+    monkeypatch.setattr(module, "probe", None)  # nothing is decoded
+    second = extract_video(copy, mean_colour(), 10.0, cache=cache)
+    assert (first.reused, second.reused) == (False, True)
+    assert torch.equal(first.features, second.features)
+    assert torch.equal(first.times, second.times)
+    assert (first.duration, first.seconds_per_step) == (second.duration, second.seconds_per_step)
+    assert first.settings == second.settings
+
+
+def test_other_settings_or_content_are_extracted_anew(tmp_path, steps_video, write_video):
+    cache = FeatureCache(tmp_path / "cache")
+    digests = [
+        extract_video(steps_video, backbone, rate, cache=cache).digest
+        for backbone, rate in [
+            (mean_colour(), 10.0),
+            (mean_colour(), 5.0),
+            (mean_colour(name="other"), 10.0),
+            (mean_colour(size=(24, 30)), 10.0),
+        ]
+    ]
+    other = write_video(tmp_path / "other.mp4", [flat(3)] * 5)
+    digests.append(extract_video(other, mean_colour(), 10.0, cache=cache).digest)
+    assert len(set(digests)) == 5
+    assert len(list((tmp_path / "cache").glob("*.safetensors"))) == 5
+
+
+def test_a_damaged_entry_is_not_trusted(tmp_path, steps_video):
+    cache = FeatureCache(tmp_path / "cache")
+    video = extract_video(steps_video, mean_colour(), 25.0, cache=cache)
+    (file,) = (tmp_path / "cache").glob("*.safetensors")
+    good = file.read_bytes()
+    generator = np.random.default_rng(0)
+    for position in range(100):
+        data = bytearray(good)
+        # Half of them among the settings at the beginning.
+        reach = len(data) if position % 2 else 900
+        data[int(generator.integers(reach))] ^= 1 << int(generator.integers(8))
+        file.write_bytes(data)
+        found = cache.get(video.digest)
+        if found is not None:  # the flipped bit changed nothing that counts
+            assert torch.equal(found.features, video.features)
+            assert torch.equal(found.times, video.times)
+            assert found.settings == video.settings
+            assert found.seconds_per_step == video.seconds_per_step
+    for data in (b"", good[:50], good[:-7], b"\xff" * 8):
+        file.write_bytes(data)
+        assert cache.get(video.digest) is None
+    assert not extract_video(steps_video, mean_colour(), 25.0, cache=cache).reused
+    assert cache.get(video.digest) is not None
+    assert cache.get("0" * 64) is None
+
+
+def test_a_cache_that_cannot_be_made(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OutputError):
+        FeatureCache(tmp_path / "file")
