@@ -105,16 +105,36 @@ def resample_windows(
         ProposalError: ``windows`` is not ``[M, 2]`` or not finite.
     """
     _check(reference)
+    positions, mask = window_positions(len(reference), windows, num_steps, mode)
+    return reference[positions] * mask[..., None].to(reference.dtype), mask
+
+
+def window_positions(
+    length: int, windows: Tensor, num_steps: int = 40, mode: Mode = "linspace"
+) -> tuple[Tensor, Tensor]:
+    """Which steps of a reference :func:`resample_windows` takes.
+
+    Args:
+        length: Steps of the reference.
+        windows: ``[M, 2]`` in steps of the reference.
+        num_steps: T.
+        mode: ``"linspace"`` or ``"floor"``.
+
+    Returns:
+        Positions ``[M, T]`` (int64; a window's first step where padded) and mask ``[M, T]``.
+
+    Raises:
+        ProposalError: ``windows`` is not ``[M, 2]`` or not finite.
+    """
     if windows.ndim != 2 or windows.shape[1] != 2:
         raise ProposalError(f"shape {tuple(windows.shape)}, [M, 2] wanted")
     if not torch.isfinite(windows).all():
         raise ProposalError("a boundary is not finite")
     whole = windows.round().long()
-    starts = whole[:, 0].clamp(0, len(reference) - 1)
-    ends = torch.maximum(whole[:, 1].clamp(max=len(reference)), starts + 1)
+    starts = whole[:, 0].clamp(0, length - 1)
+    ends = torch.maximum(whole[:, 1].clamp(max=length), starts + 1)
     positions, mask = resample_positions(ends - starts, num_steps, mode)
-    # Pads point at the window's first step, which exists, and are zeroed.
-    return reference[starts[:, None] + positions] * mask[..., None].to(reference.dtype), mask
+    return starts[:, None] + positions, mask
 
 
 def _check(features: Tensor) -> None:

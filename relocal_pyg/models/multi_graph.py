@@ -7,13 +7,11 @@ from dataclasses import asdict
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch.nn import functional
+from torch import Tensor
 from torch.utils.data import Dataset
 from torch_geometric.data import Batch, Data
 
 from relocal_pyg.data.lists import ListDataset
-from relocal_pyg.data.pair import PairData
 from relocal_pyg.data.triplets import TripletDataset
 from relocal_pyg.datasets.protocol import Protocol
 from relocal_pyg.errors import FeatureError, UsageError
@@ -24,9 +22,11 @@ from relocal_pyg.models.pair_inputs import PairInputBuilder, PairInputs, random_
 from relocal_pyg.moments import decode_offsets
 from relocal_pyg.nn.losses import listwise_loss, offset_loss, triplet_loss
 from relocal_pyg.nn.pair_network import PairNetwork
+from relocal_pyg.nn.pair_scoring import PairScoring
+from relocal_pyg.nn.window_states import window_states
 
-#: Proposals scored at once: bounds memory, changes no result.
-CHUNK = 256
+#: Proposals encoded at once: bounds memory, changes no result.
+CHUNK = 1024
 
 #: Proposals above this tIoU teach the regression head in listwise training.
 OFFSET_TIOU = 0.4
@@ -55,6 +55,7 @@ class MultiGraphRelocalizer(TrainableRelocalizer):
     """
 
     title = "Multi-graph fusion"
+    refines: Tensor
 
     def __init__(self, in_channels: int, **network: Any) -> None:
         super().__init__()
@@ -191,13 +192,71 @@ class MultiGraphRelocalizer(TrainableRelocalizer):
         query_video: Tensor | None = None,
     ) -> Ranking:
         """Score every proposal and refine each by the regression head (section 4.8)."""
-        scores, offsets = [], []
+        if self.training:
+            raw, offsets = self._score_list(query, reference, proposals, query_video)
+        else:
+            raw, offsets = self.score_fast(query, reference, proposals, query_video)
+        refined = decode_offsets(proposals, offsets) if self.refines else proposals
+        return Ranking.sort(refined, torch.tanh(raw), proposals)
+
+    def scoring(self, dtype: torch.dtype | None = None, chunk: int | None = None) -> PairScoring:
+        """The network's weights as they are now, merged for inference."""
+        return PairScoring(self.network, self.graphs, dtype, chunk)
+
+    @torch.no_grad()
+    def score_fast(
+        self,
+        query: Tensor,
+        reference: Tensor,
+        proposals: Tensor,
+        query_video: Tensor | None = None,
+        scoring: PairScoring | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """:meth:`score_proposals` by exact algebra, for inference.
+
+        Args:
+            query: ``[m, F]``.
+            reference: ``[n, F]``.
+            proposals: ``[M, 2]`` in steps.
+            query_video: ``[v, F]`` or None.
+            scoring: A result of :meth:`scoring` to use again; made on the spot where None.
+
+        Returns:
+            Scores ``[M]`` before the last tanh, and offsets ``[M, 2]``.
+        """
+        scoring = self.scoring() if scoring is None else scoring
+        network, inputs = self.network, self.inputs
+        compared = inputs.compare(query, reference, query_video)
+        hidden_query = network.encode_query(compared.query_x[None], compared.query_mask[None])[0]
+        raw, offsets = [], []
         for part in proposals.split(CHUNK):
-            raw, offset = self._score_list(query, reference, part, query_video)
-            scores.append(raw)
+            states, mask = self.encode_windows(compared.reference, part)
+            logits, offset = scoring.score(hidden_query, compared.query_mask, states, mask)
+            raw.append(logits + compared.prior(part))
             offsets.append(offset)
-        refined = decode_offsets(proposals, torch.cat(offsets)) if self.refines else proposals
-        return Ranking.sort(refined, torch.tanh(torch.cat(scores)), proposals)
+        return torch.cat(raw), torch.cat(offsets)
+
+    def encode_windows(self, rows: Tensor, proposals: Tensor) -> tuple[Tensor, Tensor]:
+        """Encode proposals of a reference.
+
+        Args:
+            rows: What the network sees of each step of the reference, ``[n, C]``; the features
+                themselves, unless steps are compared with the query.
+            proposals: ``[M, 2]`` in steps.
+
+        Returns:
+            States ``[T, M, d]``, time first, and mask ``[M, T]``.
+        """
+        positions, mask, inside = self.inputs.windows(len(rows), proposals)
+        states = window_states(
+            self.network.encoder.proposal_lstm,
+            rows,
+            positions,
+            mask,
+            None if inside is None else inside.to(rows),
+            skip_padding=self.network_config.mask_padding,
+        )
+        return states, mask
 
     def set_refinement(self, useful: bool) -> None:
         """Remember whether refined moments were at least as good on validation."""
@@ -205,9 +264,7 @@ class MultiGraphRelocalizer(TrainableRelocalizer):
         if self.network_config.objective == "listwise":
             self.refines.fill_(useful)
 
-    def training_set(
-        self, protocol: Protocol, *, num_samples: int, seed: int
-    ) -> Dataset[Any]:
+    def training_set(self, protocol: Protocol, *, num_samples: int, seed: int) -> Dataset[Any]:
         """Triplets, or lists, of the protocol's ``"train"`` split."""
         config = self.network_config
         if config.objective == "listwise":

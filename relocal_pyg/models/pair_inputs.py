@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from relocal_pyg.data.resample import resample, resample_windows
+from relocal_pyg.data.resample import resample, window_positions
 from relocal_pyg.models.contrast import contrast_scores
 from relocal_pyg.models.network_config import NetworkConfig
 
@@ -33,6 +33,29 @@ class PairInputs:
     proposal_x: Tensor
     proposal_mask: Tensor
     prior: Tensor
+
+
+@dataclass(frozen=True)
+class Compared:
+    """One query and one reference, before any proposal is looked at.
+
+    Attributes:
+        query_x: ``[T, C]``.
+        query_mask: ``[T]``, False at padding.
+        reference: ``[n, C]``, or ``[n, C - 1]`` where proposals come with a flag.
+        similarity: ``[n]`` of each step to the query, where it makes a prior.
+    """
+
+    query_x: Tensor
+    query_mask: Tensor
+    reference: Tensor
+    similarity: Tensor | None
+
+    def prior(self, proposals: Tensor) -> Tensor:
+        """The training-free score ``[M]`` of proposals ``[M, 2]`` in steps, or zeros."""
+        if self.similarity is None:
+            return self.reference.new_zeros(len(proposals))
+        return contrast_scores(self.similarity, proposals)
 
 
 class PairInputBuilder(nn.Module):
@@ -72,8 +95,25 @@ class PairInputBuilder(nn.Module):
             query_video: ``[v, F]`` or None for a bare clip.
             rotation: Orthogonal ``[F, F]`` applied to every feature, or None.
         """
+        compared = self.compare(query, reference, query_video, rotation)
+        positions, mask, inside = self.windows(len(reference), proposals)
+        proposal_x = compared.reference[positions]
+        if inside is not None:
+            proposal_x = torch.cat([proposal_x, inside.to(proposal_x)], dim=-1)
+        proposal_x = proposal_x * mask[..., None].to(proposal_x)
+        prior = compared.prior(proposals)
+        return PairInputs(compared.query_x, compared.query_mask, proposal_x, mask, prior)
+
+    def compare(
+        self,
+        query: Tensor,
+        reference: Tensor,
+        query_video: Tensor | None = None,
+        rotation: Tensor | None = None,
+    ) -> Compared:
+        """All that does not depend on the proposals; arguments as in :meth:`forward`."""
         config = self.config
-        prior = proposals.new_zeros(len(proposals))
+        similarity = None
         extra: list[Tensor] = []
         query_extra: list[Tensor] = []
         if self.adapter is not None:
@@ -85,26 +125,38 @@ class PairInputBuilder(nn.Module):
             unit_reference = functional.normalize(reference, dim=1)
             direction = functional.normalize(query.mean(dim=0), dim=0)
             similarity = unit_reference @ direction
-            if config.prior == "contrast":
-                prior = contrast_scores(similarity, proposals)
             if config.similarity:
                 table = unit_query @ unit_reference.T
                 extra = [similarity, table.amax(dim=0), table.mean(dim=0)]
                 query_extra = [unit_query @ direction, table.amax(dim=1), table.mean(dim=1)]
-        windows = extend(proposals, config.context, len(reference))
+            if config.prior != "contrast":
+                similarity = None
         if config.context > 0:
-            # Positions travel through the resampling and come back as an inside/outside flag.
-            extra.append(torch.arange(len(reference), dtype=reference.dtype) + 0.5)
+            # The flag that windows() gives the proposals: all of a query is inside.
             query_extra.append(query.new_ones(len(query)))
         if not config.appearance:
             query, reference = query[:, :0], reference[:, :0]
         query_x, query_mask = resample(_append(query, query_extra), config.num_steps)
-        proposal_x, mask = resample_windows(_append(reference, extra), windows, config.num_steps)
-        if config.context > 0:
-            position = proposal_x[..., -1]
-            inside = (position > proposals[:, :1]) & (position < proposals[:, 1:]) & mask
-            proposal_x = torch.cat([proposal_x[..., :-1], inside[..., None].to(reference)], dim=-1)
-        return PairInputs(query_x, query_mask, proposal_x, mask, prior)
+        return Compared(query_x, query_mask, _append(reference, extra), similarity)
+
+    def windows(self, num_steps: int, proposals: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Which steps of a reference the network sees for each proposal.
+
+        Args:
+            num_steps: Steps of the reference.
+            proposals: ``[M, 2]`` in steps.
+
+        Returns:
+            Positions ``[M, T]``, mask ``[M, T]``, and with ``context`` a flag ``[M, T, 1]``:
+            whether a step is inside the proposal itself.
+        """
+        windows = extend(proposals, self.config.context, num_steps)
+        positions, mask = window_positions(num_steps, windows, self.config.num_steps)
+        if self.config.context == 0:
+            return positions, mask, None
+        middle = positions + 0.5
+        inside = (middle > proposals[:, :1]) & (middle < proposals[:, 1:]) & mask
+        return positions, mask, inside[..., None]
 
 
 class _Adapter(nn.Module):
@@ -122,9 +174,7 @@ class _Adapter(nn.Module):
         return out
 
 
-def centre(
-    query: Tensor, reference: Tensor, query_video: Tensor | None
-) -> tuple[Tensor, Tensor]:
+def centre(query: Tensor, reference: Tensor, query_video: Tensor | None) -> tuple[Tensor, Tensor]:
     """Subtract from each side the mean of its own video and bring steps to a mean length of 1.
 
     A bare clip, whose video is unknown, is centred by the reference. What all of a video looks like

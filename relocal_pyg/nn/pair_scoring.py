@@ -1,0 +1,319 @@
+"""Exact, fast inference of :class:`PairNetwork`: one query against many proposals.
+
+Between two tanh the network is linear, so most of the work on a pair need not be done for the pair:
+
+* The states of the encoder are those of a query or of a proposal, never of a pair.
+* Before its first tanh, layer 1 is a sum of a part of the query and a part of the proposal. A step
+  takes from the other video the sum over one residue class modulo ``k``, so that the proposal gives
+  all query steps ``k`` rows only: ``U_q[i] + R_p[i mod k]``, and likewise the other way round.
+* The last 1x1 convolution of a layer and the first of the next one are one matrix.
+* The average pool is linear and comes before the last 1x1 convolution.
+* Padding that is masked touches nothing, so proposals of a like length are cut to that length.
+
+Where a shortcut does not hold, the next best exact way is taken:
+
+=============================================  ===================================================
+setting                                        way
+=============================================  ===================================================
+``residual=True``                              the two 1x1 convolutions stay apart; the pools of all
+                                               layers are added up
+``"exponential"`` weights, or ``"laplacian"``  layer 1 still splits, with T rows instead of ``k``
+or ``"sym"`` without masks
+``"laplacian"`` or ``"sym"`` with masks        layer 1 is run for each pair like the later ones,
+                                               since a node's degree depends on both videos
+``"exponential"`` weights with masks           nothing is cut off: they count all 2T nodes
+``graph_conv=False``                           query and proposal never meet: each side on its own
+=============================================  ===================================================
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from relocal_pyg.graph import PairGraph
+from relocal_pyg.nn.multi_graph_conv import MultiGraphConv
+from relocal_pyg.nn.neighbours import Neighbours, Scales
+from relocal_pyg.nn.pair_network import PairNetwork
+
+#: Numbers in the largest intermediate tensor: few enough to stay in a processor's cache.
+CHUNK_NUMBERS = 1_500_000
+
+
+@dataclass(frozen=True)
+class Side:
+    """Encoded queries or proposals and their share of layer 1 before its tanh.
+
+    Attributes:
+        hidden: ``[T, N, d]``, pads zero where they are masked.
+        real: Real steps ``[T, N, 1]`` as numbers, or None where the network masks nothing.
+        own: ``[K, T, N, d]``, what the steps receive from their own video; None where layer 1 does
+            not split.
+        cross: For each graph ``[C_k, N, d]``, what the steps of the other video's classes receive.
+    """
+
+    hidden: Tensor
+    real: Tensor | None
+    own: Tensor | None
+    cross: list[Tensor]
+
+
+class PairScoring:
+    """A frozen copy of a network's weights, merged for inference.
+
+    Later changes of the network do not reach it, except through its heads. Nothing is
+    differentiable.
+
+    Args:
+        network: The network; dropout is left out. Its heads have to be in evaluation mode.
+        graphs: Its K graphs.
+        dtype: Arithmetic of all that is done per pair, that of the weights where None. Pools and
+            heads keep the dtype of the weights.
+        chunk: Proposals at once; such that :data:`CHUNK_NUMBERS` is kept where None.
+
+    Example:
+        >>> graphs = [PairGraph(5, 1), PairGraph(5, 2)]
+        >>> network = PairNetwork(8, 16, num_graphs=2).eval()
+        >>> scoring = PairScoring(network, graphs)
+        >>> query, proposals = torch.randn(5, 16), torch.randn(5, 7, 16)
+        >>> scoring.score(query, None, proposals, None)[0].shape
+        torch.Size([7])
+    """
+
+    @torch.no_grad()
+    def __init__(
+        self,
+        network: PairNetwork,
+        graphs: Sequence[PairGraph],
+        dtype: torch.dtype | None = None,
+        chunk: int | None = None,
+    ) -> None:
+        fusion = network.fusion
+        weight = fusion.layers[0].lin_in.weight
+        self.network, self.exact = network, weight.dtype
+        self.dtype = dtype or weight.dtype
+        self.steps, self.masked = graphs[0].num_steps, network.mask_padding
+        self.residual, self.channels = fusion.residual, fusion.channels
+        self.graph_conv = fusion.layers[0].graph_conv
+        self.neighbours = Neighbours(graphs, self.masked)
+        numbers = 2 * self.steps * len(graphs) * self.channels
+        self.chunk = chunk or max(4, CHUNK_NUMBERS // numbers)
+        #: Whether layer 1 is a sum of a part of the query and a part of the proposal.
+        self.splits = self.graph_conv and self.neighbours.splits
+        # A weight that is a function of a node's number among all 2T sees where padding ends.
+        self._cuts = self.masked and all(graph.weight != "exponential" for graph in graphs)
+        self._layers = [_Layer.of(layer, self.dtype) for layer in fusion.layers]
+        pairs = zip(fusion.layers[:-1], fusion.layers[1:], strict=True)
+        self._merged = [_merge(layer, following, self.dtype) for layer, following in pairs]
+
+    def score(
+        self, query: Tensor, query_mask: Tensor | None, states: Tensor, mask: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """Score encoded proposals against one encoded query.
+
+        Args:
+            query: States ``[T, d]`` of the query.
+            query_mask: Real steps ``[T]``; needed where the network masks its padding.
+            states: States ``[T, M, d]`` of the proposals, time first.
+            mask: Real steps ``[M, T]``; likewise.
+
+        Returns:
+            Logits ``[M]`` and offsets ``[M, 2]``, those of :meth:`PairNetwork.fuse`.
+        """
+        pooled = states.new_empty(states.shape[1], self.channels, dtype=self.exact)
+        sides: dict[int, Side] = {}
+        for rows, steps in self._chunks(query_mask, mask, states):
+            if steps not in sides:
+                real = None if query_mask is None else query_mask[None, :steps]
+                sides[steps] = self.side(query[:steps, None], real, query=True)
+            real = None if mask is None else mask[rows, :steps]
+            proposals = self.side(states[:steps, rows], real, query=False)
+            pooled[rows] = self._pool(sides[steps], proposals)
+        return self._heads(pooled)
+
+    def prepare(self, states: Tensor, mask: Tensor | None) -> list[Side]:
+        """All that proposals need for any query, for proposals that are asked for repeatedly.
+
+        Args:
+            states: ``[T, M, d]``.
+            mask: Real steps ``[M, T]``.
+        """
+        rows = torch.arange(states.shape[1], device=states.device).split(self.chunk)
+        return [
+            self.side(states[:, r], None if mask is None else mask[r], query=False) for r in rows
+        ]
+
+    def score_prepared(
+        self, query: Tensor, query_mask: Tensor | None, prepared: Sequence[Side]
+    ) -> tuple[Tensor, Tensor]:
+        """Score what :meth:`prepare` gave, in its order; the rest as in :meth:`score`."""
+        real = None if query_mask is None else query_mask[None]
+        side = self.side(query[:, None], real, query=True)
+        return self._heads(torch.cat([self._pool(side, part) for part in prepared]))
+
+    @torch.no_grad()
+    def side(self, hidden: Tensor, mask: Tensor | None, *, query: bool) -> Side:
+        """Prepare one side.
+
+        Args:
+            hidden: States ``[T, N, d]``.
+            mask: Real steps ``[N, T]``; ignored where the network does not mask its padding.
+            query: Whether these are queries.
+        """
+        hidden, real = hidden.to(self.dtype), None
+        if self.masked and mask is not None:
+            real = mask.T.unsqueeze(-1).to(self.dtype)
+            hidden = hidden * real
+        if not self.splits:
+            return Side(hidden, real, None, [])
+        first = self._layers[0]
+        own, cross = self.neighbours.split_sums(_masked(first.enter(hidden), real), query=query)
+        weights = first.weights
+        rows = [row @ weight for row, weight in zip(cross, weights, strict=True)]
+        return Side(hidden, real, _project(own, weights), rows)
+
+    def _chunks(
+        self, query_mask: Tensor | None, mask: Tensor | None, states: Tensor
+    ) -> Iterator[tuple[Tensor, int]]:
+        """Rows of each chunk, and the steps that have to be looked at."""
+        count = states.shape[1]
+        if not self._cuts or mask is None or query_mask is None:
+            for rows in torch.arange(count, device=states.device).split(self.chunk):
+                yield rows, self.steps
+            return
+        lengths, order = mask.sum(dim=1).sort(descending=True, stable=True)
+        shortest, start = max(1, int(query_mask.sum())), 0
+        while start < count:
+            steps = max(shortest, int(lengths[start]))
+            size = self.chunk * self.steps // steps
+            yield order[start : start + size], steps
+            start += size
+
+    @torch.no_grad()
+    def _pool(self, query: Side, proposals: Side) -> Tensor:
+        """The average over the nodes of each pair after the last layer, ``[N, d]``."""
+        count, real = proposals.hidden.shape[1], None
+        if query.real is not None and proposals.real is not None:
+            real = torch.cat([query.real.expand(-1, count, -1), proposals.real])
+        number = 2 * len(query.hidden) if real is None else real.sum(dim=0, dtype=self.exact)
+        if not self.graph_conv:
+            return (self._sum_apart(query) + self._sum_apart(proposals)) / number
+        scales = self.neighbours.scales(real, query.hidden)
+        x = active = None
+        total: Tensor | float = 0.0
+        if self.residual or not self.splits:
+            x = torch.cat([query.hidden.expand(-1, count, -1), proposals.hidden])
+        if x is not None and self.residual:
+            total = x.sum(dim=0, dtype=self.exact)
+        for place, layer in enumerate(self._layers):
+            if place == 0 and self.splits:
+                active = _first(query, proposals, scales)
+            else:
+                if x is not None:
+                    latent = layer.enter(x)
+                else:
+                    assert active is not None
+                    latent = _mix(active, *self._merged[place - 1])
+                mixed = self.neighbours.sum(_masked(latent, real), scales)
+                active = _project(mixed, layer.weights).tanh_()
+            last = place + 1 == len(self._layers)
+            if self.residual or last:
+                total = total + layer.leave(active.sum(dim=1, dtype=self.exact), number)
+            if self.residual and x is not None and not last:
+                x = _masked(x + _mix(active, layer.out_weight, layer.out_bias), real)
+            else:
+                x = None
+        assert isinstance(total, Tensor)
+        return total / number
+
+    def _sum_apart(self, side: Side) -> Tensor:
+        """Sum over the nodes of one side of a network without graphs, ``[N, d]``."""
+        x = side.hidden
+        for layer in self._layers:
+            latent = layer.enter(x)
+            active = torch.matmul(latent, layer.weights.unsqueeze(1)).tanh_()
+            out = _mix(active, layer.out_weight, layer.out_bias)
+            x = _masked(x + out if self.residual else out, side.real)
+        return x.sum(dim=0, dtype=self.exact)
+
+    @torch.no_grad()
+    def _heads(self, pooled: Tensor) -> tuple[Tensor, Tensor]:
+        return self.network.score_head.logits(pooled), self.network.offset_head(pooled)
+
+
+class _Layer(NamedTuple):
+    """Weights of a multi-graph layer, ready to be multiplied from the right."""
+
+    in_weight: Tensor  # [d, d]
+    in_bias: Tensor  # [d]
+    weights: Tensor  # [K, d, d]
+    out_weight: Tensor  # [K, d, d]
+    out_bias: Tensor  # [d]
+    exact_weight: Tensor  # [K, d, d]
+    exact_bias: Tensor  # [d]
+
+    @classmethod
+    def of(cls, layer: MultiGraphConv, dtype: torch.dtype) -> _Layer:
+        out_weight = layer.lin_out.weight.detach().T.unflatten(0, (layer.num_graphs, -1))
+        return cls(
+            layer.lin_in.weight.detach().T.to(dtype),
+            layer.lin_in.bias.detach().to(dtype),
+            torch.stack([conv.lin.weight.detach().T.to(dtype) for conv in layer.convs]),
+            out_weight.to(dtype),
+            layer.lin_out.bias.detach().to(dtype),
+            out_weight.clone(),
+            layer.lin_out.bias.detach().clone(),
+        )
+
+    def enter(self, x: Tensor) -> Tensor:
+        """The first 1x1 convolution."""
+        return torch.addmm(self.in_bias, x.flatten(0, 1), self.in_weight).view_as(x)
+
+    def leave(self, sums: Tensor, number: Tensor | int) -> Tensor:
+        """The last 1x1 convolution, of sums ``[K, N, d]`` over so many nodes."""
+        return torch.bmm(sums, self.exact_weight).sum(dim=0) + number * self.exact_bias
+
+
+def _first(query: Side, proposals: Side, scales: Scales) -> Tensor:
+    """Layer 1 from its two parts, ``[K, 2T, N, d]`` after the tanh."""
+    assert query.own is not None and proposals.own is not None
+    graphs, steps, count, width = proposals.own.shape
+    out = proposals.own.new_empty(graphs, 2 * steps, count, width)
+    step = torch.arange(steps, device=out.device)
+    for place, (_, after) in enumerate(scales):
+        cross, back = proposals.cross[place], query.cross[place]
+        torch.add(cross[step % len(cross)], query.own[place], out=out[place, :steps])
+        torch.add(proposals.own[place], back[step % len(back)], out=out[place, steps:])
+        if after is not None:
+            out[place].mul_(after)
+    return out.tanh_()
+
+
+def _project(x: Tensor, weights: Tensor) -> Tensor:
+    """Multiply each branch by its weights, ``[K, T, N, d] -> [K, T, N, d]``."""
+    return torch.bmm(x.flatten(1, 2), weights).view_as(x)
+
+
+def _merge(
+    layer: MultiGraphConv, following: MultiGraphConv, dtype: torch.dtype
+) -> tuple[Tensor, Tensor]:
+    """The last 1x1 convolution of a layer and the first of the next: ``[K, d, d]``, ``[d]``."""
+    leave, enter = layer.lin_out, following.lin_in
+    weight = (enter.weight @ leave.weight).T.unflatten(0, (layer.num_graphs, -1))
+    return weight.to(dtype), (enter.weight @ leave.bias + enter.bias).to(dtype)
+
+
+def _mix(active: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """A 1x1 convolution of concatenated branches, ``[K, 2T, N, d] -> [2T, N, d]``."""
+    out = torch.addmm(bias, active[0].flatten(0, 1), weight[0])
+    for branch, part in zip(active[1:], weight[1:], strict=True):
+        out.addmm_(branch.flatten(0, 1), part)
+    return out.view(active.shape[1:])
+
+
+def _masked(x: Tensor, real: Tensor | None) -> Tensor:
+    return x if real is None else x.mul_(real)
