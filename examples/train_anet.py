@@ -16,10 +16,12 @@ import argparse
 import dataclasses
 from pathlib import Path
 
+from relocal_pyg.data.features import FeatureStore
 from relocal_pyg.data.pairs import make_pairs
 from relocal_pyg.datasets.activitynet import anet12, anet_vrl
 from relocal_pyg.datasets.protocol import Protocol
-from relocal_pyg.datasets.synthetic import simulated_anet_vrl, synthetic
+from relocal_pyg.datasets.simulation import simulated_anet_vrl
+from relocal_pyg.datasets.synthetic import synthetic
 from relocal_pyg.evaluation import compare, evaluate
 from relocal_pyg.evaluation.tables import to_text
 from relocal_pyg.models import ContrastMatcher, FrameLevel, MultiGraphRelocalizer
@@ -30,18 +32,20 @@ from relocal_pyg.training import PRESETS, fit
 def open_protocol(args: argparse.Namespace) -> Protocol:
     if args.synthetic:
         return synthetic()
-    features = args.features or args.root / "features.h5"
+    if args.protocol == "simulated-anet-vrl":
+        return simulated_anet_vrl(args.root)
+    # The published file holds a step every 8 frames; the paper's steps are 16 frames apart.
+    features = FeatureStore(args.features or args.root / "features.h5", subsample=args.subsample)
     if args.protocol == "anet-vrl":
-        return anet_vrl(args.root, features=features)
-    if args.protocol == "anet12-80-10-10":
-        return anet12(args.root, features, seed=args.seed)
-    return simulated_anet_vrl(args.root)
+        return anet_vrl(args.root, features)
+    return anet12(args.root / "activity_net.v1-2.json", features, seed=args.seed)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--root", type=Path, help="folder with the published files")
     parser.add_argument("--features", type=Path, help="HDF5 features; ROOT/features.h5")
+    parser.add_argument("--subsample", type=int, default=2, help="keep every n-th feature step")
     parser.add_argument(
         "--protocol",
         choices=["anet-vrl", "anet12-80-10-10", "simulated-anet-vrl"],

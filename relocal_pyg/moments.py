@@ -65,7 +65,7 @@ def tiou(first: ArrayLike, second: ArrayLike) -> Tensor:
     return torch.where(union > 0, shared / union.clamp(min=torch.finfo(dtype).tiny), 0.0)
 
 
-def nms(moments: Tensor, scores: Tensor, threshold: float) -> Tensor:
+def nms(moments: Tensor, scores: Tensor, threshold: float, limit: int | None = None) -> Tensor:
     """Greedy non-maximum suppression, a block of moments at a time.
 
     Memory grows with the number of moments, not with its square: 50,000 moments are fine.
@@ -74,6 +74,7 @@ def nms(moments: Tensor, scores: Tensor, threshold: float) -> Tensor:
         moments: ``[M, 2]``.
         scores: ``[M]``; ties keep the earlier moment.
         threshold: A moment is dropped where its tIoU with a kept, better one is above this.
+        limit: How many to keep at most; all where None. A few of very many are found fast.
 
     Returns:
         Positions of the kept moments, best first.
@@ -86,14 +87,14 @@ def nms(moments: Tensor, scores: Tensor, threshold: float) -> Tensor:
     """
     left = torch.argsort(scores, descending=True, stable=True)
     block = min(256, max(32, _NMS_TABLE // max(len(left), 1)))
-    kept = []
-    while len(left):
+    kept: list[Tensor] = []
+    while len(left) and (limit is None or sum(map(len, kept)) < limit):
         best = _settle(moments, left[:block], threshold)
         kept.append(best)
         left = left[block:]
         overlap = tiou(moments[best][:, None], moments[left][None])
         left = left[~(overlap > threshold).any(dim=0)]
-    return torch.cat(kept) if kept else left
+    return torch.cat(kept)[:limit] if kept else left[:limit]
 
 
 def _settle(moments: Tensor, ranked: Tensor, threshold: float) -> Tensor:
@@ -169,7 +170,7 @@ def clip_moments(moments: Tensor, end: float) -> Tensor:
     return moments.clamp(0, end)
 
 
-def seconds_to_steps(moments: Tensor, seconds_per_step: float, num_steps: int) -> Tensor:
+def seconds_to_steps(moments: ArrayLike, seconds_per_step: float, num_steps: int) -> Tensor:
     """Smallest half-open step ranges that cover moments given in seconds.
 
     Args:

@@ -51,7 +51,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             prog="relocal",
             description=DESCRIPTION,
             args=arguments,
-            config=(tyro.conf.OmitArgPrefixes, tyro.conf.FlagConversionOff),
+            config=(tyro.conf.OmitArgPrefixes,),
         )
     except RunError as error:
         print(f"relocal: {error}", file=sys.stderr)

@@ -10,7 +10,7 @@ import tyro
 
 def check(
     features: Annotated[Path, tyro.conf.Positional],
-    annotations: Annotated[Path | None, tyro.conf.Positional] = None,
+    annotations: Annotated[Path, tyro.conf.Positional],
     *,
     key: str = "c3d_features",
     report: Path | None = None,

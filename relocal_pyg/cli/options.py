@@ -33,7 +33,12 @@ class DataOptions:
     features: Path | None = None
     """HDF5 file of features; features.h5 inside --root where left out."""
     annotations: Path | None = None
-    """custom: annotation file; annotations.json inside --root where left out."""
+    """Annotation file; annotations.json inside --root where left out (anet12-80-10-10:
+    activity_net.v1-2.json; anet-vrl needs none, its times are steps without one)."""
+    proposals: Path | None = None
+    """Proposal list in the released format; sliding windows where left out."""
+    subsample: int = 1
+    """Use every SUBSAMPLE-th step of the file: 2 for the published C3D features of anet-vrl."""
     key: str = "c3d_features"
     """Name of the feature array inside a video's group."""
     unseen_classes: int = 0
@@ -62,24 +67,24 @@ def load_protocol(options: DataOptions) -> Protocol:
     if options.root is None and (options.protocol != "custom" or options.features is None):
         raise UsageError(f"--root is needed for the protocol {options.protocol}")
     root = options.root or Path()
-    features = options.features or root / "features.h5"
     if options.protocol == "custom":
-        return _custom(options, features, options.annotations or root / "annotations.json")
+        return _custom(options, root)
     if options.protocol == "simulated-anet-vrl":
-        from relocal_pyg.datasets.synthetic import simulated_anet_vrl
+        from relocal_pyg.datasets.simulation import simulated_anet_vrl
 
-        return simulated_anet_vrl(root)
+        return simulated_anet_vrl(root, options.annotations)
+    from relocal_pyg.data.features import FeatureStore
+    from relocal_pyg.datasets import anet12, anet_vrl, thumos14
+
+    path = options.features or root / "features.h5"
+    features = FeatureStore(path, key=options.key, subsample=options.subsample)
     if options.protocol == "anet-vrl":
-        from relocal_pyg.datasets.activitynet import anet_vrl
-
-        return anet_vrl(root, features=features)
+        return anet_vrl(root, features, options.annotations)
+    seed, proposals = options.split_seed, options.proposals
     if options.protocol == "anet12-80-10-10":
-        from relocal_pyg.datasets.activitynet import anet12
-
-        return anet12(root, features, seed=options.split_seed)
-    from relocal_pyg.datasets.thumos14 import thumos14
-
-    return thumos14(root, features, seed=options.split_seed)
+        annotations = options.annotations or root / "activity_net.v1-2.json"
+        return anet12(annotations, features, seed=seed, proposals=proposals)
+    return thumos14(root, features, seed=seed, proposals=proposals)
 
 
 def describe(options: DataOptions) -> dict[str, Any]:
@@ -92,24 +97,24 @@ def describe(options: DataOptions) -> dict[str, Any]:
 
 def restore(record: dict[str, Any]) -> DataOptions:
     """The options that :func:`describe` recorded."""
-    paths = ("root", "features", "annotations")
-    return DataOptions(
-        **{
-            key: Path(value) if key in paths and value is not None else value
-            for key, value in record.items()
-        }
-    )
+    paths = ("root", "features", "annotations", "proposals")
+    values: dict[str, Any] = {
+        key: Path(value) if key in paths and value is not None else value
+        for key, value in record.items()
+    }
+    return DataOptions(**values)
 
 
-def _custom(options: DataOptions, features: Path, annotations: Path) -> Protocol:
+def _custom(options: DataOptions, root: Path) -> Protocol:
     from relocal_pyg.data.checks import Quarantine
     from relocal_pyg.datasets.custom import custom
 
     quarantine = Quarantine(strict=options.strict)
     protocol = custom(
-        features,
-        annotations,
+        options.features or root / "features.h5",
+        options.annotations or root / "annotations.json",
         key=options.key,
+        proposals=options.proposals,
         unseen_classes=options.unseen_classes,
         holdout=options.holdout,
         background=options.background,

@@ -34,5 +34,5 @@ def propose(
     classifier = fit_actionness(protocol, steps=steps, seed=seed)
     config = PAPER if tag == "paper" else SSN_CODE
     records = write_proposals(protocol, classifier, out, config=config, show_progress=True)
-    total = sum(len(record.proposals) for record in records)
+    total = sum(len(record.moments) for record in records)
     print(f"{total} proposals of {len(records)} videos: {out}")

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from relocal_pyg.training.engine import FitResult
 
 PresetName = Literal["recommended", "paper"]
+Precision = Literal["32", "bf16-mixed", "auto"]
 
 
 def train(
@@ -27,7 +28,7 @@ def train(
     steps: int | None = None,
     seed: int = 0,
     resume: bool = False,
-    precision: Literal["32", "bf16-mixed", "auto"] | None = None,
+    precision: Precision | None = None,
     accelerator: str = "cpu",
     devices: int = 1,
 ) -> None:
@@ -60,7 +61,7 @@ def train(
     print(f"checkpoint: {out / 'best'}\nnext: relocal evaluate {out}")
 
 
-def choose_preset(name: str, steps: int | None, precision: str | None = None) -> Preset:
+def choose_preset(name: str, steps: int | None, precision: Precision | None = None) -> Preset:
     """A preset with the few settings that the command line overrides."""
     preset = PRESETS[name]
     training = preset.training

@@ -108,6 +108,13 @@ class Relocalizer(abc.ABC):
         """
         clip, video = as_features(query, "query"), as_features(reference, "reference")
         around = None if query_video is None else as_features(query_video, "query_video")
+        wanted = getattr(self, "in_channels", None)
+        if wanted not in (None, clip.shape[1]):
+            raise FeatureError(
+                f"has {clip.shape[1]} channels and the model takes {wanted}: use the "
+                "features it was trained on",
+                record="query",
+            )
         for name, other in (("reference", video), ("query_video", around)):
             if other is not None and other.shape[1] != clip.shape[1]:
                 raise FeatureError(
@@ -120,7 +127,7 @@ class Relocalizer(abc.ABC):
             candidates = as_proposals(proposals) / seconds_per_step
         ranking = self.rank(clip, video, candidates, query_video=around)
         moments = clip_moments(ranking.moments, len(video))
-        kept = nms(moments, ranking.scores, nms_threshold)[:top_k]
+        kept = nms(moments, ranking.scores, nms_threshold, limit=top_k)
         seconds = (moments[kept] * seconds_per_step).tolist()
         scores = ranking.scores[kept].tolist()
         before: list[tuple[float, float] | None] = [None] * len(kept)

@@ -73,7 +73,8 @@ def load_model(folder: str | Path) -> TrainableRelocalizer:
     try:
         model: TrainableRelocalizer = getattr(module, config["model"])(**config["config"])
     except (TypeError, ValueError, RuntimeError) as error:
-        raise CheckpointError(f"settings do not fit: {error}", file=folder / "config.json") from None
+        reason = f"settings do not fit: {error}"
+        raise CheckpointError(reason, file=folder / "config.json") from None
     load_weights(model, folder)
     return model.eval()
 

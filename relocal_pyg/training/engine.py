@@ -260,9 +260,7 @@ class _Loop:
     def _save(self) -> None:
         if self.folder is None or not self.fabric.is_global_zero:
             return
-        save_state(
-            self.folder / "last", self.model, self.optimizer, self.progress, self.facts
-        )
+        save_state(self.folder / "last", self.model, self.optimizer, self.progress, self.facts)
         write_json(self.folder / "history.json", self.progress.history)
 
 

@@ -7,6 +7,7 @@ import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Literal
 
 from relocal_pyg.datasets.protocol import Protocol
 from relocal_pyg.models.aft_srm import AFTSRM
@@ -70,7 +71,9 @@ def table_one(preset: Preset) -> list[System]:
         System(VideoLevel.title, VideoLevel, BASELINE),
     ]
     if preset.name != PAPER.name:
-        systems.insert(1, System("Ours, the paper's recipe", _network(PAPER.network), PAPER.training))
+        systems.insert(
+            1, System("Ours, the paper's recipe", _network(PAPER.network), PAPER.training)
+        )
     return systems
 
 
@@ -85,9 +88,7 @@ def ablation(preset: Preset, layers: Sequence[int], graphs: Sequence[int]) -> li
     return [
         System(
             f"n={layer}, k={graph}",
-            _network(
-                replace(preset.network, num_layers=layer, ks=tuple(range(1, graph + 1)))
-            ),
+            _network(replace(preset.network, num_layers=layer, ks=tuple(range(1, graph + 1)))),
             preset.training,
         )
         for layer in layers
@@ -97,6 +98,7 @@ def ablation(preset: Preset, layers: Sequence[int], graphs: Sequence[int]) -> li
 
 def edge_weights(preset: Preset) -> list[System]:
     """The three edge weights of section 4.4."""
+    kinds: tuple[Literal["binary", "exponential", "laplacian"], ...]
     kinds = ("binary", "exponential", "laplacian")
     return [
         System(
