@@ -110,6 +110,14 @@ class TestNms:
         kept = nms(torch.tensor(moments).reshape(-1, 2).double(), torch.tensor(scores), threshold)
         assert kept.tolist() == plain_nms(moments, scores, threshold)
 
+    @pytest.mark.parametrize("limit", [0, 1, 5, 300])
+    def test_a_limit_keeps_the_best_of_the_same(self, limit: int) -> None:
+        moments = random_moments(3, 2000)
+        scores = torch.rand(2000)
+        assert (
+            nms(moments, scores, 0.3, limit).tolist() == nms(moments, scores, 0.3)[:limit].tolist()
+        )
+
     def test_ties_keep_the_earlier_moment(self) -> None:
         moments = torch.tensor([[0.0, 10.0], [1.0, 11.0], [0.0, 10.0]])
         assert nms(moments, torch.ones(3), 0.5).tolist() == [0]
