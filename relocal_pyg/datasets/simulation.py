@@ -227,7 +227,7 @@ def simulated_anet_vrl(
         config: What the world is like.
 
     Returns:
-        The protocol ``"anet-vrl-simulated"``.
+        The protocol ``"simulated-anet-vrl"``.
 
     Raises:
         AnnotationError: A file is missing or malformed.
@@ -237,7 +237,7 @@ def simulated_anet_vrl(
     source = "features simulated, not recorded: no figure on them compares with one on real ones"
     return replace(
         real,
-        name="anet-vrl-simulated",
+        name="simulated-anet-vrl",
         exclude="video",
         about={**real.about, "source": source, "world": asdict(config)},
     )

@@ -16,6 +16,7 @@ import torch
 from relocal_pyg.data.features import FeatureStore
 from relocal_pyg.data.items import Item
 from relocal_pyg.data.pairs import make_pairs
+from relocal_pyg.datasets.custom import custom
 from relocal_pyg.datasets.protocol import Protocol
 from relocal_pyg.datasets.simulation import (
     ANET_WORLD,
@@ -386,6 +387,27 @@ def test_written_files_read_back_equal(tmp_path: Path) -> None:
         assert entry["duration"] == 0.5 * len(made.features.read(video))
 
 
+def test_custom_reads_what_was_written(tmp_path: Path) -> None:
+    made = write_synthetic(tmp_path, SMALL)
+    unseen = made.about["classes"]["test"]
+    read = custom(
+        tmp_path / FEATURES_FILE,
+        tmp_path / ANNOTATIONS_FILE,
+        unseen_classes=unseen,
+        holdout="video",
+        test_share=0.3,
+    )
+    assert read.about["set_aside"] == 0
+    wanted = {(i.video_id, i.label, i.context, i.moment) for k in made.splits.values() for i in k}
+    found = {(i.video_id, i.label, i.context, i.moment) for k in read.splits.values() for i in k}
+    assert found <= wanted
+    assert {label for _, label, _, _ in found} >= set(unseen)
+    for item in read.splits["test_unseen"]:
+        assert item.label in unseen
+        assert item.seconds_per_step == 0.5
+        assert torch.equal(read.query(item), made.features.read(item.video_id, *item.moment))
+
+
 def test_writing_twice_gives_the_same_annotations(tmp_path: Path) -> None:
     write_synthetic(tmp_path, SMALL)
     first = (tmp_path / ANNOTATIONS_FILE).read_bytes()
@@ -447,6 +469,7 @@ def test_simulated_anet_vrl_keeps_published_items(shared_data: Path) -> None:
         track = protocol.features.sub_actions(item.video_id)[slice(*item.moment)]
         assert set(track.tolist()) <= {*action.core, *action.optional}
         assert len(protocol.proposals(item)) >= 1
+    assert (protocol.name, protocol.exclude) == ("simulated-anet-vrl", "video")
     json.dumps(protocol.about)
 
 
