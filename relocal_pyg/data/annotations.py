@@ -111,6 +111,7 @@ def read_csv(
         table = pd.read_csv(io.StringIO(text), dtype=str, keep_default_na=False, encoding="utf-8")
     except (ValueError, pd.errors.ParserError) as error:
         raise AnnotationError(f"is not a table: {error}", file=path) from None
+    table = table.fillna("")  # short lines
     table.columns = [str(name).strip() for name in table.columns]
     missing = [name for name in ("video", "start", "end", "label") if name not in table.columns]
     if missing:

@@ -271,7 +271,7 @@ def write_features(
 
 @contextlib.contextmanager
 def _new_file(path: Path) -> Iterator[h5py.File]:
-    # Without a chunk cache a full disk is an error where it happens; with one, the library loses it.
+    # Without a chunk cache a full disk is an error where it happens; with one it goes unnoticed.
     file = h5py.File(path, "w", libver="latest", rdcc_nbytes=0)
     try:
         yield file

@@ -1,0 +1,174 @@
+"""Evaluation pairs: who may meet whom, the same draw everywhere, the hash."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import random
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+import relocal_pyg
+from relocal_pyg.data import Item, PairList, make_pairs
+from relocal_pyg.errors import AnnotationError, UsageError
+
+
+def item(
+    video: str, number: int, label: str, moment: tuple[int, int], context: tuple[int, int] = (0, 50)
+) -> Item:
+    return Item(f"{video}#{number}", video, label, context, moment, (moment,), 0.5)
+
+
+ITEMS = [
+    item(f"{label}{video}", number, label, (10 * number, 10 * number + 4 + video))
+    for label in ("a", "b")
+    for video in range(5)
+    for number in range(3)
+]
+
+
+def draw(items: list[Item] = ITEMS, **options: object) -> PairList:
+    return make_pairs(items, split="test", protocol="p", **options)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("exclude", ["none", "item", "video"])
+@pytest.mark.parametrize("min_reference", ["query", None])
+def test_references_are_those_allowed_by_brute_force(
+    exclude: str, min_reference: str | None
+) -> None:
+    items = [*ITEMS, item("short", 0, "a", (0, 5), (0, 6)), item("own", 0, "b", (0, 9), (0, 9))]
+    met = Counter()
+    for seed in range(60):
+        pairs = draw(items, seed=seed, exclude=exclude, min_reference=min_reference)
+        assert [pair.query.item_id for pair in pairs.pairs] == sorted(i.item_id for i in items)
+        for pair in pairs.pairs:
+            met[pair.query.item_id, pair.reference.video_id, pair.reference.context] += 1
+    for query in items:
+        allowed = {
+            (other.video_id, other.context)
+            for other in items
+            if other.label == query.label
+            and (min_reference is None or other.num_steps >= query.query_steps)
+            and (exclude != "video" or other.video_id != query.video_id)
+            and (
+                exclude != "item"
+                or (other.video_id, other.context) != (query.video_id, query.context)
+            )
+        }
+        drawn = {key[1:] for key in met if key[0] == query.item_id}
+        # With 60 draws of at most 7 candidates, missing one has a chance of 1e-4.
+        assert drawn == allowed
+
+
+def test_shared_references_count_once() -> None:
+    items = [item("q", 0, "a", (0, 4)), item("single", 0, "a", (0, 4))]
+    items += [item("many", number, "a", (number, number + 4)) for number in range(30)]
+    drawn = Counter(
+        next(p for p in draw(items, seed=seed).pairs if p.query.video_id == "q").reference.video_id
+        for seed in range(200)
+    )
+    assert 60 < drawn["single"] < 140
+
+
+def test_the_draw_is_uniform() -> None:
+    items = [item(f"v{number}", 0, "a", (0, 4)) for number in range(6)]
+    counts = Counter(
+        (pair.query.item_id, pair.reference.item_id)
+        for seed in range(600)
+        for pair in draw(items, seed=seed).pairs
+    )
+    assert len(counts) == 30
+    # 600 draws of 5: mean 120, standard deviation 9.8.
+    assert min(counts.values()) > 120 - 5 * 9.8
+    assert max(counts.values()) < 120 + 5 * 9.8
+
+
+def test_neither_order_nor_other_classes_matter() -> None:
+    shuffled = ITEMS.copy()
+    random.Random(0).shuffle(shuffled)
+    assert draw(shuffled) == draw()
+    assert draw(shuffled).sha256 == draw().sha256
+    only_a = draw([entry for entry in ITEMS if entry.label == "a"])
+    assert set(only_a.pairs) == {pair for pair in draw().pairs if pair.query.label == "a"}
+    hashes = {
+        draw(seed=seed, exclude=exclude).sha256
+        for seed, exclude in itertools.product((6, 7), ("none", "item", "video"))
+    }
+    assert len(hashes) == 6
+
+
+def test_another_process_draws_the_same() -> None:
+    code = (
+        "from relocal_pyg.data import Item, make_pairs\n"
+        f"items = {ITEMS!r}\n"
+        "print(make_pairs(set(items), split='test', protocol='p').sha256)"
+    )
+    root = str(Path(relocal_pyg.__file__).parents[1])
+    output = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        check=True,
+        env={**os.environ, "PYTHONPATH": root, "PYTHONHASHSEED": "123"},
+    )
+    assert output.stdout.strip() == draw().sha256
+
+
+def test_queries_without_a_reference_are_named() -> None:
+    items = [item("v", 0, "lonely", (0, 4)), item("v", 1, "lonely", (5, 9)), *ITEMS]
+    pairs = draw(items)
+    assert pairs.without_reference == ("v#0", "v#1")
+    assert len(pairs) == len(ITEMS)
+    assert draw(items, exclude="none").without_reference == ()
+
+
+def test_wrong_options_and_items() -> None:
+    with pytest.raises(UsageError, match="exclude"):
+        draw(exclude="all")
+    with pytest.raises(UsageError, match="min_reference"):
+        draw(min_reference="long")
+    with pytest.raises(AnnotationError, match="two items"):
+        draw([ITEMS[0], ITEMS[0]])
+
+
+def test_a_saved_list_comes_back(tmp_path: Path) -> None:
+    pairs = draw([*ITEMS, item("v", 0, "lonely", (0, 4))])
+    pairs.save(tmp_path / "pairs.json")
+    loaded = PairList.load(tmp_path / "pairs.json")
+    assert loaded == pairs
+    assert loaded.sha256 == pairs.sha256
+    assert loaded.pairs[0].query.truths == pairs.pairs[0].query.truths
+
+
+def test_a_changed_list_is_refused(tmp_path: Path) -> None:
+    file = tmp_path / "pairs.json"
+    draw().save(file)
+    content = json.loads(file.read_text())
+    changes = [
+        {"seed": 7},
+        {"exclude": "none"},
+        {"without_reference": ["x"]},
+        {"pairs": content["pairs"][1:]},
+        {"items": {**content["items"], "a0#0": {**content["items"]["a0#0"], "moment": [0, 9]}}},
+        {"sha256": "0"},
+    ]
+    for change in changes:
+        file.write_text(json.dumps({**content, **change}))
+        with pytest.raises(AnnotationError, match="was changed"):
+            PairList.load(file)
+    broken = [
+        [],
+        {},
+        {**content, "pairs": [["x", "y"]]},
+        {**content, "items": [1]},
+        {**content, "items": {**content["items"], "a0#0": {}}},
+    ]
+    for value in broken:
+        file.write_text(json.dumps(value))
+        with pytest.raises(AnnotationError, match="is not a pair list"):
+            PairList.load(file)
