@@ -64,13 +64,16 @@ def text(value: object) -> str:
     return html.escape(ascii_line(str(value)))
 
 
-def page(title: str, lead: str, sections: Iterable[tuple[str, str, str]]) -> str:
+def page(
+    title: str, lead: str, sections: Iterable[tuple[str, str, str]], *, style: str = ""
+) -> str:
     """A whole page: no script, nothing fetched; the policy in its head forbids both.
 
     Args:
         title: Plain text.
         lead: Plain text under the title.
         sections: Anchor, heading (plain text) and body (HTML) of each.
+        style: More CSS; never from data.
     """
     parts = [(anchor, text(heading), body) for anchor, heading, body in sections if body]
     links = "".join(f'<li><a href="#{anchor}">{head}</a></li>' for anchor, head, _ in parts)
@@ -86,7 +89,7 @@ def page(title: str, lead: str, sections: Iterable[tuple[str, str, str]]) -> str
 <meta http-equiv="Content-Security-Policy" content="{policy}">
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <title>{text(title)}</title>
-<style>{_STYLE}</style>
+<style>{_STYLE}{style}</style>
 </head>
 <body>
 <a class="skip" href="#results">Skip to the results</a>

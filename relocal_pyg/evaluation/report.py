@@ -284,6 +284,8 @@ def _settings(comparison: Comparison, settings: Mapping[str, object]) -> str:
 
 
 def _plain(value: object) -> str:
+    if isinstance(value, Mapping):
+        return ", ".join(f"{key} {_plain(part)}" for key, part in value.items())
     return value if isinstance(value, str) else json.dumps(value, default=str)
 
 

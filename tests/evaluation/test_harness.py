@@ -15,7 +15,13 @@ from relocal_pyg.data.items import Item
 from relocal_pyg.data.pairs import PairList, make_pairs
 from relocal_pyg.datasets.protocol import Protocol
 from relocal_pyg.errors import OutputError, RelocalError
-from relocal_pyg.evaluation import Evaluation, best_tiou, environment, evaluate
+from relocal_pyg.evaluation import (
+    Evaluation,
+    average_recall,
+    best_tiou,
+    environment,
+    evaluate,
+)
 from relocal_pyg.evaluation.overlaps import above
 from relocal_pyg.models.base import Ranking, TrainableRelocalizer
 from relocal_pyg.models.trivial import CentreHalf, WholeReference
@@ -196,6 +202,13 @@ def test_summary_follows_from_the_records(
     assert (summary["pairs"], summary["source_videos"], summary["seed"]) == (4, 4, 3)
     assert summary["proposals_per_reference"] == 7
     assert summary["pairs_sha256"] == small_pairs.sha256
+    windows = torch.stack([torch.arange(0, 31, 5), torch.arange(10, 41, 5)], dim=1)
+    truths = [torch.tensor(record.truths) for record in evaluation.records]
+    assert summary["AR@AN"] == {
+        str(budget): pytest.approx(value.item())
+        for budget, value in average_recall([windows] * 4, truths).items()
+    }
+    assert summary["AR@AN"]["100"] == pytest.approx(2 / 5)
     assert summary["by_label"]["run"]["mIoU"] == pytest.approx(0.25)
     assert {name: part["pairs"] for name, part in summary["by_length"].items()} == {
         "< 10 s": 2,

@@ -92,6 +92,18 @@ def test_what_users_supply_is_inert(page: Page) -> None:
         assert "<script>alert(1)</script>" in attributes["alt"] or "threshold" in attributes["alt"]
 
 
+def test_best_and_worst_are_what_they_are_called(page: Page, evil: Comparison) -> None:
+    records = evil.evaluations[evil.leader.title][0].records
+    best, worst = sorted(records, key=lambda record: -record.tiou)
+    for record, why in ((best, "best"), (worst, "median"), (worst, "worst")):
+        place = f"query {record.query_id} in reference {record.reference_id}"
+        caption = f"{record.label}: {place} ({why} query of {evil.leader.title})."
+        shown = caption.replace("\x1b", "\\x1b") in page.text
+        # Of two pairs the lower one is the median as well, and is pictured once.
+        assert shown == (why != "worst")
+    assert best.tiou > worst.tiou
+
+
 def test_nothing_is_fetched(page: Page) -> None:
     policies = [a["content"] for a in page.all("meta") if "http-equiv" in a]
     assert policies == ["default-src 'none'; img-src data:; style-src 'unsafe-inline'"]
