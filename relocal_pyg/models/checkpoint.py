@@ -7,7 +7,6 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
@@ -15,6 +14,7 @@ from relocal_pyg.errors import CheckpointError
 from relocal_pyg.models.base import TrainableRelocalizer
 from relocal_pyg.storage import replace_folder, verify_manifest
 from relocal_pyg.version import __version__
+from relocal_pyg.weights import check_tensors
 
 #: Raised when the layout changes; a newer one is refused.
 FORMAT = 1
@@ -119,24 +119,3 @@ def load_weights(model: TrainableRelocalizer, folder: Path) -> None:
         raise CheckpointError(f"cannot be read ({error})", file=file) from None
     check_tensors(weights, model.state_dict(), file)
     model.load_state_dict(weights)
-
-
-def check_tensors(
-    given: dict[str, torch.Tensor], wanted: dict[str, torch.Tensor], file: Path
-) -> None:
-    """Compare names and shapes, naming the first tensor that does not fit.
-
-    Raises:
-        CheckpointError: A tensor is missing, extra, of another shape, or not finite.
-    """
-    for name, tensor in wanted.items():
-        if name not in given:
-            raise CheckpointError("is missing", file=file, record=name)
-        if given[name].shape != tensor.shape:
-            shapes = f"{list(given[name].shape)}, wanted {list(tensor.shape)}"
-            raise CheckpointError(f"has shape {shapes}", file=file, record=name)
-        if given[name].is_floating_point() and not torch.isfinite(given[name]).all():
-            raise CheckpointError("is not finite", file=file, record=name)
-    extra = sorted(set(given) - set(wanted))
-    if extra:
-        raise CheckpointError("is not part of this model", file=file, record=extra[0])

@@ -1,0 +1,30 @@
+"""Do the tensors of a file fit the model they are for?"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from relocal_pyg.errors import CheckpointError
+
+
+def check_tensors(
+    given: dict[str, torch.Tensor], wanted: dict[str, torch.Tensor], file: Path
+) -> None:
+    """Compare names and shapes, naming the first tensor that does not fit.
+
+    Raises:
+        CheckpointError: A tensor is missing, extra, of another shape, or not finite.
+    """
+    for name, tensor in wanted.items():
+        if name not in given:
+            raise CheckpointError("is missing", file=file, record=name)
+        if given[name].shape != tensor.shape:
+            shapes = f"{list(given[name].shape)}, wanted {list(tensor.shape)}"
+            raise CheckpointError(f"has shape {shapes}", file=file, record=name)
+        if given[name].is_floating_point() and not torch.isfinite(given[name]).all():
+            raise CheckpointError("is not finite", file=file, record=name)
+    extra = sorted(set(given) - set(wanted))
+    if extra:
+        raise CheckpointError("is not part of this model", file=file, record=extra[0])
