@@ -206,7 +206,7 @@ def test_starting_point_is_tensorflow_s() -> None:
 
 
 def test_overfits_a_batch(planted: MakeProtocol) -> None:
-    given = planted()
+    given = planted([(3, 9), (10, 15), (8, 16), (1, 6)], length=20)
     model = CrossGated(12, 16, encoder_dropout=0.0, matching_dropout=0.0)
     samples = list(model.training_set(given, num_samples=4, seed=0))
     batch = Batch.from_data_list(samples)

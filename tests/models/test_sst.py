@@ -73,7 +73,7 @@ def test_samples_show_the_moment_and_every_class(monkeypatch: pytest.MonkeyPatch
 
 
 def test_positive_weight_is_the_ratio(planted: MakeProtocol) -> None:
-    samples = AnchorSamples(planted(), num_samples=4000, seed=3, num_anchors=16, stride=1)
+    samples = AnchorSamples(planted(), num_samples=1500, seed=3, num_anchors=16, stride=1)
     positives, total = torch.zeros(16), torch.zeros(16)
     for sample in samples:
         for j in range(16):
@@ -149,7 +149,7 @@ def test_query_is_ignored_unless_reranked() -> None:
 def test_overfits_planted_actions(planted: MakeProtocol) -> None:
     given = planted()
     model = SST(12, 32, dropout=0.0, num_anchors=16)
-    loader = DataLoader(model.training_set(given, num_samples=960, seed=0), batch_size=16)
+    loader = DataLoader(model.training_set(given, num_samples=640, seed=0), batch_size=16)
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
     for batch in loader:
         optimizer.zero_grad()
