@@ -2,78 +2,194 @@
 
 from __future__ import annotations
 
-import csv
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
+from relocal_pyg.cli.video_options import BackboneOptions, load_backbone
 from relocal_pyg.errors import FeatureError, UsageError
+from relocal_pyg.video.moment_files import (
+    clock,
+    moments_table,
+    write_moments_csv,
+    write_moments_json,
+    write_moments_srt,
+)
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from relocal_pyg.models.base import Relocalizer
     from relocal_pyg.moments import Moment
+    from relocal_pyg.video.search import Found
 
 
 def find(
     query: Annotated[str, tyro.conf.Positional],
     reference: Annotated[str, tyro.conf.Positional],
+    network: BackboneOptions = BackboneOptions(),  # noqa: B008 - frozen
     *,
     model: Path | None = None,
     query_start: float | None = None,
     query_end: float | None = None,
     top_k: int = 5,
-    seconds_per_step: float = 1.0,
-    key: str = "c3d_features",
+    rate: float | None = None,
+    cache: Path | None = None,
     json_file: Annotated[Path | None, tyro.conf.arg(name="json")] = None,
     csv_file: Annotated[Path | None, tyro.conf.arg(name="csv")] = None,
+    srt_file: Annotated[Path | None, tyro.conf.arg(name="srt")] = None,
+    report: Path | None = None,
+    cut: Path | None = None,
+    reencode: bool = False,
+    seconds_per_step: float = 1.0,
+    key: str = "c3d_features",
 ) -> None:
     """Find the moments of REFERENCE that mean the same as QUERY.
 
-    QUERY and REFERENCE are features: an array "x.npy" of [steps, channels], or one video of a
-    feature file as "features.h5::VIDEO_ID".
+    QUERY and REFERENCE are video files, or both features: an array "x.npy" of [steps, channels] or
+    one video of a feature file as "features.h5::VIDEO_ID".
 
     Args:
-        query: The clip, or with --query-start/--query-end the longer video that it is part of.
+        query: The clip, or with --query-start/--query-end the longer video that it is part of
+            (better: what surrounds the clip says what is special about it).
         reference: The long video.
+        network: Videos: which network turns frames into features.
         model: A trained run or checkpoint; the training-free contrast matcher where left out.
         query_start: Seconds at which the clip starts inside QUERY.
         query_end: Seconds at which the clip ends inside QUERY.
         top_k: How many moments at most.
-        seconds_per_step: Duration of one feature step.
-        key: Name of the feature array inside a video's group of an HDF5 file.
+        rate: Videos: frames per second looked at; follows the clip's length where left out.
+        cache: Videos: keep features in this folder, for the next search.
         json_file: Write the moments here as JSON.
         csv_file: Write the moments here as CSV.
+        srt_file: Write the moments here as subtitles of REFERENCE.
+        report: Videos: write a page with pictures here (HTML, one file).
+        cut: Videos: write each moment as a clip into this folder.
+        reencode: With --cut: exact to the frame, instead of copied from the key frame before.
+        seconds_per_step: Features: duration of one step.
+        key: Features: name of the array inside a video's group of an HDF5 file.
     """
     matcher, why = choose_matcher(model)
-    around = read_features(query, key)
-    clip = cut(around, query_start, query_end, seconds_per_step)
-    moments = matcher.localize(
-        clip,
-        read_features(reference, key),
-        top_k=top_k,
-        seconds_per_step=seconds_per_step,
-        query_video=around if len(clip) < len(around) else None,
-    )
-    print(why)
-    print_moments(moments)
+    moments: list[Moment]
+    facts: dict[str, object] = {"query": query, "reference": reference, "matcher": why}
+    if is_features(query) and is_features(reference):
+        for name, value in (("--report", report), ("--cut", cut)):
+            if value is not None:
+                raise UsageError(f"{name} needs video files, these are features")
+        around = read_features(query, key)
+        clip = cut_steps(around, query_start, query_end, seconds_per_step)
+        moments = matcher.localize(
+            clip,
+            read_features(reference, key),
+            top_k=top_k,
+            seconds_per_step=seconds_per_step,
+            query_video=around if len(clip) < len(around) else None,
+        )
+        print(f"matcher: {why}")
+    elif is_features(query) or is_features(reference):
+        raise UsageError("give two video files or two features, not one of each")
+    else:
+        found = search(
+            query, reference, network, matcher, query_start, query_end, top_k, rate, cache
+        )
+        moments = found.moments
+        start, end = found.span
+        facts |= {"query_span": [start, end], "settings": found.settings}
+        print(f"matcher: {why}")
+        print(
+            f"query: {start:.2f} to {end:.2f} s, centred by {found.settings['query_centred_by']}; "
+            f"{found.settings['frames_per_second']:g} frames a second"
+        )
+    print(moments_table(moments))
     if json_file is not None:
-        write_moments_json(json_file, moments, query=query, reference=reference, matcher=why)
+        write_moments_json(json_file, moments, **facts)
     if csv_file is not None:
         write_moments_csv(csv_file, moments)
+    if srt_file is not None:
+        write_moments_srt(srt_file, moments)
+    if cut is not None:
+        cut_moments(reference, moments, cut, reencode)
+    if report is not None:
+        from relocal_pyg.video.page import write_found_page
+
+        write_found_page(report, found, why=why)
+        print(f"report: {report}")
+
+
+def search(
+    query: str,
+    reference: str,
+    network: BackboneOptions,
+    matcher: Relocalizer,
+    query_start: float | None,
+    query_end: float | None,
+    top_k: int,
+    rate: float | None,
+    cache: Path | None,
+) -> Found:
+    """Search a video file with bars on the terminal; damage in the files becomes a warning."""
+    from contextlib import ExitStack
+
+    from relocal_pyg.video.cache import FeatureCache
+    from relocal_pyg.video.decode import probe
+    from relocal_pyg.video.extract import Progress, progress_bar
+    from relocal_pyg.video.search import VideoQuery, find_moments
+
+    for file in (query, reference):  # a wrong name is said before a network is loaded
+        probe(file)
+    with ExitStack() as bars:
+
+        def bar(title: str) -> Progress:
+            return bars.enter_context(progress_bar(title))
+
+        found = find_moments(
+            VideoQuery(Path(query), query_start, query_end),
+            reference,
+            model=matcher,
+            backbone=load_backbone(network),
+            top_k=top_k,
+            rate_hz=rate,
+            cache=None if cache is None else FeatureCache(cache),
+            progress=bar,
+        )
+    for problem in found.problems:
+        print(f"damaged: {problem}")
+    return found
 
 
 def choose_matcher(model: Path | None) -> tuple[Relocalizer, str]:
-    """The model to search with, and a line that says which one and why."""
+    """The model to search with, and words that say which one and why."""
     from relocal_pyg.models import ContrastMatcher, load_model
 
     if model is None:
-        return ContrastMatcher(), "matcher: Contrast matcher (no --model given, none is needed)"
+        return ContrastMatcher(), f"{ContrastMatcher.title} (no training needed; no --model given)"
     loaded = load_model(model)
-    return loaded, f"matcher: {loaded.title}, from {model}"
+    return loaded, f"{loaded.title}, from {model}"
+
+
+def cut_moments(reference: str, moments: list[Moment], folder: Path, reencode: bool) -> None:
+    """Write each moment as ``<reference>-<rank>.mp4`` (or the reference's own container)."""
+    from relocal_pyg.video.cut import cut_clip
+
+    source = Path(reference)
+    suffix = ".mp4" if reencode or not source.suffix else source.suffix
+    for rank, moment in enumerate(moments, start=1):
+        target = folder / f"{source.stem}-{rank}{suffix}"
+        start, end = cut_clip(source, moment.start, moment.end, target, reencode)
+        print(f"clip {rank}: {target} ({clock(start)} to {clock(end)})")
+    if moments and not reencode:
+        print("clips begin at the key frame before their moment; --reencode cuts exactly")
+
+
+def is_features(place: str) -> bool:
+    """Whether a place names features rather than a video file.
+
+    Example:
+        >>> is_features("x.npy"), is_features("features.h5::v_1"), is_features("x.mp4")
+        (True, True, False)
+    """
+    return place.endswith(".npy") or "::" in place
 
 
 def read_features(place: str, key: str) -> Tensor:
@@ -90,8 +206,6 @@ def read_features(place: str, key: str) -> Tensor:
     name, _, video_id = place.partition("::")
     if video_id:
         return FeatureStore(name, key=key).read(video_id)
-    if Path(name).suffix != ".npy":
-        raise FeatureError("not a feature file: x.npy or features.h5::VIDEO_ID wanted", file=name)
     try:
         array = np.load(name, allow_pickle=False)
     except (OSError, ValueError, EOFError) as error:
@@ -99,7 +213,7 @@ def read_features(place: str, key: str) -> Tensor:
     return as_features(array, name)
 
 
-def cut(
+def cut_steps(
     features: Tensor, start: float | None, end: float | None, seconds_per_step: float
 ) -> Tensor:
     """The steps that ``[start, end)`` seconds touch; all of them where both are None.
@@ -120,43 +234,3 @@ def cut(
 
     begin, stop = seconds_to_steps([first, last], seconds_per_step, len(features)).tolist()
     return features[begin:stop]
-
-
-def clock(seconds: float) -> str:
-    """Seconds as h:mm:ss.mmm.
-
-    Example:
-        >>> clock(3723.5)
-        '1:02:03.500'
-    """
-    milliseconds = round(max(seconds, 0.0) * 1000)
-    minutes, rest = divmod(milliseconds, 60_000)
-    return f"{minutes // 60}:{minutes % 60:02d}:{rest // 1000:02d}.{rest % 1000:03d}"
-
-
-def print_moments(moments: list[Moment]) -> None:
-    """Print ranked moments, in seconds and by the clock."""
-    print(f"{'rank':>4} {'start s':>10} {'end s':>10} {'start':>13} {'end':>13} {'score':>7}")
-    for rank, moment in enumerate(moments, start=1):
-        print(
-            f"{rank:>4} {moment.start:>10.2f} {moment.end:>10.2f} {clock(moment.start):>13} "
-            f"{clock(moment.end):>13} {moment.score:>7.3f}"
-        )
-
-
-def write_moments_json(path: Path, moments: list[Moment], **facts: str) -> None:
-    """Write moments and what they were found with as JSON."""
-    from relocal_pyg.storage import write_json
-
-    write_json(path, {**facts, "unit": "seconds", "moments": [asdict(m) for m in moments]})
-
-
-def write_moments_csv(path: Path, moments: list[Moment]) -> None:
-    """Write moments as CSV: rank, start and end in seconds, score."""
-    from relocal_pyg.storage import replace_file
-
-    with replace_file(path) as temporary, temporary.open("w", newline="") as stream:
-        writer = csv.writer(stream)
-        writer.writerow(["rank", "start", "end", "score"])
-        for rank, moment in enumerate(moments, start=1):
-            writer.writerow([rank, moment.start, moment.end, moment.score])

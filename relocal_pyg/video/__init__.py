@@ -23,7 +23,9 @@ if TYPE_CHECKING:
         read_times,
         video_id,
     )
+    from relocal_pyg.video.page import write_found_page
     from relocal_pyg.video.pca import PCA, fit_pca
+    from relocal_pyg.video.search import Found, VideoQuery, find_moments
 
 _WHERE = {
     "Backbone": "backbones",
@@ -31,14 +33,17 @@ _WHERE = {
     "EfficientNetLite0": "backbones",
     "Extraction": "folder",
     "FeatureCache": "cache",
+    "Found": "search",
     "FunctionBackbone": "backbones",
     "PCA": "pca",
     "VideoFeatures": "cache",
     "VideoInfo": "decode",
+    "VideoQuery": "search",
     "VideoWarning": "decode",
     "cut_clip": "cut",
     "extract_folder": "folder",
     "extract_video": "extract",
+    "find_moments": "search",
     "find_videos": "folder",
     "fit_pca": "pca",
     "frames": "decode",
@@ -47,6 +52,7 @@ _WHERE = {
     "read_times": "folder",
     "sampling_rate": "extract",
     "video_id": "folder",
+    "write_found_page": "page",
 }
 
 __all__ = [
@@ -56,13 +62,16 @@ __all__ = [
     "EfficientNetLite0",
     "Extraction",
     "FeatureCache",
+    "Found",
     "FunctionBackbone",
     "VideoFeatures",
     "VideoInfo",
+    "VideoQuery",
     "VideoWarning",
     "cut_clip",
     "extract_folder",
     "extract_video",
+    "find_moments",
     "find_videos",
     "fit_pca",
     "frames",
@@ -71,6 +80,7 @@ __all__ = [
     "read_times",
     "sampling_rate",
     "video_id",
+    "write_found_page",
 ]
 
 

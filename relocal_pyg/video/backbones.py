@@ -19,24 +19,33 @@ _STD = (0.229, 0.224, 0.225)
 
 @runtime_checkable
 class Backbone(Protocol):
-    """What :func:`relocal_pyg.video.extract_video` asks of a feature extractor.
+    """What :func:`relocal_pyg.video.extract_video` asks of a feature extractor."""
 
-    Attributes:
-        name: Says which network with which weights: two backbones that give different numbers need
-            different names, because stored features are found again by it.
-        dim: Channels F of a feature row.
-        size: Height and width in pixels of the frames it takes.
-        clip_frames: Frames per feature row; 1 for an image network.
-        clip_stride: Frames from the start of one row to the start of the next.
-    """
+    @property
+    def name(self) -> str:
+        """Says which network with which weights.
 
-    name: str
-    dim: int
-    size: tuple[int, int]
-    clip_frames: int
-    clip_stride: int
+        Two backbones that give different numbers need different names, because stored features are
+        found again by it.
+        """
 
-    def __call__(self, frames: Tensor) -> Tensor:
+    @property
+    def dim(self) -> int:
+        """Channels F of a feature row."""
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width in pixels of the frames it takes."""
+
+    @property
+    def clip_frames(self) -> int:
+        """Frames per feature row; 1 for an image network."""
+
+    @property
+    def clip_stride(self) -> int:
+        """Frames from the start of one row to the start of the next."""
+
+    def __call__(self, frames: Tensor, /) -> Tensor:
         """Give float32 ``[B, F]`` for RGB uint8 ``[B, H, W, 3]``.
 
         Where ``clip_frames`` is above 1 the input is ``[B, clip_frames, H, W, 3]``.

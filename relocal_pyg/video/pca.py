@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,7 @@ from torch import Tensor
 
 from relocal_pyg.errors import CheckpointError, FeatureError, UsageError
 from relocal_pyg.storage import replace_file
+from relocal_pyg.video.backbones import Backbone, FunctionBackbone
 
 
 @dataclass(frozen=True)
@@ -47,6 +49,28 @@ class PCA:
         if rows.ndim != 2 or rows.shape[1] != len(self.mean):
             raise FeatureError(f"shape {list(rows.shape)}, [n, {len(self.mean)}] wanted")
         return (rows - self.mean) @ self.components.T
+
+    def after(self, backbone: Backbone) -> FunctionBackbone:
+        """Give a backbone whose rows are those of another, projected.
+
+        Raises:
+            UsageError: The backbone has another width than the PCA.
+        """
+        if backbone.dim != len(self.mean):
+            raise UsageError(
+                f"the PCA is of {len(self.mean)} channels, {backbone.name} gives {backbone.dim}"
+            )
+        digest = hashlib.sha256()
+        for tensor in (self.mean, self.components):
+            digest.update(tensor.contiguous().numpy().tobytes())
+        return FunctionBackbone(
+            lambda frames: self.transform(backbone(frames)),
+            name=f"{backbone.name}-pca-{digest.hexdigest()[:12]}",
+            dim=len(self.components),
+            size=backbone.size,
+            clip_frames=backbone.clip_frames,
+            clip_stride=backbone.clip_stride,
+        )
 
     def save(self, path: str | Path) -> None:
         """Write the tensors as safetensors; an interrupted write leaves the old file.

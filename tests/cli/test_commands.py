@@ -13,7 +13,7 @@ import torch
 from relocal_pyg import cli
 from relocal_pyg.cli import main
 from relocal_pyg.cli.evaluate import slug
-from relocal_pyg.cli.find import clock
+from relocal_pyg.video.moment_files import clock
 from relocal_pyg.cli.options import DataOptions, describe, load_protocol, restore
 from relocal_pyg.cli.train import choose_preset
 from relocal_pyg.datasets.synthetic import SyntheticConfig, write_synthetic
