@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import multiprocessing
 import os
 import pickle
@@ -197,7 +196,6 @@ def test_bombs_are_refused_before_anything_is_allocated(
 
     one(tmp_path / "a.h5", make)
     store = FeatureStore(tmp_path / "a.h5", max_bytes=1 << 40)
-    gc.collect()
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     with pytest.raises(UnsafeFeatureError, match="declares"):
         store.read("v", 0, 1)
