@@ -69,9 +69,7 @@ def test_triplets_are_what_the_paper_says(protocol):
         assert query.label not in label_of(far[0])
         # The positive's window is the proposal of largest tIoU with its own truth.
         reference = next(
-            i
-            for i in ITEMS
-            if i.video_id == str(int(near[0])) and i.label == query.label
+            i for i in ITEMS if i.video_id == str(int(near[0])) and i.label == query.label
         )
         windows = protocol.proposals(reference)
         overlap = tiou(windows, torch.tensor(reference.truths[0]).float())
@@ -125,7 +123,9 @@ def test_lists_are_graded_proposals_of_one_reference(protocol):
 def test_bare_clips_come_without_surroundings(protocol):
     bare = ListDataset(protocol, num_samples=30, seed=0, surroundings=0.0)
     assert all(len(sample.query_video) == 0 for sample in bare)
-    mixed = [len(s.query_video) for s in ListDataset(protocol, num_samples=60, seed=0, surroundings=0.5)]
+    mixed = [
+        len(s.query_video) for s in ListDataset(protocol, num_samples=60, seed=0, surroundings=0.5)
+    ]
     assert 0 < sum(length == 0 for length in mixed) < 60
 
 

@@ -1,0 +1,64 @@
+from __future__ import annotations
+
+import dataclasses
+import importlib.util
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+from relocal_pyg.datasets.synthetic import SyntheticConfig, synthetic, write_synthetic
+from relocal_pyg.training import RECOMMENDED, Preset
+
+EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
+SMALL = SyntheticConfig(
+    train_classes=5, val_classes=2, test_classes=2, train_videos=6, val_videos=3, test_videos=3
+)
+
+
+def load(name: str) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(name, EXAMPLES / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def quick() -> Preset:
+    network = dataclasses.replace(RECOMMENDED.network, hidden_channels=8, num_steps=6)
+    training = dataclasses.replace(
+        RECOMMENDED.training, steps=2, batch_size=2, validate_every=2, max_validation_pairs=3
+    )
+    return dataclasses.replace(RECOMMENDED, network=network, training=training)
+
+
+def test_train_anet(monkeypatch: pytest.MonkeyPatch, capsys, tmp_path: Path):
+    example = load("train_anet")
+    monkeypatch.setattr(example, "synthetic", lambda: synthetic(SMALL))
+    monkeypatch.setitem(example.PRESETS, "recommended", quick())
+    arguments = ["--synthetic", "--preset", "recommended", "--out", str(tmp_path / "run")]
+    monkeypatch.setattr(sys, "argv", ["train_anet.py", *arguments, "--steps", "1"])
+    example.main()
+    assert "Proposal oracle" in capsys.readouterr().out
+    assert (tmp_path / "run" / "best" / "model.safetensors").is_file()
+
+
+def test_train_anet_needs_data(monkeypatch: pytest.MonkeyPatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["train_anet.py"])
+    with pytest.raises(SystemExit):
+        load("train_anet").main()
+    assert "--root" in capsys.readouterr().err
+
+
+def test_train_custom(monkeypatch: pytest.MonkeyPatch, capsys, tmp_path: Path):
+    write_synthetic(tmp_path, SMALL)
+    example = load("train_custom")
+    monkeypatch.setattr(example, "RECOMMENDED", quick())
+    arguments = ["--root", str(tmp_path), "--unseen-classes", "2", "--holdout", "video"]
+    monkeypatch.setattr(
+        sys, "argv", ["train_custom.py", *arguments, "--out", str(tmp_path / "run")]
+    )
+    example.main()
+    printed = capsys.readouterr().out
+    assert "test_seen" in printed
+    assert "test_unseen" in printed
