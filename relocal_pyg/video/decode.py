@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from relocal_pyg.errors import UsageError, VideoError
 from relocal_pyg.video.opening import check_file, failures, open_video, reason, seek_before
-from relocal_pyg.video.picture import displayed_size, rotation, to_rgb
+from relocal_pyg.video.picture import Orientation, to_rgb
 
 # Some containers (Matroska) keep whole milliseconds: a frame due at .1667 s is stamped .167 s.
 _TOLERANCE = 1e-3
@@ -74,13 +74,16 @@ def probe(path: str | Path) -> VideoInfo:
         count: int | None = int(stream.frames) or None
         if count is None and duration is not None and rate is not None:
             count = round(duration * rate)
-        width, height = displayed_size(frame)
+        orientation = Orientation(frame)
+        width, height = frame.width, frame.height
+        if orientation.swaps_axes:
+            width, height = height, width
         return VideoInfo(
             duration=duration,
             fps_nominal=rate,
             width=width,
             height=height,
-            rotation=rotation(frame),
+            rotation=orientation.rotation,
             num_frames_estimate=count,
             codec=str(stream.codec_context.name),
         )
@@ -151,14 +154,14 @@ def _each(
     end: float | None,
     size: tuple[int, int] | None,
 ) -> Iterator[Shown]:
-    seen = 0
+    seen, paint = 0, _painter(path, size)
     for time, _, frame in timed:
         if time < start - _TOLERANCE:
             continue
         if end is not None and time >= end - _TOLERANCE:
             break
         if seen % every == 0:
-            yield time, _picture(path, frame, size)
+            yield time, paint(frame)
         seen += 1
     if seen == 0:
         raise VideoError(f"shows no frame between {start} s and {end or 'its end'}", file=path)
@@ -173,14 +176,14 @@ def _on_grid(
     size: tuple[int, int] | None,
 ) -> Iterator[Shown]:
     stop = math.inf if end is None else end
-    step = 0
+    step, paint = 0, _painter(path, size)
 
     def shown(time: float, frame: Any, until: float) -> Iterator[Shown]:
         nonlocal step
         picture = None
         while start + step / rate_hz < min(until, stop) - _TOLERANCE:
             # Converted only when it is wanted, and once however often it is shown.
-            picture = _picture(path, frame, size) if picture is None else picture
+            picture = paint(frame) if picture is None else picture
             yield time, picture
             step += 1
 
@@ -283,11 +286,18 @@ def _first(path: str | Path, timed: Iterator[Timed]) -> Timed:
     return head
 
 
-def _picture(path: str | Path, frame: Any, size: tuple[int, int] | None) -> NDArray[np.uint8]:
-    try:
-        return to_rgb(frame, size)
-    except failures() as error:
-        raise VideoError(f"a frame cannot be converted: {reason(error)}", file=path) from None
+def _painter(path: str | Path, size: tuple[int, int] | None) -> Callable[[Any], NDArray[np.uint8]]:
+    orientation: Orientation | None = None
+
+    def paint(frame: Any) -> NDArray[np.uint8]:
+        nonlocal orientation
+        try:
+            orientation = orientation or Orientation(frame)
+            return to_rgb(frame, orientation, size)
+        except failures() as error:
+            raise VideoError(f"a frame cannot be converted: {reason(error)}", file=path) from None
+
+    return paint
 
 
 def _stated_rate(stream: Any) -> float | None:

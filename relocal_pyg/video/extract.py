@@ -172,7 +172,10 @@ def _compute(
     duration = stated if stated is not None and end - 1 / rate < stated <= end else end
     if progress is not None:
         progress(duration, duration)
-    features = torch.cat(rows).repeat_interleave(torch.tensor(repeats), dim=0)
+    features = torch.cat(rows)
+    del rows  # two copies of the features are enough
+    if len(features) < len(times):
+        features = features.repeat_interleave(torch.tensor(repeats), dim=0)
     return features, times, duration
 
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import builtins
+import subprocess
 import sys
 import weakref
 
@@ -314,3 +315,29 @@ def test_a_colon_or_odd_bytes_in_a_name(tmp_path, write_video):
         odd = tmp_path / name
         odd.write_bytes(plain.read_bytes())
         assert len(list(frames(odd))) == 3
+
+
+@pytest.mark.slow
+def test_memory_does_not_grow_with_the_length(tmp_path, write_video):
+    """Peak memory of a process of its own, 100 and 4,000 frames of 640 x 360 (0.7 MB as RGB)."""
+    code = (
+        "import resource, sys\n"
+        "from relocal_pyg.video.decode import frames\n"
+        "count = sum(1 for _ in frames(sys.argv[1]))\n"
+        "print(count, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)\n"
+    )
+    peaks = []
+    for count in (100, 4000):
+        options = {"preset": "ultrafast", "g": "50"}
+        path = write_video(
+            tmp_path / f"{count}.mp4",
+            [flat(i % 256, 360, 640) for i in range(50)] * (count // 50),
+            options=options,
+        )
+        result = subprocess.run(
+            [sys.executable, "-c", code, str(path)], capture_output=True, text=True, check=True
+        )
+        found, peak = map(int, result.stdout.split())
+        assert found == count
+        peaks.append(peak)
+    assert peaks[1] - peaks[0] < 25
