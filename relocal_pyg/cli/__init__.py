@@ -15,6 +15,7 @@ from relocal_pyg.cli.ablate import ablate
 from relocal_pyg.cli.check import check
 from relocal_pyg.cli.demo import demo
 from relocal_pyg.cli.evaluate import evaluate
+from relocal_pyg.cli.extract import extract
 from relocal_pyg.cli.find import find
 from relocal_pyg.cli.propose import propose
 from relocal_pyg.cli.train import train
@@ -26,6 +27,7 @@ COMMANDS: dict[str, Callable[..., Any]] = {
     "evaluate": evaluate,
     "ablate": ablate,
     "find": find,
+    "extract": extract,
     "propose": propose,
     "check": check,
 }

@@ -47,6 +47,8 @@ class DataOptions:
     """custom: what training and test never share."""
     background: str = "background"
     """custom: label that is never an action."""
+    seconds_per_step: float | None = None
+    """custom: duration of a step; each video's duration divided by its steps where left out."""
     split_seed: int = 0
     """Seed of the split, where the protocol draws one."""
     strict: bool = False
@@ -118,6 +120,7 @@ def _custom(options: DataOptions, root: Path) -> Protocol:
         unseen_classes=options.unseen_classes,
         holdout=options.holdout,
         background=options.background,
+        seconds_per_step=options.seconds_per_step,
         seed=options.split_seed,
         quarantine=quarantine,
     )

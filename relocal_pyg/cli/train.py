@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import tyro
 
 from relocal_pyg.cli.options import DataOptions, describe, load_protocol
+from relocal_pyg.cli.video_options import BackboneOptions, load_backbone
+from relocal_pyg.errors import UsageError
 from relocal_pyg.training.presets import PRESETS, Preset
 
 if TYPE_CHECKING:
@@ -23,7 +25,11 @@ Precision = Literal["32", "bf16-mixed", "auto"]
 def train(
     out: Annotated[Path, tyro.conf.Positional],
     data: DataOptions = DataOptions(),  # noqa: B008 - frozen
+    network: BackboneOptions = BackboneOptions(),  # noqa: B008 - frozen
     *,
+    videos: Path | None = None,
+    rate: float | None = None,
+    workers: int = 1,
     preset: PresetName = "recommended",
     steps: int | None = None,
     seed: int = 0,
@@ -34,9 +40,17 @@ def train(
 ) -> None:
     """Train the network of the paper on a protocol; then "relocal evaluate OUT".
 
+    With --videos and --annotations: extract the features of your own videos, train on them and
+    evaluate, in one go.
+
     Args:
         out: Run folder to write: checkpoints, settings, history, log.
         data: Which data.
+        network: With --videos: which network turns frames into features.
+        videos: A folder of video files, annotated by --annotations (JSON, or a CSV of
+            video,start,end,label; a video is named by its file without the suffix).
+        rate: With --videos: frames per second; follows the length of the actions if left out.
+        workers: With --videos: videos at a time.
         preset: "recommended", or "paper" for the paper's recipe to the letter.
         steps: Optimiser steps at most, instead of the preset's.
         seed: Seed of weights, samples and dropout.
@@ -46,6 +60,9 @@ def train(
         devices: How many devices.
     """
     chosen = choose_preset(preset, steps, precision)
+    identity: dict[str, object] = {}
+    if videos is not None:
+        data, identity["features"] = extract_for_training(videos, data, network, out, rate, workers)
     print(chosen)
     result = train_network(
         load_protocol(data),
@@ -53,12 +70,63 @@ def train(
         out,
         seed=seed,
         resume=resume,
-        identity={"data": describe(data)},
+        identity={"data": describe(data), **identity},
         accelerator=accelerator,
         devices=devices,
     )
     print(f"best validation score {result.best_score:.3f} at step {result.best_step}")
-    print(f"checkpoint: {out / 'best'}\nnext: relocal evaluate {out}")
+    print(f"checkpoint: {out / 'best'}")
+    if videos is None:
+        print(f"next: relocal evaluate {out}")
+    else:
+        from relocal_pyg.cli.evaluate import evaluate
+
+        evaluate((out,))
+
+
+def extract_for_training(
+    videos: Path,
+    data: DataOptions,
+    network: BackboneOptions,
+    out: Path,
+    rate: float | None,
+    workers: int,
+) -> tuple[DataOptions, dict[str, object]]:
+    """Extract into ``OUT/features.h5``.
+
+    Returns:
+        The options that use them, and how they were made.
+
+    Raises:
+        UsageError: No annotations are given, or features beside the videos.
+    """
+    if data.annotations is None:
+        raise UsageError("--videos needs --annotations: JSON, or CSV of video,start,end,label")
+    if data.features is not None:
+        raise UsageError("give --videos or --features, not both")
+    from relocal_pyg.cli.extract import print_extraction
+    from relocal_pyg.data.quarantine import Quarantine
+    from relocal_pyg.video.dataset import features_from_videos
+
+    backbone = load_backbone(network)
+    quarantine = Quarantine(strict=data.strict)
+    features = out / "features.h5"
+    done, seconds_per_step = features_from_videos(
+        videos,
+        data.annotations,
+        features,
+        backbone,
+        rate,
+        workers=workers,
+        background=data.background,
+        quarantine=quarantine,
+        key=data.key,
+    )
+    print_extraction(done, quarantine)
+    used = replace(
+        data, protocol="custom", features=features, seconds_per_step=seconds_per_step, subsample=1
+    )
+    return used, {"backbone": backbone.name, "seconds_per_step": seconds_per_step}
 
 
 def choose_preset(name: str, steps: int | None, precision: Precision | None = None) -> Preset:

@@ -21,7 +21,7 @@ class BackboneOptions:
     weights: Path | None = None
     """c3d: file of its published weights (.pickle, .pt, .pth or .safetensors)."""
     pca: Path | None = None
-    """Project the features by a PCA that "relocal extract --fit-pca" wrote."""
+    """Project the features by a PCA that relocal_pyg.video.fit_pca fitted and saved."""
 
 
 def load_backbone(options: BackboneOptions) -> Backbone:

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from relocal_pyg.video.c3d import C3D
     from relocal_pyg.video.cache import FeatureCache, VideoFeatures
     from relocal_pyg.video.cut import cut_clip
+    from relocal_pyg.video.dataset import features_from_videos
     from relocal_pyg.video.decode import VideoInfo, VideoWarning, frames, probe
     from relocal_pyg.video.extract import extract_video, progress_bar, sampling_rate
     from relocal_pyg.video.folder import (
@@ -43,6 +44,7 @@ _WHERE = {
     "cut_clip": "cut",
     "extract_folder": "folder",
     "extract_video": "extract",
+    "features_from_videos": "dataset",
     "find_moments": "search",
     "find_videos": "folder",
     "fit_pca": "pca",
@@ -71,6 +73,7 @@ __all__ = [
     "cut_clip",
     "extract_folder",
     "extract_video",
+    "features_from_videos",
     "find_moments",
     "find_videos",
     "fit_pca",
