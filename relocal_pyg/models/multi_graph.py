@@ -122,20 +122,25 @@ class MultiGraphRelocalizer(TrainableRelocalizer):
         Raises:
             FeatureError: ``x`` has another width, or its rows are no multiple of 2T.
         """
+        x, mask = self._split(data)
+        graphs = self._graphs(data)
+        raw, offsets = self.network(x[:, 0], x[:, 1], graphs, mask[:, 0], mask[:, 1])
+        return torch.tanh(raw), offsets
+
+    def _split(self, data: Data) -> tuple[Tensor, Tensor]:
+        """Features ``[B, 2, T, C]`` and mask ``[B, 2, T]`` of queries and proposals."""
         steps = self.network_config.num_steps
         if data.x.shape[-1] != self.inputs.out_channels or len(data.x) % (2 * steps):
             raise FeatureError(
                 f"x has shape {tuple(data.x.shape)}, [B * {2 * steps}, "
                 f"{self.inputs.out_channels}] wanted"
             )
-        x = data.x.view(-1, 2, steps, data.x.shape[-1])
-        mask = data.step_mask.view(-1, 2, steps)
-        graphs: Sequence[Any] = self.graphs
+        return data.x.view(-1, 2, steps, data.x.shape[-1]), data.step_mask.view(-1, 2, steps)
+
+    def _graphs(self, data: Data) -> Sequence[Any]:
+        """The edges that the data hold, or the graphs they stand for."""
         keys = [f"edge_index_k{k}" for k in self.network_config.ks]
-        if all(key in data for key in keys):
-            graphs = [data[key] for key in keys]
-        raw, offsets = self.network(x[:, 0], x[:, 1], graphs, mask[:, 0], mask[:, 1])
-        return torch.tanh(raw), offsets
+        return [data[key] for key in keys] if all(key in data for key in keys) else self.graphs
 
     def score_proposals(
         self,
@@ -285,14 +290,31 @@ class MultiGraphRelocalizer(TrainableRelocalizer):
         if self.network_config.objective == "listwise":
             return self._listwise_losses(batch)
         positive, negative = batch
-        # One batch of both sides, so that batch normalisation sees positives and negatives alike.
-        pairs = [*positive.to_data_list(), *negative.to_data_list()]
-        both = Batch.from_data_list(pairs, exclude_keys=["offsets"])
-        scores, offsets = self(both)
+        # One pass over both sides, so that batch normalisation sees positives and negatives alike.
+        scores, offsets = self._score_triplets(positive, negative)
         near, far = scores.chunk(2)
         ranking = triplet_loss(near, far, self.network_config.margin)
         regression = offset_loss(offsets[: len(near)], positive.offsets)
         return {"loss": ranking + regression, "ranking": ranking, "regression": regression}
+
+    def _score_triplets(self, positive: Batch, negative: Batch) -> tuple[Tensor, Tensor]:
+        """Scores of all positives, then of all negatives; their common queries are encoded once."""
+        near, near_mask = self._split(positive)
+        far, far_mask = self._split(negative)
+        network, query_mask = self.network, near_mask[:, 0].repeat(2, 1)
+        mask = torch.cat([near_mask[:, 1], far_mask[:, 1]])
+        graphs = [self._graphs(side) for side in (positive, negative)]
+        if graphs[0] is not self.graphs:
+            shift = len(positive.x)
+            graphs[0] = [torch.cat([p, n + shift], dim=1) for p, n in zip(*graphs, strict=True)]
+        raw, offsets = network.fuse(
+            network.encode_query(near[:, 0], near_mask[:, 0]).repeat(2, 1, 1),
+            network.encode_proposal(torch.cat([near[:, 1], far[:, 1]]), mask),
+            graphs[0],
+            query_mask,
+            mask,
+        )
+        return torch.tanh(raw), offsets
 
     def _listwise_losses(self, batch: Batch) -> dict[str, Tensor]:
         ranking, regression = [], []

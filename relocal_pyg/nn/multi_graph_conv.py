@@ -6,13 +6,13 @@ from collections.abc import Callable, Sequence
 from typing import cast
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch_geometric.nn.dense.linear import Linear
 from torch_geometric.typing import Adj
 
 from relocal_pyg.errors import UsageError
 from relocal_pyg.graph import PairGraph
+from relocal_pyg.nn.products import linear, tanh
 from relocal_pyg.nn.sum_conv import SumConv
 
 
@@ -114,10 +114,11 @@ class MultiGraphConv(nn.Module):
         Raises:
             UsageError: Not one graph (and weight) per branch.
         """
-        hidden = self.lin_in(x)
+        # A size that is not known yet is found by calling the module itself.
+        lazy = self.lin_in.in_channels < 0
+        hidden = self.lin_in(x) if lazy else linear(x, self.lin_in.weight, self.lin_in.bias)
         # A (X W) = (A X) W: the branches share one wide product.
-        weight = torch.cat([conv.lin.weight for conv in self.convs])
-        branches = F.linear(hidden, weight)
+        branches = linear(hidden, torch.cat([conv.lin.weight for conv in self.convs]))
         if self.graph_conv:
             weights = [None] * self.num_graphs if edge_weights is None else edge_weights
             if graphs is None or not len(graphs) == len(weights) == self.num_graphs:
@@ -128,7 +129,8 @@ class MultiGraphConv(nn.Module):
                 [conv.sum_neighbors(part, graph, w, mask=mask) for conv, part, graph, w in items],
                 dim=-1,
             )
-        out = self.lin_out(self.act(branches))
+        active = tanh(branches) if self.act is torch.tanh else self.act(branches)
+        out = linear(active, self.lin_out.weight, self.lin_out.bias)
         return out if mask is None else out.masked_fill(~mask.unsqueeze(-1), 0)
 
     def __repr__(self) -> str:

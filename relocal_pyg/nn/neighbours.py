@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from relocal_pyg.graph import PairGraph
+from relocal_pyg.nn.products import project
 
 #: Up to so many steps one product with the K matrices, stacked, beats K sums.
 STACKED_STEPS = 96
@@ -48,7 +49,7 @@ class Neighbours:
             if key not in self._matrices:
                 dense = [graph.dense(nodes // 2, x) for graph in self.graphs]
                 self._matrices[key] = torch.cat(dense)
-            out = torch.mm(self._matrices[key], x.flatten(1)).view(-1, *x.shape)
+            out = project(self._matrices[key], x.flatten(1).T).view(-1, *x.shape)
         else:
             pairs = zip(self.graphs, scales, strict=True)
             out = torch.stack([g.sum(x if s[0] is None else x * s[0]) for g, s in pairs])
@@ -79,7 +80,7 @@ class Neighbours:
                 pairs = zip(dense, classes, strict=True)
                 cross = [matrix[there : there + count] for matrix, count in pairs]
                 self._blocks[key] = torch.cat([*own, *cross])
-            sums = torch.mm(self._blocks[key], x.flatten(1)).view(-1, *x.shape[1:])
+            sums = project(self._blocks[key], x.flatten(1).T).view(-1, *x.shape[1:])
             parts = sums.split([len(classes) * steps, *classes])
             return parts[0].view(-1, *x.shape), list(parts[1:])
         nodes = torch.cat([x, zeros] if query else [zeros, x])

@@ -30,15 +30,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from relocal_pyg.graph import PairGraph
-from relocal_pyg.nn.multi_graph_conv import MultiGraphConv
+from relocal_pyg.nn.layer_weights import LayerWeights, apply, masked, merge, mix, sums
 from relocal_pyg.nn.neighbours import Neighbours, Scales
 from relocal_pyg.nn.pair_network import PairNetwork
+from relocal_pyg.nn.products import tanh_
 
 #: Numbers in the largest intermediate tensor: few enough to stay in a processor's cache.
 CHUNK_NUMBERS = 1_500_000
@@ -51,14 +51,14 @@ class Side:
     Attributes:
         hidden: ``[T, N, d]``, pads zero where they are masked.
         real: Real steps ``[T, N, 1]`` as numbers, or None where the network masks nothing.
-        own: ``[K, T, N, d]``, what the steps receive from their own video; None where layer 1 does
-            not split.
+        own: For each graph ``[T, N, d]``, what the steps receive from their own video; empty
+            where layer 1 does not split.
         cross: For each graph ``[C_k, N, d]``, what the steps of the other video's classes receive.
     """
 
     hidden: Tensor
     real: Tensor | None
-    own: Tensor | None
+    own: list[Tensor]
     cross: list[Tensor]
 
 
@@ -106,9 +106,9 @@ class PairScoring:
         self.splits = self.graph_conv and self.neighbours.splits
         # A weight that is a function of a node's number among all 2T sees where padding ends.
         self._cuts = self.masked and all(graph.weight != "exponential" for graph in graphs)
-        self._layers = [_Layer.of(layer, self.dtype) for layer in fusion.layers]
+        self._layers = [LayerWeights.of(layer, self.dtype) for layer in fusion.layers]
         pairs = zip(fusion.layers[:-1], fusion.layers[1:], strict=True)
-        self._merged = [_merge(layer, following, self.dtype) for layer, following in pairs]
+        self._merged = [merge(layer, following, self.dtype) for layer, following in pairs]
 
     def score(
         self, query: Tensor, query_mask: Tensor | None, states: Tensor, mask: Tensor | None
@@ -169,12 +169,13 @@ class PairScoring:
             real = mask.T.unsqueeze(-1).to(self.dtype)
             hidden = hidden * real
         if not self.splits:
-            return Side(hidden, real, None, [])
+            return Side(hidden, real, [], [])
         first = self._layers[0]
-        own, cross = self.neighbours.split_sums(_masked(first.enter(hidden), real), query=query)
-        weights = first.weights
-        rows = [row @ weight for row, weight in zip(cross, weights, strict=True)]
-        return Side(hidden, real, _project(own, weights), rows)
+        own, cross = self.neighbours.split_sums(masked(first.enter(hidden), real), query=query)
+        rows = [apply(row, weight) for row, weight in zip(cross, first.weights, strict=True)]
+        return Side(
+            hidden, real, [apply(*pair) for pair in zip(own, first.weights, strict=True)], rows
+        )
 
     def _chunks(
         self, query_mask: Tensor | None, mask: Tensor | None, states: Tensor
@@ -203,7 +204,8 @@ class PairScoring:
         if not self.graph_conv:
             return (self._sum_apart(query) + self._sum_apart(proposals)) / number
         scales = self.neighbours.scales(real, query.hidden)
-        x = active = None
+        x: Tensor | None = None
+        active: list[Tensor] = []
         total: Tensor | float = 0.0
         if self.residual or not self.splits:
             x = torch.cat([query.hidden.expand(-1, count, -1), proposals.hidden])
@@ -213,18 +215,16 @@ class PairScoring:
             if place == 0 and self.splits:
                 active = _first(query, proposals, scales)
             else:
-                if x is not None:
-                    latent = layer.enter(x)
-                else:
-                    assert active is not None
-                    latent = _mix(active, *self._merged[place - 1])
-                mixed = self.neighbours.sum(_masked(latent, real), scales)
-                active = _project(mixed, layer.weights).tanh_()
+                merged = self._merged[place - 1]
+                latent = mix(active, *merged) if x is None else layer.enter(x)
+                mixed = self.neighbours.sum(masked(latent, real), scales)
+                pairs = zip(mixed, layer.weights, strict=True)
+                active = [apply(branch, weight, act="tanh") for branch, weight in pairs]
             last = place + 1 == len(self._layers)
             if self.residual or last:
-                total = total + layer.leave(active.sum(dim=1, dtype=self.exact), number)
+                total = total + layer.leave(sums(active, self.exact), number)
             if self.residual and x is not None and not last:
-                x = _masked(x + _mix(active, layer.out_weight, layer.out_bias), real)
+                x = masked(x + mix(active, layer.out_weights, layer.out_bias), real)
             else:
                 x = None
         assert isinstance(total, Tensor)
@@ -235,9 +235,9 @@ class PairScoring:
         x = side.hidden
         for layer in self._layers:
             latent = layer.enter(x)
-            active = torch.matmul(latent, layer.weights.unsqueeze(1)).tanh_()
-            out = _mix(active, layer.out_weight, layer.out_bias)
-            x = _masked(x + out if self.residual else out, side.real)
+            active = [apply(latent, weight, act="tanh") for weight in layer.weights]
+            out = mix(active, layer.out_weights, layer.out_bias)
+            x = masked(x + out if self.residual else out, side.real)
         return x.sum(dim=0, dtype=self.exact)
 
     @torch.no_grad()
@@ -245,75 +245,15 @@ class PairScoring:
         return self.network.score_head.logits(pooled), self.network.offset_head(pooled)
 
 
-class _Layer(NamedTuple):
-    """Weights of a multi-graph layer, ready to be multiplied from the right."""
-
-    in_weight: Tensor  # [d, d]
-    in_bias: Tensor  # [d]
-    weights: Tensor  # [K, d, d]
-    out_weight: Tensor  # [K, d, d]
-    out_bias: Tensor  # [d]
-    exact_weight: Tensor  # [K, d, d]
-    exact_bias: Tensor  # [d]
-
-    @classmethod
-    def of(cls, layer: MultiGraphConv, dtype: torch.dtype) -> _Layer:
-        out_weight = layer.lin_out.weight.detach().T.unflatten(0, (layer.num_graphs, -1))
-        return cls(
-            layer.lin_in.weight.detach().T.to(dtype),
-            layer.lin_in.bias.detach().to(dtype),
-            torch.stack([conv.lin.weight.detach().T.to(dtype) for conv in layer.convs]),
-            out_weight.to(dtype),
-            layer.lin_out.bias.detach().to(dtype),
-            out_weight.clone(),
-            layer.lin_out.bias.detach().clone(),
-        )
-
-    def enter(self, x: Tensor) -> Tensor:
-        """The first 1x1 convolution."""
-        return torch.addmm(self.in_bias, x.flatten(0, 1), self.in_weight).view_as(x)
-
-    def leave(self, sums: Tensor, number: Tensor | int) -> Tensor:
-        """The last 1x1 convolution, of sums ``[K, N, d]`` over so many nodes."""
-        return torch.bmm(sums, self.exact_weight).sum(dim=0) + number * self.exact_bias
-
-
-def _first(query: Side, proposals: Side, scales: Scales) -> Tensor:
-    """Layer 1 from its two parts, ``[K, 2T, N, d]`` after the tanh."""
-    assert query.own is not None and proposals.own is not None
-    graphs, steps, count, width = proposals.own.shape
-    out = proposals.own.new_empty(graphs, 2 * steps, count, width)
-    step = torch.arange(steps, device=out.device)
+def _first(query: Side, proposals: Side, scales: Scales) -> list[Tensor]:
+    """Layer 1 from its two parts, for each graph ``[2T, N, d]`` after the tanh."""
+    steps, count, width = proposals.hidden.shape
+    step = torch.arange(steps, device=proposals.hidden.device)
+    active = []
     for place, (_, after) in enumerate(scales):
+        out = proposals.hidden.new_empty(2 * steps, count, width)
         cross, back = proposals.cross[place], query.cross[place]
-        torch.add(cross[step % len(cross)], query.own[place], out=out[place, :steps])
-        torch.add(proposals.own[place], back[step % len(back)], out=out[place, steps:])
-        if after is not None:
-            out[place].mul_(after)
-    return out.tanh_()
-
-
-def _project(x: Tensor, weights: Tensor) -> Tensor:
-    """Multiply each branch by its weights, ``[K, T, N, d] -> [K, T, N, d]``."""
-    return torch.bmm(x.flatten(1, 2), weights).view_as(x)
-
-
-def _merge(
-    layer: MultiGraphConv, following: MultiGraphConv, dtype: torch.dtype
-) -> tuple[Tensor, Tensor]:
-    """The last 1x1 convolution of a layer and the first of the next: ``[K, d, d]``, ``[d]``."""
-    leave, enter = layer.lin_out, following.lin_in
-    weight = (enter.weight @ leave.weight).T.unflatten(0, (layer.num_graphs, -1))
-    return weight.to(dtype), (enter.weight @ leave.bias + enter.bias).to(dtype)
-
-
-def _mix(active: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    """A 1x1 convolution of concatenated branches, ``[K, 2T, N, d] -> [2T, N, d]``."""
-    out = torch.addmm(bias, active[0].flatten(0, 1), weight[0])
-    for branch, part in zip(active[1:], weight[1:], strict=True):
-        out.addmm_(branch.flatten(0, 1), part)
-    return out.view(active.shape[1:])
-
-
-def _masked(x: Tensor, real: Tensor | None) -> Tensor:
-    return x if real is None else x.mul_(real)
+        torch.add(cross[step % len(cross)], query.own[place], out=out[:steps])
+        torch.add(proposals.own[place], back[step % len(back)], out=out[steps:])
+        active.append(tanh_(out if after is None else out.mul_(after)))
+    return active

@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from relocal_pyg.nn.products import project, tanh_
+
 
 @torch.no_grad()
 def window_states(
@@ -35,9 +37,9 @@ def window_states(
     """
     width = lstm.hidden_size
     weight, recurrent, *biases = (_reorder(parameter) for parameter in lstm.parameters())
-    recurrent, bias = recurrent.T.contiguous(), biases[0] + biases[1]
+    bias = biases[0] + biases[1]
     channels = table.shape[1]
-    inputs = torch.addmm(bias, table, weight[:, :channels].T)
+    inputs = project(table, weight[:, :channels].contiguous(), bias)
     # One more row stands for padding.
     inputs = torch.cat([inputs, bias[None]])
     lengths = mask.sum(dim=1)
@@ -57,12 +59,11 @@ def window_states(
         if flags is not None:
             gates.addmm_(flags[step, :active], weight[:, channels:].T)
         if step > 0:
-            gates.addmm_(states[step - 1, :active], recurrent)
-        gates[:, : 3 * width].sigmoid_()
-        gates[:, 3 * width :].tanh_()
-        enter, forget, leave, fresh = gates.chunk(4, dim=1)
+            gates = project(states[step - 1, :active], recurrent, add=gates)
+        enter, forget, leave = gates[:, : 3 * width].sigmoid_().chunk(3, dim=1)
+        fresh = tanh_(gates[:, 3 * width :].contiguous())
         now = cell[:active].mul_(forget).addcmul_(enter, fresh)
-        torch.mul(leave, now.tanh(), out=states[step, :active])
+        torch.mul(leave, tanh_(now.clone()), out=states[step, :active])
     back = torch.empty_like(order)
     back[order] = torch.arange(count, device=order.device)
     return states.index_select(1, back)

@@ -231,3 +231,29 @@ def test_wrong_input_is_named():
 def test_context_is_clipped_to_the_reference():
     windows = extend(torch.tensor([[1.0, 5.0], [8.0, 10.0]]), 0.5, 10)
     assert windows.tolist() == [[0.0, 7.0], [7.0, 10.0]]
+
+
+@pytest.mark.parametrize("materialize", [False, True])
+def test_losses_of_a_batch_are_those_of_its_pairs(materialize):
+    """Queries are encoded once for positives and negatives, which changes no number."""
+    model = small()
+    disturb(model)
+    sides: list[list[PairData]] = [[], []]
+    for _ in range(3):
+        query = torch.randn(4, 7).double()
+        for side in sides:
+            offsets = torch.randn(1, 2).double()
+            features = torch.randn(6, 7).double()
+            side.append(
+                PairData.from_features(
+                    query, features, num_steps=5, materialize=materialize, offsets=offsets
+                )
+            )
+    near, far = (Batch.from_data_list(side) for side in sides)
+    losses = model.training_losses((near, far))
+    positive, offsets = model(near)
+    negative, _ = model(far)
+    ranking = (0.5 - positive + negative).clamp(min=0).sum()
+    regression = (offsets - near.offsets).abs().sum(dim=1).mean()
+    torch.testing.assert_close(losses["ranking"], ranking, atol=1e-12, rtol=0)
+    torch.testing.assert_close(losses["regression"], regression, atol=1e-12, rtol=0)
