@@ -230,8 +230,9 @@ class _Loop:
         self.losses.clear()
         progress.history.append(record)
         if self.verbose:
+            loss = f"loss {record['loss']:.4g}, " if "loss" in record else ""
             scored = f"validation {scores['score']:.3f}, unrefined {scores['score_before']:.3f}"
-            tqdm.write(f"step {progress.step}: loss {record.get('loss', math.nan):.4g}, {scored}")
+            tqdm.write(f"step {progress.step}: {loss}{scored}")
         if log is not None:
             for name, value in record.items():
                 log.add_scalar(name, value, progress.step)

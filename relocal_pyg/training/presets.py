@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
+from textwrap import wrap
 from typing import Literal
 
 from relocal_pyg.models.network_config import NetworkConfig
@@ -47,6 +48,15 @@ class Preset:
     name: str
     network: NetworkConfig = field(default_factory=NetworkConfig)
     training: TrainingConfig = field(default_factory=TrainingConfig)
+
+    def __str__(self) -> str:
+        """Every setting, for the terminal."""
+        parts = {"network": self.network, "training": self.training}
+        lines = [f"preset {self.name}"]
+        for title, part in parts.items():
+            settings = ", ".join(f"{name} {value}" for name, value in asdict(part).items())
+            lines += wrap(f"{title}: {settings}", 100, initial_indent="  ", subsequent_indent="    ")
+        return "\n".join(lines)
 
 
 #: Section 5.2.2 to the letter, its gaps filled as the documentation page on the paper says.
