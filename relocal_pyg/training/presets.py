@@ -82,7 +82,7 @@ RECOMMENDED = Preset(
     ),
     TrainingConfig(
         batch_size=4,
-        steps=400,
+        steps=300,
         learning_rate=1e-3,
         offset_learning_rate=1e-3,
         weight_decay=1e-4,
