@@ -18,6 +18,7 @@ from relocal_pyg.cli.evaluate import evaluate
 from relocal_pyg.cli.extract import extract
 from relocal_pyg.cli.find import find
 from relocal_pyg.cli.propose import propose
+from relocal_pyg.cli.serve import serve
 from relocal_pyg.cli.train import train
 from relocal_pyg.errors import RelocalError, RunError
 
@@ -29,6 +30,7 @@ COMMANDS: dict[str, Callable[..., Any]] = {
     "find": find,
     "extract": extract,
     "propose": propose,
+    "serve": serve,
     "check": check,
 }
 

@@ -50,7 +50,9 @@ h1 {{ overflow-wrap: anywhere; }}
 """
 
 
-def write_found_page(path: str | Path, found: Found, *, why: str = "") -> None:
+def write_found_page(
+    path: str | Path, found: Found, *, why: str = "", names: tuple[str, str] | None = None
+) -> None:
     """Write the report of one search: pictures, timeline, similarity map, settings.
 
     The page opens without a network and works by keyboard. Names of files are escaped.
@@ -59,21 +61,23 @@ def write_found_page(path: str | Path, found: Found, *, why: str = "") -> None:
         path: The HTML file, written all or nothing.
         found: What :func:`relocal_pyg.video.find_moments` gave.
         why: A line on which matcher was used.
+        names: What to call query and reference; their paths where None.
 
     Raises:
         OutputError: The file cannot be written.
         VideoError: A video is gone.
     """
-    query, reference = found.query.path.name, found.reference.name
+    query, reference = names or (str(found.query.path), str(found.reference))
+    titles = Path(query).name, Path(reference).name
     count = len(found.moments)
     sections = [
-        ("query", "The query", _query(found)),
-        ("timeline", "Where it is in the reference", _timeline_section(found)),
+        ("query", "The query", _query(found, titles[0])),
+        ("timeline", "Where it is in the reference", _timeline_section(found, titles[1])),
         ("results", f"The {count} best moments" if count > 1 else "The moment", _moments(found)),
         ("map", "Which step met which", _map(found)),
-        ("settings", "Settings", _settings(found, why)),
+        ("settings", "Settings", _settings(found, why, query, reference)),
     ]
-    html = page(f"{query} in {reference}", _lead(found), sections, style=_STYLE)
+    html = page(" in ".join(titles), _lead(found), sections, style=_STYLE)
     with replace_file(path) as temporary:
         temporary.write_text(html, encoding="utf-8")
 
@@ -136,16 +140,16 @@ def _lead(found: Found) -> str:
     )
 
 
-def _query(found: Found) -> str:
+def _query(found: Found, name: str) -> str:
     start, end = found.span
     part = "" if (start, end) == (0.0, found.query_seconds) else f" of {found.query_seconds:.2f} s"
-    words = f"{found.query.path.name}, {start:.2f} to {end:.2f} s{part}"
+    words = f"{name}, {start:.2f} to {end:.2f} s{part}"
     return f"<p>{text(words)}</p>{_strip(found.query.path, start, end, 6, 'Query')}"
 
 
-def _timeline_section(found: Found) -> str:
+def _timeline_section(found: Found, name: str) -> str:
     words = (
-        f"{found.reference.name}, {clock(found.reference_seconds)} long. The curve is the "
+        f"{name}, {clock(found.reference_seconds)} long. The curve is the "
         "similarity of each step to the query; bars are the moments, best first: choose one to go "
         "to it."
     )
@@ -218,12 +222,12 @@ def _map_figure(found: Found) -> Figure:
     return figure
 
 
-def _settings(found: Found, why: str) -> str:
+def _settings(found: Found, why: str, query: str, reference: str) -> str:
     import torch
 
     rows = [
-        ("query file", found.query.path),
-        ("reference file", found.reference),
+        ("query file", query),
+        ("reference file", reference),
         ("matcher", why or found.matcher),
         *((name.replace("_", " "), value) for name, value in found.settings.items()),
         ("relocal_pyg", __version__),
