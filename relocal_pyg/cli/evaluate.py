@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 def evaluate(
     runs: Annotated[tuple[Path, ...], tyro.conf.Positional] = (),
-    data: DataOptions | None = None,
+    data: DataOptions = DataOptions(),  # noqa: B008 - frozen
     *,
     out: Path | None = None,
     models: Literal["free", "all"] = "free",
@@ -38,7 +38,7 @@ def evaluate(
 
     Args:
         runs: Run folders of "relocal train"; they say themselves which data to use.
-        data: Which data, where no run is given.
+        data: Which data, where no run is given or another than the run's is wanted.
         out: Folder for the table (markdown, JSON, LaTeX, HTML) and every answer; beside the first
             run where left out.
         models: "free": beside the runs, what needs no training; "all": every system of the paper,
@@ -49,7 +49,7 @@ def evaluate(
         split: One test split; every one where left out.
         limit: Use the first LIMIT pairs of the hashed list only.
     """
-    options = _data_of(runs) if data is None else data
+    options = _data_of(runs) if runs and data == DataOptions() else data
     folder = out or (runs[0] / "evaluation" if runs else None)
     if folder is None:
         raise UsageError("--out is needed where no run is given")
@@ -140,8 +140,6 @@ def slug(title: str) -> str:
 def _data_of(runs: tuple[Path, ...]) -> DataOptions:
     from relocal_pyg.reading import read_json
 
-    if not runs:
-        raise UsageError("give a run folder, or the data to use (--protocol ...)")
     record = read_json(runs[0] / "run.json", CheckpointError)
     if not isinstance(record, dict) or not isinstance(record.get("data"), dict):
         raise CheckpointError("does not say which data it used", file=runs[0] / "run.json")

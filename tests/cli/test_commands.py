@@ -160,7 +160,7 @@ def test_check_reports_each_bad_record(root: Path, tmp_path: Path, capsys):
     [
         (["find", "missing.npy", "missing.npy"], "missing.npy"),
         (["find", "clip.avi2", "clip.avi2"], "clip.avi2"),
-        (["evaluate"], "run folder"),
+        (["evaluate"], "--out"),
         (["evaluate", "nowhere"], "nowhere"),
         (["train", "out", "--protocol", "custom"], "--root"),
         (["train", "out", "--protocol", "anet-vrl", "--root", "nowhere"], "nowhere"),
