@@ -229,3 +229,13 @@ def test_a_cache_that_cannot_be_made(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(OutputError):
         FeatureCache(tmp_path / "file")
+
+
+def test_many_steps(tmp_path, write_video):
+    pictures = [flat(i % 250, 16, 16) for i in range(2100)]
+    path = write_video(tmp_path / "a.mp4", pictures, rate=100)
+    video = extract_video(path, mean_colour(size=(16, 16)), 100.0)
+    assert video.features.shape == (2100, 3)
+    expected = torch.arange(2100) % 250
+    assert (video.features[:, 0] - expected).abs().median() < 3
+    assert video.times.tolist() == pytest.approx([i / 100 for i in range(2100)], abs=1e-6)
