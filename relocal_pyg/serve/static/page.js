@@ -113,6 +113,7 @@ function play(moment, number) {
   player.currentTime = moment.start;
   playUntil = moment.end;
   player.play().catch(() => {});
+  requestAnimationFrame(watch);
   document.querySelectorAll("#moments button").forEach((button, i) =>
     button.setAttribute("aria-pressed", String(i === number)));
   document.querySelectorAll("#timeline rect").forEach((bar) =>
@@ -175,13 +176,15 @@ for (const side of ["query", "reference"]) {
     byId(`${side}-note`).hidden = false;
   });
 }
-byId("reference-player").addEventListener("timeupdate", () => {
+// Every frame: "timeupdate" comes four times a second, which runs into what follows the moment.
+function watch() {
   const player = byId("reference-player");
-  if (playUntil !== null && player.currentTime >= playUntil) {
+  if (playUntil !== null && player.currentTime >= playUntil - 0.02) {
     player.pause();
     playUntil = null;
   }
-});
+  if (playUntil !== null) requestAnimationFrame(watch);
+}
 for (const edge of ["start", "end"]) {
   byId(`mark-${edge}`).addEventListener("click", () => {
     byId(edge).value = byId("query-player").currentTime.toFixed(2);
