@@ -1,0 +1,82 @@
+"""Peak memory of ``relocal find`` against the length of the video.
+
+python -m benchmarks.long_video --minutes 5 60
+
+Writes moving pictures of each length, searches each in a process of its own for a clip of a minute
+and prints the peak of its resident memory. What may grow is 5 KiB a step of features.
+"""
+
+from __future__ import annotations
+
+import json
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from fractions import Fraction
+from pathlib import Path
+
+import numpy as np
+import tyro
+
+
+def main(minutes: tuple[float, ...] = (5, 60), fps: int = 5, query_seconds: float = 60.0) -> None:
+    """Measure.
+
+    Args:
+        minutes: Lengths of the videos.
+        fps: Their frames per second.
+        query_seconds: Length of the clip; the frames looked at per second follow from it.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        query = write(Path(folder) / "query.mp4", query_seconds, fps)
+        print(f"{'minutes':>8} {'steps':>7} {'features MB':>12} {'peak MB':>8} {'seconds':>8}")
+        for length in minutes:
+            video = write(Path(folder) / "long.mp4", 60 * length, fps)
+            start = time.perf_counter()
+            arguments = [sys.executable, "-m", "benchmarks.long_video", "--measure"]
+            done = subprocess.run(
+                [*arguments, str(query), str(video)], check=True, capture_output=True, text=True
+            )
+            result = json.loads(done.stdout.splitlines()[-1])
+            print(
+                f"{length:>8g} {result['steps']:>7} {result['steps'] * 5120 / 1e6:>12.1f} "
+                f"{result['peak_mb']:>8.0f} {time.perf_counter() - start:>8.0f}"
+            )
+
+
+def write(path: Path, seconds: float, fps: int) -> Path:
+    """Write a bright square that wanders over noise."""
+    import av
+
+    rng = np.random.default_rng(0)
+    ground = rng.integers(0, 120, size=(90, 120, 3), dtype=np.uint8)
+    with av.open(str(path), "w") as output:
+        stream = output.add_stream("mpeg4", rate=fps)
+        stream.height, stream.width, stream.pix_fmt = 90, 120, "yuv420p"
+        for number in range(round(seconds * fps)):
+            picture = ground.copy()
+            x, y = (number * 3) % 100, (number * 2) % 70
+            picture[y : y + 20, x : x + 20] = (number % 200, 250, 250)
+            frame = av.VideoFrame.from_ndarray(picture, format="rgb24")
+            frame.pts, frame.time_base = number, Fraction(1, fps)
+            output.mux(stream.encode(frame))
+        output.mux(stream.encode())
+    return path
+
+
+def measure(query: str, reference: str) -> None:
+    """Search in this process and print its peak memory."""
+    from relocal_pyg.video import find_moments
+
+    found = find_moments(query, reference)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    print(json.dumps({"peak_mb": peak, "steps": found.settings["reference_steps"]}))
+
+
+if __name__ == "__main__":
+    if sys.argv[1:2] == ["--measure"]:
+        measure(*sys.argv[2:])
+    else:
+        tyro.cli(main)
