@@ -23,6 +23,7 @@ from relocal_pyg.moments import decode_offsets
 from relocal_pyg.nn.losses import listwise_loss, offset_loss, triplet_loss
 from relocal_pyg.nn.pair_network import PairNetwork
 from relocal_pyg.nn.pair_scoring import PairScoring
+from relocal_pyg.nn.ranks import mean_over_ranks, sum_over_ranks
 from relocal_pyg.nn.window_states import window_states
 
 #: Proposals encoded at once: bounds memory, changes no result.
@@ -293,7 +294,7 @@ class MultiGraphRelocalizer(TrainableRelocalizer):
         # One pass over both sides, so that batch normalisation sees positives and negatives alike.
         scores, offsets = self._score_triplets(positive, negative)
         near, far = scores.chunk(2)
-        ranking = triplet_loss(near, far, self.network_config.margin)
+        ranking = sum_over_ranks(triplet_loss(near, far, self.network_config.margin))
         regression = offset_loss(offsets[: len(near)], positive.offsets)
         return {"loss": ranking + regression, "ranking": ranking, "regression": regression}
 
@@ -325,12 +326,13 @@ class MultiGraphRelocalizer(TrainableRelocalizer):
             raw, offsets = self._score_list(
                 sample.query, sample.reference, sample.proposals, sample.query_video, rotation
             )
-            ranking.append(listwise_loss(raw[None], sample.overlap[None]))
+            ranking.append(listwise_loss(raw[None], sample.overlap[None].to(raw)))
             near = sample.overlap > OFFSET_TIOU
             if near.any():
                 regression.append(offset_loss(offsets[near], sample.offsets[near]))
         mean_ranking = torch.stack(ranking).mean()
-        mean_regression = torch.stack(regression).mean() if regression else mean_ranking * 0
+        total = torch.stack(regression).sum() if regression else mean_ranking * 0
+        mean_regression = mean_over_ranks(total, len(regression))
         return {
             "loss": mean_ranking + mean_regression,
             "ranking": mean_ranking,

@@ -91,9 +91,56 @@ class MultiGraphFusion(nn.Module):
     ) -> Tensor:
         """Run the layers; arguments as in :meth:`MultiGraphConv.forward`."""
         for layer, norm in zip(self.layers, self.norms, strict=True):
-            out = layer(x, graphs, edge_weights, mask)
-            x = norm(x + out if self.residual else out)
-            if mask is not None:
-                # A residual or a normalisation brings pads back.
-                x = x.masked_fill(~mask.unsqueeze(-1), 0)
+            x = self._advance(x, layer, norm, graphs, mask, edge_weights)
         return x
+
+    def _advance(
+        self,
+        x: Tensor,
+        layer: MultiGraphConv,
+        norm: nn.Module,
+        graphs: Sequence[Adj | PairGraph] | None,
+        mask: Tensor | None,
+        edge_weights: Sequence[Tensor | None] | None = None,
+    ) -> Tensor:
+        out = layer(x, graphs, edge_weights, mask)
+        x = norm(x + out if self.residual else out)
+        # A residual or a normalisation brings pads back.
+        return x if mask is None else x.masked_fill(~mask.unsqueeze(-1), 0)
+
+    def pooled(
+        self,
+        x: Tensor,
+        graphs: Sequence[Adj | PairGraph] | None,
+        mask: Tensor | None,
+        num_nodes: int,
+    ) -> Tensor:
+        """Average of :meth:`forward` over the nodes of each pair.
+
+        The last 1x1 convolution is linear and is done after the average, on a row a pair.
+
+        Args:
+            x: ``[B, num_nodes, channels]`` or ``[B * num_nodes, channels]``.
+            graphs: As in :meth:`forward`.
+            mask: Real nodes, of the shape of ``x`` without channels, or None for all.
+            num_nodes: Nodes of a pair.
+
+        Returns:
+            ``[B, channels]``; pads count for nothing.
+        """
+        for layer, norm in zip(self.layers[:-1], self.norms[:-1], strict=True):
+            x = self._advance(x, layer, norm, graphs, mask)
+        last, norm = self.layers[-1], self.norms[-1]
+        if not isinstance(norm, nn.Identity):
+            return _average(self._advance(x, last, norm, graphs, mask), mask, num_nodes)
+        active = _average(last.branches(x, graphs, mask=mask), mask, num_nodes)
+        out: Tensor = last.lin_out(active)
+        return out + _average(x, mask, num_nodes) if self.residual else out
+
+
+def _average(x: Tensor, mask: Tensor | None, num_nodes: int) -> Tensor:
+    x = x.view(-1, num_nodes, x.shape[-1])
+    if mask is None:
+        return x.mean(dim=1)
+    real = mask.view(-1, num_nodes, 1)
+    return (x * real).sum(dim=1) / real.sum(dim=1).clamp(min=1)

@@ -15,6 +15,9 @@ from relocal_pyg.graph import PairGraph
 from relocal_pyg.nn.products import linear, tanh
 from relocal_pyg.nn.sum_conv import SumConv
 
+#: The first two products of a layer are merged from so many nodes a channel.
+MERGED_ROWS = 4
+
 
 class MultiGraphConv(nn.Module):
     r"""The Multi-Graph Feature Fusion layer (section 4.5, Fig. 7).
@@ -114,11 +117,37 @@ class MultiGraphConv(nn.Module):
         Raises:
             UsageError: Not one graph (and weight) per branch.
         """
-        # A size that is not known yet is found by calling the module itself.
-        lazy = self.lin_in.in_channels < 0
-        hidden = self.lin_in(x) if lazy else linear(x, self.lin_in.weight, self.lin_in.bias)
+        active = self.branches(x, graphs, edge_weights, mask)
+        out = linear(active, self.lin_out.weight, self.lin_out.bias)
+        return out if mask is None else out.masked_fill(~mask.unsqueeze(-1), 0)
+
+    def branches(
+        self,
+        x: Tensor,
+        graphs: Sequence[Adj | PairGraph] | None,
+        edge_weights: Sequence[Tensor | None] | None = None,
+        mask: Tensor | None = None,
+    ) -> Tensor:
+        r"""The concatenated branches before the last 1x1 convolution, :math:`(*, |V|, K F_{out})`.
+
+        The arguments are those of :meth:`forward`. Whatever is linear, an average over nodes for
+        instance, may be done on them first.
+        """
         # A (X W) = (A X) W: the branches share one wide product.
-        branches = linear(hidden, torch.cat([conv.lin.weight for conv in self.convs]))
+        weight = torch.cat([conv.lin.weight for conv in self.convs])
+        if self.lin_in.in_channels < 0:
+            # A size that is not known yet is found by calling the module itself.
+            branches = linear(self.lin_in(x), weight)
+        elif (
+            # Which way is cheaper is a question of the batch, which a traced graph must not ask.
+            torch.compiler.is_compiling()
+            or x.numel() < MERGED_ROWS * self.hidden_channels * x.shape[-1]
+        ):
+            branches = linear(linear(x, self.lin_in.weight, self.lin_in.bias), weight)
+        else:
+            # Both products are one where multiplying the weights costs less than the nodes.
+            bias = torch.mv(weight, self.lin_in.bias)
+            branches = linear(x, weight @ self.lin_in.weight, bias)
         if self.graph_conv:
             weights = [None] * self.num_graphs if edge_weights is None else edge_weights
             if graphs is None or not len(graphs) == len(weights) == self.num_graphs:
@@ -129,9 +158,7 @@ class MultiGraphConv(nn.Module):
                 [conv.sum_neighbors(part, graph, w, mask=mask) for conv, part, graph, w in items],
                 dim=-1,
             )
-        active = tanh(branches) if self.act is torch.tanh else self.act(branches)
-        out = linear(active, self.lin_out.weight, self.lin_out.bias)
-        return out if mask is None else out.masked_fill(~mask.unsqueeze(-1), 0)
+        return tanh(branches) if self.act is torch.tanh else self.act(branches)
 
     def __repr__(self) -> str:
         kind = "" if self.graph_conv else ", graph_conv=False"

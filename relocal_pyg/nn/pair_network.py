@@ -81,16 +81,10 @@ class PairNetwork(nn.Module):
         """
         x = torch.cat([query, proposal], dim=1)
         mask = torch.cat([query_mask, proposal_mask], dim=1) if self.mask_padding else None
-        if all(isinstance(graph, PairGraph) for graph in graphs):
-            hidden = self.fusion(x, graphs, mask=mask)
-        else:
-            flat_mask = None if mask is None else mask.flatten()
-            hidden = self.fusion(x.flatten(0, 1), graphs, mask=flat_mask).view_as(x)
-        if mask is None:
-            pooled = hidden.mean(dim=1)
-        else:
-            real = mask.unsqueeze(-1)
-            pooled = (hidden * real).sum(dim=1) / real.sum(dim=1).clamp(min=1)
+        nodes = x.shape[1]
+        if not all(isinstance(graph, PairGraph) for graph in graphs):
+            x, mask = x.flatten(0, 1), None if mask is None else mask.flatten()
+        pooled = self.fusion.pooled(x, graphs, mask, nodes)
         # The regression loss trains its own head only (section 5.2.2).
         return self.score_head.logits(pooled), self.offset_head(pooled.detach())
 

@@ -72,7 +72,9 @@ def fit(
         out: Run folder; nothing is written where None.
         resume: Go on from ``out/last`` where it exists.
         accelerator: Lightning Fabric's name of the device kind: ``"cpu"``, ``"cuda"``, ``"auto"``.
-        devices: How many devices; more than one trains data-parallel.
+        devices: How many devices; more than one trains data-parallel, a share of each batch on
+            each, and gives the weights of one device to rounding, but for dropout (each device
+            draws its own) and batch normalisation, which sees its device's share.
         show_progress: Show a progress bar.
         identity: Further facts that must agree for a run to be resumed.
 
@@ -99,10 +101,17 @@ def fit(
     if not pairs.pairs:
         raise UsageError("no validation pairs: the split needs a class with two videos or more")
     facts["val_pairs"] = pairs.sha256
+    precision, reason = choose_precision(config.precision, accelerator)
+    facts["precision"] = precision
     fabric = Fabric(
-        accelerator=accelerator, devices=devices, precision=_precision(config.precision)
+        accelerator=accelerator,
+        devices=devices,
+        strategy="ddp_find_unused_parameters_true" if devices > 1 else "auto",
+        precision="bf16-mixed" if precision == "bf16-mixed" else "32-true",
     )
     fabric.launch()
+    if config.precision == "auto" and fabric.is_global_zero:
+        print(f"precision: {precision} ({reason})")
     optimizer = torch.optim.Adam(
         model.parameter_groups(config.learning_rate, config.offset_learning_rate),
         weight_decay=config.weight_decay,
@@ -111,7 +120,11 @@ def fit(
         group["initial_lr"] = group["lr"]
     progress = Progress()
     if folder is not None:
-        progress = _open_run(folder, resume, facts, pairs, protocol, model, optimizer)
+        if fabric.is_global_zero:
+            _open_run(folder, resume, facts, pairs, protocol)
+        fabric.barrier()
+        if (folder / "last").is_dir():
+            progress = load_state(folder / "last", model, optimizer, facts)
     loop = _Loop(model, protocol, config, seed, folder, fabric, optimizer, progress, pairs, facts)
     loop.run(show_progress)
     return FitResult(progress.best_step, progress.best_score, progress.history, folder)
@@ -203,7 +216,9 @@ class _Loop:
         self.module.train()
         self.optimizer.zero_grad(set_to_none=True)
         losses = self.module.training_losses(batch)
-        if not torch.isfinite(losses["loss"]):
+        finite = torch.isfinite(losses["loss"].detach()).float()
+        # Every process stops, or none: one that went on alone would wait for the others for ever.
+        if self.fabric.all_reduce(finite, reduce_op="mean") != 1:
             self._save()
             raise RunError(
                 f"the loss is not finite at step {step}: lower the learning rate, or look for "
@@ -222,7 +237,11 @@ class _Loop:
     def _validate(self, log: Any) -> None:
         progress = self.progress
         scores = validate(
-            self.model, self.protocol, self.pairs, limit=self.config.max_validation_pairs
+            self.model,
+            self.protocol,
+            self.pairs,
+            limit=self.config.max_validation_pairs,
+            fabric=self.fabric,
         )
         record = {"step": float(progress.step)}
         record |= {name: sum(values) / len(values) for name, values in self.losses.items()}
@@ -281,31 +300,49 @@ learning_rate_factor(6, TrainingConfig(steps=12, decay=True))
     return 0.5 * (1 + math.cos(math.pi * min(done, 1.0)))
 
 
-def _precision(name: str) -> Any:
-    return {"32": "32-true", "bf16-mixed": "bf16-mixed", "auto": "32-true"}[name]
+def choose_precision(name: str, accelerator: str) -> tuple[str, str]:
+    """The arithmetic of forward and backward, and why.
+
+    bfloat16 pays where the processor multiplies it itself; elsewhere it is emulated and slower.
+
+    Args:
+        name: ``"32"``, ``"bf16-mixed"``, or ``"auto"`` to look at the processor.
+        accelerator: Lightning Fabric's name of the device kind.
+
+    Returns:
+        ``"32"`` or ``"bf16-mixed"``, and the reason in words.
+
+    Example:
+        >>> choose_precision("32", "cpu")
+        ('32', 'asked for')
+    """
+    if name != "auto":
+        return name, "asked for"
+    if accelerator in ("cuda", "gpu") or (accelerator == "auto" and torch.cuda.is_available()):
+        short = torch.cuda.is_bf16_supported(including_emulation=False)
+        device = torch.cuda.get_device_name()
+    else:
+        able = torch.cpu.get_capabilities()
+        short = bool(able.get("avx512_bf16") or able.get("amx_bf16"))
+        device = str(able.get("cpu_name", "this processor"))
+    if short:
+        return "bf16-mixed", f"{device} multiplies bfloat16 itself"
+    return "32", f"{device} does not multiply bfloat16 itself"
 
 
 def _open_run(
-    folder: Path,
-    resume: bool,
-    facts: dict[str, Any],
-    pairs: PairList,
-    protocol: Protocol,
-    model: TrainableRelocalizer,
-    optimizer: torch.optim.Optimizer,
-) -> Progress:
+    folder: Path, resume: bool, facts: dict[str, Any], pairs: PairList, protocol: Protocol
+) -> None:
     folder.mkdir(parents=True, exist_ok=True)
-    last = folder / "last"
-    if last.is_dir():
+    if (folder / "last").is_dir():
         if not resume:
             raise CheckpointError(
                 "this folder already holds a run: pass --resume to go on, or another folder",
                 file=folder,
             )
-        return load_state(last, model, optimizer, facts)
+        return
     pairs.save(folder / "val_pairs.json")
     write_json(folder / "run.json", {**facts, "about": json.loads(json.dumps(protocol.about))})
-    return Progress()
 
 
 def _open_log(folder: Path | None, step: int) -> Any:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from typing import cast
+
 import torch
+from lightning_fabric import Fabric
 
 from relocal_pyg.data.pairs import PairList
 from relocal_pyg.datasets.protocol import Protocol
@@ -15,7 +18,12 @@ SELECTION_THRESHOLDS = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
 
 @torch.no_grad()
 def validate(
-    model: Relocalizer, protocol: Protocol, pairs: PairList, limit: int | None = None
+    model: Relocalizer,
+    protocol: Protocol,
+    pairs: PairList,
+    limit: int | None = None,
+    *,
+    fabric: Fabric | None = None,
 ) -> dict[str, float]:
     """Mean mAP@1 over :data:`SELECTION_THRESHOLDS` on validation pairs.
 
@@ -24,6 +32,7 @@ def validate(
         protocol: Where features and proposals are.
         pairs: Validation pairs, never those of a test split.
         limit: Use the first ``limit`` pairs only.
+        fabric: Where given, its processes share the pairs out, each pair once.
 
     Returns:
         ``"score"`` after refinement, ``"score_before"`` before it (equal where nothing is refined)
@@ -33,8 +42,12 @@ def validate(
     was_training = module is not None and module.training
     if module is not None:
         module.eval()
-    after, before = [], []
-    for pair in pairs.pairs[:limit]:
+    chosen = pairs.pairs[:limit]
+    first, stride = (0, 1) if fabric is None else (fabric.global_rank, fabric.world_size)
+    # Zero where another process answers, so that a sum over processes is every answer once.
+    overlaps = torch.zeros(2, len(chosen))
+    for number in range(first, len(chosen), stride):
+        pair = chosen[number]
         reference = protocol.reference(pair.reference)
         ranking = model.rank(
             protocol.query(pair.query),
@@ -43,19 +56,21 @@ def validate(
             query_video=protocol.reference(pair.query),
         )
         truths = torch.tensor(pair.reference.truths, dtype=torch.float32)
-        first = clip_moments(ranking.moments[0], len(reference))
-        after.append(tiou(first, truths).max())
-        before.append(
-            after[-1]
-            if ranking.proposals is None
-            else tiou(clip_moments(ranking.proposals[0], len(reference)), truths).max()
-        )
+        answers = [ranking.moments[0], ranking.moments[0]]
+        if ranking.proposals is not None:
+            answers[1] = ranking.proposals[0]
+        moments = clip_moments(torch.stack(answers), len(reference))
+        overlaps[:, number] = tiou(moments[:, None], truths[None]).amax(dim=1)
+    if fabric is not None and fabric.world_size > 1:
+        shared = fabric.all_reduce(overlaps, reduce_op="sum")
+        overlaps = cast(torch.Tensor, shared).cpu()
     if module is not None:
         module.train(was_training)
+    after, before = overlaps
     return {
-        "score": _mean_map(torch.stack(after)),
-        "score_before": _mean_map(torch.stack(before)),
-        "tiou": float(torch.stack(after).mean()),
+        "score": _mean_map(after),
+        "score_before": _mean_map(before),
+        "tiou": float(after.mean()),
     }
 
 

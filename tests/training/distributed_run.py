@@ -1,0 +1,65 @@
+"""Trains under torchrun: OUT DEVICES KIND. Not a test by itself."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import sys
+from pathlib import Path
+
+import torch
+
+from relocal_pyg.datasets.synthetic import SyntheticConfig, synthetic
+from relocal_pyg.models import MultiGraphRelocalizer
+from relocal_pyg.seeding import seed_torch
+from relocal_pyg.training import PAPER, RECOMMENDED, TrainingConfig, fit
+
+
+class Double:
+    """Features in float64, so that nothing but the method can make two runs differ."""
+
+    def __init__(self, source) -> None:
+        self.source, self.dim = source, source.dim
+
+    def read(self, *place) -> torch.Tensor:
+        return self.source.read(*place).double()
+
+
+def main(out: str, devices: int, kind: str) -> None:
+    torch.set_num_threads(1)
+    sizes = {"train_classes": 4, "val_classes": 2, "test_classes": 2}
+    protocol = synthetic(SyntheticConfig(**sizes, train_videos=3, val_videos=3, test_videos=2))
+    protocol = dataclasses.replace(protocol, features=Double(protocol.features))
+    preset = {"triplets": PAPER, "lists": RECOMMENDED}[kind]
+    network = dataclasses.replace(
+        preset.network,
+        hidden_channels=8,
+        num_steps=6,
+        head_channels=(6, 4),
+        head_norm="layer",
+        dropout=0.0,
+        rotation=False,
+    )
+    seed_torch(0, "weights")
+    model = MultiGraphRelocalizer.from_config(protocol.features.dim, network).double()
+    answered = []
+    rank = MultiGraphRelocalizer.rank
+
+    def counted(self, query, reference, proposals, **more):
+        answered.append(1)
+        return rank(self, query, reference, proposals, **more)
+
+    MultiGraphRelocalizer.rank = counted
+    config = TrainingConfig(
+        batch_size=4, steps=6, learning_rate=1e-2, validate_every=6, max_validation_pairs=5
+    )
+    result = fit(
+        model, protocol, config=config, out=Path(out), devices=devices, show_progress=False
+    )
+    number = torch.distributed.get_rank() if torch.distributed.is_initialized() else 0
+    facts = {"answered": len(answered), "history": result.history}
+    Path(out, f"rank{number}.json").write_text(json.dumps(facts))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], int(sys.argv[2]), sys.argv[3])
