@@ -41,7 +41,11 @@ def step_similarity(
     if centre_query:
         direction = direction - (mean if query_video is None else query_video.mean(dim=0))
     direction = functional.normalize(direction, dim=0)
-    return functional.normalize(reference - mean, dim=1) @ direction
+    # Block by block: an hour of features need not be in memory a second time.
+    blocks = [
+        functional.normalize(block - mean, dim=1) @ direction for block in reference.split(8192)
+    ]
+    return torch.cat(blocks)
 
 
 def nearest_steps(proposals: Tensor, num_steps: Tensor | int) -> Tensor:

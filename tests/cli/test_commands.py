@@ -13,12 +13,12 @@ import torch
 from relocal_pyg import cli
 from relocal_pyg.cli import main
 from relocal_pyg.cli.evaluate import slug
-from relocal_pyg.video.moment_files import clock
 from relocal_pyg.cli.options import DataOptions, describe, load_protocol, restore
 from relocal_pyg.cli.train import choose_preset
 from relocal_pyg.datasets.synthetic import SyntheticConfig, write_synthetic
 from relocal_pyg.models import MultiGraphRelocalizer
 from relocal_pyg.models.checkpoint import save_model
+from relocal_pyg.video.moment_files import clock
 
 
 @pytest.fixture(scope="module")
