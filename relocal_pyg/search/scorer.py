@@ -1,0 +1,105 @@
+"""One query against many proposals of one reference, by exact algebra."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from relocal_pyg.models.base import Ranking
+from relocal_pyg.models.multi_graph import MultiGraphRelocalizer
+from relocal_pyg.moments import decode_offsets
+
+
+class PairScorer:
+    """The fast form of :meth:`MultiGraphRelocalizer.score_proposals`, with the same numbers.
+
+    The weights are copied and merged once: make a new one after a training step. What is done once
+    per query, per proposal or per pair is told in :mod:`relocal_pyg.nn.pair_scoring`.
+
+    Args:
+        model: The network; it is put in evaluation mode.
+        dtype: Arithmetic of all that is done per pair. bfloat16 moves a score by 2e-2 at most.
+        chunk: Proposals at once; bounds memory. Chosen to fit a processor's cache where None.
+
+    Example:
+        >>> model = MultiGraphRelocalizer(8, hidden_channels=16, num_steps=5)
+        >>> scorer = PairScorer(model)
+        >>> proposals = torch.tensor([[0.0, 4.0], [3.0, 9.0]])
+        >>> scores, offsets = scorer.score(torch.rand(4, 8), torch.rand(30, 8), proposals)
+        >>> scores.shape, offsets.shape
+        (torch.Size([2]), torch.Size([2, 2]))
+    """
+
+    def __init__(
+        self,
+        model: MultiGraphRelocalizer,
+        dtype: torch.dtype = torch.float32,
+        chunk: int | None = None,
+    ) -> None:
+        self.model = model.eval()
+        self.scoring = model.scoring(dtype, chunk)
+
+    @property
+    def keeps_states(self) -> bool:
+        """Whether the states of a proposal are the same for every query and may be stored."""
+        return self.model.inputs.adapter is None
+
+    def score(
+        self,
+        query: Tensor,
+        reference: Tensor,
+        proposals: Tensor,
+        query_video: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """Score the proposals of one reference.
+
+        Args:
+            query: ``[m, F]``.
+            reference: ``[n, F]``.
+            proposals: ``[M, 2]`` in steps.
+            query_video: Features ``[v, F]`` of the video around the query, or None.
+
+        Returns:
+            Scores ``[M]`` in ``[-1, 1]`` and offsets ``[M, 2]``.
+        """
+        raw, offsets = self.model.score_fast(query, reference, proposals, query_video, self.scoring)
+        return torch.tanh(raw), offsets
+
+    def rank(
+        self,
+        query: Tensor,
+        reference: Tensor,
+        proposals: Tensor,
+        query_video: Tensor | None = None,
+    ) -> Ranking:
+        """Score and refine, as :meth:`MultiGraphRelocalizer.rank`; arguments of :meth:`score`."""
+        scores, offsets = self.score(query, reference, proposals, query_video)
+        refined = decode_offsets(proposals, offsets) if self.model.refines else proposals
+        return Ranking.sort(refined, scores, proposals)
+
+    @torch.no_grad()
+    def encode_query(self, query: Tensor) -> tuple[Tensor, Tensor]:
+        """States ``[T, d]`` and mask ``[T]`` of a query ``[m, F]``, where :attr:`keeps_states`."""
+        compared = self.model.inputs.compare(query, query)
+        x, mask = compared.query_x[None], compared.query_mask[None]
+        return self.model.network.encode_query(x, mask)[0], mask[0]
+
+    def encode_proposals(self, reference: Tensor, proposals: Tensor) -> tuple[Tensor, Tensor]:
+        """States ``[T, M, d]``, time first, and mask ``[M, T]``, where :attr:`keeps_states`.
+
+        Args:
+            reference: ``[n, F]``.
+            proposals: ``[M, 2]`` in steps.
+        """
+        return self.model.encode_windows(reference, proposals)
+
+    def score_states(
+        self, query: tuple[Tensor, Tensor], proposals: tuple[Tensor, Tensor]
+    ) -> tuple[Tensor, Tensor]:
+        """Score what :meth:`encode_proposals` gave against what :meth:`encode_query` gave.
+
+        Returns:
+            Scores ``[M]`` in ``[-1, 1]`` and offsets ``[M, 2]``.
+        """
+        raw, offsets = self.scoring.score(*query, *proposals)
+        return torch.tanh(raw), offsets

@@ -1,0 +1,182 @@
+"""Scoring a corpus in shards: any engine that can call a function on a record."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass, replace
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from relocal_pyg.errors import UsageError
+from relocal_pyg.storage import replace_file
+
+
+@dataclass(frozen=True)
+class ShardTask:
+    """Score some videos of a feature file against one query; plain values, cheap to send.
+
+    Attributes:
+        features: HDF5 file of the videos.
+        key: Name of the feature array inside a video's group.
+        video_ids: The videos of this shard.
+        query: ``.npy`` file of the clip's features ``[m, F]``.
+        model: Checkpoint folder, or None for the contrast matcher.
+        out: The parquet file to write.
+        seconds_per_step: Duration of one feature step.
+        top_k: Moments kept of each video.
+    """
+
+    features: Path
+    key: str
+    video_ids: tuple[str, ...]
+    query: Path
+    model: Path | None
+    out: Path
+    seconds_per_step: float = 1.0
+    top_k: int = 5
+
+
+def score_shard(task: ShardTask) -> Path:
+    """Score a shard and write its answers as parquet, all or nothing.
+
+    Columns: ``video_id``, ``rank`` (from 1), ``start`` and ``end`` in seconds, ``score``. What is
+    written for a video does not depend on which other videos the shard holds.
+
+    Args:
+        task: What to do.
+
+    Returns:
+        ``task.out``.
+
+    Raises:
+        RelocalError: The features, the query or the model cannot be used.
+        UsageError: pyarrow is not installed.
+    """
+    import numpy as np
+
+    from relocal_pyg.data.features import FeatureStore
+    from relocal_pyg.models import ContrastMatcher, load_model
+
+    try:
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+    except ImportError:
+        raise UsageError("parquet needs pyarrow: pip install relocal_pyg[search]") from None
+    matcher = ContrastMatcher() if task.model is None else load_model(task.model)
+    query = np.load(task.query, allow_pickle=False)
+    store = FeatureStore(task.features, key=task.key)
+    columns: dict[str, list[object]] = {name: [] for name, _ in _types()}
+    for video_id in task.video_ids:
+        moments = matcher.localize(
+            query,
+            store.read(video_id),
+            top_k=task.top_k,
+            seconds_per_step=task.seconds_per_step,
+        )
+        for rank, moment in enumerate(moments, start=1):
+            row = (video_id, rank, moment.start, moment.end, moment.score)
+            for name, value in zip(columns, row, strict=True):
+                columns[name].append(value)
+    table = pa.table(columns, schema=pa.schema(_types()))
+    with replace_file(task.out) as temporary:
+        pq.write_table(table, temporary)
+    return task.out
+
+
+def make_tasks(whole: ShardTask, folder: Path, num_shards: int) -> list[ShardTask]:
+    """Cut a task into shards of consecutive videos, each with a file in ``folder``.
+
+    Args:
+        whole: The task for all videos.
+        folder: Where the shards' files go.
+        num_shards: How many; fewer where there are fewer videos.
+    """
+    ids = whole.video_ids
+    num_shards = max(1, min(num_shards, len(ids)))
+    bounds = [len(ids) * number // num_shards for number in range(num_shards + 1)]
+    return [
+        replace(whole, video_ids=ids[start:end], out=folder / f"part-{number:05d}.parquet")
+        for number, (start, end) in enumerate(zip(bounds, bounds[1:], strict=False))
+    ]
+
+
+def score_shards(whole: ShardTask, num_shards: int, *, workers: int = 1) -> Path:
+    """Score a corpus by local processes and merge the shards into ``whole.out``.
+
+    A shard whose file is there already is not scored again, so that a killed run goes on.
+
+    Args:
+        whole: The task for all videos.
+        num_shards: In how many shards.
+        workers: How many processes; 1 works in this one.
+
+    Returns:
+        ``whole.out``; the same bytes for every number of shards and workers.
+    """
+    folder = whole.out.with_name(whole.out.name + ".parts")
+    tasks = make_tasks(whole, folder, num_shards)
+    left = [task for task in tasks if not task.out.exists()]
+    if workers == 1:
+        for task in left:
+            score_shard(task)
+    else:
+        with ProcessPoolExecutor(
+            workers,
+            mp_context=get_context("spawn"),
+            initializer=torch.set_num_threads,
+            initargs=(1,),
+        ) as pool:
+            list(pool.map(score_shard, left))
+    return merge_shards([task.out for task in tasks], whole.out)
+
+
+def score_shards_ray(whole: ShardTask, num_shards: int) -> Path:
+    """:func:`score_shards` by Ray Data on a cluster, or on this machine.
+
+    Every node must see the files under the same names.
+
+    Raises:
+        UsageError: Ray is not installed.
+    """
+    try:
+        import ray
+    except ImportError:
+        raise UsageError("Ray is not installed: pip install relocal_pyg[cluster]") from None
+    folder = whole.out.with_name(whole.out.name + ".parts")
+    tasks = make_tasks(whole, folder, num_shards)
+    numbers = ray.data.from_items([{"shard": number} for number in range(len(tasks))])
+
+    def score(row: dict[str, int]) -> dict[str, int]:
+        score_shard(tasks[row["shard"]])
+        return row
+
+    numbers.map(score).materialize()
+    return merge_shards([task.out for task in tasks], whole.out)
+
+
+def merge_shards(parts: Sequence[Path], out: Path) -> Path:
+    """Write shards, in order, as one parquet file with one row group."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    table = pa.concat_tables([pq.read_table(part) for part in parts]).combine_chunks()
+    with replace_file(out) as temporary:
+        pq.write_table(table, temporary)
+    return out
+
+
+def _types() -> list[tuple[str, Any]]:
+    import pyarrow as pa
+
+    number = pa.float64()
+    return [
+        ("video_id", pa.string()),
+        ("rank", pa.int32()),
+        ("start", number),
+        ("end", number),
+        ("score", number),
+    ]

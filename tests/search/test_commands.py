@@ -1,0 +1,34 @@
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+
+from relocal_pyg.cli.index import index
+from relocal_pyg.cli.search import search
+from relocal_pyg.data.features import write_features
+from relocal_pyg.errors import SearchIndexError
+
+
+def test_index_then_search_finds_the_planted_moment(tmp_path, capsys):
+    draw = np.random.default_rng(0)
+    action = draw.normal(size=8).astype("float32")
+    videos = {f"v{i}": 0.3 * draw.normal(size=(40, 8)).astype("float32") for i in range(6)}
+    videos["v4"][16:24] += action
+    write_features(tmp_path / "a.h5", list(videos.items())[:3])
+    write_features(tmp_path / "b.h5", list(videos.items()))
+    np.save(tmp_path / "q.npy", action + 0.3 * draw.normal(size=(8, 8)).astype("float32"))
+    index(tmp_path / "index", tmp_path / "a.h5", seconds_per_step=2.0)
+    index(tmp_path / "index", tmp_path / "b.h5", seconds_per_step=2.0)
+    assert "3 videos added, 3 there before" in capsys.readouterr().out
+    out = tmp_path / "hits.json"
+    search(tmp_path / "index", str(tmp_path / "q.npy"), json_file=out, top_k=3)
+    hits = json.loads(out.read_text())["hits"]
+    assert len(hits) == 3
+    assert hits[0]["video_id"] == "v4"
+    assert abs(hits[0]["start"] - 32) <= 6
+    assert abs(hits[0]["end"] - 48) <= 6
+    assert "v4" in capsys.readouterr().out.splitlines()[2]
+    with pytest.raises(SearchIndexError, match="no index here"):
+        search(tmp_path / "nothing", str(tmp_path / "q.npy"))

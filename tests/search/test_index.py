@@ -1,0 +1,159 @@
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from relocal_pyg.errors import FeatureError, SearchIndexError, UsageError
+from relocal_pyg.models import ContrastMatcher, MultiGraphRelocalizer
+from relocal_pyg.models.contrast import step_similarity
+from relocal_pyg.moments import clip_moments, nms
+from relocal_pyg.search import SearchIndex, add_videos, build_index, index
+from relocal_pyg.search.engines import fingerprint, pooled_vectors
+
+
+def videos(count: int, first: int = 0):
+    for number in range(first, first + count):
+        draw = torch.Generator().manual_seed(number)
+        steps = int(torch.randint(12, 40, (1,), generator=draw))
+        yield f"v{number}", torch.randn(steps, 8, generator=draw) + 0.3, 0.5
+
+
+def network(**changes: object) -> MultiGraphRelocalizer:
+    torch.manual_seed(3)
+    settings = {"hidden_channels": 16, "num_steps": 9, "head_channels": (8, 6), **changes}
+    model = MultiGraphRelocalizer(8, **settings)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.2 * torch.randn_like(parameter))
+    return model.eval()
+
+
+MODELS = {
+    "no model": ContrastMatcher,
+    "paper": network,
+    "masked": lambda: network(mask_padding=True, normalization="mean"),
+    "compares": lambda: network(similarity=True, prior="contrast", context=0.5, head_norm="layer"),
+}
+
+
+def by_hand(model, query, count: int, top_k: int):
+    """Rank every video alone, suppress inside it, merge."""
+    hits = []
+    for name, features, seconds in videos(count):
+        ranking = model.rank(query, features, index.index_proposals(len(features)))
+        moments = clip_moments(ranking.moments, len(features))
+        for i in nms(moments, ranking.scores, 0.5).tolist():
+            start, end = (moments[i] * seconds).tolist()
+            hits.append((float(ranking.scores[i]), name, start, end))
+    return sorted(hits, reverse=True)[:top_k]
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_exhaustive_search_is_each_video_ranked_alone(tmp_path, monkeypatch, name):
+    monkeypatch.setattr(index, "SHARD_BYTES", 8_000)
+    model, query = MODELS[name](), torch.randn(6, 8)
+    assert build_index(tmp_path, model, videos(12), state_dtype=torch.float32) == 12
+    opened = SearchIndex(tmp_path, model)
+    assert len(opened) == 12
+    assert len(opened.shards) > 1
+    hits = opened.search(query, 7, first_stage=None)
+    wanted = by_hand(model, query, 12, 7)
+    assert [hit.video_id for hit in hits] == [row[1] for row in wanted]
+    for hit, (score, _, start, end) in zip(hits, wanted, strict=True):
+        assert hit.score == pytest.approx(score, abs=1e-5)
+        assert (hit.start, hit.end) == pytest.approx((start, end), abs=1e-3)
+
+
+def test_first_stage_of_the_contrast_matcher_loses_nothing(tmp_path):
+    model = ContrastMatcher()
+    build_index(tmp_path, model, videos(30))
+    opened = SearchIndex(tmp_path, model)
+    queries = [torch.randn(5, 8) for _ in range(5)]
+    assert opened.recall(queries, 5, candidates=80) >= 0.99
+    pytest.importorskip("faiss")
+    assert opened.recall(queries, 5, first_stage="faiss", candidates=400) >= 0.8
+
+
+def test_pooled_vectors_give_the_score_of_the_contrast_matcher():
+    query, features = torch.randn(5, 8), torch.randn(30, 8)
+    proposals = index.index_proposals(30)
+    vectors, shifts = pooled_vectors(features, proposals)
+    mean = query.mean(dim=0)
+    scores = (vectors @ mean - shifts) / (mean - features.mean(dim=0)).norm()
+    ranking = ContrastMatcher().rank(query, features, proposals)
+    torch.testing.assert_close(scores.sort(descending=True).values, ranking.scores)
+    assert step_similarity(query, features).std() > 0.1
+
+
+@pytest.mark.parametrize("name", ["no model", "paper"])
+def test_adding_equals_building_at_once(tmp_path, name):
+    model, query = MODELS[name](), torch.randn(6, 8)
+    build_index(tmp_path / "once", model, videos(9))
+    build_index(tmp_path / "added", model, videos(4))
+    assert add_videos(tmp_path / "added", model, videos(5, first=4)) == 5
+    answers = [SearchIndex(tmp_path / kind, model).search(query) for kind in ("once", "added")]
+    for one, two in zip(*answers, strict=True):
+        assert (one.video_id, one.start, one.end) == (two.video_id, two.start, two.end)
+        assert one.score == pytest.approx(two.score, abs=1e-6)
+
+
+def test_bfloat16_states_move_scores_little(tmp_path):
+    model, query = network(), torch.randn(6, 8)
+    build_index(tmp_path, model, videos(6))
+    hits = SearchIndex(tmp_path, model).search(query, 3, first_stage=None)
+    wanted = by_hand(model, query, 6, 3)
+    assert hits[0].score == pytest.approx(wanted[0][0], abs=2e-2)
+
+
+def test_another_model_is_refused(tmp_path):
+    model = network()
+    build_index(tmp_path, model, videos(3))
+    with pytest.raises(SearchIndexError, match="another model"):
+        SearchIndex(tmp_path, ContrastMatcher())
+    with torch.no_grad():
+        model.network.score_head.mlp[-1].bias.add_(1e-3)
+    with pytest.raises(SearchIndexError, match="another model"):
+        SearchIndex(tmp_path, model)
+    with pytest.raises(SearchIndexError, match="another model"):
+        add_videos(tmp_path, model, videos(1, first=5))
+    assert fingerprint(ContrastMatcher()) != fingerprint(ContrastMatcher(contrast=1.0))
+
+
+@pytest.mark.parametrize("name", ["features.npy", "states.npy", "shard.json"])
+def test_a_flipped_bit_is_found(tmp_path, name):
+    build_index(tmp_path, network(), videos(3))
+    file = tmp_path / "shard-00000" / name
+    content = bytearray(file.read_bytes())
+    content[-9] ^= 4
+    file.write_bytes(content)
+    with pytest.raises(SearchIndexError, match=name):
+        SearchIndex(tmp_path, network())
+
+
+def test_bad_input_is_named(tmp_path):
+    model = ContrastMatcher()
+    with pytest.raises(SearchIndexError, match="no index here"):
+        SearchIndex(tmp_path, model)
+    build_index(tmp_path, model, videos(2))
+    with pytest.raises(UsageError, match="holds an index"):
+        build_index(tmp_path, model, videos(1))
+    with pytest.raises(UsageError, match="v1: is in the index already"):
+        add_videos(tmp_path, model, videos(1, first=1))
+    with pytest.raises(UsageError):
+        add_videos(tmp_path, model, [("../x", np.ones((4, 8)), 1.0)])
+    with pytest.raises(FeatureError, match="channels"):
+        add_videos(tmp_path, model, [("w", np.ones((4, 5)), 1.0)])
+    with pytest.raises(FeatureError, match="channels"):
+        SearchIndex(tmp_path, model).search(np.ones((3, 5)))
+    record = json.loads((tmp_path / "index.json").read_text())
+    (tmp_path / "index.json").write_text(json.dumps({**record, "format": 99}))
+    with pytest.raises(SearchIndexError, match="newer"):
+        SearchIndex(tmp_path, model)
+
+
+def test_an_empty_index_answers_nothing(tmp_path):
+    build_index(tmp_path, ContrastMatcher(), [])
+    assert SearchIndex(tmp_path, ContrastMatcher()).search(np.ones((3, 5))) == []

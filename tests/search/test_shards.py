@@ -1,0 +1,80 @@
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+
+from relocal_pyg.data.features import write_features
+from relocal_pyg.models import ContrastMatcher, MultiGraphRelocalizer
+from relocal_pyg.search.shards import ShardTask, make_tasks, score_shard, score_shards
+
+pq = pytest.importorskip("pyarrow.parquet")
+
+
+@pytest.fixture
+def task(tmp_path) -> ShardTask:
+    draw = np.random.default_rng(0)
+    videos = {f"v{i:02d}": draw.normal(size=(20 + i, 8)).astype("float32") for i in range(11)}
+    write_features(tmp_path / "features.h5", videos.items())
+    np.save(tmp_path / "query.npy", draw.normal(size=(5, 8)).astype("float32"))
+    return ShardTask(
+        tmp_path / "features.h5",
+        "c3d_features",
+        tuple(videos),
+        tmp_path / "query.npy",
+        None,
+        tmp_path / "one.parquet",
+        seconds_per_step=0.5,
+    )
+
+
+@pytest.mark.parametrize("trained", [False, True])
+def test_any_number_of_shards_gives_the_same_bytes(task, tmp_path, trained):
+    if trained:
+        torch.manual_seed(0)
+        model = MultiGraphRelocalizer(8, hidden_channels=8, num_steps=6, head_channels=(4, 4))
+        model.save(tmp_path / "model")
+        task = dataclasses.replace(task, model=tmp_path / "model")
+    contents = set()
+    for number in (1, 2, 8):
+        out = tmp_path / f"{number}.parquet"
+        contents.add(score_shards(dataclasses.replace(task, out=out), number).read_bytes())
+    assert len(contents) == 1
+
+
+@pytest.mark.slow
+def test_processes_give_the_same_bytes(task, tmp_path):
+    one = score_shards(task, 1).read_bytes()
+    many = dataclasses.replace(task, out=tmp_path / "many.parquet")
+    assert score_shards(many, 3, workers=2).read_bytes() == one
+
+
+def test_rows_are_those_of_localize(task):
+    table = pq.read_table(score_shards(task, 3)).to_pandas()
+    query = np.load(task.query)
+    from relocal_pyg.data.features import FeatureStore
+
+    store = FeatureStore(task.features)
+    for video_id, rows in table.groupby("video_id"):
+        moments = ContrastMatcher().localize(query, store.read(video_id), seconds_per_step=0.5)
+        assert rows["start"].tolist() == [moment.start for moment in moments]
+        assert rows["score"].tolist() == [moment.score for moment in moments]
+        assert rows["rank"].tolist() == list(range(1, len(moments) + 1))
+    assert table["video_id"].nunique() == 11
+
+
+def test_a_killed_run_goes_on(task, monkeypatch):
+    wanted = score_shards(dataclasses.replace(task, out=task.out.with_name("w")), 4).read_bytes()
+    done = make_tasks(task, task.out.with_name(task.out.name + ".parts"), 4)
+    score_shard(done[2])
+    scored = []
+
+    def counted(part: ShardTask):
+        scored.append(part.out.name)
+        return score_shard(part)
+
+    monkeypatch.setattr("relocal_pyg.search.shards.score_shard", counted)
+    assert score_shards(task, 4).read_bytes() == wanted
+    assert scored == [done[i].out.name for i in (0, 1, 3)]
