@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, order=True)
 class Item:
-    """One annotated action: a query when its moment is cut out, a reference when its context is used.
+    """One annotated action: a query by its moment, a reference by its context.
 
     Every range is half-open, in steps of the whole video.
 

@@ -93,4 +93,3 @@ def choose_proposals(overlap: Tensor, count: int, rng: np.random.Generator) -> T
     rest = torch.cat([shuffled[~near], shuffled[near][count // 2 :]])
     picked = torch.cat([torch.tensor([best]), first, rest])[:count]
     return picked.sort().values
-

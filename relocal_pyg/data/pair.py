@@ -31,7 +31,8 @@ class PairData(Data):
         edge_weight_k1: ``[E_1]``, and so on; absent for binary weights.
 
     Example:
-        >>> pair = PairData.from_features(torch.rand(3, 8), torch.rand(9, 8), num_steps=5, ks=(1, 2))
+        >>> query, proposal = torch.rand(3, 8), torch.rand(9, 8)
+        >>> pair = PairData.from_features(query, proposal, num_steps=5, ks=(1, 2))
         >>> pair.x.shape, [edges.shape[1] for edges in pair.edge_indices()]
         (torch.Size([10, 8]), [76, 64])
         >>> pair.num_edges
@@ -118,7 +119,7 @@ class PairData(Data):
 
     def edge_weights(self) -> list[Tensor | None]:
         """``edge_weight_k*`` ``[E_k]`` in the order of :attr:`ks`; None for binary weights."""
-        return [self[f"{_WEIGHTS}{k}"] if f"{_WEIGHTS}{k}" in self else None for k in self.ks]
+        return [self.get(f"{_WEIGHTS}{k}") for k in self.ks]
 
     def validate(self, raise_on_error: bool = True) -> bool:
         """Check every edge set; ``Data.validate`` looks at ``edge_index`` alone.

@@ -35,7 +35,7 @@ class Protocol:
 
     Attributes:
         name: The name shown in tables, such as ``"anet-vrl"``.
-        splits: Items by split name; ``"train"`` and ``"val"`` exist, every other one is for testing.
+        splits: Items by split name; ``"train"`` and ``"val"`` exist, all others are for testing.
         features: Where features are read.
         propose: Where proposals come from.
         exclude: Default for evaluation pairs: what a query never meets, ``"video"``, ``"item"``

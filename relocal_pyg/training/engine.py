@@ -17,11 +17,12 @@ from tqdm import tqdm
 
 from relocal_pyg.data.pairs import PairList, make_pairs
 from relocal_pyg.datasets.protocol import Protocol
-from relocal_pyg.errors import CheckpointError, RunError, UsageError
+from relocal_pyg.errors import CheckpointError, OutputError, RelocalError, RunError, UsageError
 from relocal_pyg.models.base import TrainableRelocalizer
 from relocal_pyg.models.checkpoint import load_weights, save_model
 from relocal_pyg.seeding import seed_torch
 from relocal_pyg.storage import write_json
+from relocal_pyg.training.interrupts import Interrupts
 from relocal_pyg.training.presets import TrainingConfig
 from relocal_pyg.training.state import Progress, load_state, save_state
 from relocal_pyg.training.validation import validate
@@ -61,8 +62,8 @@ def fit(
 
     The run folder holds ``run.json``, ``val_pairs.json``, ``history.json``, a TensorBoard log where
     tensorboard is installed, and two checkpoints: ``last`` to resume from and ``best`` to use.
-    An interrupt (Ctrl-C) writes ``last`` before it is passed on. A resumed run ends with the same
-    weights as one that was never interrupted.
+    An interrupt (Ctrl-C) waits for the end of a step and writes ``last`` before it is passed on. A
+    resumed run ends with the same weights as one that was never interrupted.
 
     Args:
         model: Any trainable model.
@@ -154,6 +155,7 @@ class _Loop:
         self.best: dict[str, torch.Tensor] | None = None
         self.losses: dict[str, list[float]] = defaultdict(list)
         self.verbose = False
+        self.interrupts = Interrupts()
 
     def run(self, show_progress: bool) -> None:
         """Train until the last step or until validation stops improving."""
@@ -169,26 +171,35 @@ class _Loop:
             unit="step",
         )
         try:
-            if progress.step == 0 and not progress.history:
-                self._validate(log)
-            for batch in self._batches():
-                if config.patience and progress.stale >= config.patience:
-                    break
-                self._step(batch)
-                bar.update()
-                bar.set_postfix(loss=f"{self.losses['loss'][-1]:.3g}", val=progress.best_score)
-                if progress.step % config.validate_every == 0 or progress.step == config.steps:
+            with self.interrupts:
+                if self._validation_due():  # before the first step, or left out by an interrupt
                     self._validate(log)
-                    self._save()
+                for batch in self._batches():
+                    if config.patience and progress.stale >= config.patience:
+                        break
+                    with self.interrupts.held():
+                        self._step(batch)
+                    bar.update()
+                    bar.set_postfix(loss=f"{self.losses['loss'][-1]:.3g}", val=progress.best_score)
+                    if self._validation_due():
+                        self._validate(log)
+                        self._save()
         except KeyboardInterrupt:
             self._save()
             raise
+        except RelocalError as error:
+            raise _own(error) from None
         finally:
             bar.close()
             if log is not None:
                 log.close()
         self._save()
         self._restore_best()
+
+    def _validation_due(self) -> bool:
+        step, history = self.progress.step, self.progress.history
+        due = step % self.config.validate_every == 0 or step == self.config.steps
+        return due and not (history and history[-1]["step"] == step)
 
     def _batches(self) -> Iterator[Any]:
         config, fabric = self.config, self.fabric
@@ -235,7 +246,6 @@ class _Loop:
             self.losses[name].append(float(value.detach()))
 
     def _validate(self, log: Any) -> None:
-        progress = self.progress
         scores = validate(
             self.model,
             self.protocol,
@@ -243,6 +253,11 @@ class _Loop:
             limit=self.config.max_validation_pairs,
             fabric=self.fabric,
         )
+        with self.interrupts.held():
+            self._record(scores, log)
+
+    def _record(self, scores: dict[str, float], log: Any) -> None:
+        progress = self.progress
         record = {"step": float(progress.step)}
         record |= {name: sum(values) / len(values) for name, values in self.losses.items()}
         record |= {f"val_{name}": value for name, value in scores.items()}
@@ -333,7 +348,6 @@ def choose_precision(name: str, accelerator: str) -> tuple[str, str]:
 def _open_run(
     folder: Path, resume: bool, facts: dict[str, Any], pairs: PairList, protocol: Protocol
 ) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
     if (folder / "last").is_dir():
         if not resume:
             raise CheckpointError(
@@ -343,6 +357,13 @@ def _open_run(
         return
     pairs.save(folder / "val_pairs.json")
     write_json(folder / "run.json", {**facts, "about": json.loads(json.dumps(protocol.about))})
+
+
+def _own(error: RelocalError) -> RelocalError:
+    """An error of ours as it was raised; a ``DataLoader`` worker wraps it in its traceback."""
+    kind = type(error)
+    before, mark, message = error.reason.rpartition(f"{kind.__module__}.{kind.__qualname__}: ")
+    return kind(message) if mark and before.startswith("Caught ") else error
 
 
 def _open_log(folder: Path | None, step: int) -> Any:

@@ -51,11 +51,10 @@ class Preset:
 
     def __str__(self) -> str:
         """Every setting, for the terminal."""
-        parts = {"network": self.network, "training": self.training}
         lines = [f"preset {self.name}"]
-        for title, part in parts.items():
-            settings = ", ".join(f"{name} {value}" for name, value in asdict(part).items())
-            lines += wrap(f"{title}: {settings}", 100, initial_indent="  ", subsequent_indent="    ")
+        for title, part in (("network", asdict(self.network)), ("training", asdict(self.training))):
+            text = f"{title}: " + ", ".join(f"{name} {value}" for name, value in part.items())
+            lines += wrap(text, 100, initial_indent="  ", subsequent_indent="    ")
         return "\n".join(lines)
 
 
