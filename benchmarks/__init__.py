@@ -1,0 +1,1 @@
+"""What costs what: ``python -m benchmarks [part ...]``."""

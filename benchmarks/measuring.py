@@ -1,0 +1,122 @@
+"""Timing, memory and the machine."""
+
+from __future__ import annotations
+
+import os
+import resource
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+
+@dataclass
+class Table:
+    """Rows of one part; the first column names the row."""
+
+    title: str
+    columns: list[str]
+    rows: list[list[Any]] = field(default_factory=list)
+
+    def add(self, *row: Any) -> None:
+        self.rows.append(list(row))
+
+    def text(self) -> str:
+        cells = [[_show(value) for value in row] for row in [self.columns, *self.rows]]
+        widths = [max(len(row[i]) for row in cells) for i in range(len(self.columns))]
+        lines = [
+            "  ".join(
+                cell.ljust(width) if i == 0 else cell.rjust(width)
+                for i, (cell, width) in enumerate(zip(row, widths, strict=True))
+            )
+            for row in cells
+        ]
+        return "\n".join([self.title, *lines])
+
+
+def median_seconds(call: Callable[[], object], repeats: int = 5) -> float:
+    """Median wall time after one call that warms up."""
+    return interleaved({"it": call}, repeats)["it"]
+
+
+def interleaved(calls: dict[str, Callable[[], object]], repeats: int = 5) -> dict[str, float]:
+    """Median wall time of several things taken in turns, so that a busy moment meets them all."""
+    times: dict[str, list[float]] = {name: [] for name in calls}
+    for call in calls.values():
+        call()
+    for _ in range(repeats):
+        for name, call in calls.items():
+            _wait()
+            start = time.perf_counter()
+            call()
+            _wait()
+            times[name].append(time.perf_counter() - start)
+    return {name: statistics.median(values) for name, values in times.items()}
+
+
+def peak_mebibytes(call: Callable[[], object]) -> float:
+    """Memory that a call adds at its peak, seen by a child process of its own."""
+    read, write = os.pipe()
+    child = os.fork()
+    if child == 0:  # the child's high-water mark starts at what it shares with its parent
+        torch.set_num_threads(1)
+        before = _resident()
+        call()
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+        os.write(write, f"{max(0.0, peak - before):.1f}".encode())
+        os._exit(0)
+    os.close(write)
+    answer = os.read(read, 64)
+    os.close(read)
+    os.waitpid(child, 0)
+    return float(answer or "nan")
+
+
+def matmul_rate(dtype: torch.dtype = torch.float32, size: int = 1024) -> float:
+    """The best GFLOP/s of a square product by the fastest library at hand: the measured peak."""
+    from relocal_pyg.nn.products import project
+
+    x, w = torch.randn(size, size).to(dtype), torch.randn(size, size).to(dtype)
+    best = min(median_seconds(lambda: project(x, w), 5), median_seconds(lambda: x @ w, 5))
+    return 2 * size**3 / best / 1e9
+
+
+def machine() -> dict[str, Any]:
+    """One line about the machine, without its name."""
+    able = torch.cpu.get_capabilities()
+    return {
+        "processor": str(able.get("cpu_name", "unknown")),
+        "threads": torch.get_num_threads(),
+        "avx512_bf16": bool(able.get("avx512_bf16")),
+        "amx_bf16": bool(able.get("amx_bf16")),
+        "torch": torch.__version__,
+        "python": sys.version.split()[0],
+        "load": round(os.getloadavg()[0], 1),
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else "none: not measured",
+    }
+
+
+def run_python(code: str) -> float:
+    """Wall time of a fresh interpreter that runs a line."""
+    start = time.perf_counter()
+    subprocess.run([sys.executable, "-c", code], check=True, stdout=subprocess.DEVNULL)
+    return time.perf_counter() - start
+
+
+def _resident() -> float:
+    with open("/proc/self/statm") as stream:
+        return int(stream.read().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 2**20
+
+
+def _wait() -> None:
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+
+
+def _show(value: Any) -> str:
+    return f"{value:.3g}" if isinstance(value, float) else str(value)
