@@ -65,7 +65,7 @@ def test_a_folder_is_extracted_once_and_the_bad_file_left_out(folder, tmp_path, 
     assert "bad.mp4" in printed.out
     assert "bad.mp4" in report.read_text()
     store = FeatureStore(output)
-    assert sorted(store.ids()) == ["a", "b", "c"]
+    assert sorted(store.ids) == ["a", "b", "c"]
     first = store.read("a")
     assert tuple(first.shape) == (6, 1280)
     assert torch.equal(read_times(output, "a")[:, 0], torch.arange(6).double() / 2)
