@@ -8,7 +8,7 @@ from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from lightning_fabric import Fabric
@@ -17,11 +17,11 @@ from tqdm import tqdm
 
 from relocal_pyg.data.pairs import PairList, make_pairs
 from relocal_pyg.datasets.protocol import Protocol
-from relocal_pyg.errors import CheckpointError, OutputError, RelocalError, RunError, UsageError
+from relocal_pyg.errors import CheckpointError, RelocalError, RunError, UsageError
 from relocal_pyg.models.base import TrainableRelocalizer
 from relocal_pyg.models.checkpoint import load_weights, save_model
 from relocal_pyg.seeding import seed_torch
-from relocal_pyg.storage import write_json
+from relocal_pyg.storage import sweep, write_json
 from relocal_pyg.training.interrupts import Interrupts
 from relocal_pyg.training.presets import TrainingConfig
 from relocal_pyg.training.state import Progress, load_state, save_state
@@ -85,7 +85,7 @@ def fit(
     Raises:
         CheckpointError: ``out/last`` is damaged or of other settings, or there without ``resume``.
         UsageError: There are no validation pairs, or the batch does not divide over the devices.
-        RunError: The loss stopped being finite; ``last`` holds the weights before that.
+        RunError: The loss or its gradient stopped being finite; ``last`` holds weights from before.
     """
     folder = None if out is None else Path(out)
     facts = {
@@ -230,20 +230,26 @@ class _Loop:
         finite = torch.isfinite(losses["loss"].detach()).float()
         # Every process stops, or none: one that went on alone would wait for the others for ever.
         if self.fabric.all_reduce(finite, reduce_op="mean") != 1:
-            self._save()
-            raise RunError(
-                f"the loss is not finite at step {step}: lower the learning rate, or look for "
-                "extreme values in the features with 'relocal check'"
-            )
+            self._give_up("loss")
         self.fabric.backward(losses["loss"])
+        gradients = [p.grad for p in self.model.parameters() if p.grad is not None]
+        if not torch.isfinite(torch.nn.utils.get_total_norm(gradients)):
+            self._give_up("gradient")
         if config.clip_norm:
-            self.fabric.clip_gradients(
-                self.module, self.optimizer, max_norm=config.clip_norm, error_if_nonfinite=False
-            )
+            self.fabric.clip_gradients(self.module, self.optimizer, max_norm=config.clip_norm)
         self.optimizer.step()
         self.progress.step += 1
         for name, value in losses.items():
             self.losses[name].append(float(value.detach()))
+
+    def _give_up(self, what: str) -> NoReturn:
+        # The forward pass may have reached the running statistics; the last checkpoint is sound.
+        if all(bool(torch.isfinite(value).all()) for value in self.model.state_dict().values()):
+            self._save()
+        raise RunError(
+            f"the {what} is not finite at step {self.progress.step}: lower the learning rate, or "
+            "look for extreme values in the features with 'relocal check'"
+        )
 
     def _validate(self, log: Any) -> None:
         scores = validate(
@@ -348,6 +354,7 @@ def choose_precision(name: str, accelerator: str) -> tuple[str, str]:
 def _open_run(
     folder: Path, resume: bool, facts: dict[str, Any], pairs: PairList, protocol: Protocol
 ) -> None:
+    sweep(folder / "last")  # puts back what a killed writer had moved aside
     if (folder / "last").is_dir():
         if not resume:
             raise CheckpointError(
