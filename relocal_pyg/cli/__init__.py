@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import signal
 import sys
 import warnings
@@ -17,10 +18,12 @@ from relocal_pyg.cli.demo import demo
 from relocal_pyg.cli.evaluate import evaluate
 from relocal_pyg.cli.extract import extract
 from relocal_pyg.cli.find import find
+from relocal_pyg.cli.index import index
 from relocal_pyg.cli.propose import propose
+from relocal_pyg.cli.search import search
 from relocal_pyg.cli.serve import serve
 from relocal_pyg.cli.train import train
-from relocal_pyg.errors import RelocalError, RunError
+from relocal_pyg.errors import RelocalError, RunError, ascii_line
 
 COMMANDS: dict[str, Callable[..., Any]] = {
     "demo": demo,
@@ -30,6 +33,8 @@ COMMANDS: dict[str, Callable[..., Any]] = {
     "find": find,
     "extract": extract,
     "propose": propose,
+    "index": index,
+    "search": search,
     "serve": serve,
     "check": check,
 }
@@ -49,6 +54,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     # A stopped job (SIGTERM) leaves a checkpoint as Ctrl-C does.
     signal.signal(signal.SIGTERM, _interrupt)
     warnings.showwarning = _show_warning
+    for stream in (sys.stdout, sys.stderr):  # names of files and videos may hold anything
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     try:
         tyro.extras.subcommand_cli_from_dict(
             COMMANDS,
@@ -68,6 +76,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 130
     except BrokenPipeError:
         return 1
+    except OSError as error:  # a disk, a permission: of the machine, not of this program
+        print(f"relocal: {ascii_line(str(error))}", file=sys.stderr)
+        return 2
+    except MemoryError:
+        print("relocal: not enough memory", file=sys.stderr)
+        return 2
     except SystemExit as stop:  # tyro: 0 after --help, 2 after a wrong argument
         return stop.code if isinstance(stop.code, int) else 2
     return 0
@@ -78,4 +92,5 @@ def _interrupt(signum: int, frame: FrameType | None) -> None:
 
 
 def _show_warning(message: Warning | str, *details: object, **more: object) -> None:
-    print(f"relocal: warning: {' '.join(str(message).split())}", file=sys.stderr)
+    text = ascii_line(" ".join(str(message).split()))
+    print(f"relocal: warning: {text}", file=sys.stderr)

@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
+from relocal_pyg.cli.extract import print_extraction
 from relocal_pyg.cli.find import choose_matcher
+from relocal_pyg.cli.video_options import BackboneOptions, load_backbone
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -17,8 +19,11 @@ if TYPE_CHECKING:
 def index(
     folder: Annotated[Path, tyro.conf.Positional],
     features: Annotated[Path, tyro.conf.Positional],
+    network: BackboneOptions = BackboneOptions(),  # noqa: B008 - frozen
     *,
     model: Path | None = None,
+    rate: float | None = None,
+    workers: int = 1,
     seconds_per_step: float = 1.0,
     key: str = "c3d_features",
 ) -> None:
@@ -28,15 +33,29 @@ def index(
 
     Args:
         folder: The index.
-        features: HDF5 file of features.
+        features: HDF5 file of features, or a folder of video files, whose features are then kept in
+            FOLDER.features.h5.
+        network: Videos: which network turns frames into features.
         model: A trained run or checkpoint; the training-free contrast matcher where left out.
-        seconds_per_step: Duration of one feature step.
+        rate: Videos: frames per second; 3.125 where left out (25 for c3d).
+        workers: Videos: how many at a time.
+        seconds_per_step: Features: duration of one step.
         key: Name of the feature array inside a video's group.
     """
     from relocal_pyg.data.features import FeatureStore
     from relocal_pyg.search.index import SearchIndex, add_videos, build_index
 
     matcher, why = choose_matcher(model)
+    if features.is_dir():
+        from relocal_pyg.data.quarantine import Quarantine
+        from relocal_pyg.video.indexing import index_features
+
+        backbone, quarantine = load_backbone(network), Quarantine()
+        made, done = index_features(
+            features, folder, backbone, rate, workers=workers, quarantine=quarantine, key=key
+        )
+        print_extraction(done, quarantine)
+        features, seconds_per_step = made.features, backbone.clip_stride / made.rate_hz
     print(f"matcher: {why}")
     store = FeatureStore(features, key=key)
     known: set[str] = set()

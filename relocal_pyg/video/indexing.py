@@ -1,0 +1,120 @@
+"""What an index of video files has to remember beside the index itself."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from relocal_pyg.data.quarantine import Quarantine
+from relocal_pyg.errors import SearchIndexError, UsageError
+from relocal_pyg.reading import read_json
+from relocal_pyg.storage import write_json
+from relocal_pyg.video.backbones import Backbone
+from relocal_pyg.video.extract import DEFAULT_RATE_HZ
+from relocal_pyg.video.folder import Extraction, extract_folder
+
+
+@dataclass(frozen=True)
+class IndexedVideos:
+    """How the videos of an index were turned into features; queries have to be treated alike.
+
+    Attributes:
+        index: Folder of the index; the features lie beside it.
+        rate_hz: Frames per second.
+        backbone: Name of the backbone.
+    """
+
+    index: Path
+    rate_hz: float
+    backbone: str
+
+    @property
+    def features(self) -> Path:
+        """The HDF5 file of the features."""
+        return self.index.with_name(f"{self.index.name}.features.h5")
+
+    @classmethod
+    def record_of(cls, index: Path) -> Path:
+        """The file that keeps this record."""
+        return index.with_name(f"{index.name}.videos.json")
+
+    @classmethod
+    def load(cls, index: str | Path) -> IndexedVideos:
+        """Read the record of an index.
+
+        Raises:
+            SearchIndexError: The index was not made from video files, or the record is damaged.
+        """
+        file = cls.record_of(Path(index))
+        if not file.is_file():
+            raise SearchIndexError(
+                "was not made from video files: give features as the query", file=index
+            )
+        record = read_json(file, SearchIndexError)
+        try:
+            rate, backbone = float(record["rate_hz"]), str(record["backbone"])
+        except (TypeError, KeyError, ValueError):
+            raise SearchIndexError("is damaged: make the index again", file=file) from None
+        return cls(Path(index), rate, backbone)
+
+    def check(self, backbone: Backbone) -> None:
+        """Refuse another backbone than that of the index.
+
+        Raises:
+            SearchIndexError: The backbone is another one.
+        """
+        if backbone.name != self.backbone:
+            raise SearchIndexError(
+                f"was made with {self.backbone}, the query with {backbone.name}", file=self.index
+            )
+
+
+def index_features(
+    videos: str | Path,
+    index: str | Path,
+    backbone: Backbone,
+    rate_hz: float | None = None,
+    *,
+    workers: int = 1,
+    quarantine: Quarantine | None = None,
+    key: str = "c3d_features",
+) -> tuple[IndexedVideos, Extraction]:
+    """Extract the videos of a folder for an index, resumable.
+
+    Args:
+        videos: The folder.
+        index: Folder of the index; ``<index>.features.h5`` and ``<index>.videos.json`` are written
+            beside it.
+        backbone: See :class:`relocal_pyg.video.backbones.Backbone`.
+        rate_hz: Frames per second; where None that of an index that is there already, else
+            3.125 (25 for a clip network).
+        workers: Videos at a time.
+        quarantine: Collects videos that cannot be used.
+        key: Name of the feature array.
+
+    Raises:
+        SearchIndexError: The index that is there was made with another backbone.
+        UsageError: It was made at another rate.
+        VideoError: No video could be used.
+    """
+    index = Path(index)
+    if IndexedVideos.record_of(index).is_file():
+        made = IndexedVideos.load(index)
+        made.check(backbone)
+        if rate_hz not in (None, made.rate_hz):
+            raise UsageError(f"the index has {made.rate_hz:g} frames a second", file=index)
+    else:
+        usual = 25.0 if backbone.clip_frames > 1 else DEFAULT_RATE_HZ
+        made = IndexedVideos(index, usual if rate_hz is None else rate_hz, backbone.name)
+    done = extract_folder(
+        videos,
+        made.features,
+        backbone,
+        made.rate_hz,
+        workers=workers,
+        quarantine=quarantine,
+        key=key,
+    )
+    record = {"rate_hz": made.rate_hz, "backbone": made.backbone}
+    write_json(IndexedVideos.record_of(index), record)
+    return made, done
