@@ -7,6 +7,8 @@ import math
 import re
 import stat
 import sys
+import unicodedata
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -98,6 +100,25 @@ def id_problem(video_id: str) -> str | None:
     except UnicodeEncodeError:
         return "holds a lone surrogate"
     return "is over 255 bytes" if size > 255 else None
+
+
+def refuse_look_alikes(ids: Iterable[str], path: str | Path, error: type[RelocalError]) -> None:
+    """Refuse ids that look the same on screen.
+
+    Raises:
+        RelocalError: Of kind ``error``: two ids differ in Unicode normalisation alone.
+    """
+    seen: dict[str, str] = {}
+    for video_id in ids:
+        plain = unicodedata.normalize("NFC", video_id)
+        if plain in seen:
+            raise error(
+                f"two ids look the same and differ in Unicode normalisation: {seen[plain]!a} and "
+                f"{video_id!a}",
+                file=path,
+                record=video_id,
+            )
+        seen[plain] = video_id
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

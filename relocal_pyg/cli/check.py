@@ -26,10 +26,11 @@ def check(
         strict: Stop at the first bad record with exit code 2.
     """
     from relocal_pyg.data.checks import check_dataset
+    from relocal_pyg.errors import ascii_line
 
     quarantine = check_dataset(features, annotations, key=key, strict=strict)
     for record in quarantine.records:
-        print(f"{record.file}: {record.record}: {record.reason}")
+        print(ascii_line(f"{record.file}: {record.record}: {record.reason}"))
     print(quarantine.summary())
     if report is not None:
         quarantine.save(report)

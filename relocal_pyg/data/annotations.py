@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from relocal_pyg.data.quarantine import Quarantine
-from relocal_pyg.data.videos import Segment, Video, VideoCollector, refuse_look_alikes
+from relocal_pyg.data.videos import Segment, Video, VideoCollector
 from relocal_pyg.errors import AnnotationError
-from relocal_pyg.reading import read_json, read_text
+from relocal_pyg.reading import read_json, read_text, refuse_look_alikes
 
 __all__ = ["Segment", "Video", "read_activitynet", "read_annotations", "read_csv", "read_thumos14"]
 
@@ -58,7 +58,7 @@ def read_activitynet(
     database = content.get("database") if isinstance(content, dict) else None
     if not isinstance(database, dict):
         raise AnnotationError('has no "database" object: ActivityNet layout wanted', file=path)
-    refuse_look_alikes(database, path)
+    refuse_look_alikes(database, path, AnnotationError)
     collect = VideoCollector(path, quarantine, clip, as_published)
     for video_id, entry in database.items():
         if not isinstance(entry, dict):
@@ -118,7 +118,7 @@ def read_csv(
         raise AnnotationError(f"has no column {', '.join(missing)}", file=path, record="line 1")
     table.index += 2  # the line, as long as no field spans several
     videos = {str(video_id): rows for video_id, rows in table.groupby("video", sort=False)}
-    refuse_look_alikes(videos, path)
+    refuse_look_alikes(videos, path, AnnotationError)
     collect = VideoCollector(path, quarantine, clip)
     for video_id, rows in videos.items():
         facts: dict[str, str | None] = {}

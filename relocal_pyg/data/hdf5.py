@@ -17,7 +17,7 @@ import h5py
 import numpy as np
 
 from relocal_pyg.errors import FeatureError, UsageError
-from relocal_pyg.reading import id_problem
+from relocal_pyg.reading import id_problem, refuse_look_alikes
 
 #: Largest array that a record may declare, unless the caller says otherwise.
 MAX_BYTES = 8 << 30
@@ -64,16 +64,20 @@ def video_names(file: h5py.File, path: str | Path) -> list[str]:
     """Names of the records, sorted; names that are not usable as ids are left out.
 
     Raises:
-        FeatureError: The file is damaged or has no record.
+        FeatureError: The file is damaged, has no record, or has two whose names look the same.
     """
-    try:
-        names = sorted(str(name) for name in file)
-    except H5_ERRORS as error:
-        raise FeatureError(f"cannot be read ({error})", file=path) from None
-    names = [name for name in names if id_problem(name) is None]
+    names = [name for name in _all_names(file, path) if id_problem(name) is None]
     if not names:
         raise FeatureError("holds no videos: one group per video wanted", file=path)
+    refuse_look_alikes(names, path, FeatureError)
     return names
+
+
+def _all_names(file: h5py.File, path: str | Path) -> list[str]:
+    try:
+        return sorted(str(name) for name in file)
+    except H5_ERRORS as error:
+        raise FeatureError(f"cannot be read ({error})", file=path) from None
 
 
 def check_key(key: str) -> None:
@@ -214,6 +218,10 @@ def scan(
                 raise
             except FeatureError as error:
                 yield Record(name, problem=error.reason)
+        for name in _all_names(file, path):
+            problem = id_problem(name)
+            if problem:
+                yield Record(name, problem=f"the id {problem}")
 
 
 def _hard_linked(parent: h5py.Group, name: str, path: str | Path, record: str) -> Any:

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import math
-import unicodedata
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -167,25 +166,6 @@ class VideoCollector:
         if not self.clip and (start < 0 or end > length):
             return f"[{start}, {end}) leaves the video of {length} s: clip to accept it"
         return None
-
-
-def refuse_look_alikes(ids: Iterable[str], path: str | Path) -> None:
-    """Refuse ids that look the same on screen.
-
-    Raises:
-        AnnotationError: Two ids differ in Unicode normalisation alone.
-    """
-    seen: dict[str, str] = {}
-    for video_id in ids:
-        plain = unicodedata.normalize("NFC", video_id)
-        if plain in seen:
-            raise AnnotationError(
-                f"two ids look the same and differ in Unicode normalisation: {seen[plain]!a} and "
-                f"{video_id!a}",
-                file=path,
-                record=video_id,
-            )
-        seen[plain] = video_id
 
 
 def _is_number(value: Any) -> bool:

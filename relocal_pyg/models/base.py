@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import abc
+import warnings
+from collections.abc import Sized
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -92,7 +94,8 @@ class Relocalizer(abc.ABC):
         Args:
             query: Features of the clip, ``[m, F]``.
             reference: Features of the long video, ``[n, F]``.
-            proposals: Candidates ``[M, 2]`` in seconds; made by sliding windows where None.
+            proposals: Candidates ``[M, 2]`` in seconds; made by sliding windows where None. Where
+                there are none, so is the answer, with a warning.
             top_k: How many moments to give at most.
             seconds_per_step: Duration of one feature step of the reference; at the default of 1
                 seconds and steps are the same.
@@ -104,7 +107,7 @@ class Relocalizer(abc.ABC):
 
         Raises:
             FeatureError: An array is not a finite, non-empty ``[n, F]``, or widths differ.
-            ProposalError: ``proposals`` is not ``[M, 2]`` with ``start < end``, or is empty.
+            ProposalError: ``proposals`` is not ``[M, 2]`` with ``start < end``.
         """
         clip, video = as_features(query, "query"), as_features(reference, "reference")
         around = None if query_video is None else as_features(query_video, "query_video")
@@ -123,6 +126,9 @@ class Relocalizer(abc.ABC):
                 )
         if proposals is None:
             candidates = default_proposals(len(video), len(clip))
+        elif isinstance(proposals, Sized) and len(proposals) == 0:
+            warnings.warn("there are no proposals, so there is no answer", stacklevel=2)
+            return []
         else:
             candidates = as_proposals(proposals) / seconds_per_step
         ranking = self.rank(clip, video, candidates, query_video=around)

@@ -14,31 +14,42 @@ def test_a_signal_waits_for_the_end_of_the_block(number):
     def handler(*details: object) -> None:
         raise KeyboardInterrupt
 
-    before = {each: signal.signal(each, handler) for each in (signal.SIGINT, signal.SIGTERM)}
-    done = []
-    try:
-        with pytest.raises(KeyboardInterrupt), Interrupts() as interrupts:
+    done: list[str] = []
+
+    def block() -> None:
+        with Interrupts() as interrupts:
             with interrupts.held():
                 os.kill(os.getpid(), number)
                 done.append("whole")
             done.append("never")
-        assert done == ["whole"]
-        with pytest.raises(KeyboardInterrupt), Interrupts():
+
+    def loop() -> None:
+        with Interrupts():
             os.kill(os.getpid(), number)
             done.append("never")
-        assert done == ["whole"]
-        assert signal.getsignal(number) is handler
+
+    before = {each: signal.signal(each, handler) for each in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        for stopped in (block, loop):
+            with pytest.raises(KeyboardInterrupt):
+                stopped()
+            assert done == ["whole"]
+            assert signal.getsignal(number) is handler
     finally:
         for each, old in before.items():
             signal.signal(each, old)
 
 
 def test_an_error_inside_the_block_wins_over_a_signal():
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    try:
-        with pytest.raises(ValueError), Interrupts() as interrupts, interrupts.held():
+    def block() -> None:
+        with Interrupts() as interrupts, interrupts.held():
             os.kill(os.getpid(), signal.SIGINT)
             raise ValueError
+
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with pytest.raises(ValueError):
+            block()
     finally:
         signal.signal(signal.SIGINT, before)
 
