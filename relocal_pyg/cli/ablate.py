@@ -40,7 +40,7 @@ def ablate(
         split: Test split; the first one where left out.
         limit: Use the first LIMIT pairs of the hashed list only.
     """
-    from relocal_pyg.cli.evaluate import evaluate_trained, publish
+    from relocal_pyg.cli.evaluate import draw_pairs, evaluate_trained, publish
     from relocal_pyg.training.sweep import ablation, edge_weights, train_all
 
     protocol = load_protocol(data)
@@ -48,4 +48,5 @@ def ablate(
     cells = ablation(chosen, layers, graphs) if grid == "layers-graphs" else edge_weights(chosen)
     trained = train_all(cells, protocol, seeds, out / "runs")
     name = split or protocol.test_splits()[0]
-    publish(evaluate_trained(protocol, name, list(trained), limit=limit), out / name, protocol)
+    pairs = draw_pairs(protocol, name, limit)
+    publish(evaluate_trained(protocol, pairs, list(trained)), pairs, out / name, protocol)

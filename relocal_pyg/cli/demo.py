@@ -23,7 +23,7 @@ def demo(
         preset: "recommended" or "paper".
         seed: Seed of data, weights, samples and dropout.
     """
-    from relocal_pyg.cli.evaluate import evaluate_trained, publish
+    from relocal_pyg.cli.evaluate import draw_pairs, evaluate_trained, publish
     from relocal_pyg.models import load_model
     from relocal_pyg.training.sweep import Trained
 
@@ -39,6 +39,7 @@ def demo(
     )
     model = load_model(run)
     title = f"{model.title} ({chosen.name})"
-    comparison = evaluate_trained(protocol, "test", [Trained(title, seed, model)])
-    publish(comparison, out / "evaluation", protocol, histories={title: result.history})
+    pairs = draw_pairs(protocol, "test")
+    comparison = evaluate_trained(protocol, pairs, [Trained(title, seed, model)])
+    publish(comparison, pairs, out / "evaluation", protocol, histories={title: result.history})
     print(f"checkpoint: {run / 'best'}")

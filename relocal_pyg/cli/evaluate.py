@@ -62,34 +62,32 @@ def evaluate(
         trained += train_all(systems, protocol, seeds, folder / "runs", steps=steps)
     names = protocol.test_splits() if split is None else [split]
     for name in names:
-        comparison = evaluate_trained(protocol, name, trained, limit=limit)
-        publish(comparison, folder / name, protocol)
+        pairs = draw_pairs(protocol, name, limit)
+        publish(evaluate_trained(protocol, pairs, trained), pairs, folder / name, protocol)
 
 
-def evaluate_trained(
-    protocol: Protocol,
-    split: str,
-    trained: Sequence[Trained],
-    *,
-    limit: int | None = None,
-) -> Comparison:
-    """Evaluate trained models and those that need no training on the pairs of a split.
+def draw_pairs(protocol: Protocol, split: str, limit: int | None = None) -> PairList:
+    """The hashed pair list of a split, the same on every machine.
 
     Raises:
         UsageError: There is no such split.
     """
     from relocal_pyg.data.pairs import make_pairs
+
+    if split not in protocol.splits:
+        raise UsageError(f"no split {split!r}: {', '.join(protocol.splits)}")
+    pairs = make_pairs(
+        protocol.splits[split], split=split, protocol=protocol.name, exclude=protocol.exclude
+    )
+    return pairs if limit is None else dataclasses.replace(pairs, pairs=pairs.pairs[:limit])
+
+
+def evaluate_trained(protocol: Protocol, pairs: PairList, trained: Sequence[Trained]) -> Comparison:
+    """Evaluate trained models, and those that need no training, on a pair list."""
     from relocal_pyg.evaluation import compare
     from relocal_pyg.evaluation import evaluate as run
     from relocal_pyg.models import Chance, ContrastMatcher, CosineMatcher, FrameLevel
 
-    if split not in protocol.splits:
-        raise UsageError(f"no split {split!r}: {', '.join(protocol.splits)}")
-    pairs: PairList = make_pairs(
-        protocol.splits[split], split=split, protocol=protocol.name, exclude=protocol.exclude
-    )
-    if limit is not None:
-        pairs = dataclasses.replace(pairs, pairs=pairs.pairs[:limit])
     free: list[Relocalizer] = [Chance(), FrameLevel(), CosineMatcher(), ContrastMatcher()]
     evaluations: list[Evaluation] = [run(model, protocol, pairs) for model in free]
     evaluations += [
@@ -100,17 +98,19 @@ def evaluate_trained(
 
 def publish(
     comparison: Comparison,
+    pairs: PairList,
     folder: Path,
     protocol: Protocol,
     histories: dict[str, list[dict[str, float]]] | None = None,
 ) -> None:
-    """Print the table, and write it in every form and every answer into a folder."""
+    """Print the table; write it in every form, the pair list and every answer into a folder."""
     from relocal_pyg.evaluation import tables
     from relocal_pyg.evaluation.report import write_report
     from relocal_pyg.storage import replace_file
 
     print(tables.to_text(comparison))
     folder.mkdir(parents=True, exist_ok=True)
+    pairs.save(folder / "pairs.json")
     forms = {
         "results.md": tables.to_markdown,
         "results.json": tables.to_json,

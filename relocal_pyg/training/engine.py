@@ -18,6 +18,7 @@ from tqdm import tqdm
 from relocal_pyg.data.pairs import PairList, make_pairs
 from relocal_pyg.datasets.protocol import Protocol
 from relocal_pyg.errors import CheckpointError, RelocalError, RunError, UsageError
+from relocal_pyg.evaluation.machine import environment
 from relocal_pyg.models.base import TrainableRelocalizer
 from relocal_pyg.models.checkpoint import load_weights, save_model
 from relocal_pyg.seeding import seed_torch
@@ -363,7 +364,8 @@ def _open_run(
             )
         return
     pairs.save(folder / "val_pairs.json")
-    write_json(folder / "run.json", {**facts, "about": json.loads(json.dumps(protocol.about))})
+    about = json.loads(json.dumps(protocol.about))
+    write_json(folder / "run.json", {**facts, "about": about, "environment": environment()})
 
 
 def _own(error: RelocalError) -> RelocalError:
