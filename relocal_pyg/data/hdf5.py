@@ -7,6 +7,7 @@ terabytes that it does not hold. Nothing here follows such a pointer or allocate
 from __future__ import annotations
 
 import math
+import os
 import stat
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -75,7 +76,7 @@ def video_names(file: h5py.File, path: str | Path) -> list[str]:
 
 def _all_names(file: h5py.File, path: str | Path) -> list[str]:
     try:
-        return sorted(str(name) for name in file)
+        return sorted(os.fsdecode(name) for name in file)  # bytes where they are no UTF-8
     except H5_ERRORS as error:
         raise FeatureError(f"cannot be read ({error})", file=path) from None
 
