@@ -5,16 +5,15 @@ from __future__ import annotations
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset
 from torch_geometric.data import Data
 
+from relocal_pyg.data.samples import SeededSamples
 from relocal_pyg.data.triplets import PartnerSampler, best_truths
 from relocal_pyg.datasets.protocol import Protocol
 from relocal_pyg.moments import encode_offsets
-from relocal_pyg.seeding import generator
 
 
-class ListDataset(Dataset[Data]):
+class ListDataset(SeededSamples[Data]):
     """Samples of one query and the graded proposals of one reference.
 
     A triplet of two classes never shows a network where a moment ends; a list of overlapping
@@ -33,6 +32,8 @@ class ListDataset(Dataset[Data]):
             others are bare clips.
     """
 
+    stream = "list"
+
     def __init__(
         self,
         protocol: Protocol,
@@ -42,17 +43,12 @@ class ListDataset(Dataset[Data]):
         list_length: int = 48,
         surroundings: float = 1.0,
     ) -> None:
-        self.protocol, self.num_samples, self.seed = protocol, num_samples, seed
+        super().__init__(protocol, num_samples=num_samples, seed=seed)
         self.list_length, self.surroundings = list_length, surroundings
         self._sampler = PartnerSampler(protocol.splits["train"])
 
-    def __len__(self) -> int:
-        return self.num_samples
-
-    def __getitem__(self, number: int) -> Data:
-        if not 0 <= number < self.num_samples:
-            raise IndexError(number)
-        rng = generator(self.seed, "list", number)
+    def draw(self, rng: np.random.Generator) -> Data:
+        """Draw a query, a reference and its list."""
         query = self._sampler.query(rng)
         reference = self._sampler.positive(query, rng)
         proposals = self.protocol.proposals(reference, query)

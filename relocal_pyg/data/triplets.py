@@ -9,14 +9,13 @@ from typing import Literal, TypeVar
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset
 
 from relocal_pyg.data.items import Item
 from relocal_pyg.data.pair import PairData
+from relocal_pyg.data.samples import SeededSamples
 from relocal_pyg.datasets.protocol import Protocol
 from relocal_pyg.errors import AnnotationError
 from relocal_pyg.moments import encode_offsets, tiou
-from relocal_pyg.seeding import generator
 
 _T = TypeVar("_T")
 
@@ -75,7 +74,7 @@ class PartnerSampler:
         return _pick(videos[_pick(clean or list(videos), rng)], rng)
 
 
-class TripletDataset(Dataset[tuple[PairData, PairData]]):
+class TripletDataset(SeededSamples[tuple[PairData, PairData]]):
     """Samples ``(positive pair, negative pair)``; sample ``i`` depends on ``(seed, i)`` alone.
 
     Each video is represented by its proposal of largest tIoU with its own ground truth. PyG's
@@ -93,6 +92,8 @@ class TripletDataset(Dataset[tuple[PairData, PairData]]):
         materialize: Store the edges; the network does not need them.
     """
 
+    stream = "triplet"
+
     def __init__(
         self,
         protocol: Protocol,
@@ -104,18 +105,13 @@ class TripletDataset(Dataset[tuple[PairData, PairData]]):
         negatives: Literal["class", "video"] = "class",
         materialize: bool = False,
     ) -> None:
-        self.protocol, self.num_samples, self.seed = protocol, num_samples, seed
+        super().__init__(protocol, num_samples=num_samples, seed=seed)
         self.num_steps, self.ks, self.negatives = num_steps, tuple(ks), negatives
         self.materialize = materialize
         self._sampler = PartnerSampler(protocol.splits["train"])
 
-    def __len__(self) -> int:
-        return self.num_samples
-
-    def __getitem__(self, number: int) -> tuple[PairData, PairData]:
-        if not 0 <= number < self.num_samples:
-            raise IndexError(number)
-        rng = generator(self.seed, "triplet", number)
+    def draw(self, rng: np.random.Generator) -> tuple[PairData, PairData]:
+        """Draw a query, a positive and a negative."""
         query = self._sampler.query(rng)
         positive = self._sampler.positive(query, rng)
         clip = self.protocol.query(query)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -12,11 +13,11 @@ from torch.utils.data import Dataset
 from torch_geometric.data import Data
 
 from relocal_pyg.data.items import Item
+from relocal_pyg.data.samples import SeededSamples
 from relocal_pyg.data.triplets import PartnerSampler
 from relocal_pyg.datasets.protocol import Protocol
 from relocal_pyg.models.base import Ranking, TrainableRelocalizer
 from relocal_pyg.nn.cross_matching import CrossMatching, reset_like_tensorflow
-from relocal_pyg.seeding import generator
 
 #: Longest moment that the public code decodes, in steps.
 DECODED_STEPS = 64
@@ -168,7 +169,7 @@ class CrossGated(TrainableRelocalizer):
         return {"loss": (entropy * batch.weights).mean()}
 
 
-class LabelledPairs(Dataset[Data]):
+class LabelledPairs(SeededSamples[Data]):
     """Samples of a query and a reference of its class with labels for every reference step.
 
     The query is an action of the training split, the reference an action of its class in another
@@ -186,17 +187,14 @@ class LabelledPairs(Dataset[Data]):
         seed: Names the stream of samples.
     """
 
+    stream = "labelled"
+
     def __init__(self, protocol: Protocol, *, num_samples: int, seed: int) -> None:
-        self.protocol, self.num_samples, self.seed = protocol, num_samples, seed
+        super().__init__(protocol, num_samples=num_samples, seed=seed)
         self._sampler = PartnerSampler(protocol.splits["train"])
 
-    def __len__(self) -> int:
-        return self.num_samples
-
-    def __getitem__(self, number: int) -> Data:
-        if not 0 <= number < self.num_samples:
-            raise IndexError(number)
-        rng = generator(self.seed, "labelled", number)
+    def draw(self, rng: np.random.Generator) -> Data:
+        """Draw a query and a reference with labels."""
         query = self._sampler.query(rng)
         reference: Item = self._sampler.positive(query, rng)
         for _ in range(ATTEMPTS - 1):

@@ -14,6 +14,7 @@ from torch.utils.data import Dataset
 from torch_geometric.data import Data
 
 from relocal_pyg.data.items import Item
+from relocal_pyg.data.samples import SeededSamples
 from relocal_pyg.datasets.protocol import Protocol
 from relocal_pyg.models.base import Ranking, TrainableRelocalizer
 from relocal_pyg.models.contrast import CosineMatcher
@@ -197,7 +198,7 @@ class SST(TrainableRelocalizer):
         return {"loss": loss}
 
 
-class AnchorSamples(Dataset[Data]):
+class AnchorSamples(SeededSamples[Data]):
     """Samples of a stretch of a reference and the labels of its anchors.
 
     A sample is at most :data:`TRAINING_BLOCKS` blocks around an action drawn uniformly: ``Data``
@@ -212,10 +213,12 @@ class AnchorSamples(Dataset[Data]):
         stride: Steps of a block.
     """
 
+    stream = "anchors"
+
     def __init__(
         self, protocol: Protocol, *, num_samples: int, seed: int, num_anchors: int, stride: int
     ) -> None:
-        self.protocol, self.num_samples, self.seed = protocol, num_samples, seed
+        super().__init__(protocol, num_samples=num_samples, seed=seed)
         self.num_anchors, self.stride = num_anchors, stride
         self._items = sorted(protocol.splits["train"])
         # Proposals know no classes: whatever class an action of the video has, it is one.
@@ -223,13 +226,9 @@ class AnchorSamples(Dataset[Data]):
         for item in self._items:
             self._actions.setdefault(item.video_id, set()).update(item.moments)
 
-    def __len__(self) -> int:
-        return self.num_samples
-
-    def __getitem__(self, number: int) -> Data:
-        if not 0 <= number < self.num_samples:
-            raise IndexError(number)
-        item, start, end = self._stretch(generator(self.seed, "anchors", number))
+    def draw(self, rng: np.random.Generator) -> Data:
+        """Draw a stretch of a reference and label its anchors."""
+        item, start, end = self._stretch(rng)
         features = self.protocol.features.read(item.video_id, start, end)
         blocks = block_means(features, self.stride)
         return Data(

@@ -13,13 +13,13 @@ from torch.utils.data import Dataset
 from torch_geometric.data import Data
 
 from relocal_pyg.data.items import Item
+from relocal_pyg.data.samples import SeededSamples
 from relocal_pyg.data.triplets import PartnerSampler
 from relocal_pyg.datasets.protocol import Protocol
 from relocal_pyg.errors import AnnotationError
 from relocal_pyg.models.base import Ranking, TrainableRelocalizer
 from relocal_pyg.models.contrast import nearest_steps
 from relocal_pyg.moments import tiou
-from relocal_pyg.seeding import generator
 
 #: A positive segment overlaps its ground truth by more than this (section 5.3.1).
 POSITIVE_TIOU = 0.8
@@ -150,7 +150,7 @@ class VideoLevel(TrainableRelocalizer):
         return {"loss": loss, "near": near.mean(), "far": far.mean()}
 
 
-class SegmentTriplets(Dataset[Data]):
+class SegmentTriplets(SeededSamples[Data]):
     """Samples of a query, a positive and a negative segment of one reference of its class.
 
     Each sample is a ``Data`` with ``query``, ``positive`` and ``negative`` ``[., F]`` and their
@@ -163,17 +163,14 @@ class SegmentTriplets(Dataset[Data]):
         seed: Names the stream of samples.
     """
 
+    stream = "segments"
+
     def __init__(self, protocol: Protocol, *, num_samples: int, seed: int) -> None:
-        self.protocol, self.num_samples, self.seed = protocol, num_samples, seed
+        super().__init__(protocol, num_samples=num_samples, seed=seed)
         self._sampler = PartnerSampler(protocol.splits["train"])
 
-    def __len__(self) -> int:
-        return self.num_samples
-
-    def __getitem__(self, number: int) -> Data:
-        if not 0 <= number < self.num_samples:
-            raise IndexError(number)
-        rng = generator(self.seed, "segments", number)
+    def draw(self, rng: np.random.Generator) -> Data:
+        """Draw a query and two segments of one reference."""
         query, reference, positive, negative = self._draw(rng)
         clip, video = self.protocol.query(query), self.protocol.reference(reference)
         near, far = video[slice(*positive)], video[slice(*negative)]
