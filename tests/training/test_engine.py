@@ -17,7 +17,7 @@ from relocal_pyg.moments import clip_moments, tiou
 from relocal_pyg.nn.losses import listwise_loss
 from relocal_pyg.seeding import seed_torch
 from relocal_pyg.training import PAPER, RECOMMENDED, TrainingConfig, fit
-from relocal_pyg.training.engine import learning_rate_factor
+from relocal_pyg.training.schedule import learning_rate_factor
 from relocal_pyg.training.validation import SELECTION_THRESHOLDS, validate
 
 CONFIG = TrainingConfig(
