@@ -5,7 +5,11 @@ import signal
 import threading
 
 import pytest
+import torch
 
+from relocal_pyg.datasets.synthetic import SyntheticConfig, synthetic
+from relocal_pyg.models import MultiGraphRelocalizer
+from relocal_pyg.training import TrainingConfig, engine, fit
 from relocal_pyg.training.interrupts import Interrupts
 
 
@@ -65,3 +69,56 @@ def test_other_threads_are_left_alone():
     thread.start()
     thread.join()
     assert seen == [before]
+
+
+def interrupt_at(monkeypatch, owner: object, name: str, call: int) -> None:
+    """Ctrl-C in the middle of a call of a function: after its work, before its caller goes on."""
+    real, calls = getattr(owner, name), []
+
+    def spoilt(*arguments: object, **options: object) -> object:
+        calls.append(1)
+        result = real(*arguments, **options)
+        if len(calls) == call:
+            os.kill(os.getpid(), signal.SIGINT)
+        return result
+
+    monkeypatch.setattr(owner, name, spoilt)
+
+
+@pytest.mark.parametrize(
+    ("owner", "name", "call"),
+    [
+        (torch.optim.Adam, "step", 3),
+        (engine, "validate", 1),
+        (engine, "validate", 2),
+        (engine, "save_model", 1),
+        (engine, "save_state", 1),
+    ],
+)
+def test_a_run_interrupted_inside_a_step_or_a_validation_ends_the_same(
+    tmp_path, monkeypatch, owner, name, call
+):
+    sizes = {"train_classes": 3, "val_classes": 2, "test_classes": 1}
+    videos = {"train_videos": 3, "val_videos": 2, "test_videos": 2}
+    protocol = synthetic(SyntheticConfig(**sizes, **videos))
+    config = TrainingConfig(
+        batch_size=2, steps=6, learning_rate=1e-2, validate_every=2, max_validation_pairs=2
+    )
+
+    def run(folder: str) -> bytes:
+        torch.manual_seed(0)
+        model = MultiGraphRelocalizer(protocol.features.dim, hidden_channels=4, num_steps=4)
+        fit(model, protocol, config=config, out=tmp_path / folder, resume=True, show_progress=False)
+        files = (tmp_path / folder / each / "model.safetensors" for each in ("last", "best"))
+        return b"".join(file.read_bytes() for file in files)
+
+    wanted = run("whole")
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        interrupt_at(monkeypatch, owner, name, call)
+        with pytest.raises(KeyboardInterrupt):
+            run("broken")
+        monkeypatch.undo()
+        assert run("broken") == wanted
+    finally:
+        signal.signal(signal.SIGINT, before)

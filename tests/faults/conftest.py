@@ -1,0 +1,58 @@
+"""Counts that grow with ``RELOCAL_FAULTS=full``, and figures that ``benchmarks.reliability`` reads.
+
+Continuous integration runs few kills and few mutations of each kind; the benchmark runs the counts
+that the documentation quotes.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+FULL = os.environ.get("RELOCAL_FAULTS") == "full"
+HERE = Path(__file__).resolve().parent
+
+
+@pytest.fixture(scope="session")
+def count() -> Callable[[int, int], int]:
+    """``count(quick, full)``: how often to try."""
+    return lambda quick, full: full if FULL else quick
+
+
+@pytest.fixture
+def figure() -> Callable[[str, str], None]:
+    """Note a measured figure under a goal."""
+
+    def note(goal: str, text: str) -> None:
+        print(f"{goal}: {text}")
+        if "RELOCAL_FIGURES" in os.environ:
+            with open(os.environ["RELOCAL_FIGURES"], "a", encoding="utf-8") as stream:
+                stream.write(json.dumps([goal, text]) + "\n")
+
+    return note
+
+
+@pytest.fixture
+def script() -> Callable[..., Any]:
+    """Run a script of this folder in a process of its own; give the JSON it prints last."""
+
+    def run(name: str, *arguments: object) -> Any:
+        paths = filter(None, (str(HERE.parents[1]), os.environ.get("PYTHONPATH")))
+        done = subprocess.run(
+            [sys.executable, str(HERE / name), *map(str, arguments)],
+            capture_output=True,
+            text=True,
+            check=False,
+            env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(paths)},
+        )
+        assert done.returncode == 0, done.stderr[-3000:]
+        return json.loads(done.stdout.splitlines()[-1])
+
+    return run

@@ -1,0 +1,107 @@
+"""Interrupt training at random times, resume, compare: ``FOLDER WORKERS RUNS SEED SIGNAL ...``.
+
+One process imports everything and forks the runs. A run is interrupted several times before it may
+end; its last checkpoint and the weights it keeps must be those of a run left alone.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import random
+import signal
+import sys
+import time
+import traceback
+from pathlib import Path
+
+import torch
+import torch.utils.tensorboard  # noqa: F401 - forked runs then find it imported
+
+from relocal_pyg.datasets.synthetic import SyntheticConfig, synthetic
+from relocal_pyg.models import MultiGraphRelocalizer
+from relocal_pyg.seeding import seed_torch
+from relocal_pyg.training import TrainingConfig, fit
+
+torch.set_num_threads(1)
+SIZES = {"train_classes": 3, "val_classes": 2, "test_classes": 1}
+PROTOCOL = synthetic(SyntheticConfig(**SIZES, train_videos=3, val_videos=2, test_videos=2))
+
+
+def train(folder: Path, workers: int) -> None:
+    """The run: dropout, a decaying rate and momentum, so that each has to be restored."""
+    seed_torch(0, "weights")
+    model = MultiGraphRelocalizer(
+        PROTOCOL.features.dim, hidden_channels=8, num_steps=6, head_channels=(6, 4), dropout=0.2
+    )
+    config = TrainingConfig(
+        batch_size=2,
+        steps=40,
+        learning_rate=1e-2,
+        decay=True,
+        warmup=3,
+        validate_every=4,
+        max_validation_pairs=4,
+        num_workers=workers,
+    )
+    fit(model, PROTOCOL, config=config, out=folder, resume=True, show_progress=False)
+
+
+def fork(folder: Path, workers: int) -> int:
+    child = os.fork()
+    if child:
+        return child
+    code = 1
+    try:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
+        train(folder, workers)
+        code = 0
+    except KeyboardInterrupt:
+        code = 130
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        sys.stderr.flush()
+        os._exit(code)
+
+
+def weights(folder: Path) -> list[str]:
+    return [
+        hashlib.sha256((folder / name / "model.safetensors").read_bytes()).hexdigest()
+        for name in ("last", "best")
+    ]
+
+
+def ended(child: int) -> int:
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
+def main() -> None:
+    folder, workers, runs, seed = Path(sys.argv[1]), *map(int, sys.argv[2:5])
+    rng = random.Random(seed)
+    started = time.perf_counter()
+    assert ended(fork(folder / "whole", workers)) == 0
+    length = time.perf_counter() - started
+    wanted = weights(folder / "whole")
+    results = []
+    for name in sys.argv[5:]:
+        equal, stops, codes = 0, 0, set()
+        for run in range(runs):
+            place = folder / f"{name}{run}"
+            for _ in range(3):
+                child = fork(place, workers)
+                time.sleep(rng.uniform(0, 0.6 * length))
+                os.kill(child, getattr(signal, name))
+                code = ended(child)
+                if code:
+                    stops += 1
+                    codes.add(code)
+            equal += ended(fork(place, workers)) == 0 and weights(place) == wanted
+        results.append({"signal": name, "equal": equal, "stops": stops, "codes": sorted(codes)})
+    print(json.dumps(results))
+
+
+if __name__ == "__main__":
+    main()
