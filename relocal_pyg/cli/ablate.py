@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 import tyro
 
 from relocal_pyg.cli.options import DataOptions, load_protocol
-from relocal_pyg.cli.train import PresetName, choose_preset
+from relocal_pyg.cli.train import PresetName, choose_preset, spare_threads
 
 
 def ablate(
@@ -45,6 +45,7 @@ def ablate(
 
     protocol = load_protocol(data)
     chosen = choose_preset(preset, steps)
+    spare_threads(chosen)
     cells = ablation(chosen, layers, graphs) if grid == "layers-graphs" else edge_weights(chosen)
     trained = train_all(cells, protocol, seeds, out / "runs")
     name = split or protocol.test_splits()[0]

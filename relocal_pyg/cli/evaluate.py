@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import tyro
 
 from relocal_pyg.cli.options import DataOptions, load_protocol, restore
-from relocal_pyg.cli.train import PresetName, choose_preset
+from relocal_pyg.cli.train import PresetName, choose_preset, spare_threads
 from relocal_pyg.errors import CheckpointError, UsageError
 
 if TYPE_CHECKING:
@@ -53,12 +53,13 @@ def evaluate(
     folder = out or (runs[0] / "evaluation" if runs else None)
     if folder is None:
         raise UsageError("--out is needed where no run is given")
-    protocol = load_protocol(options)
+    protocol, chosen = load_protocol(options), choose_preset(preset, None)
+    spare_threads(chosen)
     trained = [_load(run) for run in runs]
     if models == "all":
         from relocal_pyg.training.sweep import table_one, train_all
 
-        systems = table_one(choose_preset(preset, None))
+        systems = table_one(chosen)
         trained += train_all(systems, protocol, seeds, folder / "runs", steps=steps)
     names = protocol.test_splits() if split is None else [split]
     for name in names:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -156,6 +157,7 @@ def train_network(
     """Build the network of a preset with seeded weights and train it."""
     from relocal_pyg.training import fit
 
+    spare_threads(preset)
     return fit(
         build_network(protocol.features.dim, preset, seed),
         protocol,
@@ -167,6 +169,18 @@ def train_network(
         devices=devices,
         identity={"preset": preset.name, **identity},
     )
+
+
+def spare_threads(preset: Preset) -> None:
+    """Compute in one thread where the network is small and the user did not say otherwise.
+
+    Small products gain nothing from a second thread, and on cores that others use too the threads
+    wait for each other: the demonstration was then measured six times slower.
+    """
+    import torch
+
+    if preset.network.hidden_channels <= 128 and "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(1)
 
 
 def build_network(in_channels: int, preset: Preset, seed: int) -> MultiGraphRelocalizer:
