@@ -42,6 +42,36 @@ class Ranking:
         before = None if proposals is None else proposals[order]
         return cls(moments[order], scores[order], before)
 
+    def best(
+        self,
+        num_steps: int,
+        top_k: int = 5,
+        seconds_per_step: float = 1.0,
+        nms_threshold: float = 0.5,
+    ) -> list[Moment]:
+        """The answers that are shown: inside the video, and no two of one place.
+
+        Args:
+            num_steps: Steps of the reference.
+            top_k: How many moments at most.
+            seconds_per_step: Duration of one step of the reference.
+            nms_threshold: Of two answers with a larger tIoU only the better is given.
+
+        Returns:
+            At most ``top_k`` moments in seconds, best first.
+        """
+        moments = clip_moments(self.moments, num_steps)
+        kept = nms(moments, self.scores, nms_threshold, limit=top_k)
+        seconds = (moments[kept] * seconds_per_step).tolist()
+        scores = self.scores[kept].tolist()
+        before: list[tuple[float, float] | None] = [None] * len(kept)
+        if self.proposals is not None:
+            before = [(s, e) for s, e in (self.proposals[kept] * seconds_per_step).tolist()]
+        return [
+            Moment(start, end, score, proposal)
+            for (start, end), score, proposal in zip(seconds, scores, before, strict=True)
+        ]
+
 
 class Relocalizer(abc.ABC):
     """A system that finds the moment of a reference that means the same as a query.
@@ -132,17 +162,7 @@ class Relocalizer(abc.ABC):
         else:
             candidates = as_proposals(proposals) / seconds_per_step
         ranking = self.rank(clip, video, candidates, query_video=around)
-        moments = clip_moments(ranking.moments, len(video))
-        kept = nms(moments, ranking.scores, nms_threshold, limit=top_k)
-        seconds = (moments[kept] * seconds_per_step).tolist()
-        scores = ranking.scores[kept].tolist()
-        before: list[tuple[float, float] | None] = [None] * len(kept)
-        if ranking.proposals is not None:
-            before = [(s, e) for s, e in (ranking.proposals[kept] * seconds_per_step).tolist()]
-        return [
-            Moment(start, end, score, proposal)
-            for (start, end), score, proposal in zip(seconds, scores, before, strict=True)
-        ]
+        return ranking.best(len(video), top_k, seconds_per_step, nms_threshold)
 
 
 class TrainableRelocalizer(nn.Module, Relocalizer):

@@ -2,17 +2,32 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from typing import Protocol
+
 import torch
 from torch import Tensor
 from torch.nn import functional
 
 from relocal_pyg.models.base import Ranking, Relocalizer
 
+#: Rows in memory at once: an hour of features need not be there, nor a copy of it.
+_BLOCK = 512
+
+
+class Blocks(Protocol):
+    """Rows ``[n, F]`` taken a block at a time: a tensor, or rows kept in a file."""
+
+    def __len__(self) -> int: ...
+
+    def split(self, size: int, /) -> Iterable[Tensor]:
+        """Blocks of ``size`` rows, in order, the last one shorter."""
+
 
 def step_similarity(
     query: Tensor,
-    reference: Tensor,
-    query_video: Tensor | None = None,
+    reference: Tensor | Blocks,
+    query_video: Tensor | Blocks | None = None,
     *,
     centre_query: bool = True,
 ) -> Tensor:
@@ -28,7 +43,8 @@ def step_similarity(
 
     Args:
         query: Features of the clip, ``[m, F]``.
-        reference: Features of the long video, ``[n, F]``.
+        reference: Features of the long video, ``[n, F]``; of :class:`Blocks` one is in memory at a
+            time.
         query_video: Features of the whole video that the query was cut from, ``[l, F]``.
         centre_query: False leaves the query as it is (``c = 0``): for a clip of which the video
             holds nothing but the action, so that its own mean is the action itself.
@@ -36,16 +52,25 @@ def step_similarity(
     Returns:
         ``[n]`` values in ``[-1, 1]``, one a step.
     """
-    mean = reference.mean(dim=0)
+    mean = mean_row(reference)
     direction = query.mean(dim=0)
     if centre_query:
-        direction = direction - (mean if query_video is None else query_video.mean(dim=0))
+        direction = direction - (mean if query_video is None else mean_row(query_video))
     direction = functional.normalize(direction, dim=0)
-    # Block by block: an hour of features need not be in memory a second time.
     blocks = [
-        functional.normalize(block - mean, dim=1) @ direction for block in reference.split(8192)
+        functional.normalize(block - mean, dim=1) @ direction for block in reference.split(_BLOCK)
     ]
     return torch.cat(blocks)
+
+
+def mean_row(rows: Tensor | Blocks) -> Tensor:
+    """Mean ``[F]`` of rows ``[n, F]``, a block in memory at a time."""
+    if isinstance(rows, Tensor) and len(rows) <= _BLOCK:
+        return rows.mean(dim=0)
+    total = torch.zeros((), dtype=torch.float64)
+    for block in rows.split(_BLOCK):
+        total = total.to(block.device) + block.sum(dim=0, dtype=torch.float64)
+    return (total / len(rows)).to(block.dtype)
 
 
 def nearest_steps(proposals: Tensor, num_steps: Tensor | int) -> Tensor:
@@ -144,10 +169,10 @@ class ContrastMatcher(Relocalizer):
     def rank(
         self,
         query: Tensor,
-        reference: Tensor,
+        reference: Tensor | Blocks,
         proposals: Tensor,
         *,
-        query_video: Tensor | None = None,
+        query_video: Tensor | Blocks | None = None,
     ) -> Ranking:
         """Rank the proposals (in steps) by inside minus around."""
         similarity = step_similarity(query, reference, query_video, centre_query=self.centre_query)

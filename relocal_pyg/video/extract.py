@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from array import array
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
@@ -21,6 +22,7 @@ from relocal_pyg.video.backbones import Backbone
 from relocal_pyg.video.cache import FeatureCache, VideoFeatures
 from relocal_pyg.video.decode import Shown, frames, probe, warn_of
 from relocal_pyg.video.opening import check_file
+from relocal_pyg.video.rows import RowFile, RowWriter
 
 #: Frames per second where no query says how long a moment is: 3 or more steps in every second.
 DEFAULT_RATE_HZ = 3.125
@@ -78,8 +80,8 @@ def extract_video(
 ) -> VideoFeatures:
     """Decode a video and run a backbone over it, a batch of frames in memory at a time.
 
-    Only the feature rows grow with the length of the video. A picture that stays on the screen for
-    several steps is computed once.
+    Feature rows go to a temporary file as they are made, so that memory does not grow with the
+    length of the video. A picture that stays on the screen for several steps is computed once.
 
     Args:
         path: The video file.
@@ -99,7 +101,7 @@ def extract_video(
         VideoError: The file cannot be decoded.
         FeatureError: The backbone gave something other than finite ``[B, dim]`` numbers.
         UsageError: ``rate_hz`` or ``batch_frames`` is out of range, or an extra is missing.
-        OutputError: The cache cannot be written.
+        OutputError: The cache or the temporary folder cannot be written.
     """
     if batch_frames < 1:
         raise UsageError(f"batch_frames is {batch_frames}, at least 1 wanted")
@@ -110,17 +112,18 @@ def extract_video(
         video = None if cache is None else cache.get(digest)
         if video is None:
             problems: list[str] = []
-            features, times, duration = _compute(
+            rows, times, duration = _compute(
                 path, backbone, rate, batch_frames, progress, problems.append
             )
             video = VideoFeatures(
-                features=features,
-                times=torch.tensor(times, dtype=torch.float64),
+                features=rows.tensor(),
+                times=times,
                 seconds_per_step=backbone.clip_stride / rate,
                 duration=duration,
                 digest=digest,
                 settings=settings,
                 problems=tuple(problems),
+                rows=rows,
             )
             if cache is not None:
                 cache.put(video)
@@ -136,8 +139,8 @@ def _compute(
     batch_frames: int,
     progress: Progress | None,
     report: Callable[[str], None],
-) -> tuple[Tensor, list[float], float]:
-    """Features ``[n, F]``, the time of each, and the duration."""
+) -> tuple[RowFile, Tensor, float]:
+    """Features ``[n, F]``, the time of each ``[n]``, and the duration."""
     stated = probe(path).duration
     num_frames = 0
 
@@ -147,8 +150,8 @@ def _compute(
             num_frames += 1
             yield item
 
-    times: list[float] = []
-    rows = _Rows(backbone.dim)
+    times = array("d")
+    rows = RowWriter(backbone.dim)
     repeats: list[int] = []
     waiting: list[Pictures] = []
     last: Pictures = []
@@ -159,46 +162,20 @@ def _compute(
             repeats[-1] += 1
             continue
         if len(waiting) == clips_at_once:
-            rows.add(_run(path, backbone, waiting))
-            waiting = []
+            rows.add(_run(path, backbone, waiting), repeats)
+            waiting, repeats = [], []
             if progress is not None:
                 progress(time, stated)
         waiting.append(clip)
         repeats.append(1)
         last = clip
-    rows.add(_run(path, backbone, waiting))
+    rows.add(_run(path, backbone, waiting), repeats)
     # The header's duration where the decoded frames bear it out, else that of the frames.
     end = num_frames / rate
     duration = stated if stated is not None and end - 1 / rate < stated <= end else end
     if progress is not None:
         progress(duration, duration)
-    features = rows.finish()
-    if len(features) < len(times):
-        features = features.repeat_interleave(torch.tensor(repeats), dim=0)
-    return features, times, duration
-
-
-class _Rows:
-    """Rows in one array that grows in place.
-
-    A list of small arrays, made between the network's large ones, keeps the heap from shrinking: at
-    an hour of video that took three times the memory of the rows.
-    """
-
-    def __init__(self, dim: int) -> None:
-        self._data = np.empty((1024, dim), dtype=np.float32)
-        self._count = 0
-
-    def add(self, rows: Tensor) -> None:
-        count = self._count + len(rows)
-        if count > len(self._data):
-            self._data.resize((max(count, 2 * len(self._data)), rows.shape[1]), refcheck=False)
-        self._data[self._count : count] = rows.numpy()
-        self._count = count
-
-    def finish(self) -> Tensor:
-        self._data.resize((self._count, self._data.shape[1]), refcheck=False)
-        return torch.from_numpy(self._data)
+    return rows.finish(), torch.tensor(times, dtype=torch.float64), duration
 
 
 def _frame_rate(path: str | Path, backbone: Backbone, rate_hz: float | None) -> float:

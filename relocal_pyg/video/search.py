@@ -13,9 +13,9 @@ from torch.nn import functional
 
 from relocal_pyg.errors import FeatureError, UsageError
 from relocal_pyg.models.base import Relocalizer
-from relocal_pyg.models.contrast import ContrastMatcher, step_similarity
+from relocal_pyg.models.contrast import Blocks, ContrastMatcher, mean_row, step_similarity
 from relocal_pyg.moments import Moment, seconds_to_steps
-from relocal_pyg.proposals.sliding import default_proposals, query_windows
+from relocal_pyg.proposals.sliding import default_proposals
 from relocal_pyg.video.backbones import Backbone, EfficientNetLite0
 from relocal_pyg.video.cache import FeatureCache, VideoFeatures
 from relocal_pyg.video.decode import VideoInfo, probe
@@ -23,6 +23,8 @@ from relocal_pyg.video.extract import Progress, extract_video, sampling_rate
 
 #: Rows and columns of the largest similarity map.
 MAP_ROWS, MAP_COLUMNS = 64, 640
+#: Windows of the contrast matcher: at every step up to an hour at 12.5 Hz, then ever sparser.
+MAX_WINDOWS = 250_000
 
 
 @dataclass(frozen=True)
@@ -155,8 +157,9 @@ def find_moments(
     long = around if same else extract(Path(reference))
     first, last = _steps(clip, around)
     rows = around.features[first:last]
-    video = around.features if len(rows) < len(around.features) else None
-    moments = _localize(matcher, rows, long, video, top_k, nms_threshold)
+    whole = around if len(rows) < len(around.features) else None
+    video = None if whole is None else whole.blocks
+    moments = _localize(matcher, rows, long, whole, top_k, nms_threshold)
     return Found(
         moments=moments,
         query=clip,
@@ -165,8 +168,8 @@ def find_moments(
             clip.start or 0.0,
             around.duration if clip.end is None else min(clip.end, around.duration),
         ),
-        similarity=step_similarity(rows, long.features, video),
-        step_map=_step_map(rows, long.features, video),
+        similarity=step_similarity(rows, long.blocks, video),
+        step_map=_step_map(rows, long.blocks, video),
         seconds_per_step=long.seconds_per_step,
         query_seconds=around.duration,
         reference_seconds=long.duration,
@@ -230,23 +233,27 @@ def _localize(
     matcher: Relocalizer,
     rows: Tensor,
     long: VideoFeatures,
-    video: Tensor | None,
+    around: VideoFeatures | None,
     top_k: int,
     nms_threshold: float,
 ) -> list[Moment]:
     steps = len(long.features)
-    # A window costs the contrast matcher nothing, so it is given one at every step.
-    every = isinstance(matcher, ContrastMatcher)
-    proposals = (query_windows if every else default_proposals)(steps, len(rows))
     # In steps, and turned to seconds in double precision: 4.16, not 4.15999985.
-    found = matcher.localize(
-        rows,
-        long.features,
-        proposals=proposals,
-        top_k=top_k,
-        query_video=video,
-        nms_threshold=nms_threshold,
-    )
+    if isinstance(matcher, ContrastMatcher):
+        # A window costs it nothing, and it takes rows from their file.
+        proposals = default_proposals(steps, len(rows), limit=MAX_WINDOWS)
+        video = None if around is None else around.blocks
+        ranking = matcher.rank(rows, long.blocks, proposals, query_video=video)
+        found = ranking.best(steps, top_k, nms_threshold=nms_threshold)
+    else:
+        found = matcher.localize(
+            rows,
+            long.features,
+            proposals=default_proposals(steps, len(rows)),
+            top_k=top_k,
+            query_video=None if around is None else around.features,
+            nms_threshold=nms_threshold,
+        )
     step = long.seconds_per_step
 
     def seconds(steps: float) -> float:
@@ -263,16 +270,26 @@ def _localize(
     ]
 
 
-def _step_map(rows: Tensor, reference: Tensor, video: Tensor | None) -> Tensor:
-    mean = reference.mean(dim=0)
-    centre = mean if video is None else video.mean(dim=0)
-    height = min(len(rows), MAP_ROWS)
+def _step_map(rows: Tensor, reference: Tensor | Blocks, video: Tensor | Blocks | None) -> Tensor:
+    mean = mean_row(reference)
+    centre = mean if video is None else mean_row(video)
+    height, count = min(len(rows), MAP_ROWS), len(reference)
     queries = functional.normalize(
         functional.adaptive_avg_pool1d((rows - centre).T, height).T, dim=1
     )
-    # Block by block: a second copy of an hour of features is not needed for a picture.
-    blocks = [
-        queries @ functional.normalize(block - mean, dim=1).T for block in reference.split(4096)
-    ]
-    similarity = torch.cat(blocks, dim=1)
-    return functional.adaptive_max_pool1d(similarity, min(len(reference), MAP_COLUMNS))
+    # The columns of adaptive_max_pool1d, filled block by block: column c holds the steps from
+    # floor(c n / C) to ceil((c + 1) n / C), so a step between two columns counts in both.
+    columns = min(count, MAP_COLUMNS)
+    pooled = torch.full((height, columns), -torch.inf)
+    first = 0
+    for block in reference.split(512):
+        similarity = queries @ functional.normalize(block - mean, dim=1).T
+        steps = torch.arange(first, first + len(block))
+        first += len(block)
+        column = steps * columns // count
+        pooled.scatter_reduce_(1, column.expand_as(similarity), similarity, "amax")
+        following = (column + 1).clamp(max=columns - 1)
+        shared = following * count // columns <= steps
+        similarity, following = similarity[:, shared], following[shared]
+        pooled.scatter_reduce_(1, following.expand_as(similarity), similarity, "amax")
+    return pooled

@@ -239,3 +239,13 @@ def test_many_steps(tmp_path, write_video):
     expected = torch.arange(2100) % 250
     assert (video.features[:, 0] - expected).abs().median() < 3
     assert video.times.tolist() == pytest.approx([i / 100 for i in range(2100)], abs=1e-6)
+
+
+def test_a_picture_that_stays_for_thousands_of_steps(tmp_path, write_video):
+    path = write_video(tmp_path / "a.mp4", [flat(10), flat(200), flat(200)], times=[0, 1, 40])
+    calls: list[int] = []
+    video = extract_video(path, mean_colour(calls, size=(16, 16)), 100.0)
+    assert len(video.features) == len(video.times) > 3900
+    assert sum(calls) <= 3
+    assert (video.features[:99, 0] < 50).all()
+    assert (video.features[101:, 0] > 150).all()
