@@ -1,12 +1,26 @@
-"""Do the tensors of a file fit the model they are for?"""
+"""Tensors of a file: written with an honest error, and compared with the model they are for."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import save_file
 
 from relocal_pyg.errors import CheckpointError
+
+
+def save_tensors(tensors: dict[str, torch.Tensor], path: Path) -> None:
+    """Write tensors as safetensors.
+
+    Raises:
+        OSError: The disk is full, which the library reports by an error of its own.
+    """
+    try:
+        save_file(tensors, path)
+    except SafetensorError as error:
+        raise OSError(str(error)) from error
 
 
 def check_tensors(

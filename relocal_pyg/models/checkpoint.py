@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
 from relocal_pyg.errors import CheckpointError
 from relocal_pyg.models.base import TrainableRelocalizer
 from relocal_pyg.storage import replace_folder, verify_manifest
 from relocal_pyg.version import __version__
-from relocal_pyg.weights import check_tensors
+from relocal_pyg.weights import check_tensors, save_tensors
 
 #: Raised when the layout changes; a newer one is refused.
 FORMAT = 1
@@ -41,7 +41,7 @@ def save_model(model: TrainableRelocalizer, folder: str | Path) -> None:
 def write_model(model: TrainableRelocalizer, folder: Path) -> None:
     """Write ``model.safetensors`` and ``config.json`` into an existing folder."""
     weights = {name: value.contiguous() for name, value in model.state_dict().items()}
-    save_file(weights, folder / "model.safetensors")
+    save_tensors(weights, folder / "model.safetensors")
     config = {
         "format": FORMAT,
         "version": __version__,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -55,7 +56,11 @@ def save_state(
     """
     with replace_folder(folder) as temporary:
         write_model(model, temporary)
-        torch.save({"optimizer": optimizer.state_dict()}, temporary / "state.pt")
+        packed = (
+            io.BytesIO()
+        )  # torch reports a full disk as a RuntimeError; a file of ours does not
+        torch.save({"optimizer": optimizer.state_dict()}, packed)
+        (temporary / "state.pt").write_bytes(packed.getbuffer())
         record = {"progress": vars(progress), "identity": identity}
         (temporary / "progress.json").write_text(json.dumps(record), encoding="utf-8")
 

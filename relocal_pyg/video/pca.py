@@ -11,12 +11,13 @@ import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
 from relocal_pyg.errors import CheckpointError, FeatureError, UsageError
 from relocal_pyg.storage import replace_file
 from relocal_pyg.video.backbones import Backbone, FunctionBackbone
+from relocal_pyg.weights import save_tensors
 
 
 @dataclass(frozen=True)
@@ -84,7 +85,7 @@ class PCA:
             "explained_variance": self.explained_variance,
         }
         with replace_file(path) as temporary:
-            save_file(tensors, temporary)
+            save_tensors(tensors, temporary)
 
     @classmethod
     def load(cls, path: str | Path) -> PCA:
