@@ -23,8 +23,8 @@ from relocal_pyg.video.extract import Progress, extract_video, sampling_rate
 
 #: Rows and columns of the largest similarity map.
 MAP_ROWS, MAP_COLUMNS = 64, 640
-#: Windows of the contrast matcher: at every step up to an hour at 12.5 Hz, then ever sparser.
-MAX_WINDOWS = 250_000
+#: Windows of the contrast matcher: at every step for an hour at 5 Hz, sparser beyond.
+MAX_WINDOWS = 100_000
 
 
 @dataclass(frozen=True)
