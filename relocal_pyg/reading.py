@@ -1,4 +1,4 @@
-"""Reading text that strangers wrote: every defect becomes one error with its file and line."""
+"""Reading what strangers wrote: every defect becomes one error with its file and line."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ import unicodedata
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from relocal_pyg.errors import RelocalError
 
@@ -77,6 +79,25 @@ def read_json(path: str | Path, error: type[RelocalError], *, allow_nan: bool = 
     except (ValueError, RecursionError) as problem:
         reason, line = _locate(text, allow_nan) or (str(problem), 0)
     raise error(reason, file=path, record=f"line {line}" if line else None)
+
+
+def read_array(path: str | Path, error: type[RelocalError]) -> np.ndarray[Any, Any]:
+    """Read an array that ``numpy.save`` wrote; what it declares has to be there, and no pickle is.
+
+    Args:
+        path: A ``.npy`` file.
+        error: Kind of error to raise.
+
+    Raises:
+        RelocalError: Of kind ``error``: missing, no such file, damaged, or holding objects.
+    """
+    if not Path(path).is_file():
+        raise error("does not exist or is not a regular file", file=path)
+    try:
+        # Mapped, a file that declares more than it holds is refused before anything is allocated.
+        return np.array(np.lib.format.open_memmap(path, mode="r"))
+    except Exception as problem:  # numpy raises whatever the parser of its header meets
+        raise error(f"is not a readable .npy file of numbers ({problem})", file=path) from None
 
 
 def id_problem(video_id: str) -> str | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import warnings
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -108,8 +109,12 @@ def read_csv(
 
     text = read_text(path, AnnotationError)
     try:
-        table = pd.read_csv(io.StringIO(text), dtype=str, keep_default_na=False, encoding="utf-8")
-    except (ValueError, pd.errors.ParserError) as error:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", pd.errors.ParserWarning)  # a line longer than the header
+            table = pd.read_csv(
+                io.StringIO(text), dtype=str, keep_default_na=False, index_col=False
+            )
+    except (ValueError, pd.errors.ParserError, pd.errors.ParserWarning) as error:
         raise AnnotationError(f"is not a table: {error}", file=path) from None
     table = table.fillna("")  # short lines
     table.columns = [str(name).strip() for name in table.columns]

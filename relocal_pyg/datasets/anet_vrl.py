@@ -12,13 +12,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import numpy as np
-
 from relocal_pyg.data.annotations import read_activitynet
 from relocal_pyg.data.items import Item
 from relocal_pyg.data.videos import Segment, Video
 from relocal_pyg.errors import AnnotationError
-from relocal_pyg.reading import read_json
+from relocal_pyg.reading import read_array, read_json
 from relocal_pyg.seeding import derive_seed
 
 #: Frames per step of the published features (after ``feat[::2]``).
@@ -174,11 +172,10 @@ def read_permutation(path: str | Path) -> list[int]:
     Raises:
         AnnotationError: Missing, or not an array of whole numbers.
     """
-    try:
-        values = np.load(path, allow_pickle=False)
-        return [int(value) for value in values.reshape(-1)]
-    except (OSError, ValueError, TypeError, AttributeError) as error:
-        raise AnnotationError(f"is not an array of whole numbers ({error})", file=path) from None
+    values = read_array(path, AnnotationError).reshape(-1)
+    if values.dtype.kind not in "iu":
+        raise AnnotationError(f"holds {values.dtype}: whole numbers wanted", file=path)
+    return [int(value) for value in values]
 
 
 def merge_segments(segments: Iterable[Segment]) -> list[Segment] | None:

@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 
 from relocal_pyg.errors import CheckpointError
 from relocal_pyg.models.base import TrainableRelocalizer
+from relocal_pyg.reading import read_json
 from relocal_pyg.storage import replace_folder, verify_manifest
 from relocal_pyg.version import __version__
 from relocal_pyg.weights import check_tensors, save_tensors
@@ -89,11 +90,12 @@ def read_config(folder: Path) -> dict[str, Any]:
     if not file.is_file():
         raise CheckpointError("no checkpoint here: config.json is missing", file=folder)
     verify_manifest(folder)
-    try:
-        config = json.loads(file.read_text(encoding="utf-8"))
-        model, layout = config["model"], int(config["format"])
-    except (ValueError, KeyError, TypeError) as error:
-        raise CheckpointError(f"cannot be read ({error})", file=file) from None
+    config = read_json(file, CheckpointError)
+    if not isinstance(config, dict):
+        raise CheckpointError("is not an object", file=file)
+    model, layout = config.get("model"), config.get("format")
+    if not isinstance(model, str) or not isinstance(layout, int):
+        raise CheckpointError("names no model and format", file=file)
     if layout > FORMAT:
         raise CheckpointError(
             f"format {layout} is newer than this version reads ({FORMAT}): upgrade relocal_pyg",
@@ -103,7 +105,7 @@ def read_config(folder: Path) -> dict[str, Any]:
         raise CheckpointError("names a model that does not exist", file=file, record=str(model))
     if not isinstance(config.get("config"), dict):
         raise CheckpointError("holds no settings", file=file, record="config")
-    return dict(config)
+    return config
 
 
 def load_weights(model: TrainableRelocalizer, folder: Path) -> None:

@@ -13,6 +13,7 @@ import torch
 from relocal_pyg.errors import CheckpointError
 from relocal_pyg.models.base import TrainableRelocalizer
 from relocal_pyg.models.checkpoint import load_weights, write_model
+from relocal_pyg.reading import read_json
 from relocal_pyg.storage import replace_folder, verify_manifest
 
 
@@ -77,12 +78,17 @@ def load_state(
         CheckpointError: Damaged, or written by a run with other settings (the first one is named).
     """
     verify_manifest(folder)
+    file = folder / "progress.json"
+    record = read_json(file, CheckpointError)
     try:
-        record = json.loads((folder / "progress.json").read_text(encoding="utf-8"))
-        state = torch.load(folder / "state.pt", map_location="cpu", weights_only=True)
-    except Exception as error:  # every reader below raises its own kinds
-        raise CheckpointError(f"cannot be read ({error}); start afresh", file=folder) from None
-    saved = record["identity"]
+        saved = dict(record["identity"])
+        progress = Progress(**record["progress"])
+        kinds = {name: type(value) for name, value in vars(Progress()).items()}
+        sound = all(isinstance(value, kinds[name]) for name, value in vars(progress).items())
+        if not sound or not all(isinstance(row["step"], int | float) for row in progress.history):
+            raise ValueError("a counter is of another type")
+    except (KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(f"is no record of a run ({error})", file=file) from None
     for key, value in json.loads(json.dumps(identity)).items():
         if saved.get(key) != value:
             raise CheckpointError(
@@ -92,5 +98,10 @@ def load_state(
                 record="progress.json",
             )
     load_weights(model, folder)
-    optimizer.load_state_dict(state["optimizer"])
-    return Progress(**record["progress"])
+    try:
+        state = torch.load(folder / "state.pt", map_location="cpu", weights_only=True)
+        optimizer.load_state_dict(state["optimizer"])
+    except Exception as error:  # torch raises whatever its readers meet
+        reason = f"cannot be read ({error}); start afresh"
+        raise CheckpointError(reason, file=folder / "state.pt") from None
+    return progress

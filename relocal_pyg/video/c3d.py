@@ -233,12 +233,12 @@ def _read_tensors(path: Path) -> dict[str, Tensor]:
 
 def _refuse_inflating(path: Path) -> None:
     """torch.save stores its parts uncompressed: a zip that grows when read is a bomb."""
-    if not zipfile.is_zipfile(path):
-        return
     try:
+        if not zipfile.is_zipfile(path):
+            return
         with zipfile.ZipFile(path) as archive:
             size = sum(entry.file_size for entry in archive.infolist())
-    except (zipfile.BadZipFile, OSError, ValueError):
+    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError):
         raise CheckpointError("is a damaged archive", file=path) from None
     if size > 2 * path.stat().st_size + 1_000_000:
         raise CheckpointError(f"would grow to {size} bytes when read", file=path)
