@@ -1,4 +1,4 @@
-"""``python -m benchmarks [part ...] [--json FILE] [--threads N] [--quick]``."""
+"""``python -m benchmarks [part ...] [--json FILE] [--threads N] [--clock cpu] [--quick]``."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from dataclasses import asdict
 import torch
 
 from benchmarks import aggregation, network, rest
-from benchmarks.measuring import Table, machine
+from benchmarks.measuring import CLOCKS, Table, machine, use_clock
 
 PARTS = {
     "matmul": network.rates,
@@ -30,6 +30,9 @@ def main(arguments: list[str] | None = None) -> list[Table]:
     parser.add_argument("parts", nargs="*", help=f"of {', '.join(PARTS)}; all where none is named")
     parser.add_argument("--json", default="benchmarks.json", help="where the figures go")
     parser.add_argument("--threads", type=int, default=None, help="threads of PyTorch")
+    parser.add_argument(
+        "--clock", choices=CLOCKS, default="wall", help="cpu, with --threads 1, on a busy machine"
+    )
     parser.add_argument("--quick", action="store_true", help="tiny shapes, only to see it run")
     options = parser.parse_args(arguments)
     unknown = set(options.parts) - set(PARTS)
@@ -37,7 +40,8 @@ def main(arguments: list[str] | None = None) -> list[Table]:
         parser.error(f"no part {', '.join(sorted(unknown))}: {', '.join(PARTS)}")
     if options.threads is not None:
         torch.set_num_threads(options.threads)
-    about = machine()
+    use_clock(options.clock)
+    about = machine() | {"clock": options.clock}
     print("  ".join(f"{key}: {value}" for key, value in about.items()), flush=True)
     tables = []
     for name in options.parts or PARTS:

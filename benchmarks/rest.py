@@ -134,7 +134,7 @@ def index(quick: bool) -> Table:
                         model.rank(query, features, window)
 
             plain = median_seconds(plainly, 3) * count / len(some)
-            recall = opened.recall(queries[: 2 if quick else 3], 10)
+            recall = opened.recall(queries[:2], 10)
             table.add(name, built, size, query * 1e3, plain * 1e3, plain / query, recall)
         finally:
             shutil.rmtree(folder)
