@@ -29,7 +29,7 @@ SIZES = {"train_classes": 3, "val_classes": 2, "test_classes": 1}
 PROTOCOL = synthetic(SyntheticConfig(**SIZES, train_videos=3, val_videos=2, test_videos=2))
 
 
-def train(folder: Path, workers: int, devices: int) -> None:
+def train(folder: Path, workers: int) -> None:
     """The run: dropout, a decaying rate and momentum, so that each has to be restored."""
     seed_torch(0, "weights")
     model = MultiGraphRelocalizer(
@@ -45,11 +45,10 @@ def train(folder: Path, workers: int, devices: int) -> None:
         max_validation_pairs=4,
         num_workers=workers,
     )
-    options = {"devices": devices, "resume": True, "show_progress": False}
-    fit(model, PROTOCOL, config=config, out=folder, **options)
+    fit(model, PROTOCOL, config=config, out=folder, resume=True, show_progress=False)
 
 
-def fork(folder: Path, workers: int, devices: int = 1) -> int:
+def fork(folder: Path, workers: int) -> int:
     child = os.fork()
     if child:
         return child
@@ -57,7 +56,7 @@ def fork(folder: Path, workers: int, devices: int = 1) -> int:
     try:
         signal.signal(signal.SIGINT, signal.default_int_handler)
         signal.signal(signal.SIGTERM, signal.default_int_handler)
-        train(folder, workers, devices)
+        train(folder, workers)
         code = 0
     except KeyboardInterrupt:
         code = 130
