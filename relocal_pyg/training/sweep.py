@@ -135,8 +135,9 @@ def train_all(
     for system in systems:
         training = system.training
         if steps is not None:
-            every = max(1, min(training.validate_every, steps))
-            training = replace(training, steps=steps, validate_every=every)
+            most = min(training.steps, steps)
+            every = max(1, min(training.validate_every, most))
+            training = replace(training, steps=most, validate_every=every)
         for seed in seeds:
             seed_torch(seed, "weights")
             model = system.build(protocol.features.dim)

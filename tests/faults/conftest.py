@@ -19,6 +19,9 @@ import pytest
 FULL = os.environ.get("RELOCAL_FAULTS") == "full"
 HERE = Path(__file__).resolve().parent
 
+#: Scripts that the tests start in processes of their own; no tests to collect.
+collect_ignore = ["fuzz_hdf5.py", "kill_training.py", "kill_writers.py", "read_rows.py"]
+
 
 @pytest.fixture(scope="session")
 def count() -> Callable[[int, int], int]:
