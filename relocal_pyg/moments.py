@@ -85,16 +85,26 @@ def nms(moments: Tensor, scores: Tensor, threshold: float, limit: int | None = N
         >>> kept.tolist()
         [1, 2]
     """
-    left = torch.argsort(scores, descending=True, stable=True)
+    ranked = torch.argsort(scores, descending=True, stable=True)
+    if limit is not None and 32 * limit < len(ranked):
+        # Whether a moment is kept depends on better ones alone: mostly the first few settle it.
+        kept = _suppress(moments, ranked[: 32 * limit], threshold)
+        if len(kept) >= limit:
+            return kept[:limit]
+    return _suppress(moments, ranked, threshold)[:limit]
+
+
+def _suppress(moments: Tensor, left: Tensor, threshold: float) -> Tensor:
+    """Greedy suppression of positions ranked best first."""
     block = min(256, max(32, _NMS_TABLE // max(len(left), 1)))
-    kept: list[Tensor] = []
-    while len(left) and (limit is None or sum(map(len, kept)) < limit):
+    kept = [left[:0]]
+    while len(left):
         best = _settle(moments, left[:block], threshold)
         kept.append(best)
         left = left[block:]
         overlap = tiou(moments[best][:, None], moments[left][None])
         left = left[~(overlap > threshold).any(dim=0)]
-    return torch.cat(kept)[:limit] if kept else left[:limit]
+    return torch.cat(kept)
 
 
 def _settle(moments: Tensor, ranked: Tensor, threshold: float) -> Tensor:

@@ -118,6 +118,14 @@ class TestNms:
             nms(moments, scores, 0.3, limit).tolist() == nms(moments, scores, 0.3)[:limit].tolist()
         )
 
+    @pytest.mark.parametrize("limit", [1, 3, 4, 9])
+    def test_many_good_ones_in_one_place_leave_room_for_the_others(self, limit: int) -> None:
+        starts = torch.linspace(0, 1, 500)
+        others = torch.tensor([[100.0, 110.0], [200.0, 210.0], [300.0, 310.0]])
+        moments = torch.cat([torch.stack([starts, starts + 50], dim=1), others])
+        scores = torch.cat([torch.linspace(2, 1, 500), torch.tensor([0.3, 0.2, 0.1])])
+        assert nms(moments, scores, 0.5, limit).tolist() == [0, 500, 501, 502][:limit]
+
     def test_ties_keep_the_earlier_moment(self) -> None:
         moments = torch.tensor([[0.0, 10.0], [1.0, 11.0], [0.0, 10.0]])
         assert nms(moments, torch.ones(3), 0.5).tolist() == [0]
