@@ -15,7 +15,7 @@ from relocal_pyg.models import ContrastMatcher, FrameLevel, MultiGraphRelocalize
 from relocal_pyg.moments import nms
 from relocal_pyg.proposals.sliding import geometric_lengths, sliding_windows
 from relocal_pyg.search import SearchIndex, build_index
-from relocal_pyg.search.index import index_proposals
+from relocal_pyg.search.building import index_proposals
 from relocal_pyg.training import PAPER
 
 

@@ -43,7 +43,8 @@ def index(
         key: Name of the feature array inside a video's group.
     """
     from relocal_pyg.data.features import FeatureStore
-    from relocal_pyg.search.index import SearchIndex, add_videos, build_index
+    from relocal_pyg.search.building import add_videos, build_index
+    from relocal_pyg.search.index import SearchIndex
 
     matcher, why = choose_matcher(model)
     if features.is_dir():

@@ -6,7 +6,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from relocal_pyg.search.index import Hit, SearchIndex, add_videos, build_index
+    from relocal_pyg.search.building import add_videos, build_index
+    from relocal_pyg.search.index import Hit, SearchIndex
     from relocal_pyg.search.scorer import PairScorer
     from relocal_pyg.search.shards import score_shard, score_shards
 
@@ -14,8 +15,8 @@ _WHERE = {
     "Hit": "index",
     "PairScorer": "scorer",
     "SearchIndex": "index",
-    "add_videos": "index",
-    "build_index": "index",
+    "add_videos": "building",
+    "build_index": "building",
     "score_shard": "shards",
     "score_shards": "shards",
 }

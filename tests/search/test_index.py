@@ -10,7 +10,7 @@ from relocal_pyg.errors import FeatureError, SearchIndexError, UsageError
 from relocal_pyg.models import ContrastMatcher, MultiGraphRelocalizer
 from relocal_pyg.models.contrast import step_similarity
 from relocal_pyg.moments import clip_moments, nms
-from relocal_pyg.search import SearchIndex, add_videos, build_index, index
+from relocal_pyg.search import SearchIndex, add_videos, build_index, building
 from relocal_pyg.search.engines import fingerprint, pooled_vectors
 
 
@@ -43,7 +43,7 @@ def by_hand(model, query, count: int, top_k: int):
     """Rank every video alone, suppress inside it, merge."""
     hits = []
     for name, features, seconds in videos(count):
-        ranking = model.rank(query, features, index.index_proposals(len(features)))
+        ranking = model.rank(query, features, building.index_proposals(len(features)))
         moments = clip_moments(ranking.moments, len(features))
         for i in nms(moments, ranking.scores, 0.5).tolist():
             start, end = (moments[i] * seconds).tolist()
@@ -53,7 +53,7 @@ def by_hand(model, query, count: int, top_k: int):
 
 @pytest.mark.parametrize("name", MODELS)
 def test_exhaustive_search_is_each_video_ranked_alone(tmp_path, monkeypatch, name):
-    monkeypatch.setattr(index, "SHARD_BYTES", 8_000)
+    monkeypatch.setattr(building, "SHARD_BYTES", 8_000)
     model, query = MODELS[name](), torch.randn(6, 8)
     assert build_index(tmp_path, model, videos(12), state_dtype=torch.float32) == 12
     opened = SearchIndex(tmp_path, model)
@@ -79,7 +79,7 @@ def test_first_stage_of_the_contrast_matcher_loses_nothing(tmp_path):
 
 def test_pooled_vectors_give_the_score_of_the_contrast_matcher():
     query, features = torch.randn(5, 8), torch.randn(30, 8)
-    proposals = index.index_proposals(30)
+    proposals = building.index_proposals(30)
     vectors, shifts = pooled_vectors(features, proposals)
     mean = query.mean(dim=0)
     scores = (vectors @ mean - shifts) / (mean - features.mean(dim=0)).norm()
