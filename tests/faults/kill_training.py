@@ -49,13 +49,12 @@ def train(folder: Path, workers: int) -> None:
 
 
 def fork(folder: Path, workers: int) -> int:
-    child = os.fork()
-    if child:
-        return child
-    code = 1
+    """Start a run; its process number. Handlers are the parent's, so no signal comes too early."""
+    parent, code = os.getpid(), 1
     try:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-        signal.signal(signal.SIGTERM, signal.default_int_handler)
+        child = os.fork()
+        if child:
+            return child
         train(folder, workers)
         code = 0
     except KeyboardInterrupt:
@@ -63,8 +62,10 @@ def fork(folder: Path, workers: int) -> int:
     except BaseException:
         traceback.print_exc()
     finally:
-        sys.stderr.flush()
-        os._exit(code)
+        if os.getpid() != parent:
+            sys.stderr.flush()
+            os._exit(code)
+    raise OSError("cannot start a process")
 
 
 def weights(folder: Path) -> list[str]:
@@ -81,6 +82,8 @@ def ended(child: int) -> int:
 def main() -> None:
     folder, workers, runs, seed = Path(sys.argv[1]), *map(int, sys.argv[2:5])
     rng = random.Random(seed)
+    for number in (signal.SIGINT, signal.SIGTERM):  # as the command line has them
+        signal.signal(number, signal.default_int_handler)
     started = time.perf_counter()
     assert ended(fork(folder / "whole", workers)) == 0
     length = time.perf_counter() - started
