@@ -275,7 +275,11 @@ class MultiGraphRelocalizer(TrainableRelocalizer):
         config = self.network_config
         if config.objective == "listwise":
             return ListDataset(
-                protocol, num_samples=num_samples, seed=seed, list_length=config.list_length
+                protocol,
+                num_samples=num_samples,
+                seed=seed,
+                list_length=config.list_length,
+                surroundings=config.surroundings,
             )
         return TripletDataset(
             protocol,

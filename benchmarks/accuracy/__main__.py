@@ -1,0 +1,61 @@
+"""``python -m benchmarks.accuracy``: train and test every row that is missing, print the table.
+
+Interrupted, it goes on where it stopped. Weights are selected on validation pairs alone; a test
+split is answered once a row and never again. Without real data, give ``--sets synthetic sparse``.
+"""
+
+from __future__ import annotations
+
+from itertools import product
+from pathlib import Path
+
+import torch
+import tyro
+
+from benchmarks.accuracy.recipes import systems
+from benchmarks.accuracy.rows import Cell, run
+from benchmarks.accuracy.sets import SETS
+from benchmarks.accuracy.table import HEADER, lines, plain
+from benchmarks.measuring import machine
+from relocal_pyg.errors import UsageError
+from relocal_pyg.storage import write_json
+
+
+def main(
+    out: Path,
+    data: Path | None = None,
+    sets: tuple[str, ...] = SETS,
+    recipes: tuple[str, ...] = ("recommended", "paper"),
+    sizes: tuple[int, ...] = (),
+    seeds: tuple[int, ...] = (0, 1, 2),
+) -> None:
+    """Fill the table.
+
+    Args:
+        out: Folder for runs, answers and the table; give it again to go on.
+        data: Folder of the real data.
+        sets: Which data sets.
+        recipes: Which recipes, by their names in benchmarks/accuracy/recipes.py.
+        sizes: Training items of a class at most, beside the whole training set.
+        seeds: Each draws a split of its own and the weights.
+    """
+    unknown = (set(sets) - set(SETS)) | (set(recipes) - set(systems()))
+    if unknown:
+        raise UsageError(f"no such set or recipe: {', '.join(sorted(unknown))}")
+    torch.set_num_threads(1)  # these networks are small: a second thread costs more than it gives
+    cells = [
+        Cell(name, recipe, size, seed)
+        for recipe, size, name, seed in product(recipes, (None, *sizes), sets, seeds)
+    ]
+    made = []
+    for cell in cells:
+        print(cell, flush=True)
+        if run(cell, data, out):
+            made.append(cell)
+    found = lines(made, out)
+    print("\n".join([HEADER, *(line.text() for line in found)]))
+    write_json(out / "table.json", {"machine": machine(), "lines": plain(found)})
+
+
+if __name__ == "__main__":
+    tyro.cli(main)

@@ -1,0 +1,55 @@
+"""What is trained: the presets, the paper's baselines, and ideas that were tried."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+from relocal_pyg.training import RECOMMENDED, Preset
+from relocal_pyg.training.sweep import System, table_one
+
+#: Steps of the paper's recipe and of the baselines: the budget of the recommended preset.
+STEPS = 300
+
+
+def _idea(training: dict[str, Any] | None = None, **network: Any) -> Preset:
+    return replace(
+        RECOMMENDED,
+        network=replace(RECOMMENDED.network, **network),
+        training=replace(RECOMMENDED.training, **(training or {})),
+    )
+
+
+#: One change of the recommended preset each.
+IDEAS: dict[str, Callable[[], Preset]] = {
+    "bare clips half the time": lambda: _idea(surroundings=0.5),
+    "always with surroundings": lambda: _idea(surroundings=1.0),
+    "no prior": lambda: _idea(prior="none"),
+    "no context": lambda: _idea(context=0.0),
+    "no similarity channels": lambda: _idea(similarity=False, appearance=True),
+    "features beside similarities": lambda: _idea(appearance=True),
+    "features beside similarities, rotated": lambda: _idea(appearance=True, rotation=True),
+    "sums, not means": lambda: _idea(normalization="none"),
+    "sym normalisation": lambda: _idea(normalization="sym"),
+    "no residual": lambda: _idea(residual=False),
+    "triplets": lambda: _idea(objective="triplet", training={"batch_size": 32}),
+    "1x1 convolutions": lambda: _idea(graph_conv=False),
+    "twice as wide": lambda: _idea(hidden_channels=128),
+    "longer lists": lambda: _idea(list_length=96),
+    "batches of 8": lambda: _idea(training={"batch_size": 8}),
+    "lower learning rate": lambda: _idea(
+        training={"learning_rate": 3e-4, "offset_learning_rate": 3e-4}
+    ),
+}
+
+
+def systems() -> dict[str, System]:
+    """Every recipe by name."""
+    found = {system.title: system for system in table_one(RECOMMENDED)}
+    found["recommended"] = replace(found.pop("Ours"), title="recommended")
+    found["paper"] = replace(found.pop("Ours, the paper's recipe"), title="paper")
+    for name, make in IDEAS.items():
+        preset = make()
+        found[name] = System(name, table_one(preset)[0].build, preset.training)
+    return found

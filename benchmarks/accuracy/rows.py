@@ -1,0 +1,88 @@
+"""One row: train (or take the finished run), test once, keep every answer."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from benchmarks.accuracy import recipes, sets
+from relocal_pyg.data.pairs import make_pairs
+from relocal_pyg.datasets.protocol import Protocol
+from relocal_pyg.evaluation import Evaluation, evaluate
+from relocal_pyg.models import ContrastMatcher
+from relocal_pyg.models.base import Relocalizer
+from relocal_pyg.storage import write_json
+from relocal_pyg.training.sweep import train_all
+
+#: Test pairs of a split at most, the first of the hashed list.
+MOST_PAIRS = 300
+
+
+@dataclass(frozen=True)
+class Cell:
+    """What a row is made of."""
+
+    data: str
+    recipe: str
+    size: int | None
+    seed: int
+
+    def folder(self, out: Path) -> Path:
+        """Where its answers are kept."""
+        size = "all" if self.size is None else str(self.size)
+        name = self.recipe.replace(" ", "-").replace("'", "").replace(",", "")
+        return out / "answers" / self.data / f"{name}-{size}-seed{self.seed}"
+
+
+def run(cell: Cell, data: Path | None, out: Path) -> bool:
+    """Make a row, unless it was made before: a test split is looked at once.
+
+    Returns:
+        Whether the data set has so many items a class that the row exists.
+    """
+    folder = cell.folder(out)
+    if (folder / "row.json").is_file():
+        return True
+    protocol = sets.with_items(
+        sets.load(cell.data, cell.seed, data, out / "features"), cell.size, cell.seed
+    )
+    if protocol is None:
+        return False
+    _test(ContrastMatcher(), protocol, folder / "matcher", "contrast matcher", cell.seed)
+    started = time.process_time()
+    system = recipes.systems()[cell.recipe]
+    runs = train_all([system], protocol, [cell.seed], out / "runs", steps=recipes.STEPS)
+    trained = next(iter(runs))
+    seconds = time.process_time() - started
+    _test(trained.model, protocol, folder / "trained", cell.recipe, cell.seed)
+    write_json(
+        folder / "row.json",
+        {**dataclasses.asdict(cell), "training_seconds": seconds, "about": protocol.about},
+    )
+    return True
+
+
+def answers(cell: Cell, out: Path) -> Iterator[tuple[str, Evaluation, Evaluation]]:
+    """Split, evaluation of the trained model and of the matcher on the same pairs."""
+    folder = cell.folder(out)
+    for split in sorted(path.name for path in (folder / "trained").iterdir()):
+        yield (
+            split,
+            Evaluation.load(folder / "trained" / split),
+            Evaluation.load(folder / "matcher" / split),
+        )
+
+
+@torch.no_grad()
+def _test(model: Relocalizer, protocol: Protocol, folder: Path, title: str, seed: int) -> None:
+    for split in protocol.test_splits():
+        pairs = make_pairs(
+            protocol.splits[split], split=split, protocol=protocol.name, exclude=protocol.exclude
+        )
+        chosen = dataclasses.replace(pairs, pairs=pairs.pairs[:MOST_PAIRS])
+        evaluate(model, protocol, chosen, title=title, seed=seed).save(folder / split)
