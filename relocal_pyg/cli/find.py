@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
-from relocal_pyg.cli.video_options import BackboneOptions, load_backbone
+from relocal_pyg.cli.video_options import BackboneOptions, load_network
 from relocal_pyg.errors import FeatureError, UsageError
 from relocal_pyg.video.moment_files import (
     clock,
@@ -22,7 +22,8 @@ if TYPE_CHECKING:
 
     from relocal_pyg.models.base import Relocalizer
     from relocal_pyg.moments import Moment
-    from relocal_pyg.video.search import Found
+    from relocal_pyg.video.backbones import Backbone
+    from relocal_pyg.video.search import Found, VideoQuery
 
 
 def find(
@@ -54,12 +55,14 @@ def find(
         query: The clip, or with --query-start/--query-end the longer video that it is part of
             (better: what surrounds the clip says what is special about it).
         reference: The long video.
-        network: Videos: which network turns frames into features.
+        network: Videos: which network turns frames into features; that of the run's own videos
+            where left out.
         model: A trained run or checkpoint; the training-free contrast matcher where left out.
         query_start: Seconds at which the clip starts inside QUERY.
         query_end: Seconds at which the clip ends inside QUERY.
         top_k: How many moments at most.
-        rate: Videos: frames per second looked at; follows the clip's length where left out.
+        rate: Videos: frames per second looked at; that of the run's own videos, or what
+            follows from the clip's length, where left out.
         cache: Videos: keep features in this folder, for the next search.
         json_file: Write the moments here as JSON.
         csv_file: Write the moments here as CSV.
@@ -90,9 +93,14 @@ def find(
     elif is_features(query) or is_features(reference):
         raise UsageError("give two video files or two features, not one of each")
     else:
-        found = search(
-            query, reference, network, matcher, query_start, query_end, top_k, rate, cache
-        )
+        from relocal_pyg.video.decode import probe
+        from relocal_pyg.video.search import VideoQuery
+
+        for file in (query, reference):  # a wrong name is said before a network is loaded
+            probe(file)
+        stretch = VideoQuery(Path(query), query_start, query_end)
+        backbone, rate = load_network(network, rate, model, matcher)
+        found = search(stretch, reference, backbone, matcher, top_k, rate, cache)
         moments = found.moments
         start, end = found.span
         facts |= {"query_span": [start, end], "settings": found.settings}
@@ -118,12 +126,10 @@ def find(
 
 
 def search(
-    query: str,
+    query: VideoQuery,
     reference: str,
-    network: BackboneOptions,
+    backbone: Backbone,
     matcher: Relocalizer,
-    query_start: float | None,
-    query_end: float | None,
     top_k: int,
     rate: float | None,
     cache: Path | None,
@@ -132,22 +138,19 @@ def search(
     from contextlib import ExitStack
 
     from relocal_pyg.video.cache import FeatureCache
-    from relocal_pyg.video.decode import probe
     from relocal_pyg.video.extract import Progress, progress_bar
-    from relocal_pyg.video.search import VideoQuery, find_moments
+    from relocal_pyg.video.search import find_moments
 
-    for file in (query, reference):  # a wrong name is said before a network is loaded
-        probe(file)
     with ExitStack() as bars:
 
         def bar(title: str) -> Progress:
             return bars.enter_context(progress_bar(title))
 
         found = find_moments(
-            VideoQuery(Path(query), query_start, query_end),
+            query,
             reference,
             model=matcher,
-            backbone=load_backbone(network),
+            backbone=backbone,
             top_k=top_k,
             rate_hz=rate,
             cache=None if cache is None else FeatureCache(cache),

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import tyro
 
 from relocal_pyg.cli.options import DataOptions, describe, load_protocol
-from relocal_pyg.cli.video_options import BackboneOptions, load_backbone
+from relocal_pyg.cli.video_options import BackboneOptions, describe_extraction, load_backbone
 from relocal_pyg.errors import UsageError
 from relocal_pyg.training.presets import PRESETS, Preset
 
@@ -127,7 +127,9 @@ def extract_for_training(
     used = replace(
         data, protocol="custom", features=features, seconds_per_step=seconds_per_step, subsample=1
     )
-    return used, {"backbone": backbone.name, "seconds_per_step": seconds_per_step}
+    # Rounded: 49 a second would come back as 49.00000000000001.
+    rate_hz = round(backbone.clip_stride / seconds_per_step, 9)
+    return used, describe_extraction(network, backbone, rate_hz)
 
 
 def choose_preset(name: str, steps: int | None, precision: Precision | None = None) -> Preset:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-from relocal_pyg.errors import UsageError
+from relocal_pyg.errors import CheckpointError, UsageError
 
 if TYPE_CHECKING:
+    from relocal_pyg.models.base import Relocalizer
     from relocal_pyg.video.backbones import Backbone
 
 
@@ -48,3 +49,88 @@ def load_backbone(options: BackboneOptions) -> Backbone:
 
         network = EfficientNetLite0()
     return network if options.pca is None else PCA.load(options.pca).after(network)
+
+
+def describe_extraction(
+    options: BackboneOptions, backbone: Backbone, rate_hz: float
+) -> dict[str, Any]:
+    """What a run records of how its videos were turned into features, as plain values."""
+    network = {
+        key: str(value.resolve()) if isinstance(value, Path) else value
+        for key, value in asdict(options).items()
+    }
+    return {"backbone": backbone.name, "rate_hz": rate_hz, "network": network}
+
+
+def load_network(
+    options: BackboneOptions, rate_hz: float | None, run: Path | None, model: Relocalizer
+) -> tuple[Backbone, float | None]:
+    """The network for the videos of a search, and the frames per second.
+
+    A model that "relocal train --videos" trained has to see features made as those it learned from:
+    where the options say nothing, its run does.
+
+    Args:
+        options: What the user asked for.
+        rate_hz: Frames per second that the user asked for.
+        run: Run folder or checkpoint of the model; None for a model without one.
+        model: The model.
+
+    Returns:
+        The network, and the rate: the user's, else the run's, else None.
+
+    Raises:
+        UsageError: The options name another network than that of the run.
+        CheckpointError: ``run.json`` is damaged, or a file that it names cannot be read.
+        FeatureError: The model takes features of another width.
+    """
+    from relocal_pyg.video.search import check_width
+
+    record = None if run is None else _recorded_extraction(run)
+    if record is None:
+        backbone = load_backbone(options)
+    else:
+        said = options != BackboneOptions()
+        backbone = load_backbone(options if said else record.network)
+        if backbone.name != record.backbone:
+            raise UsageError(
+                f"was trained on features of {record.backbone}, this is {backbone.name}"
+                + (": leave --backbone, --weights and --pca out" if said else ""),
+                file=run,
+            )
+        rate_hz = record.rate_hz if rate_hz is None else rate_hz
+    check_width(model, backbone, run)
+    return backbone, rate_hz
+
+
+@dataclass(frozen=True)
+class _Recorded:
+    backbone: str
+    rate_hz: float
+    network: BackboneOptions
+
+
+def _recorded_extraction(run: Path) -> _Recorded | None:
+    """What :func:`describe_extraction` recorded; None where the features came from elsewhere."""
+    from relocal_pyg.reading import read_json
+
+    files = [folder / "run.json" for folder in (run, run.parent)]
+    file = next((file for file in files if file.is_file()), None)
+    if file is None:
+        return None
+    record = read_json(file, CheckpointError)
+    try:
+        made = record.get("features")
+        if made is None:
+            return None
+        network = made["network"]
+        weights, pca = (
+            None if network[k] is None else Path(network[k]) for k in ("weights", "pca")
+        )
+        options = BackboneOptions(network["backbone"], weights, pca)
+        recorded = _Recorded(str(made["backbone"]), float(made["rate_hz"]), options)
+        if options.backbone not in ("efficientnet-lite0", "c3d") or not recorded.rate_hz > 0:
+            raise ValueError
+    except (AttributeError, KeyError, TypeError, ValueError):
+        raise CheckpointError("does not say how its features were made", file=file) from None
+    return recorded

@@ -186,8 +186,15 @@ def find_moments(
     )
 
 
-def check_width(model: Relocalizer, backbone: Backbone) -> None:
+def check_width(
+    model: Relocalizer, backbone: Backbone, checkpoint: str | Path | None = None
+) -> None:
     """Refuse a model that takes other features than a backbone gives.
+
+    Args:
+        model: The model.
+        backbone: The network that its features come from.
+        checkpoint: Where the model came from, named in the error.
 
     Raises:
         FeatureError: The widths differ.
@@ -196,7 +203,8 @@ def check_width(model: Relocalizer, backbone: Backbone) -> None:
     if wanted is not None and wanted != backbone.dim:
         raise FeatureError(
             f"the model was trained on {wanted} channels, {backbone.name} gives {backbone.dim}: "
-            "use the backbone (and PCA) of its training"
+            "use the backbone (and PCA) of its training",
+            file=checkpoint,
         )
 
 

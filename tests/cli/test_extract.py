@@ -173,11 +173,21 @@ def test_from_a_folder_to_a_trained_model(tmp_path, capsys, monkeypatch):
     assert "8 videos extracted" in printed
     assert "Proposal oracle" in printed
     record = json.loads((run / "run.json").read_text())
-    assert record["features"] == {"backbone": "efficientnet-lite0-160", "seconds_per_step": 0.25}
+    network = {"backbone": "efficientnet-lite0", "weights": None, "pca": None}
+    assert record["features"] == {
+        "backbone": "efficientnet-lite0-160",
+        "rate_hz": 4.0,
+        "network": network,
+    }
     assert (run / "evaluation" / "test_seen" / "report.html").is_file()
     clip = [str(videos / "v0.mp4"), str(videos / "v1.mp4"), "--query-start", "1"]
-    assert main(["find", *clip, "--query-end", "2", "--model", str(run), "--rate", "4"]) == 0
-    assert f"from {run}" in capsys.readouterr().out
+    for model in (run, run / "best"):
+        assert main(["find", *clip, "--query-end", "2", "--model", str(model)]) == 0
+        printed = capsys.readouterr().out
+        assert f"from {model}" in printed
+        assert "4 frames a second" in printed
+    assert main(["find", *clip, "--query-end", "2", "--model", str(run), "--rate", "5"]) == 0
+    assert "5 frames a second" in capsys.readouterr().out
 
 
 def test_videos_need_annotations_and_exclude_features(folder, tmp_path, capsys):
