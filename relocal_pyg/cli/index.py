@@ -10,7 +10,7 @@ import tyro
 
 from relocal_pyg.cli.extract import print_extraction
 from relocal_pyg.cli.find import choose_matcher
-from relocal_pyg.cli.video_options import BackboneOptions, load_backbone
+from relocal_pyg.cli.video_options import BackboneOptions, load_network
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -35,9 +35,11 @@ def index(
         folder: The index.
         features: HDF5 file of features, or a folder of video files, whose features are then kept in
             FOLDER.features.h5.
-        network: Videos: which network turns frames into features.
+        network: Videos: which network turns frames into features; that of the run's own videos
+            where left out.
         model: A trained run or checkpoint; the training-free contrast matcher where left out.
-        rate: Videos: frames per second; 3.125 where left out (25 for c3d).
+        rate: Videos: frames per second; where left out that of the run's own videos, or 3.125 (25
+            for c3d).
         workers: Videos: how many at a time.
         seconds_per_step: Features: duration of one step.
         key: Name of the feature array inside a video's group.
@@ -51,7 +53,8 @@ def index(
         from relocal_pyg.data.quarantine import Quarantine
         from relocal_pyg.video.indexing import index_features
 
-        backbone, quarantine = load_backbone(network), Quarantine()
+        quarantine = Quarantine()
+        backbone, rate = load_network(network, rate, model, matcher)
         made, done = index_features(
             features, folder, backbone, rate, workers=workers, quarantine=quarantine, key=key
         )
@@ -60,7 +63,8 @@ def index(
     print(f"matcher: {why}")
     store = FeatureStore(features, key=key)
     known: set[str] = set()
-    if (folder / "index.json").exists():
+    there = (folder / "index.json").exists()  # perhaps without a video: a run was killed early
+    if there:
         opened = SearchIndex(folder, matcher, verify=False)
         known = {name for shard in opened.shards for name in shard.ids}
 
@@ -69,5 +73,5 @@ def index(
             if video_id not in known:
                 yield video_id, store.read(video_id), seconds_per_step
 
-    added = (add_videos if known else build_index)(folder, matcher, videos())
+    added = (add_videos if there else build_index)(folder, matcher, videos())
     print(f"{added} videos added, {len(known)} there before: {folder}")

@@ -9,10 +9,12 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import tyro
 
 from relocal_pyg.cli.find import choose_matcher, cut_steps, is_features, read_features
-from relocal_pyg.cli.video_options import BackboneOptions, load_backbone
+from relocal_pyg.cli.video_options import BackboneOptions, load_network
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from relocal_pyg.models.base import Relocalizer
+    from relocal_pyg.search.index import FirstStageName, Hit, SearchIndex
+    from relocal_pyg.video.search import VideoQuery
 
 
 def search(
@@ -53,19 +55,27 @@ def search(
     from relocal_pyg.search.index import SearchIndex
     from relocal_pyg.storage import write_json
 
+    if not is_features(query):  # a wrong name is said before an index is read
+        from relocal_pyg.video.decode import probe
+
+        probe(query)
     matcher, why = choose_matcher(model)
+    opened = SearchIndex(folder, matcher)
+    stage: FirstStageName | None = None if first_stage == "none" else first_stage
     if is_features(query):
         around = read_features(query, key)
+        clip = cut_steps(around, query_start, query_end, seconds_per_step)
+        whole = around if len(clip) < len(around) else None
+        hits = opened.search(
+            clip, top_k, first_stage=stage, candidates=candidates, query_video=whole
+        )
     else:
-        around, seconds_per_step = read_video(query, folder, network)
-    clip = cut_steps(around, query_start, query_end, seconds_per_step)
-    hits = SearchIndex(folder, matcher).search(
-        clip,
-        top_k,
-        first_stage=None if first_stage == "none" else first_stage,
-        candidates=candidates,
-        query_video=around if len(clip) < len(around) else None,
-    )
+        from relocal_pyg.video.search import VideoQuery
+
+        stretch = VideoQuery(Path(query), query_start, query_end)
+        hits = search_video(
+            stretch, opened, folder, network, model, matcher, top_k, stage, candidates
+        )
     print(f"matcher: {why}")
     width = max([len(hit.video_id) for hit in hits] + [5])
     print(
@@ -81,18 +91,46 @@ def search(
         write_json(json_file, {**facts, "hits": [asdict(hit) for hit in hits]})
 
 
-def read_video(query: str, folder: Path, network: BackboneOptions) -> tuple[Tensor, float]:
-    """Features of a video file made as those of the index, and the duration of a step.
+def search_video(
+    query: VideoQuery,
+    index: SearchIndex,
+    folder: Path,
+    network: BackboneOptions,
+    model: Path | None,
+    matcher: Relocalizer,
+    top_k: int,
+    first_stage: FirstStageName | None,
+    candidates: int,
+) -> list[Hit]:
+    """Search for a stretch of a video file, with a bar on the terminal; damage is printed.
 
     Raises:
-        SearchIndexError: The index was made otherwise.
+        SearchIndexError: The index was not made from video files, or with another network.
         VideoError: The file cannot be decoded.
     """
-    from relocal_pyg.video.extract import extract_video, progress_bar
+    from contextlib import ExitStack
+
+    from relocal_pyg.video.extract import Progress, progress_bar
+    from relocal_pyg.video.index_search import find_in_index
     from relocal_pyg.video.indexing import IndexedVideos
 
-    made, backbone = IndexedVideos.load(folder), load_backbone(network)
-    made.check(backbone)
-    with progress_bar(Path(query).name) as bar:
-        video = extract_video(query, backbone, made.rate_hz, progress=bar)
-    return video.features, video.seconds_per_step
+    made = IndexedVideos.load(folder)
+    backbone, _ = load_network(network, None, model, matcher)
+    with ExitStack() as bars:
+
+        def bar(title: str) -> Progress:
+            return bars.enter_context(progress_bar(title))
+
+        found = find_in_index(
+            query,
+            index,
+            made,
+            backbone,
+            top_k=top_k,
+            first_stage=first_stage,
+            candidates=candidates,
+            progress=bar,
+        )
+    for problem in found.problems:
+        print(f"damaged: {problem}")
+    return found.hits

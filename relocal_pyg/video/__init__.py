@@ -24,6 +24,8 @@ if TYPE_CHECKING:
         read_times,
         video_id,
     )
+    from relocal_pyg.video.index_search import FoundVideos, find_in_index
+    from relocal_pyg.video.indexing import IndexedVideos, index_features
     from relocal_pyg.video.page import write_found_page
     from relocal_pyg.video.pca import PCA, fit_pca
     from relocal_pyg.video.search import Found, VideoQuery, find_moments
@@ -35,7 +37,9 @@ _WHERE = {
     "Extraction": "folder",
     "FeatureCache": "cache",
     "Found": "search",
+    "FoundVideos": "index_search",
     "FunctionBackbone": "backbones",
+    "IndexedVideos": "indexing",
     "PCA": "pca",
     "VideoFeatures": "cache",
     "VideoInfo": "decode",
@@ -45,10 +49,12 @@ _WHERE = {
     "extract_folder": "folder",
     "extract_video": "extract",
     "features_from_videos": "dataset",
+    "find_in_index": "index_search",
     "find_moments": "search",
     "find_videos": "folder",
     "fit_pca": "pca",
     "frames": "decode",
+    "index_features": "indexing",
     "probe": "decode",
     "progress_bar": "extract",
     "read_times": "folder",
@@ -65,7 +71,9 @@ __all__ = [
     "Extraction",
     "FeatureCache",
     "Found",
+    "FoundVideos",
     "FunctionBackbone",
+    "IndexedVideos",
     "VideoFeatures",
     "VideoInfo",
     "VideoQuery",
@@ -74,10 +82,12 @@ __all__ = [
     "extract_folder",
     "extract_video",
     "features_from_videos",
+    "find_in_index",
     "find_moments",
     "find_videos",
     "fit_pca",
     "frames",
+    "index_features",
     "probe",
     "progress_bar",
     "read_times",

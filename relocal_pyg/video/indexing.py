@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import os
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from relocal_pyg.data.quarantine import Quarantine
@@ -11,7 +12,7 @@ from relocal_pyg.reading import read_json
 from relocal_pyg.storage import write_json
 from relocal_pyg.video.backbones import Backbone
 from relocal_pyg.video.extract import DEFAULT_RATE_HZ
-from relocal_pyg.video.folder import Extraction, extract_folder
+from relocal_pyg.video.folder import Extraction, extract_folder, find_videos
 
 
 @dataclass(frozen=True)
@@ -22,11 +23,13 @@ class IndexedVideos:
         index: Folder of the index; the features lie beside it.
         rate_hz: Frames per second.
         backbone: Name of the backbone.
+        files: Where each video was, by its id; absolute, links resolved.
     """
 
     index: Path
     rate_hz: float
     backbone: str
+    files: dict[str, Path] = field(default_factory=dict)
 
     @property
     def features(self) -> Path:
@@ -53,9 +56,22 @@ class IndexedVideos:
         record = read_json(file, SearchIndexError)
         try:
             rate, backbone = float(record["rate_hz"]), str(record["backbone"])
-        except (TypeError, KeyError, ValueError):
-            raise SearchIndexError("is damaged: make the index again", file=file) from None
-        return cls(Path(index), rate, backbone)
+            files = {name: Path(place) for name, place in record["files"].items()}
+        except (AttributeError, TypeError, KeyError, ValueError):
+            raise SearchIndexError(
+                "is damaged: remove it and run relocal index again", file=file
+            ) from None
+        return cls(Path(index), rate, backbone, files)
+
+    def save(self) -> None:
+        """Write the record.
+
+        Raises:
+            OutputError: It cannot be written.
+        """
+        files = {name: str(place) for name, place in sorted(self.files.items())}
+        record = {"rate_hz": self.rate_hz, "backbone": self.backbone, "files": files}
+        write_json(self.record_of(self.index), record)
 
     def check(self, backbone: Backbone) -> None:
         """Refuse another backbone than that of the index.
@@ -115,6 +131,11 @@ def index_features(
         quarantine=quarantine,
         key=key,
     )
-    record = {"rate_hz": made.rate_hz, "backbone": made.backbone}
-    write_json(IndexedVideos.record_of(index), record)
+    files = {
+        name: Path(os.path.realpath(file))
+        for name, file in find_videos(videos).items()
+        if name in done.digests
+    }
+    made = replace(made, files={**made.files, **files})
+    made.save()
     return made, done

@@ -155,7 +155,7 @@ def find_moments(
     around = extract(Path(clip.path))
     same = Path(clip.path).resolve() == Path(reference).resolve()
     long = around if same else extract(Path(reference))
-    first, last = _steps(clip, around)
+    first, last = clip_steps(clip, around)
     rows = around.features[first:last]
     whole = around if len(rows) < len(around.features) else None
     video = None if whole is None else whole.blocks
@@ -221,8 +221,12 @@ def _rate(clip: VideoQuery, known: tuple[VideoInfo, VideoInfo], backbone: Backbo
     return sampling_rate(max(end - (clip.start or 0.0), 0.1), slower)
 
 
-def _steps(clip: VideoQuery, video: VideoFeatures) -> tuple[int, int]:
-    """The steps of the clip inside its file."""
+def clip_steps(clip: VideoQuery, video: VideoFeatures) -> tuple[int, int]:
+    """The steps ``[first, last)`` of a clip inside its file.
+
+    Raises:
+        UsageError: The clip begins after the end of the file.
+    """
     if clip.start is None and clip.end is None:
         return 0, len(video.features)
     first = clip.start or 0.0

@@ -14,6 +14,8 @@ av = pytest.importorskip("av")
 
 from relocal_pyg.cli import main  # noqa: E402
 from relocal_pyg.errors import SearchIndexError  # noqa: E402
+from relocal_pyg.models import ContrastMatcher  # noqa: E402
+from relocal_pyg.search import build_index  # noqa: E402
 from relocal_pyg.video import FunctionBackbone  # noqa: E402
 from relocal_pyg.video.indexing import IndexedVideos, index_features  # noqa: E402
 
@@ -50,7 +52,7 @@ def blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("index", "search"):
         # The package's attribute of that name is the command.
         module = import_module(f"relocal_pyg.cli.{name}")
-        monkeypatch.setattr(module, "load_backbone", lambda options: BLOCKS)
+        monkeypatch.setattr(module, "load_network", lambda options, rate, *_: (BLOCKS, rate))
 
 
 def test_the_right_video_and_time_are_found(tmp_path: Path, blocks: None, capsys):
@@ -72,11 +74,19 @@ def test_the_right_video_and_time_are_found(tmp_path: Path, blocks: None, capsys
     assert best["start"] == pytest.approx(4.0, abs=0.41)
     assert best["end"] == pytest.approx(6.0, abs=0.41)
 
-    write(films / "four.mp4", texture(60, 40))
+    assert IndexedVideos.load(index).files == {
+        name: (films / f"{name}.mp4").resolve() for name in ("one", "two", "three")
+    }
+
+    # Another folder: what was there stays known.
+    (tmp_path / "more").mkdir()
+    write(tmp_path / "more" / "four.mp4", texture(60, 40))
+    films = tmp_path / "more"
     assert main(["index", str(index), str(films)]) == 0
     printed = capsys.readouterr().out
-    assert "1 videos extracted, 3 reused" in printed
+    assert "1 videos extracted, 0 reused" in printed
     assert "1 videos added, 3 there before" in printed
+    assert sorted(IndexedVideos.load(index).files) == ["four", "one", "three", "two"]
     assert main(["index", str(index), str(films), "--rate", "2"]) == 2
     assert "5 frames a second" in capsys.readouterr().err
 
@@ -90,7 +100,20 @@ def test_another_backbone_or_no_record_is_refused(tmp_path: Path, blocks: None, 
     with pytest.raises(SearchIndexError, match="made with blocks, the query with other"):
         index_features(tmp_path / "a.mp4", tmp_path / "index", other)
     assert main(["search", str(tmp_path / "nothing"), str(tmp_path / "a.mp4")]) == 2
-    assert "not made from video files" in capsys.readouterr().err
+    assert "no index here" in capsys.readouterr().err
+    with pytest.raises(SearchIndexError, match="not made from video files"):
+        IndexedVideos.load(tmp_path / "nothing")
+    assert main(["search", str(tmp_path / "nothing"), str(tmp_path / "b.mp4")]) == 2
+    assert "b.mp4: no such file" in capsys.readouterr().err
     IndexedVideos.record_of(tmp_path / "index").write_text("{}")
     with pytest.raises(SearchIndexError, match="damaged"):
         IndexedVideos.load(tmp_path / "index")
+
+
+def test_an_index_without_a_video_yet_is_filled(tmp_path: Path, blocks: None, capsys):
+    (tmp_path / "films").mkdir()
+    write(tmp_path / "films" / "a.mp4", texture(1, 30))
+    index = tmp_path / "index"
+    build_index(index, ContrastMatcher(), [])  # killed before the first shard
+    assert main(["index", str(index), str(tmp_path / "films")]) == 0
+    assert "1 videos added, 0 there before" in capsys.readouterr().out

@@ -1,0 +1,98 @@
+"""From a video file to ranked moments of all videos of an index."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from relocal_pyg.search.index import FirstStageName, Hit, SearchIndex
+from relocal_pyg.video.backbones import Backbone
+from relocal_pyg.video.cache import FeatureCache
+from relocal_pyg.video.extract import Progress, extract_video
+from relocal_pyg.video.indexing import IndexedVideos
+from relocal_pyg.video.search import VideoQuery, clip_steps
+
+
+@dataclass(frozen=True)
+class FoundVideos:
+    """What :func:`find_in_index` gives.
+
+    Attributes:
+        hits: Best first, in seconds of their videos.
+        span: Start and end of the clip in seconds of the query's file.
+        settings: What else decided the answer, plain values.
+        problems: Damage met in the query's file, one line each.
+    """
+
+    hits: list[Hit]
+    span: tuple[float, float]
+    settings: dict[str, Any]
+    problems: tuple[str, ...] = ()
+
+
+def find_in_index(
+    query: str | Path | VideoQuery,
+    index: SearchIndex,
+    made: IndexedVideos,
+    backbone: Backbone,
+    *,
+    top_k: int = 10,
+    first_stage: FirstStageName | None = "scan",
+    candidates: int = 1000,
+    cache: FeatureCache | None = None,
+    progress: Callable[[str], Progress] | None = None,
+) -> FoundVideos:
+    """Find the moments of all videos of an index that mean the same as a clip.
+
+    The query's file is turned into features as the videos of the index were. Where the clip is a
+    stretch of it, what surrounds the clip says what is special about it.
+
+    Args:
+        query: The clip: a video file, or a :class:`VideoQuery` for a stretch of one.
+        index: The index, opened with its model.
+        made: How its videos were turned into features.
+        backbone: The network that did.
+        top_k: How many moments at most.
+        first_stage: See :meth:`relocal_pyg.search.SearchIndex.search`.
+        candidates: See :meth:`relocal_pyg.search.SearchIndex.search`.
+        cache: Features of videos met before.
+        progress: Called with the name of the file; what it gives is told the seconds done.
+
+    Raises:
+        SearchIndexError: The index was made with another backbone.
+        VideoError: The file cannot be decoded.
+        UsageError: The query range lies outside its file.
+    """
+    clip = query if isinstance(query, VideoQuery) else VideoQuery(Path(query))
+    made.check(backbone)
+    problems: list[str] = []
+    video = extract_video(
+        clip.path,
+        backbone,
+        made.rate_hz,
+        cache=cache,
+        progress=None if progress is None else progress(clip.path.name),
+        report=lambda problem: problems.append(f"{clip.path}: {problem}"),
+    )
+    first, last = clip_steps(clip, video)
+    rows = video.features[first:last]
+    around = video.features if len(rows) < len(video.features) else None
+    hits = index.search(
+        rows, top_k, first_stage=first_stage, candidates=candidates, query_video=around
+    )
+    end = video.duration if clip.end is None else min(clip.end, video.duration)
+    return FoundVideos(
+        hits=hits,
+        span=(clip.start or 0.0, end),
+        settings={
+            "backbone": backbone.name,
+            "frames_per_second": made.rate_hz,
+            "seconds_per_step": video.seconds_per_step,
+            "query_steps": len(rows),
+            "query_centred_by": "each video" if around is None else "its own video",
+            "videos": len(index),
+        },
+        problems=tuple(problems),
+    )
