@@ -50,12 +50,18 @@ def evaluate(
         limit: Use the first LIMIT pairs of the hashed list only.
     """
     options = _data_of(runs) if runs and data == DataOptions() else data
+    from relocal_pyg.training.choice import read_choice
+
     folder = out or (runs[0] / "evaluation" if runs else None)
     if folder is None:
         raise UsageError("--out is needed where no run is given")
     protocol, chosen = load_protocol(options), choose_preset(preset, None)
     spare_threads(chosen)
     trained = [_load(run) for run in runs]
+    for run in runs:
+        choice = read_choice(run)
+        if choice is not None:
+            print(f"{run}: {choice}")
     if models == "all":
         from relocal_pyg.training.sweep import table_one, train_all
 

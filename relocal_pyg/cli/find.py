@@ -162,13 +162,22 @@ def search(
 
 
 def choose_matcher(model: Path | None) -> tuple[Relocalizer, str]:
-    """The model to search with, and words that say which one and why."""
+    """The model to search with, and words that say which one and why.
+
+    A run whose validation spoke for the training-free matcher is answered by the matcher.
+    """
     from relocal_pyg.models import ContrastMatcher, load_model
+    from relocal_pyg.training.choice import read_choice
 
     if model is None:
         return ContrastMatcher(), f"{ContrastMatcher.title} (no training needed; no --model given)"
-    loaded = load_model(model)
-    return loaded, f"{loaded.title}, from {model}"
+    loaded, choice = load_model(model), read_choice(model)
+    if choice is None:
+        return loaded, f"{loaded.title}, from {model}"
+    if choice.use_matcher:
+        # A checkpoint named by itself (RUN/best) is used whatever validation said.
+        return ContrastMatcher(), f"{ContrastMatcher.title}, not {model}: {choice}"
+    return loaded, f"{loaded.title}, from {model}: {choice}"
 
 
 def cut_moments(reference: str, moments: list[Moment], folder: Path, reencode: bool) -> None:

@@ -76,6 +76,7 @@ def train(
         devices=devices,
     )
     print(f"best validation score {result.best_score:.3f} at step {result.best_step}")
+    print(f"validation: {result.choice}")
     print(f"checkpoint: {out / 'best'}")
     if videos is None:
         print(f"next: relocal evaluate {out}")

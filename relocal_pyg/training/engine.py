@@ -22,6 +22,7 @@ from relocal_pyg.models.base import TrainableRelocalizer
 from relocal_pyg.models.checkpoint import load_weights, save_model
 from relocal_pyg.seeding import seed_torch
 from relocal_pyg.storage import sweep, write_json
+from relocal_pyg.training.choice import Choice, compare_with_matcher
 from relocal_pyg.training.interrupts import Interrupts
 from relocal_pyg.training.presets import TrainingConfig
 from relocal_pyg.training.schedule import choose_precision, learning_rate_factor
@@ -38,12 +39,14 @@ class FitResult:
         best_score: Its validation score.
         history: A record per validation: step, losses, scores.
         folder: The run folder, or None where nothing was written.
+        choice: The same weights beside the training-free matcher; kept in ``choice.json``.
     """
 
     best_step: int
     best_score: float
     history: list[dict[str, float]]
     folder: Path | None
+    choice: Choice
 
 
 def fit(
@@ -61,10 +64,10 @@ def fit(
 ) -> FitResult:
     """Train a model, keep the weights that validate best, and leave them in the model.
 
-    The run folder holds ``run.json``, ``val_pairs.json``, ``history.json``, a TensorBoard log where
-    tensorboard is installed, and two checkpoints: ``last`` to resume from and ``best`` to use.
-    An interrupt (Ctrl-C) waits for the end of a step and writes ``last`` before it is passed on. A
-    resumed run ends with the same weights as one that was never interrupted.
+    The run folder holds ``run.json``, ``val_pairs.json``, ``history.json``, ``choice.json``, a
+    TensorBoard log where tensorboard is installed, and two checkpoints: ``last`` to resume from and
+    ``best`` to use. An interrupt (Ctrl-C) waits for the end of a step and writes ``last`` before it
+    is passed on. A resumed run ends with the same weights as one that was never interrupted.
 
     Args:
         model: Any trainable model.
@@ -129,7 +132,13 @@ def fit(
             progress = load_state(folder / "last", model, optimizer, facts)
     loop = _Loop(model, protocol, config, seed, folder, fabric, optimizer, progress, pairs, facts)
     loop.run(show_progress)
-    return FitResult(progress.best_step, progress.best_score, progress.history, folder)
+    best_step, best_score = progress.best_step, progress.best_score
+    choice = compare_with_matcher(
+        best_score, best_step, protocol, pairs, config.max_validation_pairs
+    )
+    if folder is not None and fabric.is_global_zero:
+        choice.save(folder)
+    return FitResult(best_step, best_score, progress.history, folder, choice)
 
 
 class _Loop:

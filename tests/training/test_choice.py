@@ -1,0 +1,67 @@
+from __future__ import annotations
+
+import dataclasses
+import json
+
+import pytest
+
+from relocal_pyg.cli.find import choose_matcher
+from relocal_pyg.data.pairs import make_pairs
+from relocal_pyg.datasets.synthetic import SyntheticConfig, synthetic
+from relocal_pyg.errors import CheckpointError
+from relocal_pyg.evaluation import evaluate
+from relocal_pyg.models import ContrastMatcher, MultiGraphRelocalizer
+from relocal_pyg.training import RECOMMENDED, TrainingConfig, fit
+from relocal_pyg.training.choice import Choice, read_choice
+from relocal_pyg.training.validation import SELECTION_THRESHOLDS
+
+CONFIG = TrainingConfig(batch_size=1, steps=1, validate_every=1, max_validation_pairs=6)
+
+
+@pytest.fixture(scope="module")
+def protocol():
+    sizes = {"train_classes": 4, "val_classes": 2, "test_classes": 2}
+    return synthetic(SyntheticConfig(**sizes, train_videos=3, val_videos=4, test_videos=2))
+
+
+def test_the_matcher_is_scored_as_the_harness_scores_it(protocol, tmp_path):
+    """And the recommended network starts where the matcher is, so it is never behind."""
+    network = dataclasses.replace(RECOMMENDED.network, hidden_channels=8, num_steps=6)
+    model = MultiGraphRelocalizer.from_config(protocol.features.dim, network)
+    choice = fit(model, protocol, config=CONFIG, out=tmp_path, show_progress=False).choice
+    pairs = make_pairs(protocol.splits["val"], split="val", protocol=protocol.name)
+    pairs = dataclasses.replace(pairs, pairs=pairs.pairs[:6])
+    judged = evaluate(ContrastMatcher(), protocol, pairs, progress=False).tious
+    expected = sum((judged > t).double().mean().item() for t in SELECTION_THRESHOLDS) / 7
+    assert choice.matcher == pytest.approx(expected)
+    assert choice.pairs == 6
+    assert choice.trained >= choice.matcher
+    assert not choice.use_matcher
+    assert read_choice(tmp_path) == choice
+
+
+def test_find_says_which_one_it_uses_and_why(protocol, tmp_path):
+    MultiGraphRelocalizer(4, hidden_channels=8, num_steps=6).save(tmp_path / "best")
+    model, words = choose_matcher(tmp_path)
+    assert isinstance(model, MultiGraphRelocalizer)
+    assert words.endswith(f"from {tmp_path}")
+
+    Choice(trained=0.2, matcher=0.3, step=5, pairs=40).save(tmp_path)
+    model, words = choose_matcher(tmp_path)
+    assert isinstance(model, ContrastMatcher)
+    assert "beats it on 40 validation pairs: 0.300 against 0.200" in words
+    # A checkpoint named by itself is what was asked for.
+    assert isinstance(choose_matcher(tmp_path / "best")[0], MultiGraphRelocalizer)
+
+    Choice(trained=0.3, matcher=0.2, step=5, pairs=40).save(tmp_path)
+    model, words = choose_matcher(tmp_path)
+    assert isinstance(model, MultiGraphRelocalizer)
+    assert "not behind" in words
+    assert "no training beat its start" in str(Choice(0.3, 0.3, 0, 40))
+
+
+def test_a_spoilt_record_is_named(tmp_path):
+    assert read_choice(tmp_path) is None
+    (tmp_path / "choice.json").write_text(json.dumps({"trained": "much"}))
+    with pytest.raises(CheckpointError, match="choice.json"):
+        read_choice(tmp_path)
