@@ -4,19 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any
 
 import torch
 from numpy.typing import ArrayLike
 from torch import Tensor
 
-from relocal_pyg.errors import CheckpointError, FeatureError, SearchIndexError, UsageError
+from relocal_pyg.errors import FeatureError, UsageError
 from relocal_pyg.models.base import Relocalizer, as_features, as_proposals
 from relocal_pyg.proposals.sliding import geometric_lengths, sliding_windows
-from relocal_pyg.reading import id_problem, read_json
+from relocal_pyg.reading import id_problem
 from relocal_pyg.search.engines import engine_of, fingerprint, pooled_vectors
-from relocal_pyg.search.shard_files import FORMAT, VideoEntry, write_shard
-from relocal_pyg.storage import write_json
+from relocal_pyg.search.shard_files import VideoEntry, write_shard
+from relocal_pyg.search.shard_list import ShardList
 
 #: A shard is written when its videos take so many bytes: bounds the memory of building.
 SHARD_BYTES = 128 * 2**20
@@ -65,17 +64,10 @@ def build_index(
         OutputError: The folder cannot be written.
     """
     folder = Path(folder)
-    if (folder / "index.json").exists():
+    if ShardList.exists(folder):
         raise UsageError(f"{folder} holds an index: add to it, or choose another folder")
-    record = {
-        "format": FORMAT,
-        "fingerprint": fingerprint(model),
-        "model": model.title,
-        "state_dtype": str(state_dtype).removeprefix("torch."),
-        "channels": 0,
-        "shards": [],
-    }
-    write_json(folder / "index.json", record)
+    kept = str(state_dtype).removeprefix("torch.")
+    ShardList(fingerprint(model), model.title, kept).save(folder)
     return add_videos(folder, model, videos, proposals=proposals)
 
 
@@ -94,19 +86,17 @@ def add_videos(
         SearchIndexError: No index there, damaged, or made with another model.
     """
     folder = Path(folder)
-    record = read_index(folder, fingerprint(model))
+    listed = ShardList.load(folder, fingerprint(model))
     engine = engine_of(model, torch.float32)
-    state_dtype = getattr(torch, record["state_dtype"])
-    known = {name for shard in record["shards"] for name in shard["ids"]}
+    state_dtype = getattr(torch, listed.state_dtype)
+    known = {name for shard in listed.shards for name in shard.ids}
     entries: list[VideoEntry] = []
     added = 0
 
     def flush() -> None:
-        name = f"shard-{len(record['shards']):05d}"
-        write_shard(folder / name, entries, record["fingerprint"])
-        ids = [entry.video_id for entry in entries]
-        record["shards"].append({"name": name, "ids": ids})
-        write_json(folder / "index.json", record)
+        name = f"shard-{len(listed.shards):05d}"
+        listed.shards.append(write_shard(folder / name, entries, listed.fingerprint))
+        listed.save(folder)
         entries.clear()
 
     for video_id, array, seconds_per_step in videos:
@@ -117,12 +107,12 @@ def add_videos(
             raise UsageError(fault, record=video_id)
         known.add(video_id)
         features = as_features(array, video_id)
-        if record["channels"] not in (0, features.shape[1]):
+        if listed.channels not in (0, features.shape[1]):
             raise FeatureError(
-                f"has {features.shape[1]} channels, the index {record['channels']}",
+                f"has {features.shape[1]} channels, the index {listed.channels}",
                 record=video_id,
             )
-        record["channels"] = features.shape[1]
+        listed.channels = features.shape[1]
         windows = as_proposals(proposals(len(features)))
         states, lengths = engine.encode(features, windows)
         vectors, shifts = pooled_vectors(features, windows)
@@ -145,35 +135,3 @@ def add_videos(
     if entries:
         flush()
     return added
-
-
-def read_index(folder: Path, wanted: str) -> dict[str, Any]:
-    """Read and check ``index.json`` of an index that belongs to a fingerprint.
-
-    Raises:
-        SearchIndexError: Missing, damaged, of a newer format, or made with another model.
-    """
-    file = folder / "index.json"
-    if not file.is_file():
-        raise SearchIndexError("no index here: index.json is missing", file=folder)
-    try:
-        record = read_json(file, CheckpointError)
-    except CheckpointError as error:
-        raise SearchIndexError(error.reason, file=error.file) from None
-    keys = {"format", "fingerprint", "state_dtype", "channels", "shards"}
-    if not isinstance(record, dict) or not keys <= set(record):
-        raise SearchIndexError("is not a search index", file=file)
-    if record["format"] > FORMAT:
-        raise SearchIndexError(
-            f"format {record['format']} is newer than this version reads ({FORMAT})", file=file
-        )
-    if record["state_dtype"] not in ("bfloat16", "float16", "float32"):
-        raise SearchIndexError("names an unknown type of numbers", file=file)
-    if record["fingerprint"] != wanted:
-        raise SearchIndexError(
-            "was made with another model: search with that one, or build the index anew", file=file
-        )
-    names = [shard["name"] for shard in record["shards"]]
-    if names != [f"shard-{number:05d}" for number in range(len(names))]:
-        raise SearchIndexError("names a shard that does not exist", file=file)
-    return record

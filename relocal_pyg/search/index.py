@@ -15,10 +15,10 @@ from torch import Tensor
 from relocal_pyg.errors import FeatureError
 from relocal_pyg.models.base import Relocalizer, as_features
 from relocal_pyg.moments import clip_moments, decode_offsets, nms
-from relocal_pyg.search.building import read_index
 from relocal_pyg.search.engines import engine_of, fingerprint
 from relocal_pyg.search.first_stage import FirstStage
 from relocal_pyg.search.shard_files import Shard
+from relocal_pyg.search.shard_list import ShardList
 
 #: Encoded proposals read and scored at once.
 BLOCK = 512
@@ -53,7 +53,7 @@ class SearchIndex:
         verify: Compare every file with its checksum first, which reads all of the index.
 
     Raises:
-        SearchIndexError: No index there, damaged, of a newer format, or made with another model.
+        SearchIndexError: No index there, damaged, of another format, or made with another model.
     """
 
     def __init__(
@@ -65,12 +65,11 @@ class SearchIndex:
         verify: bool = True,
     ) -> None:
         folder = Path(folder)
-        record = read_index(folder, fingerprint(model))
-        self.channels: int = record["channels"]
+        listed = ShardList.load(folder, fingerprint(model))
+        self.channels = listed.channels
         self.engine = engine_of(model, dtype)
         self.shards = [
-            Shard(folder / shard["name"], record["fingerprint"], verify=verify)
-            for shard in record["shards"]
+            Shard(folder, shard, listed.fingerprint, verify=verify) for shard in listed.shards
         ]
         self.first_stage = FirstStage(self.shards)
 

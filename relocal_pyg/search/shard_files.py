@@ -12,14 +12,29 @@ import torch
 from torch import Tensor
 
 from relocal_pyg.errors import CheckpointError, SearchIndexError
-from relocal_pyg.reading import read_json
-from relocal_pyg.storage import replace_folder, verify_manifest, write_json
+from relocal_pyg.reading import read_array, read_json
+from relocal_pyg.storage import (
+    MANIFEST,
+    replace_folder,
+    sha256_file,
+    verify_manifest,
+    write_json,
+)
 
-#: Raised when the layout changes; a newer one is refused.
-FORMAT = 1
+#: Format of an index and its shards, raised when the layout changes. 2: ``index.json`` carries a
+#: checksum of itself and of every shard's manifest.
+FORMAT = 2
 
-#: Arrays of a shard: rows of every video one after the other.
-ARRAYS = ("features", "means", "proposals", "lengths", "vectors", "shifts", "states")
+#: Arrays of a shard and their dimensions: rows of every video one after the other.
+ARRAYS = {
+    "features": 2,
+    "means": 2,
+    "proposals": 2,
+    "lengths": 1,
+    "vectors": 2,
+    "shifts": 1,
+    "states": 3,
+}
 
 #: Of those, the ones with a row a video, or a step; the others have a row a proposal.
 _PER_VIDEO, _PER_STEP = ("means",), ("features",)
@@ -57,8 +72,26 @@ class VideoEntry:
         return sum(getattr(self, name).nbytes for name in ARRAYS)
 
 
-def write_shard(folder: Path, entries: Sequence[VideoEntry], fingerprint: str) -> None:
+@dataclass(frozen=True)
+class ListedShard:
+    """A shard as an index lists it.
+
+    Attributes:
+        name: Its folder inside the index.
+        manifest: SHA-256 of its manifest, which holds that of every file.
+        ids: Its videos.
+    """
+
+    name: str
+    manifest: str
+    ids: list[str]
+
+
+def write_shard(folder: Path, entries: Sequence[VideoEntry], fingerprint: str) -> ListedShard:
     """Write a shard, all or nothing.
+
+    Returns:
+        What an index has to remember of it.
 
     Raises:
         OutputError: The folder cannot be written.
@@ -67,38 +100,53 @@ def write_shard(folder: Path, entries: Sequence[VideoEntry], fingerprint: str) -
         for name in ARRAYS:
             rows = torch.cat([getattr(entry, name) for entry in entries])
             np.save(temporary / f"{name}.npy", _storable(rows), allow_pickle=False)
+        ids = [entry.video_id for entry in entries]
         record = {
             "format": FORMAT,
             "fingerprint": fingerprint,
-            "ids": [entry.video_id for entry in entries],
+            "ids": ids,
             "seconds_per_step": [entry.seconds_per_step for entry in entries],
             "steps": [len(entry.features) for entry in entries],
             "proposals": [len(entry.proposals) for entry in entries],
         }
         write_json(temporary / "shard.json", record)
+    return ListedShard(folder.name, sha256_file(folder / MANIFEST), ids)
 
 
 class Shard:
     """A shard opened for reading; arrays are mapped, not loaded.
 
     Args:
-        folder: What :func:`write_shard` wrote.
+        folder: Folder of the index.
+        listed: What the index remembers of the shard.
         fingerprint: Of the model that asks.
         verify: Compare every file with its checksum, which reads all of it.
 
     Raises:
-        SearchIndexError: Damaged, of a newer format, or made with another model.
+        SearchIndexError: Damaged, of another format, not the shard that the index lists, or made
+            with another model.
     """
 
-    def __init__(self, folder: Path, fingerprint: str, *, verify: bool = True) -> None:
+    def __init__(
+        self, folder: Path, listed: ListedShard, fingerprint: str, *, verify: bool = True
+    ) -> None:
+        folder = folder / listed.name
+        try:
+            manifest = sha256_file(folder / MANIFEST)
+        except OSError as error:
+            raise SearchIndexError(
+                f"cannot be read ({error.strerror})", file=folder / MANIFEST
+            ) from None
+        if manifest != listed.manifest:
+            raise SearchIndexError("is not the one that the index lists", file=folder / MANIFEST)
         try:
             if verify:
                 verify_manifest(folder)
-            record = read_json(folder / "shard.json", CheckpointError)
         except CheckpointError as error:
             raise SearchIndexError(error.reason, file=error.file, record=error.record) from None
+        record = read_json(folder / "shard.json", SearchIndexError)
         self.folder = folder
-        self._check(record, fingerprint)
+        self._check(record, listed.ids, fingerprint)
         self.ids: list[str] = record["ids"]
         self.seconds_per_step: list[float] = record["seconds_per_step"]
         self.first_step = _starts(record["steps"])
@@ -113,39 +161,38 @@ class Shard:
         """Rows of an array, in the order asked for."""
         return _tensor(self._arrays[name][rows])
 
-    def _check(self, record: Any, fingerprint: str) -> None:
+    def _check(self, record: Any, ids: list[str], fingerprint: str) -> None:
         file = self.folder / "shard.json"
         wanted = {"ids", "seconds_per_step", "steps", "proposals", "format", "fingerprint"}
         if not isinstance(record, dict) or not wanted <= set(record):
             raise SearchIndexError("is not a shard of a search index", file=file)
-        if record["format"] > FORMAT:
+        if record["format"] != FORMAT:
             raise SearchIndexError(
-                f"format {record['format']} is newer than this version reads ({FORMAT})", file=file
+                f"has format {record['format']!r}, this version reads {FORMAT}", file=file
             )
-        if record["fingerprint"] != fingerprint:
-            raise SearchIndexError(
-                "was made with another model: search with that one, or build the index anew",
-                file=file,
-            )
+        if record["fingerprint"] != fingerprint or record["ids"] != ids:
+            raise SearchIndexError("is not the one that the index lists", file=file)
+        for name, kind in (("seconds_per_step", int | float), ("steps", int), ("proposals", int)):
+            values = record[name]
+            sound = isinstance(values, list) and len(values) == len(ids)
+            if not sound or not all(isinstance(value, kind) and value >= 0 for value in values):
+                raise SearchIndexError("is damaged", file=file, record=name)
 
     def _map(self, name: str) -> np.ndarray:
         file = self.folder / f"{name}.npy"
         try:
-            array = np.load(file, mmap_mode="r", allow_pickle=False)
-        except ValueError:
-            try:  # an empty array cannot be mapped
-                array = np.load(file, allow_pickle=False)
-            except (ValueError, OSError) as error:
-                raise SearchIndexError(f"cannot be read ({error})", file=file) from None
-        except OSError as error:
-            raise SearchIndexError(f"cannot be read ({error})", file=file) from None
+            array: np.ndarray = np.lib.format.open_memmap(file, mode="r")
+        except Exception:  # numpy raises whatever the parser of its header meets
+            array = read_array(file, SearchIndexError)  # an empty array cannot be mapped
         wanted = int(self.first_proposal[-1])
         if name in _PER_STEP:
             wanted = int(self.first_step[-1])
         elif name in _PER_VIDEO:
             wanted = len(self.ids)
-        if len(array) != wanted:
-            raise SearchIndexError(f"holds {len(array)} rows, {wanted} wanted", file=file)
+        if array.ndim != ARRAYS[name] or array.dtype.kind not in "fiu" or len(array) != wanted:
+            raise SearchIndexError(
+                f"holds {list(array.shape)} {array.dtype}, {wanted} rows wanted", file=file
+            )
         return array
 
 

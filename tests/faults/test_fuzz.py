@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 import os
 import select
@@ -31,10 +32,13 @@ from relocal_pyg.data.proposals import read_proposal_list
 from relocal_pyg.data.quarantine import Quarantine
 from relocal_pyg.datasets.anet_vrl import read_permutation
 from relocal_pyg.errors import FeatureError, RelocalError
-from relocal_pyg.models import VideoLevel, load_model
+from relocal_pyg.models import ContrastMatcher, VideoLevel, load_model
 from relocal_pyg.models.checkpoint import save_model
 from relocal_pyg.reading import read_array
-from relocal_pyg.storage import write_manifest
+from relocal_pyg.search import SearchIndex, build_index
+from relocal_pyg.search.engines import fingerprint
+from relocal_pyg.search.shard_list import ShardList
+from relocal_pyg.storage import sha256_file, write_manifest
 from relocal_pyg.training.state import Progress, load_state, save_state
 from relocal_pyg.video.c3d import C3D
 from relocal_pyg.video.pca import PCA
@@ -155,6 +159,32 @@ def training_state(name: str) -> Callable[[Path], tuple[Path, Read]]:
     return make
 
 
+def index_list(folder: Path) -> tuple[Path, Read]:
+    rows = np.random.default_rng(0).standard_normal((20, 4))
+    build_index(folder / "i", ContrastMatcher(), [("v", rows, 1.0), ("w", rows[:9], 0.5)])
+    return folder / "i" / "index.json", lambda: SearchIndex(folder / "i", ContrastMatcher())
+
+
+def index_shard(name: str) -> Callable[[Path], tuple[Path, Read]]:
+    """A file of a shard, behind a manifest and a list of shards forged to fit."""
+
+    def make(folder: Path) -> tuple[Path, Read]:
+        index_list(folder)
+        index, model = folder / "i", ContrastMatcher()
+        listed = ShardList.load(index, fingerprint(model))
+
+        def forged() -> object:
+            write_manifest(index / "shard-00000")
+            digest = sha256_file(index / "shard-00000" / "manifest.json")
+            listed.shards[0] = dataclasses.replace(listed.shards[0], manifest=digest)
+            listed.save(index)
+            return SearchIndex(index, model)
+
+        return index / "shard-00000" / name, forged
+
+    return make
+
+
 def published_weights(folder: Path) -> tuple[Path, Read]:
     torch.save({"conv1.weight": torch.ones(3)}, folder / "a.pt")
     network = C3D(num_features=2)
@@ -163,10 +193,10 @@ def published_weights(folder: Path) -> tuple[Path, Read]:
 
 #: Format, how to make a sound file of it and read it, whether it is text, cases of a full run.
 FORMATS: dict[str, tuple[Callable[[Path], tuple[Path, Read]], bool, int]] = {
-    "annotations": (annotations, True, 1000),
+    "annotations": (annotations, True, 800),
     "CSV": (table, True, 500),
     "THUMOS14": (thumos, True, 500),
-    "proposal list": (proposals, True, 1000),
+    "proposal list": (proposals, True, 700),
     "pair list": (pair_list, True, 500),
     "features npy": (features_npy, False, 400),
     "permutation npy": (permutation, False, 300),
@@ -176,6 +206,9 @@ FORMATS: dict[str, tuple[Callable[[Path], tuple[Path, Read]], bool, int]] = {
     "manifest": (manifest, True, 200),
     "state pt": (training_state("state.pt"), False, 400),
     "progress": (training_state("progress.json"), True, 300),
+    "list of shards": (index_list, True, 200),
+    "shard": (index_shard("shard.json"), True, 150),
+    "shard npy": (index_shard("proposals.npy"), False, 150),
     "published weights pt": (published_weights, False, 400),
 }
 HDF5_CASES, STRUCTURED_CASES = 3000, 600

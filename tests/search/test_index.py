@@ -148,10 +148,46 @@ def test_bad_input_is_named(tmp_path):
         add_videos(tmp_path, model, [("w", np.ones((4, 5)), 1.0)])
     with pytest.raises(FeatureError, match="channels"):
         SearchIndex(tmp_path, model).search(np.ones((3, 5)))
-    record = json.loads((tmp_path / "index.json").read_text())
-    (tmp_path / "index.json").write_text(json.dumps({**record, "format": 99}))
-    with pytest.raises(SearchIndexError, match="newer"):
-        SearchIndex(tmp_path, model)
+    sound = json.loads((tmp_path / "index.json").read_text())
+    for change, reason in (
+        ({"format": 99}, "newer"),
+        ({"format": 1}, "older"),
+        ({"format": "x"}, "is not a search index"),
+        ({"channels": 9}, "damaged"),
+        ({"sha256": None}, "damaged"),
+    ):
+        (tmp_path / "index.json").write_text(json.dumps({**sound, **change}))
+        with pytest.raises(SearchIndexError, match=reason):
+            SearchIndex(tmp_path, model)
+
+
+@pytest.mark.parametrize("name", ["no model", "paper"])
+def test_an_index_can_be_searched_while_videos_are_added(tmp_path, monkeypatch, name):
+    """Every reader sees whole shards: those that were there when it opened, then and later."""
+    monkeypatch.setattr(building, "SHARD_BYTES", 8_000)
+    model, query = MODELS[name](), torch.randn(6, 8)
+    folder, readers = tmp_path / "index", []
+    build_index(folder, model, videos(3), state_dtype=torch.float32)
+
+    def arriving():
+        for video in videos(9, first=3):
+            readers.append(SearchIndex(folder, model))
+            yield video
+
+    add_videos(folder, model, arriving())
+    readers.append(SearchIndex(folder, model))
+    sizes = [len(reader) for reader in readers]
+    assert sizes == sorted(sizes)
+    assert len(set(sizes)) > 3
+    assert (sizes[0], sizes[-1]) == (3, 12)
+    for reader in readers:
+        assert [i for shard in reader.shards for i in shard.ids] == [
+            name for name, *_ in videos(len(reader))
+        ]
+        hits = reader.search(query, 5, first_stage=None)
+        wanted = by_hand(model, query, len(reader), 5)
+        assert [hit.video_id for hit in hits] == [row[1] for row in wanted]
+        assert [hit.score for hit in hits] == pytest.approx([row[0] for row in wanted], abs=1e-5)
 
 
 def test_an_empty_index_answers_nothing(tmp_path):
