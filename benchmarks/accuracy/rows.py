@@ -56,7 +56,7 @@ def run(cell: Cell, data: Path | None, out: Path) -> bool:
     _test(ContrastMatcher(), protocol, folder / "matcher", "contrast matcher", cell.seed)
     started = time.process_time()
     system = recipes.systems()[cell.recipe]
-    runs = train_all([system], protocol, [cell.seed], out / "runs", steps=recipes.STEPS)
+    runs = train_all([system], protocol, [cell.seed], out / "runs")
     trained = next(iter(runs))
     seconds = time.process_time() - started
     _test(trained.model, protocol, folder / "trained", cell.recipe, cell.seed)
