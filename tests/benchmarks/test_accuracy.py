@@ -1,0 +1,89 @@
+"""The bench of accuracy at a tiny size: rows are made once, and compared pair by pair."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import sys
+from collections import Counter
+from pathlib import Path
+
+import pytest
+import torch
+
+sys.path.insert(0, str(Path(__file__).parents[2]))
+
+from benchmarks.accuracy import __main__ as bench  # noqa: E402
+from benchmarks.accuracy import recipes, rows, sets, table  # noqa: E402
+from relocal_pyg.datasets.synthetic import SyntheticConfig, synthetic  # noqa: E402
+from relocal_pyg.errors import UsageError  # noqa: E402
+
+
+@pytest.fixture
+def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Few classes, few videos, one step of training."""
+    config = SyntheticConfig(
+        train_classes=3, val_classes=2, test_classes=2, train_videos=4, val_videos=3, test_videos=3
+    )
+    monkeypatch.setattr(sets, "SyntheticConfig", lambda: config)
+    real = recipes.systems
+
+    def short() -> dict:
+        system = real()["recommended"]
+        training = dataclasses.replace(
+            system.training, steps=1, batch_size=1, max_validation_pairs=2
+        )
+        return {"recommended": dataclasses.replace(system, training=training)}
+
+    monkeypatch.setattr(recipes, "systems", short)
+    monkeypatch.setattr(bench, "systems", short)
+
+
+def test_every_row_is_tested_once_and_lands_in_the_table(tiny, tmp_path, monkeypatch, capsys):
+    wanted = {"sets": ("synthetic",), "recipes": ("recommended",), "sizes": (2,), "seeds": (0, 1)}
+    bench.main(tmp_path, **wanted)
+    printed = capsys.readouterr().out[-len(table.HEADER) - 400 :]
+    monkeypatch.setattr(rows, "evaluate", None)  # a second look at a test split would fail
+    bench.main(tmp_path, **wanted)
+    assert capsys.readouterr().out.endswith(printed)
+
+    lines = json.loads((tmp_path / "table.json").read_text())["lines"]
+    assert [(line["size"], line["seeds"]) for line in lines] == [("all", 2), ("2", 2)]
+    for line in lines:
+        for (trained, *_), (matcher, *_), (gain, low, high) in zip(
+            line["trained"], line["matcher"], line["gain"], strict=True
+        ):
+            assert gain == pytest.approx(trained - matcher)
+            assert low <= gain <= high
+
+
+def test_a_size_limits_each_class():
+    protocol = synthetic(SyntheticConfig(train_classes=3, train_videos=4))
+    most = Counter(item.label for item in protocol.splits["train"])
+    limited = sets.with_items(protocol, 2, seed=0)
+    counts = Counter(item.label for item in limited.splits["train"])
+    assert counts == {label: min(2, number) for label, number in most.items()}
+    assert set(limited.splits["train"]) <= set(protocol.splits["train"])
+    assert limited.splits["test"] == protocol.splits["test"]
+    assert sets.with_items(protocol, max(most.values()), seed=0) is None
+
+
+def test_sparse_features_are_mostly_zero():
+    protocol = sets.load("sparse", 0, None, None)
+    item = protocol.splits["train"][0]
+    rows_of = protocol.features.read(item.video_id, *item.context)
+    assert (rows_of >= 0).all()
+    assert torch.count_nonzero(rows_of) < 0.3 * rows_of.numel()
+
+
+def test_unknown_names_are_refused(tmp_path):
+    with pytest.raises(UsageError, match="mystery"):
+        bench.main(tmp_path, sets=("mystery",))
+    with pytest.raises(UsageError, match="--data"):
+        sets.load("anet", 0, None, tmp_path)
+
+
+def test_every_recipe_builds():
+    for name, system in recipes.systems().items():
+        assert system.build(8).config()["in_channels"] == 8, name
+    assert table.HEADER.count("\n") == 1
