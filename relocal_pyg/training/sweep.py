@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Literal
 
 from relocal_pyg.datasets.protocol import Protocol
+from relocal_pyg.errors import CheckpointError
 from relocal_pyg.models.aft_srm import AFTSRM
 from relocal_pyg.models.base import TrainableRelocalizer
 from relocal_pyg.models.checkpoint import load_model
@@ -18,6 +19,7 @@ from relocal_pyg.models.multi_graph import MultiGraphRelocalizer
 from relocal_pyg.models.network_config import NetworkConfig
 from relocal_pyg.models.sst import SST
 from relocal_pyg.models.video_level import VideoLevel
+from relocal_pyg.reading import read_json
 from relocal_pyg.seeding import seed_torch
 from relocal_pyg.storage import write_json
 from relocal_pyg.training.engine import fit
@@ -48,11 +50,22 @@ class System:
 
 @dataclass(frozen=True)
 class Trained:
-    """A trained model and the seed it was trained with."""
+    """A trained model, the seed it was trained with and how training went."""
 
     title: str
     seed: int
     model: TrainableRelocalizer
+    history: tuple[dict[str, float], ...] = ()
+
+    @classmethod
+    def load(cls, title: str, seed: int, run: Path) -> Trained:
+        """Read the kept weights and the history of a run folder.
+
+        Raises:
+            CheckpointError: A file is missing or damaged.
+        """
+        history = read_json(run / "history.json", CheckpointError)
+        return cls(title, seed, load_model(run), tuple(history))
 
 
 def table_one(preset: Preset) -> list[System]:
@@ -153,7 +166,7 @@ def train_all(
                 print(f"{system.title}, seed {seed}: training in {run}")
                 fit(model, protocol, config=training, seed=seed, out=run, resume=True)
                 write_json(run / "finished.json", {"title": system.title, **facts})
-            yield Trained(system.title, seed, load_model(run))
+            yield Trained.load(system.title, seed, run)
 
 
 def fingerprint(protocol: Protocol) -> str:
