@@ -23,8 +23,6 @@ def _idea(training: dict[str, Any] | None = None, **network: Any) -> Preset:
 
 #: One change of the recommended preset each.
 IDEAS: dict[str, Callable[[], Preset]] = {
-    "bare clips half the time": lambda: _idea(surroundings=0.5),
-    "always with surroundings": lambda: _idea(surroundings=1.0),
     "no prior": lambda: _idea(prior="none"),
     "no context": lambda: _idea(context=0.0),
     "no similarity channels": lambda: _idea(similarity=False, appearance=True),

@@ -52,5 +52,3 @@ class NetworkConfig:
     """Rotate the feature space at random for each training pair: compare, do not recognise."""
     list_length: int = 48
     """Proposals of one reference in a listwise sample."""
-    surroundings: float = 1.0
-    """Share of listwise samples whose query comes with its video; the others are bare clips."""
