@@ -275,11 +275,7 @@ class MultiGraphRelocalizer(TrainableRelocalizer):
         config = self.network_config
         if config.objective == "listwise":
             return ListDataset(
-                protocol,
-                num_samples=num_samples,
-                seed=seed,
-                list_length=config.list_length,
-                surroundings=config.surroundings,
+                protocol, num_samples=num_samples, seed=seed, list_length=config.list_length
             )
         return TripletDataset(
             protocol,
