@@ -10,6 +10,7 @@ import tyro
 
 from relocal_pyg.cli.find import choose_matcher, cut_steps, is_features, read_features
 from relocal_pyg.cli.video_options import BackboneOptions, load_network
+from relocal_pyg.video.moment_files import clock
 
 if TYPE_CHECKING:
     from relocal_pyg.models.base import Relocalizer
@@ -84,7 +85,7 @@ def search(
     for rank, hit in enumerate(hits, start=1):
         print(
             f"{rank:>4} {hit.video_id:<{width}} {hit.start:>10.2f} {hit.end:>10.2f} "
-            f"{hit.score:>7.3f}"
+            f"{clock(hit.start):>13} {hit.score:>7.3f}"
         )
     if json_file is not None:
         facts = {"query": query, "matcher": why, "unit": "seconds"}

@@ -7,12 +7,16 @@ from typing import Annotated
 
 import tyro
 
+from relocal_pyg.cli.find import choose_matcher
+from relocal_pyg.cli.video_options import BackboneOptions, load_network
 from relocal_pyg.errors import UsageError
 
 
 def serve(
     folder: Annotated[Path | None, tyro.conf.Positional] = None,
+    network: BackboneOptions = BackboneOptions(),  # noqa: B008 - frozen
     *,
+    index: Path | None = None,
     port: int = 8765,
     host: str = "127.0.0.1",
     model: Path | None = None,
@@ -22,9 +26,13 @@ def serve(
 
     Args:
         folder: Offer the videos of this folder, beside those uploaded.
+        network: Which network turns frames into features; that of the run's own videos where left
+            out.
+        index: Search all videos of this index at once; "relocal index" makes it from a folder.
         port: Port to listen on.
         host: Address to listen on; anything but 127.0.0.1 lets others in, and there is no password.
-        model: A trained run or checkpoint; the training-free contrast matcher where left out.
+        model: A trained run or checkpoint, the one that the index was made with; the training-free
+            contrast matcher where left out.
         max_upload_mb: Size of one upload in megabytes.
     """
     try:
@@ -38,10 +46,21 @@ def serve(
         print(f"warning: {host} can be reached by others, and there is no password")
     from relocal_pyg.serve import run
 
-    loaded = None
-    if model is not None:
-        from relocal_pyg.models import load_model
+    matcher, why = choose_matcher(model)
+    backbone, rate = load_network(network, None, model, matcher)
 
-        loaded = load_model(model)
-    print(f"open http://{host}:{port} (Ctrl-C ends it)", flush=True)
-    run(folder, host=host, port=port, model=loaded, max_bytes=max_upload_mb * 2**20)
+    def started() -> None:
+        print(f"matcher: {why}")
+        print(f"open http://{host}:{port} (Ctrl-C ends it)", flush=True)
+
+    run(
+        folder,
+        index=index,
+        host=host,
+        port=port,
+        model=matcher,
+        backbone=backbone,
+        rate_hz=rate,
+        max_bytes=max_upload_mb * 2**20,
+        started=started,
+    )

@@ -1,4 +1,4 @@
-"""A local web page around :func:`relocal_pyg.video.find_moments`: the extra ``relocal_pyg[serve]``.
+"""A local web page to find moments in videos: the extra ``relocal_pyg[serve]``.
 
 Made for one person on one machine: it listens on the loopback address, answers only to requests
 that name it, and keeps what is uploaded in a folder of its own.
@@ -10,13 +10,21 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from relocal_pyg.serve.app import make_app, run
+    from relocal_pyg.serve.app import make_app
+    from relocal_pyg.serve.collection import Collection
     from relocal_pyg.serve.jobs import SearchQueue
     from relocal_pyg.serve.library import Library
+    from relocal_pyg.serve.running import run
 
-_WHERE = {"Library": "library", "SearchQueue": "jobs", "make_app": "app", "run": "app"}
+_WHERE = {
+    "Collection": "collection",
+    "Library": "library",
+    "SearchQueue": "jobs",
+    "make_app": "app",
+    "run": "running",
+}
 
-__all__ = ["Library", "SearchQueue", "make_app", "run"]
+__all__ = ["Collection", "Library", "SearchQueue", "make_app", "run"]
 
 
 def __getattr__(name: str) -> object:

@@ -12,10 +12,11 @@ from typing import Literal
 
 from relocal_pyg.errors import RelocalError
 from relocal_pyg.video.extract import Progress
+from relocal_pyg.video.index_search import FoundVideos
 from relocal_pyg.video.search import Found
 
 #: Does a search; is given what it calls with the title of each file.
-Work = Callable[[Callable[[str], Progress]], Found]
+Work = Callable[[Callable[[str], Progress]], Found | FoundVideos]
 #: Finished searches that are remembered.
 KEPT = 50
 
@@ -30,6 +31,7 @@ class Job:
 
     Attributes:
         key: Random name.
+        work: Does it.
         names: What query and reference are called.
         state: Where it stands.
         doing: File that is read at the moment.
@@ -45,7 +47,7 @@ class Job:
     state: Literal["waiting", "running", "done", "failed", "cancelled"] = "waiting"
     doing: str = ""
     share: float = 0.0
-    found: Found | None = None
+    found: Found | FoundVideos | None = None
     error: str = ""
     wanted: bool = field(default=True)
 

@@ -59,6 +59,7 @@ class Library:
     ) -> None:
         self.uploads, self.max_bytes, self.max_total = uploads, max_bytes, max_total
         self._entries: dict[str, Entry] = {}
+        self._by_path: dict[Path, Entry] = {}
         self._lock = threading.Lock()
         self._reserved = 0
         if folder is not None:
@@ -92,16 +93,20 @@ class Library:
         return self.uploads / f"{secrets.token_hex(16)}.upload"
 
     def add(self, path: Path, name: str, *, uploaded: bool) -> Entry:
-        """Add a file after a look inside.
+        """Add a file after a look inside; one that is there already stays as it is.
 
         Raises:
             VideoError: It is no video.
         """
+        with self._lock:
+            known = self._by_path.get(path)
+        if known is not None:
+            return known
         info: VideoInfo = probe(path)
         shown = "".join(c if c.isprintable() else "_" for c in name)[:_NAME_LENGTH] or "video"
         entry = Entry(secrets.token_urlsafe(16), shown, path, info.duration, uploaded)
         with self._lock:
-            self._entries[entry.key] = entry
+            self._entries[entry.key] = self._by_path[path] = entry
         return entry
 
     def _add_folder(self, folder: Path) -> None:

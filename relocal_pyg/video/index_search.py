@@ -7,12 +7,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from relocal_pyg.moments import tiou
 from relocal_pyg.search.index import FirstStageName, Hit, SearchIndex
 from relocal_pyg.video.backbones import Backbone
 from relocal_pyg.video.cache import FeatureCache
 from relocal_pyg.video.extract import Progress, extract_video
 from relocal_pyg.video.indexing import IndexedVideos
 from relocal_pyg.video.search import VideoQuery, clip_steps
+
+#: Lengths of hits as multiples of the query's: those of ``find_moments``, and a grid's step more.
+SCALES = (0.4, 2.5)
+#: Steps of the shortest window of an index.
+SHORTEST_WINDOW = 4
 
 
 @dataclass(frozen=True)
@@ -41,6 +47,7 @@ def find_in_index(
     top_k: int = 10,
     first_stage: FirstStageName | None = "scan",
     candidates: int = 1000,
+    nms_threshold: float = 0.2,
     cache: FeatureCache | None = None,
     progress: Callable[[str], Progress] | None = None,
 ) -> FoundVideos:
@@ -54,9 +61,11 @@ def find_in_index(
         index: The index, opened with its model.
         made: How its videos were turned into features.
         backbone: The network that did.
-        top_k: How many moments at most.
+        top_k: How many moments at most; those much shorter or longer than the clip are left out.
         first_stage: See :meth:`relocal_pyg.search.SearchIndex.search`.
         candidates: See :meth:`relocal_pyg.search.SearchIndex.search`.
+        nms_threshold: Of two moments of one video with a larger tIoU only the better is given; low,
+            because people want other places, not other cuts of one place.
         cache: Features of videos met before.
         progress: Called with the name of the file; what it gives is told the seconds done.
 
@@ -80,11 +89,18 @@ def find_in_index(
     rows = video.features[first:last]
     around = video.features if len(rows) < len(video.features) else None
     hits = index.search(
-        rows, top_k, first_stage=first_stage, candidates=candidates, query_video=around
+        rows,
+        max(candidates, top_k),
+        first_stage=first_stage,
+        candidates=candidates,
+        nms_threshold=1.0,
+        query_video=around,
     )
+    step = video.seconds_per_step
+    hits = _fitting(hits, len(rows) * step, SHORTEST_WINDOW * step)
     end = video.duration if clip.end is None else min(clip.end, video.duration)
     return FoundVideos(
-        hits=hits,
+        hits=_places(hits, nms_threshold, top_k),
         span=(clip.start or 0.0, end),
         settings={
             "backbone": backbone.name,
@@ -96,3 +112,25 @@ def find_in_index(
         },
         problems=tuple(problems),
     )
+
+
+def _fitting(hits: list[Hit], seconds: float, shortest: float) -> list[Hit]:
+    """Hits about as long as the query, where there are any.
+
+    An index holds windows of every length, since it was made before the query was known. Short ones
+    inside an action score high too and would fill the list with pieces of one answer.
+    """
+    low, high = SCALES[0] * seconds, SCALES[1] * max(seconds, shortest)
+    return [hit for hit in hits if low <= hit.end - hit.start <= high] or hits
+
+
+def _places(hits: list[Hit], threshold: float, top_k: int) -> list[Hit]:
+    """The best hit of each place of each video, at most ``top_k``."""
+    kept: list[Hit] = []
+    for hit in hits:
+        spans = [(other.start, other.end) for other in kept if other.video_id == hit.video_id]
+        if not spans or float(tiou([hit.start, hit.end], spans).max()) <= threshold:
+            kept.append(hit)
+        if len(kept) == top_k:
+            break
+    return kept

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import http.client
+import json
 import shutil
 import socket
 import threading
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -19,16 +22,20 @@ av = pytest.importorskip("av")
 pytest.importorskip("starlette")
 uvicorn = pytest.importorskip("uvicorn")
 
-from relocal_pyg.serve import Library, SearchQueue, make_app  # noqa: E402
-from relocal_pyg.video import FeatureCache, FunctionBackbone  # noqa: E402
+from relocal_pyg.data.features import FeatureStore  # noqa: E402
+from relocal_pyg.models import ContrastMatcher  # noqa: E402
+from relocal_pyg.search import build_index  # noqa: E402
+from relocal_pyg.serve import Collection, Library, SearchQueue, make_app  # noqa: E402
+from relocal_pyg.serve.running import MAX_CONNECTIONS  # noqa: E402
+from relocal_pyg.video import FeatureCache, FunctionBackbone, index_features  # noqa: E402
 
 
-def blocks(frames: torch.Tensor) -> torch.Tensor:
+def means(frames: torch.Tensor) -> torch.Tensor:
     """The picture in 6 x 8 blocks."""
     return frames.float().reshape(len(frames), 6, 8, 8, 8, 3).mean((2, 4)).flatten(1)
 
 
-BLOCKS = FunctionBackbone(blocks, "blocks", dim=144, size=(48, 64))
+BLOCKS = FunctionBackbone(means, "blocks", dim=144, size=(48, 64))
 
 
 def texture(seed: int, count: int) -> list[np.ndarray]:
@@ -64,6 +71,28 @@ def films(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     }
 
 
+@pytest.fixture
+def blocks() -> FunctionBackbone:
+    """The network of every server here."""
+    return BLOCKS
+
+
+@pytest.fixture
+def index(tmp_path: Path) -> Path:
+    """An index of three films of 6 s; texture 7 is in "two" from 2 s, in "three" from 4 s."""
+    folder, place = tmp_path / "indexed", tmp_path / "index"
+    folder.mkdir()
+    middles, ends = {"one": 12, "two": 7, "three": 13}, {"one": 22, "two": 23, "three": 7}
+    for number, name in enumerate(middles):
+        parts = [(30 + number, 50), (middles[name], 50), (ends[name], 50)]
+        pictures = [picture for seed, count in parts for picture in texture(seed, count)]
+        write(folder / f"{name}.mp4", pictures)
+    made, _ = index_features(folder, place, BLOCKS, 12.5)
+    store = FeatureStore(made.features)
+    build_index(place, ContrastMatcher(), ((name, store.read(name), 0.08) for name in store.ids))
+    return place
+
+
 @dataclass
 class Served:
     """A running server."""
@@ -71,30 +100,85 @@ class Served:
     port: int
     library: Library
     searches: SearchQueue
+    collection: Collection | None = None
 
     @property
     def url(self) -> str:
         return f"http://127.0.0.1:{self.port}"
 
+    def ask(
+        self, method: str, path: str, body: Any = None, **headers: str
+    ) -> tuple[int, dict[str, str], bytes]:
+        """One request; header names are written with underscores."""
+        named = {name.replace("_", "-"): value for name, value in headers.items()}
+        if isinstance(body, dict):
+            body, named = json.dumps(body).encode(), {"Content-Type": "application/json", **named}
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=60)
+        connection.request(method, path, body, named)
+        answer = connection.getresponse()
+        content = answer.read()
+        connection.close()
+        return answer.status, {k.lower(): v for k, v in answer.getheaders()}, content
 
-@pytest.fixture
-def served(films: dict[str, Path], tmp_path: Path, request: Any) -> Iterator[Served]:
-    """A server on a free port; ``request.param`` are options of the library."""
-    uploads = tmp_path / "uploads"
-    uploads.mkdir()
-    library = Library(uploads, films["folder"], **getattr(request, "param", {}))
+    def upload(self, content: bytes, name: str = "a.mp4", **headers: str) -> tuple[int, Any]:
+        wanted = {"Content_Type": "application/octet-stream", "X_File_Name": name, **headers}
+        code, _, body = self.ask("POST", "/api/videos", content, **wanted)
+        return code, json.loads(body)
+
+    def search(self, **wanted: Any) -> tuple[int, dict[str, Any]]:
+        code, _, body = self.ask("POST", "/api/searches", wanted)
+        return code, json.loads(body)
+
+    def outcome(self, key: str) -> dict[str, Any]:
+        """What a search ends with."""
+        while True:
+            now = json.loads(self.ask("GET", f"/api/searches/{key}")[2])
+            if now["state"] not in ("waiting", "running"):
+                return dict(now)
+
+    def reference(self) -> str:
+        """The id of the first video."""
+        return str(self.library.entries()[0].key)
+
+
+@contextmanager
+def serving(library: Library, features: Path, collection: Collection | None) -> Iterator[Served]:
+    """A server on a free port."""
     searches = SearchQueue(waiting=1)
-    app = make_app(library, searches, FeatureCache(tmp_path / "features"), backbone=lambda: BLOCKS)
+    cache = FeatureCache(features)
+    app = make_app(library, searches, cache, ContrastMatcher(), BLOCKS, collection=collection)
     listening = socket.socket()
     listening.bind(("127.0.0.1", 0))
     listening.listen()  # whoever connects before the server runs waits in the socket's queue
-    server = uvicorn.Server(uvicorn.Config(app, log_level="warning"))
+    config = uvicorn.Config(app, log_level="error", limit_concurrency=MAX_CONNECTIONS)
+    server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
     thread.start()
-    yield Served(listening.getsockname()[1], library, searches)
+    yield Served(listening.getsockname()[1], library, searches, collection)
     server.should_exit = True
     thread.join()
     listening.close()
+
+
+@pytest.fixture
+def served(films: dict[str, Path], tmp_path: Path, request: Any) -> Iterator[Served]:
+    """Videos of a folder; ``request.param`` are options of the library."""
+    uploads = tmp_path / "uploads"
+    uploads.mkdir()
+    library = Library(uploads, films["folder"], **getattr(request, "param", {}))
+    with serving(library, tmp_path / "features", None) as running:
+        yield running
+
+
+@pytest.fixture
+def served_index(index: Path, tmp_path: Path) -> Iterator[Served]:
+    """Videos of an index."""
+    uploads = tmp_path / "uploads of the index"
+    uploads.mkdir()
+    library = Library(uploads)
+    collection = Collection(index, ContrastMatcher(), library)
+    with serving(library, tmp_path / "features of the index", collection) as running:
+        yield running
 
 
 @pytest.fixture(scope="session")

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import http.client
 import json
+import socket
 import threading
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -13,53 +15,17 @@ import pytest
 from relocal_pyg.cli import main
 from relocal_pyg.errors import UsageError
 from relocal_pyg.serve import Library, SearchQueue
-
-
-def ask(
-    served: Any, method: str, path: str, body: Any = None, **headers: str
-) -> tuple[int, dict[str, str], bytes]:
-    """One request; header names are written with underscores."""
-    named = {name.replace("_", "-"): value for name, value in headers.items()}
-    if isinstance(body, dict):
-        body, named = json.dumps(body).encode(), {"Content-Type": "application/json", **named}
-    connection = http.client.HTTPConnection("127.0.0.1", served.port, timeout=60)
-    connection.request(method, path, body, named)
-    answer = connection.getresponse()
-    content = answer.read()
-    connection.close()
-    return answer.status, {k.lower(): v for k, v in answer.getheaders()}, content
-
-
-def upload(served: Any, content: bytes, name: str = "a.mp4", **headers: str) -> tuple[int, Any]:
-    wanted = {"Content_Type": "application/octet-stream", "X_File_Name": name, **headers}
-    code, _, body = ask(served, "POST", "/api/videos", content, **wanted)
-    return code, json.loads(body)
-
-
-def search(served: Any, **wanted: Any) -> tuple[int, dict[str, Any]]:
-    code, _, body = ask(served, "POST", "/api/searches", wanted)
-    return code, json.loads(body)
-
-
-def outcome(served: Any, key: str) -> dict[str, Any]:
-    while True:
-        now = json.loads(ask(served, "GET", f"/api/searches/{key}")[2])
-        if now["state"] not in ("waiting", "running"):
-            return dict(now)
-
-
-def reference_of(served: Any) -> str:
-    return str(served.library.entries()[0].key)
+from relocal_pyg.video import FunctionBackbone
 
 
 def test_upload_search_and_play(served, films):
-    code, clip = upload(served, films["clip"].read_bytes(), "my%20clip.mp4")
+    code, clip = served.upload(films["clip"].read_bytes(), "my%20clip.mp4")
     assert (code, clip["name"], clip["uploaded"]) == (201, "my clip.mp4", True)
-    listed = json.loads(ask(served, "GET", "/api/videos")[2])
+    listed = json.loads(served.ask("GET", "/api/videos")[2])
     assert [video["name"] for video in listed] == ["reference.mp4", "my clip.mp4"]
-    code, job = search(served, query=clip["id"], reference=reference_of(served), top_k=2)
+    code, job = served.search(query=clip["id"], reference=served.reference(), top_k=2)
     assert code == 202
-    done = outcome(served, job["id"])
+    done = served.outcome(job["id"])
     assert done["state"] == "done", done["error"]
     best = done["moments"][0]
     assert abs(best["start"] - 4) <= 0.08
@@ -67,11 +33,11 @@ def test_upload_search_and_play(served, films):
     assert len(done["moments"]) <= 2
     assert len(done["curve"]) == done["settings"]["reference_steps"]
 
-    code, headers, body = ask(served, "GET", f"/api/videos/{clip['id']}", Range="bytes=4-11")
+    code, headers, body = served.ask("GET", f"/api/videos/{clip['id']}", Range="bytes=4-11")
     assert code == 206
     assert headers["content-type"] == "video/mp4"
     assert body == films["clip"].read_bytes()[4:12]
-    code, headers, body = ask(served, "GET", f"/api/searches/{job['id']}/report")
+    code, headers, body = served.ask("GET", f"/api/searches/{job['id']}/report")
     assert code == 200
     assert b"my clip.mp4 in reference.mp4" in body
     assert str(served.library.uploads).encode() not in body
@@ -79,7 +45,7 @@ def test_upload_search_and_play(served, films):
 
 def test_every_answer_carries_the_policy(served):
     for path in ("/", "/page.js", "/page.css", "/api/videos", "/nothing", "/api/videos/x"):
-        _, headers, _ = ask(served, "GET", path)
+        _, headers, _ = served.ask("GET", path)
         assert "default-src 'none'" in headers["content-security-policy"]
         assert "unsafe" not in headers["content-security-policy"]
         assert headers["x-content-type-options"] == "nosniff"
@@ -90,14 +56,14 @@ def test_every_answer_carries_the_policy(served):
     "name", ["evil.example", "evil.example:8765", "127.0.0.1.evil.example", ""]
 )
 def test_another_name_for_this_machine_is_refused(served, name):
-    code, _, body = ask(served, "GET", "/api/videos", Host=name)
+    code, _, body = served.ask("GET", "/api/videos", Host=name)
     assert code == 400
     assert b"reference" not in body
-    assert ask(served, "GET", "/api/videos", Host=f"localhost:{served.port}")[0] == 200
+    assert served.ask("GET", "/api/videos", Host=f"localhost:{served.port}")[0] == 200
 
 
 def test_requests_of_other_pages_are_refused(served, films):
-    key = reference_of(served)
+    key = served.reference()
     wanted = {"query": key, "reference": key}
     for headers in (
         {"Origin": "http://evil.example"},
@@ -105,14 +71,14 @@ def test_requests_of_other_pages_are_refused(served, films):
         {"Origin": f"http://127.0.0.1:{served.port + 1}"},
         {"Sec_Fetch_Site": "cross-site"},
     ):
-        assert ask(served, "POST", "/api/searches", wanted, **headers)[0] == 403
-        assert upload(served, films["clip"].read_bytes(), **headers)[0] == 403
+        assert served.ask("POST", "/api/searches", wanted, **headers)[0] == 403
+        assert served.upload(films["clip"].read_bytes(), **headers)[0] == 403
     # What a plain form can send.
     for kind in ("text/plain", "multipart/form-data; boundary=x"):
-        assert upload(served, films["clip"].read_bytes(), Content_Type=kind)[0] == 415
-        assert ask(served, "POST", "/api/searches", wanted, Content_Type=kind)[0] == 400
+        assert served.upload(films["clip"].read_bytes(), Content_Type=kind)[0] == 415
+        assert served.ask("POST", "/api/searches", wanted, Content_Type=kind)[0] == 400
     own = {"Origin": f"http://127.0.0.1:{served.port}", "Sec_Fetch_Site": "same-origin"}
-    assert ask(served, "POST", "/api/searches", wanted, **own)[0] == 202
+    assert served.ask("POST", "/api/searches", wanted, **own)[0] == 202
 
 
 @pytest.mark.parametrize(
@@ -129,7 +95,7 @@ def test_requests_of_other_pages_are_refused(served, films):
     ],
 )
 def test_no_path_leads_anywhere(served, path):
-    code, _, body = ask(served, "GET", path)
+    code, _, body = served.ask("GET", path)
     assert code == 404
     assert b"root:" not in body
 
@@ -138,7 +104,7 @@ def test_no_path_leads_anywhere(served, path):
     "name", ["../../evil.mp4", "..%2F..%2Fevil.mp4", "%00", "/etc/evil.mp4", ""]
 )
 def test_names_of_uploads_are_only_shown(served, films, name, tmp_path):
-    code, video = upload(served, films["clip"].read_bytes(), name)
+    code, video = served.upload(films["clip"].read_bytes(), name)
     assert code == 201
     assert "/" not in video["name"]
     entry = served.library.get(video["id"])
@@ -149,7 +115,7 @@ def test_names_of_uploads_are_only_shown(served, films, name, tmp_path):
 
 @pytest.mark.parametrize("content", [b"", b"a shopping list\n" * 50, b"\0" * 4096])
 def test_only_videos_are_kept(served, content):
-    code, answer = upload(served, content)
+    code, answer = served.upload(content)
     assert code == 415
     assert str(served.library.uploads) not in answer["error"]
     assert list(served.library.uploads.iterdir()) == []
@@ -158,12 +124,12 @@ def test_only_videos_are_kept(served, content):
 
 def test_a_playlist_is_not_followed(served, films):
     text = f"ffconcat version 1.0\nfile {films['clip']}\n".encode()
-    assert upload(served, text)[0] == 415
+    assert served.upload(text)[0] == 415
 
 
 @pytest.mark.parametrize("served", [{"max_bytes": 1000}], indirect=True)
 def test_large_files_are_refused_unread(served, films):
-    code, answer = upload(served, b"x" * 1001)
+    code, answer = served.upload(b"x" * 1001)
     assert code == 413
     assert "larger" in answer["error"]
     # A body that states no length cannot be bounded before it is read.
@@ -178,9 +144,9 @@ def test_large_files_are_refused_unread(served, films):
 def test_room_is_bounded_and_given_back(served, films):
     size = films["clip"].stat().st_size
     served.library.max_total = size + 10
-    assert upload(served, b"x" * size)[0] == 415  # no video: its room is free again
-    assert upload(served, films["clip"].read_bytes())[0] == 201
-    assert upload(served, films["clip"].read_bytes())[0] == 507
+    assert served.upload(b"x" * size)[0] == 415  # no video: its room is free again
+    assert served.upload(films["clip"].read_bytes())[0] == 201
+    assert served.upload(films["clip"].read_bytes())[0] == 507
 
 
 def test_a_broken_off_upload_leaves_nothing(served, films):
@@ -192,7 +158,7 @@ def test_a_broken_off_upload_leaves_nothing(served, films):
     connection.close()
     # The server answers others and, once it has noticed, holds nothing of it.
     for _ in range(200):
-        assert ask(served, "GET", "/api/videos")[0] == 200
+        assert served.ask("GET", "/api/videos")[0] == 200
         if not list(served.library.uploads.iterdir()):
             break
     assert list(served.library.uploads.iterdir()) == []
@@ -215,29 +181,29 @@ def test_a_broken_off_upload_leaves_nothing(served, films):
     ],
 )
 def test_bad_searches_are_refused(served, change, code):
-    key = reference_of(served)
-    assert search(served, **{"query": key, "reference": key, **change})[0] == code
+    key = served.reference()
+    assert served.search(**{"query": key, "reference": key, **change})[0] == code
 
 
 @pytest.mark.parametrize(
     "body", [b"", b"{", b"[]", b"\xff", b"[" * 9000, b'{"query_start": 1e999}']
 )
 def test_bad_json_is_refused(served, body):
-    code, _, _ = ask(served, "POST", "/api/searches", body, Content_Type="application/json")
+    code, _, _ = served.ask("POST", "/api/searches", body, Content_Type="application/json")
     assert code in (400, 404)
 
 
 def test_a_range_behind_the_end_fails_in_words(served):
-    key = reference_of(served)
-    _, job = search(served, query=key, reference=key, query_start=100)
-    done = outcome(served, job["id"])
+    key = served.reference()
+    _, job = served.search(query=key, reference=key, query_start=100)
+    done = served.outcome(job["id"])
     assert done["state"] == "failed"
     assert "its video ends at 9 s" in done["error"]
-    assert ask(served, "GET", f"/api/searches/{job['id']}/report")[0] == 404
+    assert served.ask("GET", f"/api/searches/{job['id']}/report")[0] == 404
 
 
 def test_the_queue_is_bounded_and_searches_can_be_stopped(served):
-    key, inside, go_on = reference_of(served), threading.Event(), threading.Event()
+    key, inside, go_on = served.reference(), threading.Event(), threading.Event()
 
     def block(progress: Any) -> Any:
         inside.set()
@@ -247,18 +213,18 @@ def test_the_queue_is_bounded_and_searches_can_be_stopped(served):
 
     running = served.searches.submit(block, ("a", "b"))
     assert inside.wait(60)
-    code, waiting = search(served, query=key, reference=key)
+    code, waiting = served.search(query=key, reference=key)
     assert code == 202
-    code, answer = search(served, query=key, reference=key)
+    code, answer = served.search(query=key, reference=key)
     assert code == 429
     assert "too many" in answer["error"]
     for job in (running.key, waiting["id"]):
-        assert ask(served, "DELETE", f"/api/searches/{job}")[0] == 200
+        assert served.ask("DELETE", f"/api/searches/{job}")[0] == 200
     go_on.set()
-    assert outcome(served, running.key)["state"] == "cancelled"
-    assert outcome(served, waiting["id"])["state"] == "cancelled"
-    assert ask(served, "DELETE", "/api/searches/x")[0] == 404
-    assert ask(served, "GET", "/api/searches/x")[0] == 404
+    assert served.outcome(running.key)["state"] == "cancelled"
+    assert served.outcome(waiting["id"])["state"] == "cancelled"
+    assert served.ask("DELETE", "/api/searches/x")[0] == 404
+    assert served.ask("GET", "/api/searches/x")[0] == 404
 
 
 def test_an_accident_ends_one_search_only():
@@ -304,21 +270,63 @@ def test_a_folder_offers_its_own_videos_only(films, tmp_path):
         Library(tmp_path, folder)
 
 
-def test_the_command_checks_and_starts(monkeypatch, films, capsys, tmp_path: Path):
+@pytest.fixture
+def starts(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
+    """What uvicorn is started with, instead of starting it."""
     started: list[dict[str, Any]] = []
-    monkeypatch.setattr(uvicorn_module(), "run", lambda app, **options: started.append(options))
-    assert main(["serve", str(films["folder"]), "--port", "8123"]) == 0
-    assert started == [
-        {"host": "127.0.0.1", "port": 8123, "log_level": "warning", "server_header": False}
-    ]
-    assert "http://127.0.0.1:8123" in capsys.readouterr().out
-    assert main(["serve", "--host", "0.0.0.0"]) == 0
+
+    class Server:
+        def __init__(self, config: Any) -> None:
+            self.config = config
+
+        def run(self, sockets: list[socket.socket]) -> None:
+            started.append({"at": sockets[0].getsockname(), "app": self.config.app})
+
+    monkeypatch.setattr("uvicorn.Server", Server)
+    return started
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        return int(listening.getsockname()[1])
+
+
+def test_the_command_checks_and_starts(starts, films, capsys, tmp_path: Path):
+    port = free_port()
+    assert main(["serve", str(films["folder"]), "--port", str(port)]) == 0
+    assert [start["at"] for start in starts] == [("127.0.0.1", port)]
+    printed = capsys.readouterr().out
+    assert f"http://127.0.0.1:{port}" in printed
+    assert "Contrast matcher" in printed
+    assert main(["serve", "--host", "0.0.0.0", "--port", str(port)]) == 0
     assert "no password" in capsys.readouterr().out
     assert main(["serve", "--port", "0"]) == 2
-    assert main(["serve", str(tmp_path)]) == 2
+    capsys.readouterr()
+    assert main(["serve", str(tmp_path), "--port", str(port)]) == 2
+    with socket.create_server(("127.0.0.1", port)):
+        assert main(["serve", "--port", str(port)]) == 2
+    printed = capsys.readouterr()
+    assert "open http" not in printed.out
+    assert "try another --port" in printed.err
+    assert len(starts) == 2
 
 
-def uvicorn_module() -> Any:
-    import uvicorn
-
-    return uvicorn
+def test_the_command_opens_an_index(starts, index, blocks, monkeypatch, capsys, tmp_path: Path):
+    monkeypatch.setattr(
+        import_module("relocal_pyg.cli.serve"), "load_network", lambda *_: (blocks, None)
+    )
+    command = ["serve", "--port", str(free_port()), "--index"]
+    assert main([*command, str(index)]) == 0
+    assert len(starts) == 1
+    capsys.readouterr()
+    assert main([*command, str(tmp_path / "nothing")]) == 2
+    assert "not made from video files" in capsys.readouterr().err
+    other = FunctionBackbone(blocks.function, "other", dim=144, size=(48, 64))
+    monkeypatch.setattr(
+        import_module("relocal_pyg.cli.serve"), "load_network", lambda *_: (other, None)
+    )
+    assert main([*command, str(index)]) == 2
+    error = capsys.readouterr().err
+    assert "made with blocks, the query with other" in error
+    assert len(error.splitlines()) == 1
+    assert len(starts) == 1

@@ -12,18 +12,9 @@ from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.support.ui import Select, WebDriverWait
 
-from relocal_pyg.video import FunctionBackbone, VideoQuery, find_moments, write_found_page
+from relocal_pyg.video import VideoQuery, find_moments, write_found_page
 
 EVIL = "<img src=x onerror=document.title='run'>.mp4"
-
-
-def blocks() -> FunctionBackbone:
-    return FunctionBackbone(
-        lambda frames: frames.float().reshape(len(frames), 6, 8, 8, 8, 3).mean((2, 4)).flatten(1),
-        "blocks",
-        dim=144,
-        size=(48, 64),
-    )
 
 
 def severe(browser: Any) -> list[str]:
@@ -73,6 +64,55 @@ def test_load_choose_search_and_play(browser, served, films, tmp_path):
     assert severe(browser) == []
 
 
+def test_an_index_is_searched_and_hits_of_several_videos_play(browser, served_index):
+    browser.get(served_index.url)
+    reference = Select(wait(browser, lambda b: b.find_element(By.ID, "reference")))
+    wait(browser, lambda b: len(reference.options) == 5)
+    # What an index is opened for comes first.
+    assert reference.first_selected_option.text == "all 3 videos of the index"
+    find = browser.find_element(By.ID, "find")
+    assert not find.is_enabled()
+    Select(browser.find_element(By.ID, "query")).select_by_visible_text("two.mp4 (0:06.00)")
+    marked = browser.find_element(By.ID, "query-player")
+    for edge, time in (("start", 2), ("end", 4)):
+        wait(browser, lambda b: marked.get_property("readyState") >= 1)
+        browser.execute_script("arguments[0].currentTime = arguments[1]", marked, time)
+        browser.find_element(By.ID, f"mark-{edge}").click()
+    find.click()
+    wait(browser, lambda b: b.find_element(By.ID, "results").is_displayed())
+    assert not browser.find_element(By.ID, "timeline").is_displayed()
+    assert not browser.find_element(By.ID, "report").is_displayed()
+    moments = browser.find_elements(By.CSS_SELECTOR, "#moments button.hit")
+    names = [moment.find_element(By.CLASS_NAME, "name").text for moment in moments[:2]]
+    assert sorted(names) == ["three.mp4", "two.mp4"]
+    assert len(browser.find_elements(By.CSS_SELECTOR, "#moments svg rect")) == len(moments)
+
+    player = browser.find_element(By.ID, "reference-player")
+    ids = {entry.name: entry.key for entry in served_index.library.entries()}
+    starts = {"three.mp4": 4, "two.mp4": 2}
+    # From one video to another and back.
+    for number in (0, 1, 0):
+        moments[number].click()
+        start = starts[names[number]]
+        wait(browser, lambda b, at=start: at - 0.5 <= player.get_property("currentTime") <= at + 2)
+        assert player.get_property("currentSrc").endswith(ids[names[number]])
+        assert browser.find_element(By.ID, "reference-name").text == names[number]
+        assert moments[number].get_attribute("aria-pressed") == "true"
+    wait(browser, lambda b: player.get_property("paused"))
+    assert player.get_property("currentTime") <= starts[names[0]] + 2.6
+    assert severe(browser) == []
+
+    # One of its videos alone: a curve and a report as ever.
+    reference.select_by_visible_text("three.mp4 (0:06.00)")
+    assert not browser.find_element(By.ID, "reference-name").is_displayed()
+    find.click()
+    wait(browser, lambda b: b.find_element(By.ID, "timeline").is_displayed())
+    assert browser.find_element(By.ID, "report").is_displayed()
+    first = browser.find_element(By.CSS_SELECTOR, "#moments button")
+    assert first.text.split("\n")[1] == "0:04.00 to 0:06.00"
+    assert severe(browser) == []
+
+
 def test_the_query_is_marked_on_the_player(browser, served):
     browser.get(served.url)
     wait(browser, lambda b: len(Select(b.find_element(By.ID, "query")).options) == 2)
@@ -103,10 +143,10 @@ def test_a_file_that_is_no_video_is_refused_in_words(browser, served, tmp_path):
 
 
 @pytest.mark.parametrize("name", ["reference.mp4", EVIL])
-def test_the_report_opens_without_a_network_and_by_keyboard(browser, films, tmp_path, name):
+def test_the_report_opens_without_a_network_and_by_keyboard(browser, films, blocks, tmp_path, name):
     place: Path = tmp_path / name
     place.write_bytes(films["reference"].read_bytes())
-    found = find_moments(VideoQuery(place, 4.0, 6.0), place, backbone=blocks(), top_k=3)
+    found = find_moments(VideoQuery(place, 4.0, 6.0), place, backbone=blocks, top_k=3)
     write_found_page(tmp_path / "report.html", found)
     browser.get((tmp_path / "report.html").as_uri())
     assert browser.title == f"{name} in {name}"

@@ -2,7 +2,9 @@
 // Whatever comes from files or the server is set as text, never as HTML.
 const byId = (id) => document.getElementById(id);
 const SVG = "http://www.w3.org/2000/svg";
-let videos = [], job = null, playUntil = null;
+// What the list of references offers for "all videos of the index"; ids are longer.
+const INDEX = "index";
+let videos = [], indexed = 0, job = null, playUntil = null;
 
 function clock(seconds) {
   const whole = Math.max(0, Math.round(seconds * 100)), s = Math.floor(whole / 100);
@@ -24,13 +26,25 @@ async function ask(path, options = {}) {
   return body;
 }
 
-function show(side) {
-  const id = byId(side).value, player = byId(`${side}-player`);
-  playUntil = null;
+function load(side, id) {
+  const player = byId(`${side}-player`);
   byId(`${side}-note`).hidden = true;
   if (id) player.src = `api/videos/${id}`;
-  else player.removeAttribute("src");
+  else {
+    player.removeAttribute("src");
+    player.load();
+  }
+}
+
+function show(side) {
+  const id = byId(side).value;
+  playUntil = null;
+  load(side, id === INDEX ? "" : id);
   if (side === "query") byId("start").value = byId("end").value = "";
+  else {
+    byId("reference-name").textContent = "The moments that you click are played here.";
+    byId("reference-name").hidden = id !== INDEX;
+  }
   byId("find").disabled = !(byId("query").value && byId("reference").value);
 }
 
@@ -38,11 +52,13 @@ function fill() {
   for (const side of ["query", "reference"]) {
     const select = byId(side), chosen = select.value;
     select.replaceChildren(new Option(videos.length ? "choose" : "none yet", ""));
+    if (side === "reference" && indexed)
+      select.add(new Option(`all ${indexed} videos of the index`, INDEX));
     for (const v of videos) {
       const length = v.duration ? ` (${clock(v.duration)})` : "";
       select.add(new Option(v.name + length, v.id));
     }
-    select.value = videos.some((v) => v.id === chosen) ? chosen : "";
+    select.value = [...select.options].some((o) => o.value === chosen) ? chosen : "";
   }
 }
 
@@ -74,6 +90,7 @@ function seconds(id) {
 }
 
 async function find() {
+  const place = byId("reference").value;
   const busy = (yes) => {
     byId("find").disabled = yes;
     byId("progress").hidden = byId("cancel").hidden = !yes;
@@ -87,14 +104,15 @@ async function find() {
       method: "POST",
       headers: { "Content-Type": "application/json" },
       body: JSON.stringify({
-        query: byId("query").value, reference: byId("reference").value,
+        query: byId("query").value,
+        ...(place === INDEX ? { index: true } : { reference: place }),
         query_start: seconds("start"), query_end: seconds("end"),
       }),
     });
     job = id;
     for (;;) {
       const now = await ask(`api/searches/${id}`);
-      if (now.state === "done") { answer(now); break; }
+      if (now.state === "done") { answer(now, place); break; }
       if (now.state === "failed") throw new Error(now.error);
       if (now.state === "cancelled") { say("Stopped."); break; }
       byId("progress").value = now.share;
@@ -108,47 +126,80 @@ async function find() {
   busy(false);
 }
 
-function play(moment, number) {
-  const player = byId("reference-player");
-  player.currentTime = moment.start;
-  playUntil = moment.end;
-  player.play().catch(() => {});
-  requestAnimationFrame(watch);
-  document.querySelectorAll("#moments button").forEach((button, i) =>
-    button.setAttribute("aria-pressed", String(i === number)));
+function play(moment, number, place) {
+  const player = byId("reference-player"), id = place === INDEX ? moment.video : place;
+  // Another video may have been chosen since the search.
+  if (player.getAttribute("src") !== `api/videos/${id}`) load("reference", id);
+  if (place === INDEX) {
+    byId("reference-name").textContent = moment.name;
+    byId("reference-name").hidden = false;
+  }
+  const begin = () => {
+    player.currentTime = moment.start;
+    playUntil = moment.end;
+    player.play().catch(() => {});
+    requestAnimationFrame(watch);
+  };
+  playUntil = null;
+  player.onloadedmetadata = player.readyState >= 1 ? null : begin;
+  if (player.readyState >= 1) begin();
+  player.scrollIntoView({ block: "nearest" });
+  document.querySelectorAll("#moments button").forEach((button) =>
+    button.setAttribute("aria-pressed", String(Number(button.dataset.number) === number)));
   document.querySelectorAll("#timeline rect").forEach((bar) =>
     bar.classList.toggle("playing", Number(bar.dataset.number) === number));
 }
 
-function answer(found) {
-  const timeline = byId("timeline"), list = byId("moments"), total = found.reference_seconds;
-  timeline.replaceChildren();
-  list.replaceChildren();
-  found.moments.forEach((moment, number) => {
-    const bar = document.createElementNS(SVG, "rect");
-    bar.setAttribute("x", 1000 * moment.start / total);
-    bar.setAttribute("width", Math.max(2, 1000 * (moment.end - moment.start) / total));
-    bar.setAttribute("height", 120);
-    bar.dataset.number = number;
-    if (number === 0) bar.classList.add("first");
-    bar.addEventListener("click", () => play(moment, number));
-    timeline.append(bar);
+function bar(moment, total, height) {
+  const part = document.createElementNS(SVG, "rect");
+  part.setAttribute("x", 1000 * moment.start / total);
+  part.setAttribute("width", Math.max(2, 1000 * (moment.end - moment.start) / total));
+  part.setAttribute("height", height);
+  return part;
+}
 
-    const button = document.createElement("button"), item = document.createElement("li");
-    button.type = "button";
-    button.setAttribute("aria-pressed", "false");
-    const parts = [["rank", `${number + 1}.`],
-      ["time", `${clock(moment.start)} to ${clock(moment.end)}`],
-      ["score", `score ${moment.score.toFixed(3)}`]];
-    for (const [name, text] of parts) {
-      const part = document.createElement("span");
-      part.className = name;
-      part.textContent = text;
-      button.append(part);
-    }
-    button.addEventListener("click", () => play(moment, number));
-    item.append(button);
-    list.append(item);
+// Where in its video a moment lies.
+function strip(moment) {
+  const picture = document.createElementNS(SVG, "svg");
+  picture.setAttribute("viewBox", "0 0 1000 10");
+  picture.setAttribute("preserveAspectRatio", "none");
+  picture.setAttribute("aria-hidden", "true");
+  if (moment.duration) picture.append(bar(moment, moment.duration, 10));
+  return picture;
+}
+
+function row(moment, number, place) {
+  const button = document.createElement("button"), item = document.createElement("li");
+  const hit = place === INDEX, gone = hit && moment.video === null;
+  button.type = "button";
+  button.dataset.number = number;
+  button.setAttribute("aria-pressed", "false");
+  button.classList.toggle("hit", hit);
+  button.disabled = gone;
+  const cell = (name, text) => {
+    const part = document.createElement("span");
+    part.className = name;
+    part.textContent = text;
+    button.append(part);
+  };
+  cell("rank", `${number + 1}.`);
+  if (hit) cell("name", gone ? `${moment.name} (its file is no longer there)` : moment.name);
+  cell("time", `${clock(moment.start)} to ${clock(moment.end)}`);
+  if (hit) button.append(strip(moment));
+  cell("score", `score ${moment.score.toFixed(3)}`);
+  button.addEventListener("click", () => play(moment, number, place));
+  item.append(button);
+  return item;
+}
+
+function draw(found, place) {
+  const timeline = byId("timeline"), total = found.reference_seconds;
+  found.moments.forEach((moment, number) => {
+    const part = bar(moment, total, 120);
+    part.dataset.number = number;
+    if (number === 0) part.classList.add("first");
+    part.addEventListener("click", () => play(moment, number, place));
+    timeline.append(part);
   });
   const high = Math.max(...found.curve, 0.001), low = Math.min(...found.curve, 0);
   const line = document.createElementNS(SVG, "polyline");
@@ -157,13 +208,23 @@ function answer(found) {
     `${(4 + 112 * (high - value) / (high - low)).toFixed(1)}`).join(" "));
   timeline.append(line);
   byId("length").textContent = clock(total);
+  byId("report").href = `api/searches/${found.id}/report`;
+}
+
+function answer(found, place) {
+  byId("moments").replaceChildren(...found.moments.map((m, number) => row(m, number, place)));
+  byId("timeline").replaceChildren();
+  // A curve and a report are of one video.
+  for (const id of ["timeline", "ends", "more"])
+    byId(id).toggleAttribute("hidden", place === INDEX);
+  if (place !== INDEX) draw(found, place);
   byId("settings").textContent = `${found.matcher}; ${found.settings.backbone}, ` +
     `${found.settings.frames_per_second} frames a second; the query is centred by ` +
     `${found.settings.query_centred_by}.` +
     (found.problems.length ? ` Damage: ${found.problems.join("; ")}` : "");
-  byId("report").href = `api/searches/${found.id}/report`;
   byId("results").hidden = false;
-  say(`${found.moments.length} moments found. Click one to play it.`);
+  const many = found.moments.length;
+  say(many ? `${many} moment${many > 1 ? "s" : ""} found. Click one to play it.` : "Nothing found.");
 }
 
 for (const side of ["query", "reference"]) {
@@ -179,11 +240,11 @@ for (const side of ["query", "reference"]) {
 // Every frame: "timeupdate" comes four times a second, which runs into what follows the moment.
 function watch() {
   const player = byId("reference-player");
-  if (playUntil !== null && player.currentTime >= playUntil - 0.02) {
+  if (playUntil === null) return;
+  if (player.ended || player.currentTime >= playUntil - 0.02) {
     player.pause();
     playUntil = null;
-  }
-  if (playUntil !== null) requestAnimationFrame(watch);
+  } else requestAnimationFrame(watch);
 }
 for (const edge of ["start", "end"]) {
   byId(`mark-${edge}`).addEventListener("click", () => {
@@ -196,4 +257,12 @@ byId("cancel").addEventListener("click", () => {
   if (job) ask(`api/searches/${job}`, { method: "DELETE" }).catch(() => {});
 });
 byId("find").disabled = true;
-ask("api/videos").then((list) => { videos = list; fill(); }).catch((e) => say(e.message, true));
+Promise.all([ask("api/videos"), ask("api/index")]).then(([list, index]) => {
+  videos = list;
+  indexed = index.videos;
+  fill();
+  if (indexed) {
+    byId("reference").value = INDEX;
+    show("reference");
+  }
+}).catch((error) => say(error.message, true));
