@@ -28,12 +28,17 @@ class Moment:
         end: End in seconds, exclusive.
         score: The model's score; comparable only inside one answer.
         proposal: The proposal before refinement, in seconds, where there was one.
+        probability: Of the moment being right (tIoU above 0.5), where the model is calibrated.
+        presence: Probability that the reference holds the action at all, the same for every answer
+            in one reference; where the model is calibrated.
     """
 
     start: float
     end: float
     score: float
     proposal: tuple[float, float] | None = None
+    probability: float | None = None
+    presence: float | None = None
 
 
 def tiou(first: ArrayLike, second: ArrayLike) -> Tensor:

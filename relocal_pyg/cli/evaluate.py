@@ -89,16 +89,40 @@ def draw_pairs(protocol: Protocol, split: str, limit: int | None = None) -> Pair
     return pairs if limit is None else dataclasses.replace(pairs, pairs=pairs.pairs[:limit])
 
 
-def evaluate_trained(protocol: Protocol, pairs: PairList, trained: Sequence[Trained]) -> Comparison:
-    """Evaluate trained models, and those that need no training, on a pair list."""
+def draw_nulls(protocol: Protocol, pairs: PairList, limit: int | None = None) -> PairList:
+    """References without the action for the queries of a pair list, or for the first of them."""
+    from relocal_pyg.data.nulls import make_null_pairs
+
+    asked = {pair.query.item_id for pair in pairs.pairs}
+    nulls = make_null_pairs(protocol, pairs.split)
+    chosen = tuple(pair for pair in nulls.pairs if pair.query.item_id in asked)[:limit]
+    return dataclasses.replace(nulls, pairs=chosen)
+
+
+def evaluate_trained(
+    protocol: Protocol,
+    pairs: PairList,
+    trained: Sequence[Trained],
+    max_nulls: int | None = None,
+) -> Comparison:
+    """Evaluate trained models, and those that need no training, on a pair list.
+
+    Args:
+        protocol: Where features and proposals are.
+        pairs: What is asked.
+        trained: Trained models.
+        max_nulls: References without the action at most; one a pair where None.
+    """
     from relocal_pyg.evaluation import compare
     from relocal_pyg.evaluation import evaluate as run
     from relocal_pyg.models import Chance, ContrastMatcher, CosineMatcher, FrameLevel
 
     free: list[Relocalizer] = [Chance(), FrameLevel(), CosineMatcher(), ContrastMatcher()]
-    evaluations: list[Evaluation] = [run(model, protocol, pairs) for model in free]
+    nulls = draw_nulls(protocol, pairs, max_nulls)
+    evaluations: list[Evaluation] = [run(model, protocol, pairs, nulls=nulls) for model in free]
     evaluations += [
-        run(each.model, protocol, pairs, title=each.title, seed=each.seed) for each in trained
+        run(each.model, protocol, pairs, nulls=nulls, title=each.title, seed=each.seed)
+        for each in trained
     ]
     return compare(evaluations)
 

@@ -71,6 +71,75 @@ def bootstrap_interval(
     return low, high
 
 
+def auroc_interval(
+    held: Tensor,
+    empty: Tensor,
+    held_clusters: Sequence[Hashable],
+    empty_clusters: Sequence[Hashable],
+    *,
+    samples: int = 1000,
+    seed: int = 0,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Area under the ROC curve and its 95 % interval, resampling clusters and runs.
+
+    The area is the chance that something that should score high does score above something that
+    should not, ties counted half (Mann and Whitney). Several runs are averaged. A cluster is drawn
+    with all of its values of both kinds.
+
+    Args:
+        held: ``[R, P]``, scores that should be high, of R runs.
+        empty: ``[R, Q]``, scores that should be low.
+        held_clusters: P names of source videos.
+        empty_clusters: Q names of source videos.
+        samples: How often to resample.
+        seed: Seed of the draws.
+
+    Returns:
+        The area, and the ends of its interval, NaN where there is one cluster and one run.
+
+    Raises:
+        UsageError: Lengths differ, or there is no value of a kind.
+
+    Example:
+        >>> held, empty = torch.tensor([[0.9, 0.4]]), torch.tensor([[0.4, 0.1]])
+        >>> auroc_interval(held, empty, ["a", "b"], ["c", "d"])[0].item()
+        0.875
+    """
+    if held.numel() == 0 or empty.numel() == 0 or len(held) != len(empty):
+        raise UsageError(f"scores {list(held.shape)}, {list(empty.shape)}: [R, P], [R, Q] wanted")
+    if held.shape[1] != len(held_clusters) or empty.shape[1] != len(empty_clusters):
+        raise UsageError("one cluster a score wanted")
+    cluster, num_clusters = _number([*held_clusters, *empty_clusters])
+    rows, columns = cluster.split([held.shape[1], empty.shape[1]])
+    wins = torch.stack(
+        [_wins(a, b, rows, columns, num_clusters) for a, b in zip(held, empty, strict=True)]
+    )
+    sizes = torch.outer(
+        torch.bincount(rows, minlength=num_clusters),
+        torch.bincount(columns, minlength=num_clusters),
+    ).double()
+    value = (wins.sum(dim=(1, 2)) / sizes.sum()).mean()
+    if num_clusters == 1 and len(held) == 1:
+        unknown = torch.tensor(torch.nan, dtype=torch.float64)
+        return value, unknown, unknown.clone()
+    generator = torch.Generator().manual_seed(seed)
+    drawn = _draw_counts(num_clusters, samples, generator)
+    runs = _draw_counts(len(held), samples, generator)
+    won = torch.einsum("sa,rab,sb->sr", drawn, wins, drawn)
+    met = torch.einsum("sa,ab,sb->s", drawn, sizes, drawn)
+    areas = (won * runs).sum(dim=1) / (len(held) * met)
+    # A draw without one of the kinds has no area.
+    low, high = torch.quantile(areas[met > 0], areas.new_tensor([0.025, 0.975]))
+    return value, low, high
+
+
+def _wins(held: Tensor, empty: Tensor, rows: Tensor, columns: Tensor, size: int) -> Tensor:
+    """Wins of the high kind, ties counted half, by pair of clusters: float64 ``[size, size]``."""
+    above = (held[:, None] > empty).double() + (held[:, None] == empty).double() / 2
+    by_row = above.new_zeros(size, len(empty)).index_add_(0, rows, above)
+    return above.new_zeros(size, size).index_add_(1, columns, by_row)
+
+
 def _number(names: Sequence[Hashable]) -> tuple[Tensor, int]:
     numbers: dict[Hashable, int] = {}
     return torch.tensor([numbers.setdefault(name, len(numbers)) for name in names]), len(numbers)

@@ -14,6 +14,7 @@ from relocal_pyg.errors import UsageError
 from relocal_pyg.evaluation.bootstrap import bootstrap_interval
 from relocal_pyg.evaluation.harness import replay
 from relocal_pyg.evaluation.overlaps import above
+from relocal_pyg.evaluation.presence import PresenceRow, presence_rows
 from relocal_pyg.evaluation.results import Evaluation
 from relocal_pyg.evaluation.scores import Estimate, estimate_scores
 from relocal_pyg.models.trivial import CentreHalf, Chance, RandomMoment, WholeReference
@@ -60,6 +61,8 @@ class Comparison:
         num_videos: Source videos among the references: what the intervals resample.
         proposals_per_reference: Their mean number.
         average_recall: AR@AN of the proposals by number of proposals.
+        presence: How well models tell references that hold the action from others; empty where no
+            model met others.
     """
 
     rows: tuple[Row, ...]
@@ -67,11 +70,18 @@ class Comparison:
     num_videos: int
     proposals_per_reference: float
     average_recall: dict[int, float]
+    presence: tuple[PresenceRow, ...] = ()
 
     @property
     def first(self) -> Evaluation:
         """One of the evaluations: all share protocol, split and pairs."""
         return next(iter(self.evaluations.values()))[0]
+
+    @property
+    def first_with_nulls(self) -> Evaluation:
+        """The first evaluation that met references without the action, or :attr:`first`."""
+        runs = (run for group in self.evaluations.values() for run in group if run.nulls)
+        return next(runs, self.first)
 
     @property
     def oracle(self) -> Row:
@@ -104,6 +114,8 @@ class Comparison:
             "avg_mAP@1: its mean over .5, .6, .7, .8, .9; mIoU: mean tIoU in percent.",
             "±: half the 95 % bootstrap interval, resampling the references' source videos; "
             "not shown where all pairs pass or none.",
+            "all@5: share of a reference's true moments that its first five answers meet, averaged "
+            "over pairs; R@5: share of pairs in which they meet one.",
             "before: mAP@1 at .5 of the same answers before boundary refinement, - where nothing "
             "is refined. s/query: median seconds to rank one reference, features already read.",
             f"{ORACLE}: always the best proposal; only refinement can go beyond it.",
@@ -140,6 +152,7 @@ class Comparison:
             "proposals_per_reference": self.proposals_per_reference,
             "AR@AN": {str(budget): value for budget, value in self.average_recall.items()},
             "rows": [asdict(row) for row in self.rows],
+            "presence": [asdict(row) for row in self.presence],
             "footnotes": self.footnotes(),
             "environment": first.environment,
             "about": first.about,
@@ -173,7 +186,7 @@ def compare(evaluations: Sequence[Evaluation], *, samples: int = 1000, seed: int
         seeds = [run.seed for run in group]
         if len(set(seeds)) < len(seeds):
             raise UsageError(f"seeds {seeds}: give each run its own seed or title", record=title)
-    timed = set(runs)
+    timed = list(runs)
     for model in (WholeReference(), CentreHalf(), RandomMoment()):
         if model.title not in runs:
             runs[model.title] = [replay(model, first)]
@@ -194,6 +207,7 @@ def compare(evaluations: Sequence[Evaluation], *, samples: int = 1000, seed: int
         num_videos=len(set(first.clusters)),
         proposals_per_reference=statistics.fmean(r.num_proposals for r in first.records),
         average_recall=first.average_recall,
+        presence=presence_rows({title: runs[title] for title in timed}, samples=samples, seed=seed),
     )
 
 
@@ -211,16 +225,20 @@ def _check_same_pairs(evaluations: Sequence[Evaluation]) -> None:
                 )
         if len(evaluation) != len(evaluations[0]):
             raise UsageError("the number of pairs differs", record=evaluation.title)
+    if len({each.nulls_sha256 for each in evaluations if each.nulls}) > 1:
+        raise UsageError("the lists of references without the action differ: use one")
 
 
 def _row(group: list[Evaluation], timed: bool, samples: int, seed: int) -> Row:
     first = group[0]
     before = [run.tious_before for run in group]
     best_of_5 = [run.best_of_5 for run in group]
+    instances = [run.instances_met for run in group]
     scores = estimate_scores(
         torch.stack([run.tious for run in group]),
         first.clusters,
         best_of_5=_stack(best_of_5),
+        instances=_stack(instances),
         before=_stack(before),
         samples=samples,
         seed=seed,

@@ -6,7 +6,7 @@ import time
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -18,10 +18,10 @@ from relocal_pyg.errors import RelocalError
 from relocal_pyg.evaluation.machine import environment
 from relocal_pyg.evaluation.overlaps import best_tiou
 from relocal_pyg.evaluation.recall import oracle, recall_by_budget
-from relocal_pyg.evaluation.records import PairRecord
+from relocal_pyg.evaluation.records import NullRecord, PairRecord
 from relocal_pyg.evaluation.results import Evaluation
 from relocal_pyg.models.base import Ranking, Relocalizer
-from relocal_pyg.moments import clip_moments, nms
+from relocal_pyg.moments import Moment, clip_moments, nms
 
 if TYPE_CHECKING:
     from relocal_pyg.data.pairs import PairList
@@ -33,6 +33,7 @@ def evaluate(
     protocol: Protocol,
     pairs: PairList,
     *,
+    nulls: PairList | None = None,
     top_k: int = 5,
     nms_threshold: float = 0.5,
     surroundings: bool = True,
@@ -48,6 +49,8 @@ def evaluate(
         model: Any model; a module is put in evaluation mode and back.
         protocol: Gives features and proposals.
         pairs: The pair list.
+        nulls: References without the action, to be answered as well
+            (:func:`relocal_pyg.data.nulls.make_null_pairs`).
         top_k: How many answers a pair are kept; R@5 needs 5.
         nms_threshold: Of two answers with a larger tIoU only the better is kept.
         surroundings: Whether the model is shown the video around the query. Some models use it;
@@ -66,12 +69,16 @@ def evaluate(
     name = title or model.title
     if not pairs.pairs:
         raise RelocalError("the pair list is empty: nothing to evaluate", record=pairs.split)
-    records = []
+    hidden = None if progress else True
     with _evaluation_mode(model):
-        for pair in tqdm(pairs.pairs, desc=name, unit="pair", disable=None if progress else True):
-            records.append(
-                _run_pair(model, protocol, pair, surroundings, top_k, nms_threshold, name)
-            )
+        records = [
+            _run_pair(model, protocol, pair, surroundings, top_k, nms_threshold)
+            for pair in tqdm(pairs.pairs, desc=name, unit="pair", disable=hidden)
+        ]
+        empty_handed = [
+            _run_null(model, protocol, pair, surroundings)
+            for pair in (() if nulls is None else nulls.pairs)
+        ]
     empty = sum(record.num_proposals == 0 for record in records)
     if empty:
         warnings.warn(
@@ -95,6 +102,8 @@ def evaluate(
         },
         environment=environment(),
         about=dict(protocol.about),
+        nulls=tuple(empty_handed),
+        nulls_sha256=None if nulls is None else nulls.sha256,
     )
 
 
@@ -119,15 +128,57 @@ def replay(model: Relocalizer, like: Evaluation) -> Evaluation:
             ranking = model.rank(query, reference, proposals)
             seconds = time.perf_counter() - start
             truths = torch.tensor(record.truths)
-            answer = _judge(ranking, len(reference), truths, top_k, threshold, model.title)
-            records.append(replace(record, **answer, seconds=seconds))
+            _check(ranking, model.title)
+            answer = _judge(ranking, len(reference), truths, top_k, threshold)
+            answer |= {"seconds": seconds, "probability": None, "presence": None}
+            records.append(replace(record, **answer))
     return replace(
         like,
         title=model.title,
         records=tuple(records),
         reconstructed=model.reconstructed,
         seed=None,
+        nulls=(),
+        nulls_sha256=None,
     )
+
+
+@dataclass(frozen=True)
+class _Answer:
+    """What a model answered to a pair.
+
+    Attributes:
+        proposals: ``[M, 2]`` in steps.
+        ranking: None where there are no proposals.
+        best: The best answer in steps, with its probabilities where they are known.
+        seconds: Time that the model took.
+    """
+
+    proposals: Tensor
+    ranking: Ranking | None = None
+    best: Moment | None = None
+    seconds: float = 0.0
+
+
+def _answer(model: Relocalizer, protocol: Protocol, pair: Pair, surroundings: bool) -> _Answer:
+    item = pair.reference
+    proposals = protocol.proposals(item, pair.query).float()
+    if len(proposals) == 0:
+        return _Answer(proposals)
+    query, reference = protocol.query(pair.query), protocol.reference(item)
+    around = protocol.reference(pair.query) if surroundings else None
+    start = time.perf_counter()
+    ranking = model.rank(query, reference, proposals, query_video=around)
+    # Reading a number waits for the device, so that its work is inside the time.
+    ranking = Ranking(
+        ranking.moments.cpu(),
+        ranking.scores.cpu(),
+        None if ranking.proposals is None else ranking.proposals.cpu(),
+    )
+    seconds = time.perf_counter() - start
+    _check(ranking, f"{model.title}: query {pair.query.item_id}, reference {item.item_id}")
+    best = model.judge(ranking, ranking.best(item.num_steps, 1), query, reference, around)
+    return _Answer(proposals, ranking, best[0], seconds)
 
 
 def _run_pair(
@@ -137,26 +188,10 @@ def _run_pair(
     surroundings: bool,
     top_k: int,
     nms_threshold: float,
-    name: str,
 ) -> PairRecord:
     item = pair.reference
-    proposals = protocol.proposals(item, pair.query).float()
     truths = torch.tensor(item.truths, dtype=torch.float64)
-    ranking, seconds = None, 0.0
-    if len(proposals):
-        query, reference = protocol.query(pair.query), protocol.reference(item)
-        around = protocol.reference(pair.query) if surroundings else None
-        start = time.perf_counter()
-        ranking = model.rank(query, reference, proposals, query_video=around)
-        # Reading a number waits for the device, so that its work is inside the time.
-        ranking = Ranking(
-            ranking.moments.cpu(),
-            ranking.scores.cpu(),
-            None if ranking.proposals is None else ranking.proposals.cpu(),
-        )
-        seconds = time.perf_counter() - start
-    place = f"{name}: query {pair.query.item_id}, reference {item.item_id}"
-    answer = _judge(ranking, item.num_steps, truths, top_k, nms_threshold, place)
+    given = _answer(model, protocol, pair, surroundings)
     return PairRecord(
         query_id=pair.query.item_id,
         reference_id=item.item_id,
@@ -167,27 +202,32 @@ def _run_pair(
         query_steps=pair.query.query_steps,
         truths=_spans(truths),
         truth_seconds=_truth_seconds(item),
-        recall=tuple(tuple(row) for row in recall_by_budget(proposals, truths).tolist()),
-        oracle=oracle(proposals, truths).item(),
-        num_proposals=len(proposals),
-        seconds=seconds,
-        **answer,
+        recall=tuple(tuple(row) for row in recall_by_budget(given.proposals, truths).tolist()),
+        oracle=oracle(given.proposals, truths).item(),
+        num_proposals=len(given.proposals),
+        seconds=given.seconds,
+        probability=None if given.best is None else given.best.probability,
+        presence=None if given.best is None else given.best.presence,
+        **_judge(given.ranking, item.num_steps, truths, top_k, nms_threshold),
     )
 
 
-def _judge(
-    ranking: Ranking | None,
-    num_steps: int,
-    truths: Tensor,
-    top_k: int,
-    nms_threshold: float,
-    place: str,
-) -> dict[str, Any]:
-    """The part of a record that depends on the answer."""
-    if ranking is None:
-        return {"moments": (), "scores": (), "tious": (), "before": None, "tiou_before": None}
-    moments, scores = ranking.moments.double(), ranking.scores.double()
-    before = ranking.proposals
+def _run_null(model: Relocalizer, protocol: Protocol, pair: Pair, surroundings: bool) -> NullRecord:
+    best = _answer(model, protocol, pair, surroundings).best
+    return NullRecord(
+        query_id=pair.query.item_id,
+        reference_id=pair.reference.item_id,
+        video_id=pair.reference.video_id,
+        reference_steps=pair.reference.num_steps,
+        score=None if best is None else best.score,
+        probability=None if best is None else best.probability,
+        presence=None if best is None else best.presence,
+    )
+
+
+def _check(ranking: Ranking, place: str) -> None:
+    """Refuse an answer that is no ranking."""
+    moments, scores, before = ranking.moments, ranking.scores, ranking.proposals
     shape = (len(scores), 2)
     if scores.ndim != 1 or moments.shape != shape or len(scores) == 0:
         raise RelocalError(
@@ -198,6 +238,20 @@ def _judge(
         raise RelocalError(f"proposals {list(before.shape)}: one a moment wanted", record=place)
     if not (torch.isfinite(moments).all() and torch.isfinite(scores).all()):
         raise RelocalError("an answer or a score is not finite", record=place)
+
+
+def _judge(
+    ranking: Ranking | None,
+    num_steps: int,
+    truths: Tensor,
+    top_k: int,
+    nms_threshold: float,
+) -> dict[str, Any]:
+    """The part of a record that depends on the ranking."""
+    if ranking is None:
+        return {"moments": (), "scores": (), "tious": (), "before": None, "tiou_before": None}
+    moments, scores = ranking.moments.double(), ranking.scores.double()
+    before = ranking.proposals
     moments = clip_moments(moments, num_steps)
     kept = nms(moments, scores, nms_threshold)[:top_k]
     first = None if before is None else before[kept[:1]].double()

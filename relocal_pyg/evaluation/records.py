@@ -6,6 +6,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
+import torch
+
+from relocal_pyg.evaluation.overlaps import above
+from relocal_pyg.moments import tiou
+
 Span = tuple[float, float]
 
 #: Columns of ``pairs.csv``; times are seconds of the reference.
@@ -23,7 +28,32 @@ CSV_COLUMNS = (
     "num_proposals",
     "rank_seconds",
     "truths_seconds",
+    "probability",
+    "presence",
 )
+
+
+@dataclass(frozen=True)
+class NullRecord:
+    """The best answer to a query on a reference that does not hold its action.
+
+    Attributes:
+        query_id: Item whose moment was the query.
+        reference_id: What the reference is, see :func:`relocal_pyg.data.nulls.make_null_pairs`.
+        video_id: Source video of the reference; intervals resample these.
+        reference_steps: Length of the reference.
+        score: Score of the best answer; None where there are no proposals.
+        probability: Of the best answer being right, where the model is calibrated.
+        presence: Probability that the reference holds the action, likewise.
+    """
+
+    query_id: str
+    reference_id: str
+    video_id: str
+    reference_steps: int
+    score: float | None
+    probability: float | None = None
+    presence: float | None = None
 
 
 @dataclass(frozen=True)
@@ -52,6 +82,8 @@ class PairRecord:
         oracle: Overlap of the best proposal with the truth that it fits best.
         num_proposals: Number of proposals; 0 counts as a miss.
         seconds: Time that the model took to rank, features already read.
+        probability: Of the best answer being right, where the model is calibrated.
+        presence: Probability that the reference holds the action, likewise.
     """
 
     query_id: str
@@ -72,11 +104,21 @@ class PairRecord:
     oracle: float
     num_proposals: int
     seconds: float
+    probability: float | None = None
+    presence: float | None = None
 
     @property
     def tiou(self) -> float:
         """Overlap of the best answer; 0 where there is none."""
         return self.tious[0] if self.tious else 0.0
+
+    @property
+    def instances_met(self) -> float:
+        """Share of the truths that one of the first five answers meets with a tIoU above 0.5."""
+        truths = torch.tensor(self.truths, dtype=torch.float64)
+        answers = torch.tensor(self.moments[:5], dtype=torch.float64).reshape(-1, 1, 2)
+        met = above(tiou(answers, truths[None]), (0.5,)).any(dim=0)
+        return met.double().mean().item()
 
     @property
     def moments_seconds(self) -> list[Span]:
@@ -110,12 +152,14 @@ class PairRecord:
             self.num_proposals,
             self.seconds,
             " ".join(f"{start:g}-{end:g}" for start, end in self.truths_seconds),
+            "" if self.probability is None else self.probability,
+            "" if self.presence is None else self.presence,
         ]
 
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> PairRecord:
         """Rebuild a record from its JSON form: lists become tuples again, further keys are left."""
-        known = {f.name: values[f.name] for f in fields(cls)}
+        known = {f.name: values[f.name] for f in fields(cls) if f.name in values}
         for name in ("truths", "moments", "recall"):
             known[name] = tuple(tuple(row) for row in known[name])
         for name in ("scores", "tious"):

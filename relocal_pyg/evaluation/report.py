@@ -11,7 +11,7 @@ from relocal_pyg.errors import UsageError
 from relocal_pyg.evaluation.comparison import ORACLE, Comparison, Row
 from relocal_pyg.evaluation.page import details, page, picture, scrolling, table
 from relocal_pyg.evaluation.records import PairRecord, Span
-from relocal_pyg.evaluation.tables import ABSENT, percent, to_html
+from relocal_pyg.evaluation.tables import ABSENT, percent, presence_cells, to_html
 from relocal_pyg.plots import recall_curve, timeline, training_curves
 from relocal_pyg.storage import replace_file
 
@@ -62,6 +62,7 @@ def write_report(
         ("differences", "Differences to the leading model", _differences(comparison)),
         ("lengths", "By length of the truth", _by_length(comparison)),
         ("classes", "By class", _by_label(comparison)),
+        ("presence", "Does the reference hold it at all?", _presence(comparison)),
         ("proposals", "What the proposals allow", _recall(comparison)),
         ("timelines", "Answers on the time axis", _timelines(comparison, protocol, labels)),
         ("training", "Training", _training(histories or {})),
@@ -152,6 +153,13 @@ def _mean_parts(
         }
         for name, part in runs[0].items()
     }
+
+
+def _presence(comparison: Comparison) -> str:
+    if not comparison.presence:
+        return ""
+    caption, (heads, *rows) = presence_cells(comparison)
+    return scrolling(table(caption, heads, rows), "Table of references without the action")
 
 
 def _cell(value: float | None) -> str:

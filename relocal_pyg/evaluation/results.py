@@ -15,7 +15,7 @@ from torch import Tensor
 from relocal_pyg.errors import RelocalError
 from relocal_pyg.evaluation.metrics import class_mean, length_buckets
 from relocal_pyg.evaluation.overlaps import above
-from relocal_pyg.evaluation.records import CSV_COLUMNS, PairRecord
+from relocal_pyg.evaluation.records import CSV_COLUMNS, NullRecord, PairRecord
 from relocal_pyg.evaluation.scores import Estimate, estimate_scores
 from relocal_pyg.evaluation.thresholds import BUDGETS, RECALL_THRESHOLDS, THRESHOLDS
 from relocal_pyg.reading import read_json
@@ -41,6 +41,8 @@ class Evaluation:
         settings: How it was run.
         environment: Versions, see :func:`relocal_pyg.evaluation.environment`.
         about: The protocol's own facts.
+        nulls: The answers on references without the action, where they were asked for.
+        nulls_sha256: Hash of the list of those.
     """
 
     title: str
@@ -55,6 +57,8 @@ class Evaluation:
     settings: dict[str, Any] = field(default_factory=dict)
     environment: dict[str, Any] = field(default_factory=dict)
     about: dict[str, Any] = field(default_factory=dict)
+    nulls: tuple[NullRecord, ...] = ()
+    nulls_sha256: str | None = None
 
     def __len__(self) -> int:
         return len(self.records)
@@ -83,6 +87,13 @@ class Evaluation:
             return None
         best = [max(record.tious[:5], default=0.0) for record in self.records]
         return torch.tensor(best, dtype=torch.float64)
+
+    @cached_property
+    def instances_met(self) -> Tensor | None:
+        """Share of each reference's truths that the first five answers meet, as above."""
+        if self.settings.get("top_k", 5) < 5:
+            return None
+        return torch.tensor([r.instances_met for r in self.records], dtype=torch.float64)
 
     @cached_property
     def oracle_tious(self) -> Tensor:
@@ -124,11 +135,12 @@ class Evaluation:
             seed: Seed of the draws.
         """
         labels = [record.label for record in self.records]
-        before, best_of_5 = self.tious_before, self.best_of_5
+        before, best_of_5, met = self.tious_before, self.best_of_5, self.instances_met
         scores = estimate_scores(
             self.tious[None],
             self.clusters,
             best_of_5=None if best_of_5 is None else best_of_5[None],
+            instances=None if met is None else met[None],
             before=None if before is None else before[None],
             samples=samples,
             seed=seed,
@@ -198,6 +210,7 @@ class Evaluation:
             if values.pop("format") != _FORMAT:
                 raise RelocalError("written by another version: evaluate again", file=path)
             values["records"] = tuple(map(PairRecord.from_json, values["records"]))
+            values["nulls"] = tuple(NullRecord(**null) for null in values.get("nulls", ()))
             return cls(**values)
         except (TypeError, KeyError, AttributeError) as error:
             raise RelocalError(f"not an evaluation ({error!r})", file=path) from None

@@ -47,6 +47,7 @@ def estimate_scores(
     clusters: Sequence[Hashable],
     *,
     best_of_5: Tensor | None = None,
+    instances: Tensor | None = None,
     before: Tensor | None = None,
     samples: int = 1000,
     seed: int = 0,
@@ -60,17 +61,20 @@ def estimate_scores(
         tious: ``[R, N]`` tIoU of the best answer, R runs over the same N pairs.
         clusters: N source videos of the references.
         best_of_5: ``[R, N]`` best tIoU of the first five answers.
+        instances: ``[R, N]`` share of the reference's truths met by the first five answers.
         before: ``[R, N]`` tIoU of the best answer before boundary refinement.
         samples: How often to resample.
         seed: Seed of the draws.
 
     Returns:
-        By name: ``mAP@1@<threshold>``, ``avg_mAP@1``, ``mIoU``, ``R@5@<threshold>`` and the first
-        three with ``before/`` in front.
+        By name: ``mAP@1@<threshold>``, ``avg_mAP@1``, ``mIoU``, ``R@5@<threshold>``,
+        ``all@5@0.5`` and the first three with ``before/`` in front.
     """
     columns = {**_scores("", tious)}
     if best_of_5 is not None:
         columns |= {f"R@5@{t:g}": above(best_of_5, (t,))[..., 0].double() for t in THRESHOLDS}
+    if instances is not None:
+        columns["all@5@0.5"] = instances.double()
     if before is not None:
         columns |= _scores("before/", before)
     num_runs, num_pairs = tious.shape

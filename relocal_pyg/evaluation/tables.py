@@ -5,7 +5,7 @@ from __future__ import annotations
 import html
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from relocal_pyg.errors import ascii_line
@@ -69,6 +69,7 @@ COLUMNS = (
     Column("", "avg_mAP@1", "avg_mAP@1", _score("avg_mAP@1")),
     Column("", "mIoU", "mIoU", _score("mIoU")),
     Column("", "R@5 .5", "R@5 at 0.5", _score("R@5@0.5")),
+    Column("", "all@5 .5", "Share of all true moments met by 5 answers", _score("all@5@0.5")),
     Column("", "before .5", "mAP@1 at 0.5 before refinement", _score("before/mAP@1@0.5")),
     Column("", "N", "Pairs", lambda row: str(row.num_pairs)),
     Column(
@@ -80,28 +81,64 @@ COLUMNS = (
 )
 
 
-def to_text(comparison: Comparison) -> str:
-    """For a terminal: aligned columns, nothing but printable characters."""
-    cells = [[column.heading for column in COLUMNS]]
-    cells += [[column.show(row) for column in COLUMNS] for row in comparison.rows]
-    cells = [[ascii_line(cell) for cell in line] for line in cells]
-    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-    lines = [
+def presence_cells(comparison: Comparison) -> tuple[str, list[list[str]]]:
+    """The second table, as a caption and rows of cells, headings first.
+
+    It is there where :attr:`Comparison.presence` is not empty.
+    """
+    first = comparison.first_with_nulls
+    stretches = sum(" free of " in null.reference_id for null in first.nulls)
+    caption = (
+        f"Does the reference hold it at all? {len(first)} references that do and "
+        f"{len(first.nulls)} that do not, of which {stretches} are the longest stretch without the "
+        "class of a reference that shows it (shorter: compare with the row of lengths). AUROC: "
+        "chance that one that does ranks above one that does not. ECE: calibration error, over "
+        "bins of equal count, of the probabilities that the reference holds the action and that "
+        "the best answer is right (tIoU above .5); in brackets that of exact probabilities at "
+        "this N."
+    )
+    cells = [["Model", "by", "AUROC (%)", "ECE held (%)", "ECE right (%)", "N"]]
+    for row in comparison.presence:
+        errors = [
+            ABSENT if error is None else f"{100 * error.value:.1f} ({100 * error.by_chance:.1f})"
+            for error in (row.presence_error, row.moment_error)
+        ]
+        counts = f"{row.num_pairs}+{row.num_nulls}"
+        cells.append([row.title, row.by, percent(row.auroc, interval=True), *errors, counts])
+    return caption, cells
+
+
+def _aligned(cells: Sequence[Sequence[str]]) -> list[str]:
+    """Lines of columns, the first to the left and the others to the right."""
+    plain = [[ascii_line(cell) for cell in line] for line in cells]
+    widths = [max(map(len, column)) for column in zip(*plain, strict=True)]
+    return [
         "  ".join(
             cell.rjust(width) if i else cell.ljust(width)
             for i, (cell, width) in enumerate(zip(line, widths, strict=True))
         ).rstrip()
-        for line in cells
+        for line in plain
     ]
+
+
+def to_text(comparison: Comparison) -> str:
+    """For a terminal: aligned columns, nothing but printable characters."""
+    heads = [column.heading for column in COLUMNS]
+    lines = _aligned([heads, *([c.show(row) for c in COLUMNS] for row in comparison.rows)])
     rule = "-" * max(map(len, lines))
-    groups = " " * (widths[0] + 2) + COLUMNS[1].group
+    groups = " " * lines[0].index(COLUMNS[1].heading) + COLUMNS[1].group
     body = [groups, lines[0], rule]
     for row, before, line in zip(comparison.rows, _previous(comparison), lines[1:], strict=True):
         if before is not None and before.kind != row.kind:
             body.append(rule)
         body.append(line)
     head = [ascii_line(comparison.header())]
-    return "\n".join([*head, "", *body, "", *map(ascii_line, comparison.footnotes())]) + "\n"
+    body += ["", *map(ascii_line, comparison.footnotes())]
+    if comparison.presence:
+        caption, cells = presence_cells(comparison)
+        first, *others = _aligned(cells)
+        body += ["", caption, "", first, "-" * len(max([first, *others], key=len)), *others]
+    return "\n".join([*head, "", *body]) + "\n"
 
 
 def to_markdown(comparison: Comparison) -> str:
@@ -117,6 +154,12 @@ def to_markdown(comparison: Comparison) -> str:
         for row in comparison.rows
     ]
     lines += ["", *(f"* {_markdown(line)}" for line in comparison.footnotes())]
+    if comparison.presence:
+        caption, (heads, *rows) = presence_cells(comparison)
+        rule = [":---", ":---", *["---:"] * (len(heads) - 2)]
+        lines += ["", _markdown(caption), ""]
+        lines += [f"| {' | '.join(map(_markdown, heads))} |", f"| {' | '.join(rule)} |"]
+        lines += [f"| {' | '.join(map(_markdown, row))} |" for row in rows]
     return "\n".join(lines) + "\n"
 
 
@@ -149,7 +192,15 @@ def to_latex(comparison: Comparison) -> str:
         lines.append(" & ".join(_latex(column.show(row)) for column in COLUMNS) + r" \\")
     lines += [r"\bottomrule", r"\end{tabular}", "", r"\begin{flushleft}\footnotesize"]
     lines += [_latex(line) + r"\\" for line in comparison.footnotes()]
-    return "\n".join([*lines, r"\end{flushleft}", r"\end{table}"]) + "\n"
+    lines += [r"\end{flushleft}", r"\end{table}"]
+    if comparison.presence:
+        caption, (heads, *rows) = presence_cells(comparison)
+        lines += ["", r"\begin{table}", r"\centering", rf"\caption{{{_latex(caption)}}}"]
+        lines += [rf"\begin{{tabular}}{{ll{'r' * (len(heads) - 2)}}}", r"\toprule"]
+        lines += [" & ".join(map(_latex, heads)) + r" \\", r"\midrule"]
+        lines += [" & ".join(map(_latex, row)) + r" \\" for row in rows]
+        lines += [r"\bottomrule", r"\end{tabular}", r"\end{table}"]
+    return "\n".join(lines) + "\n"
 
 
 def to_html(comparison: Comparison) -> str:

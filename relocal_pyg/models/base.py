@@ -19,6 +19,8 @@ from relocal_pyg.proposals.sliding import default_proposals
 
 if TYPE_CHECKING:
     from relocal_pyg.datasets.protocol import Protocol
+    from relocal_pyg.models.confidence import Confidence
+    from relocal_pyg.models.contrast import Blocks
 
 
 @dataclass(frozen=True)
@@ -80,11 +82,14 @@ class Relocalizer(abc.ABC):
         title: The name shown in tables.
         trainable: Whether :meth:`TrainableRelocalizer.fit` exists and has to be called.
         reconstructed: Whether the system was rebuilt without its source.
+        calibration: Gives answers their probabilities; None where nothing was calibrated
+            (:func:`relocal_pyg.models.calibration.calibrate`).
     """
 
     title: ClassVar[str]
     trainable: ClassVar[bool] = False
     reconstructed: ClassVar[bool] = False
+    calibration: Confidence | None = None
 
     @abc.abstractmethod
     def rank(
@@ -162,7 +167,31 @@ class Relocalizer(abc.ABC):
         else:
             candidates = as_proposals(proposals) / seconds_per_step
         ranking = self.rank(clip, video, candidates, query_video=around)
-        return ranking.best(len(video), top_k, seconds_per_step, nms_threshold)
+        found = ranking.best(len(video), top_k, seconds_per_step, nms_threshold)
+        return self.judge(ranking, found, clip, video, around, seconds_per_step)
+
+    def raw_scores(self, scores: Tensor) -> Tensor:
+        """Scores as they were before a last function that squashes them; here there is none."""
+        return scores
+
+    def judge(
+        self,
+        ranking: Ranking,
+        moments: list[Moment],
+        query: Tensor,
+        reference: Tensor | Blocks,
+        query_video: Tensor | Blocks | None = None,
+        seconds_per_step: float = 1.0,
+    ) -> list[Moment]:
+        """Answers with their probabilities; as they are where nothing was calibrated.
+
+        Arguments as in :meth:`relocal_pyg.models.confidence.Confidence.judge`.
+        """
+        if self.calibration is None or not moments:
+            return moments
+        return self.calibration.judge(
+            self, ranking, moments, query, reference, query_video, seconds_per_step
+        )
 
 
 class TrainableRelocalizer(nn.Module, Relocalizer):

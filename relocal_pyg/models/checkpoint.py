@@ -12,8 +12,10 @@ from safetensors.torch import load_file
 
 from relocal_pyg.errors import CheckpointError
 from relocal_pyg.models.base import TrainableRelocalizer
+from relocal_pyg.models.calibration import FILE, read_confidence, write_confidence
+from relocal_pyg.models.confidence import Confidence
 from relocal_pyg.reading import read_json
-from relocal_pyg.storage import replace_folder, verify_manifest
+from relocal_pyg.storage import replace_folder, sha256_file, verify_manifest
 from relocal_pyg.version import __version__
 from relocal_pyg.weights import check_tensors, save_tensors
 
@@ -40,7 +42,10 @@ def save_model(model: TrainableRelocalizer, folder: str | Path) -> None:
 
 
 def write_model(model: TrainableRelocalizer, folder: Path) -> None:
-    """Write ``model.safetensors`` and ``config.json`` into an existing folder."""
+    """Write ``model.safetensors`` and ``config.json`` into an existing folder.
+
+    A calibrated model takes its ``confidence.json`` along.
+    """
     weights = {name: value.contiguous() for name, value in model.state_dict().items()}
     save_tensors(weights, folder / "model.safetensors")
     config = {
@@ -51,6 +56,9 @@ def write_model(model: TrainableRelocalizer, folder: Path) -> None:
     }
     text = json.dumps(config, indent=1, sort_keys=True)
     (folder / "config.json").write_text(text, encoding="utf-8")
+    if model.calibration is not None:
+        digest = sha256_file(folder / "model.safetensors")
+        write_confidence(folder, digest, model.calibration)
 
 
 def load_model(folder: str | Path) -> TrainableRelocalizer:
@@ -63,10 +71,11 @@ def load_model(folder: str | Path) -> TrainableRelocalizer:
         The model in evaluation mode.
 
     Raises:
-        CheckpointError: No checkpoint there, a file damaged, a newer format, an unknown model, or
-            a tensor missing, extra or of another shape (it is named).
+        CheckpointError: No checkpoint there, a file damaged, a newer format, an unknown model, a
+            tensor missing, extra or of another shape (it is named), or a calibration of other
+            weights.
     """
-    folder = Path(folder)
+    folder = given = Path(folder)
     if not (folder / "config.json").is_file() and (folder / "best" / "config.json").is_file():
         folder = folder / "best"
     config = read_config(folder)
@@ -77,7 +86,18 @@ def load_model(folder: str | Path) -> TrainableRelocalizer:
         reason = f"settings do not fit: {error}"
         raise CheckpointError(reason, file=folder / "config.json") from None
     load_weights(model, folder)
+    model.calibration = _confidence(folder, given)
     return model.eval()
+
+
+def _confidence(folder: Path, given: Path) -> Confidence | None:
+    """The calibration kept in the folder that was named, or beside a run's ``best``."""
+    beside = [folder.parent] if folder.name == "best" else []
+    for place in dict.fromkeys([given, folder, *beside]):
+        if (place / FILE).exists():
+            digest = sha256_file(folder / "model.safetensors")
+            return read_confidence(place / FILE, digest).get("model")
+    return None
 
 
 def read_config(folder: Path) -> dict[str, Any]:

@@ -166,6 +166,10 @@ class ContrastMatcher(Relocalizer):
         self.contrast = contrast
         self.centre_query = centre_query
 
+    def config(self) -> dict[str, float | bool]:
+        """Constructor arguments: what decides its answers."""
+        return {"contrast": self.contrast, "centre_query": self.centre_query}
+
     def rank(
         self,
         query: Tensor,

@@ -29,6 +29,9 @@ from relocal_pyg.nn.window_states import window_states
 #: Proposals encoded at once: bounds memory, changes no result.
 CHUNK = 1024
 
+#: Largest score that its tanh is undone for: the last float32 below 1.
+SATURATED = 1 - 2**-24
+
 #: Proposals above this tIoU teach the regression head in listwise training.
 OFFSET_TIOU = 0.4
 
@@ -204,6 +207,10 @@ class MultiGraphRelocalizer(TrainableRelocalizer):
             raw, offsets = self.score_fast(query, reference, proposals, query_video)
         refined = decode_offsets(proposals, offsets) if self.refines else proposals
         return Ranking.sort(refined, torch.tanh(raw), proposals)
+
+    def raw_scores(self, scores: Tensor) -> Tensor:
+        """Scores before the last tanh."""
+        return torch.atanh(scores.double().clamp(-SATURATED, SATURATED))
 
     def scoring(self, dtype: torch.dtype | None = None, chunk: int | None = None) -> PairScoring:
         """The network's weights as they are now, merged for inference."""
