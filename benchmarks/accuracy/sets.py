@@ -66,7 +66,6 @@ def load(name: str, seed: int, data: Path | None, scratch: Path) -> Protocol:
         return custom(
             root / "features.h5",
             root / "annotations.json",
-            name="50 Salads",
             unseen_classes=5,
             holdout="subject",
             test_share=0.4 if trial else 0.2,
