@@ -61,6 +61,11 @@ class Side:
     own: list[Tensor]
     cross: list[Tensor]
 
+    def take(self, rows: Tensor) -> Side:
+        """The same for some of the N, in the order asked for."""
+        own, cross = ([part[:, rows] for part in parts] for parts in (self.own, self.cross))
+        return Side(self.hidden[:, rows], self.real, own, cross)
+
 
 class PairScoring:
     """A frozen copy of a network's weights, merged for inference.
@@ -111,28 +116,37 @@ class PairScoring:
         self._merged = [merge(layer, following, self.dtype) for layer, following in pairs]
 
     def score(
-        self, query: Tensor, query_mask: Tensor | None, states: Tensor, mask: Tensor | None
+        self,
+        query: Tensor,
+        query_mask: Tensor | None,
+        states: Tensor,
+        mask: Tensor | None,
+        owner: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Score encoded proposals against one encoded query.
 
         Args:
-            query: States ``[T, d]`` of the query.
+            query: States ``[T, d]`` of the query, or ``[T, V, d]`` where they differ from video to
+                video.
             query_mask: Real steps ``[T]``; needed where the network masks its padding.
             states: States ``[T, M, d]`` of the proposals, time first.
             mask: Real steps ``[M, T]``; likewise.
+            owner: ``[M]``, which of the V each proposal is compared with.
 
         Returns:
             Logits ``[M]`` and offsets ``[M, 2]``, those of :meth:`PairNetwork.fuse`.
         """
         pooled = states.new_empty(states.shape[1], self.channels, dtype=self.exact)
+        queries = query.view(len(query), -1, query.shape[-1])
         sides: dict[int, Side] = {}
         for rows, steps in self._chunks(query_mask, mask, states):
             if steps not in sides:
                 real = None if query_mask is None else query_mask[None, :steps]
-                sides[steps] = self.side(query[:steps, None], real, query=True)
+                sides[steps] = self.side(queries[:steps], real, query=True)
+            side = sides[steps] if owner is None else sides[steps].take(owner[rows])
             real = None if mask is None else mask[rows, :steps]
             proposals = self.side(states[:steps, rows], real, query=False)
-            pooled[rows] = self._pool(sides[steps], proposals)
+            pooled[rows] = self._pool(side, proposals)
         return self._heads(pooled)
 
     def prepare(self, states: Tensor, mask: Tensor | None) -> list[Side]:

@@ -13,7 +13,7 @@ from relocal_pyg.errors import FeatureError, UsageError
 from relocal_pyg.models.base import Relocalizer, as_features, as_proposals
 from relocal_pyg.proposals.sliding import geometric_lengths, sliding_windows
 from relocal_pyg.reading import id_problem
-from relocal_pyg.search.engines import engine_of, fingerprint, pooled_vectors
+from relocal_pyg.search.engines import engine_of, fingerprint
 from relocal_pyg.search.shard_files import VideoEntry, write_shard
 from relocal_pyg.search.shard_list import ShardList
 
@@ -91,7 +91,7 @@ def add_videos(
     state_dtype = getattr(torch, listed.state_dtype)
     known = {name for shard in listed.shards for name in shard.ids}
     entries: list[VideoEntry] = []
-    added = 0
+    added = waiting = 0
 
     def flush() -> None:
         name = f"shard-{len(listed.shards):05d}"
@@ -115,7 +115,7 @@ def add_videos(
         listed.channels = features.shape[1]
         windows = as_proposals(proposals(len(features)))
         states, lengths = engine.encode(features, windows)
-        vectors, shifts = pooled_vectors(features, windows)
+        vectors, shifts = engine.pooling.pool(features, windows)
         entries.append(
             VideoEntry(
                 video_id,
@@ -130,8 +130,10 @@ def add_videos(
             )
         )
         added += 1
-        if sum(entry.num_bytes for entry in entries) >= SHARD_BYTES:
+        waiting += entries[-1].num_bytes
+        if waiting >= SHARD_BYTES:
             flush()
+            waiting = 0
     if entries:
         flush()
     return added

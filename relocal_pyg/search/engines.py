@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Sequence
 from typing import Protocol
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from relocal_pyg.errors import UsageError
-from relocal_pyg.models.base import Ranking, Relocalizer
-from relocal_pyg.models.contrast import contrast_scores
+from relocal_pyg.models.base import Relocalizer
 from relocal_pyg.models.multi_graph import MultiGraphRelocalizer
+from relocal_pyg.moments import decode_offsets
+from relocal_pyg.search.pooling import AdaptedPooling, CentredPooling, Pooling
 from relocal_pyg.search.scorer import PairScorer
 
 
@@ -22,9 +23,11 @@ class Engine(Protocol):
 
     Attributes:
         keeps_states: Whether a proposal is encoded once for every query.
+        pooling: What a first stage looks at.
     """
 
     keeps_states: bool
+    pooling: Pooling
 
     def encode(self, features: Tensor, proposals: Tensor) -> tuple[Tensor, Tensor]:
         """States ``[M, T, d]`` of proposals and their lengths ``[M]``; empty where none are kept.
@@ -37,10 +40,21 @@ class Engine(Protocol):
     def score(self, query: Tensor, states: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
         """Scores ``[M]`` and offsets ``[M, 2]`` of encoded proposals of any videos."""
 
-    def rank(
-        self, query: Tensor, features: Tensor, proposals: Tensor, query_video: Tensor | None
-    ) -> Ranking:
-        """Exact answer for some proposals of one video."""
+    def answer(
+        self,
+        query: Tensor,
+        videos: Sequence[Tensor],
+        proposals: Sequence[Tensor],
+        query_video: Tensor | None,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Moments ``[M, 2]`` in steps, scores ``[M]``, and the number ``[M]`` of each one's video.
+
+        Args:
+            query: ``[m, F]``.
+            videos: Features ``[n, F]`` of each.
+            proposals: Some proposals ``[., 2]`` of each.
+            query_video: ``[v, F]`` around the query, or None.
+        """
 
 
 def fingerprint(model: Relocalizer) -> str:
@@ -76,33 +90,13 @@ def engine_of(model: Relocalizer, dtype: torch.dtype) -> Engine:
     return _FreeEngine(model)
 
 
-def pooled_vectors(features: Tensor, proposals: Tensor) -> tuple[Tensor, Tensor]:
-    r"""The contrast matcher's score as an inner product, for a first stage.
-
-    With :math:`u_t` the centred unit rows of a video and :math:`\bar r` its mean, a proposal keeps
-    :math:`v = \mathrm{mean}_{in}\, u - \tfrac12 \mathrm{mean}_{around}\, u` and
-    :math:`v \cdot \bar r`. A bare query of mean :math:`\bar q` then scores
-    :math:`(v \cdot \bar q - v \cdot \bar r) / |\bar q - \bar r|`, exactly what
-    :class:`~relocal_pyg.models.ContrastMatcher` gives it.
-
-    Args:
-        features: ``[n, F]``.
-        proposals: ``[M, 2]`` in steps.
-
-    Returns:
-        ``v`` ``[M, F]`` and :math:`v \cdot \bar r` ``[M]``.
-    """
-    mean = features.mean(dim=0)
-    rows = functional.normalize(features - mean, dim=1)
-    # Every channel is a row of similarities of its own.
-    vectors = contrast_scores(rows.T, proposals[None]).T
-    return vectors, vectors @ mean
-
-
 class _NetworkEngine:
     def __init__(self, model: MultiGraphRelocalizer, dtype: torch.dtype) -> None:
         self.scorer = PairScorer(model, dtype)
         self.keeps_states = self.scorer.keeps_states
+        self.pooling: Pooling = (
+            CentredPooling() if self.keeps_states else AdaptedPooling(model.inputs)
+        )
 
     def encode(self, features: Tensor, proposals: Tensor) -> tuple[Tensor, Tensor]:
         if not self.keeps_states:
@@ -116,10 +110,18 @@ class _NetworkEngine:
         scores, offsets = self.scorer.score_states(self.scorer.encode_query(query), proposals)
         return scores, offsets if self.scorer.model.refines else torch.zeros_like(offsets)
 
-    def rank(
-        self, query: Tensor, features: Tensor, proposals: Tensor, query_video: Tensor | None
-    ) -> Ranking:
-        return self.scorer.rank(query, features, proposals, query_video)
+    def answer(
+        self,
+        query: Tensor,
+        videos: Sequence[Tensor],
+        proposals: Sequence[Tensor],
+        query_video: Tensor | None,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        scores, offsets = self.scorer.score_videos(query, videos, proposals, query_video)
+        moments = torch.cat(list(proposals))
+        if self.scorer.model.refines:
+            moments = decode_offsets(moments, offsets)
+        return moments, scores, _owners([len(some) for some in proposals])
 
 
 class _FreeEngine:
@@ -127,6 +129,7 @@ class _FreeEngine:
 
     def __init__(self, model: Relocalizer) -> None:
         self.model = model
+        self.pooling: Pooling = CentredPooling()
 
     def encode(self, features: Tensor, proposals: Tensor) -> tuple[Tensor, Tensor]:
         return _nothing(proposals)
@@ -134,11 +137,23 @@ class _FreeEngine:
     def score(self, query: Tensor, states: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
         raise NotImplementedError
 
-    def rank(
-        self, query: Tensor, features: Tensor, proposals: Tensor, query_video: Tensor | None
-    ) -> Ranking:
-        return self.model.rank(query, features, proposals, query_video=query_video)
+    def answer(
+        self,
+        query: Tensor,
+        videos: Sequence[Tensor],
+        proposals: Sequence[Tensor],
+        query_video: Tensor | None,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        pairs = zip(videos, proposals, strict=True)
+        found = [self.model.rank(query, *pair, query_video=query_video) for pair in pairs]
+        scores = [ranking.scores for ranking in found]
+        moments = torch.cat([ranking.moments for ranking in found])
+        return moments, torch.cat(scores), _owners([len(some) for some in scores])
 
 
 def _nothing(proposals: Tensor) -> tuple[Tensor, Tensor]:
     return proposals.new_zeros(len(proposals), 0, 0), proposals.new_zeros(len(proposals)).long()
+
+
+def _owners(counts: list[int]) -> Tensor:
+    return torch.arange(len(counts)).repeat_interleave(torch.tensor(counts))

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from relocal_pyg.errors import UsageError
+from relocal_pyg.search.pooling import Pooling
 from relocal_pyg.search.shard_files import Shard
 
 #: Pooled vectors read at once by a scan.
@@ -17,14 +18,15 @@ BLOCK = 65_536
 
 
 class FirstStage:
-    """Scores of the training-free matcher for every proposal of an index.
+    """Scores of a matcher without a network for every proposal of an index.
 
     Args:
         shards: The shards of the index.
+        pooling: What their vectors are.
     """
 
-    def __init__(self, shards: Sequence[Shard]) -> None:
-        self.shards = shards
+    def __init__(self, shards: Sequence[Shard], pooling: Pooling) -> None:
+        self.shards, self.pooling = shards, pooling
         counts = [int(shard.first_proposal[-1]) for shard in shards]
         self.first = np.concatenate([[0], np.cumsum(counts, dtype=np.int64)])
         self._faiss: Any = None
@@ -48,26 +50,24 @@ class FirstStage:
         Raises:
             UsageError: faiss is not installed.
         """
-        mean = query.mean(dim=0)
-        bare = query_video is None
-        if query_video is not None:
-            mean = mean - query_video.mean(dim=0)
-        rows = (self._search if use_faiss else self._scan)(mean, bare, count)
+        rows = (self._search if use_faiss else self._scan)(query, query_video, count)
         shard = np.searchsorted(self.first, rows, side="right") - 1
         return [rows[shard == number] - self.first[number] for number in range(len(self.shards))]
 
-    def _scan(self, mean: Tensor, bare: bool, count: int) -> np.ndarray:
+    def _scan(self, query: Tensor, query_video: Tensor | None, count: int) -> np.ndarray:
         best_scores, best_rows = torch.empty(0), torch.empty(0, dtype=torch.long)
         for number, shard in enumerate(self.shards):
-            distance = (shard.rows("means", 0, len(shard.ids)) - mean).norm(dim=1)
+            means = shard.rows("means", 0, len(shard.ids))
+            directions = self.pooling.directions(query, query_video, means)
             video = np.repeat(np.arange(len(shard.ids)), np.diff(shard.first_proposal))
             total = int(shard.first_proposal[-1])
             for start in range(0, total, BLOCK):
                 end = min(start + BLOCK, total)
-                scores = shard.rows("vectors", start, end).float() @ mean
-                if bare:
-                    scores = scores - shard.rows("shifts", start, end)
-                    scores = scores / distance[video[start:end]].clamp(min=1e-12)
+                vectors = shard.rows("vectors", start, end).float()
+                if len(directions) == 1:
+                    scores = vectors @ directions[0]
+                else:
+                    scores = vectors.mul_(directions[video[start:end]]).sum(dim=1)
                 rows = torch.arange(start, end) + int(self.first[number])
                 best_scores = torch.cat([best_scores, scores])
                 best_rows = torch.cat([best_rows, rows])
@@ -76,10 +76,11 @@ class FirstStage:
                     best_rows = best_rows[kept]
         return best_rows.numpy()
 
-    def _search(self, mean: Tensor, bare: bool, count: int) -> np.ndarray:
+    def _search(self, query: Tensor, query_video: Tensor | None, count: int) -> np.ndarray:
         if self._faiss is None:
             self._faiss = self._train()
-        probe = torch.cat([mean, -torch.full((1,), float(bare))])[None].numpy()
+        means = torch.cat([shard.rows("means", 0, len(shard.ids)) for shard in self.shards])
+        probe = self.pooling.probe(query, query_video, means)[None].numpy()
         rows: np.ndarray = self._faiss.search(probe, min(count, int(self.first[-1])))[1][0]
         # faiss fills up with -1 where it finds fewer.
         return rows[rows >= 0]

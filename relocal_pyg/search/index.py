@@ -14,7 +14,7 @@ from torch import Tensor
 
 from relocal_pyg.errors import FeatureError
 from relocal_pyg.models.base import Relocalizer, as_features
-from relocal_pyg.moments import clip_moments, decode_offsets, nms
+from relocal_pyg.moments import decode_offsets, nms
 from relocal_pyg.search.engines import engine_of, fingerprint
 from relocal_pyg.search.first_stage import FirstStage
 from relocal_pyg.search.shard_files import Shard
@@ -71,7 +71,7 @@ class SearchIndex:
         self.shards = [
             Shard(folder, shard, listed.fingerprint, verify=verify) for shard in listed.shards
         ]
-        self.first_stage = FirstStage(self.shards)
+        self.first_stage = FirstStage(self.shards, self.engine.pooling)
 
     def __len__(self) -> int:
         return sum(len(shard.ids) for shard in self.shards)
@@ -91,7 +91,8 @@ class SearchIndex:
         Args:
             query: Features of the clip, ``[m, F]``.
             top_k: How many moments at most.
-            first_stage: ``"scan"``: score every proposal by the training-free matcher, in one pass
+            first_stage: ``"scan"``: score every proposal by the training-free matcher, or the one
+                inside a network that compares steps (:mod:`relocal_pyg.search.pooling`), in one pass
                 over the pooled vectors, and look at the best with the model; ``"faiss"``: find them
                 with an approximate nearest-neighbour index; None: look at every proposal with the
                 model.
@@ -139,12 +140,9 @@ class SearchIndex:
         """Share of the exhaustive answers that a first stage finds; options of :meth:`search`."""
         found = wanted = 0
         for query in queries:
-            exhaustive = {
-                (hit.video_id, hit.start, hit.end)
-                for hit in self.search(query, top_k, first_stage=None)
-            }
-            quick = self.search(query, top_k, **options)  # type: ignore[arg-type]
-            found += len(exhaustive & {(hit.video_id, hit.start, hit.end) for hit in quick})
+            exhaustive = _places(self.search(query, top_k, first_stage=None))
+            quick = _places(self.search(query, top_k, **options))  # type: ignore[arg-type]
+            found += len(exhaustive & quick)
             wanted += len(exhaustive)
         return found / max(wanted, 1)
 
@@ -171,15 +169,44 @@ class SearchIndex:
             steps = torch.from_numpy(np.diff(shard.first_step)[video])
             moments = torch.minimum(moments.clamp(min=0), steps[:, None].to(moments))
         else:
-            found = []
-            for which in np.unique(video):
-                start, end = shard.first_step[which : which + 2]
-                features = shard.rows("features", start, end)
-                ranking = self.engine.rank(query, features, proposals[video == which], around)
+            found, start = [], 0
+            while start < len(rows):
+                # Whole videos, one or more.
+                end = int(np.searchsorted(video, video[min(start + BLOCK, len(rows)) - 1], "right"))
                 found.append(
-                    (clip_moments(ranking.moments, end - start), ranking.scores, int(which))
+                    self._answer(query, around, shard, video[start:end], proposals[start:end])
                 )
-            moments = torch.cat([moments for moments, _, _ in found])
-            scores = torch.cat([scores for _, scores, _ in found])
-            video = np.repeat([w for _, _, w in found], [len(s) for _, s, _ in found])
+                start = end
+            moments, scores, videos = (torch.cat(column) for column in zip(*found, strict=True))
+            video = videos.numpy()
         return torch.full((len(scores),), number), torch.from_numpy(video), moments, scores
+
+    def _answer(
+        self,
+        query: Tensor,
+        around: Tensor | None,
+        shard: Shard,
+        video: np.ndarray,
+        proposals: Tensor,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Moments inside their videos, scores and videos of proposals.
+
+        Args:
+            query: ``[m, F]``.
+            around: ``[v, F]`` or None.
+            shard: Where the videos are.
+            video: Number of each proposal's video, ``[M]``, in order.
+            proposals: ``[M, 2]`` in steps.
+        """
+        numbers, counts = np.unique(video, return_counts=True)
+        videos = [shard.rows("features", *shard.first_step[n : n + 2]) for n in numbers]
+        split = proposals.split(counts.tolist())
+        moments, scores, owners = self.engine.answer(query, videos, split, around)
+        steps = torch.tensor([len(features) for features in videos])[owners]
+        inside = torch.minimum(moments.clamp(min=0), steps[:, None].to(moments))
+        return inside, scores, torch.from_numpy(numbers)[owners]
+
+
+def _places(hits: Sequence[Hit]) -> set[tuple[str, float, float]]:
+    """Where hits lie, without the last bits that depend on what else was in a batch."""
+    return {(hit.video_id, round(hit.start, 2), round(hit.end, 2)) for hit in hits}

@@ -10,8 +10,9 @@ from relocal_pyg.errors import FeatureError, SearchIndexError, UsageError
 from relocal_pyg.models import ContrastMatcher, MultiGraphRelocalizer
 from relocal_pyg.models.contrast import step_similarity
 from relocal_pyg.moments import clip_moments, nms
-from relocal_pyg.search import SearchIndex, add_videos, build_index, building
-from relocal_pyg.search.engines import fingerprint, pooled_vectors
+from relocal_pyg.search import PairScorer, SearchIndex, add_videos, build_index, building
+from relocal_pyg.search.engines import fingerprint
+from relocal_pyg.search.pooling import AdaptedPooling, CentredPooling
 
 
 def videos(count: int, first: int = 0):
@@ -77,15 +78,52 @@ def test_first_stage_of_the_contrast_matcher_loses_nothing(tmp_path):
     assert opened.recall(queries, 5, first_stage="faiss", candidates=400) >= 0.8
 
 
-def test_pooled_vectors_give_the_score_of_the_contrast_matcher():
-    query, features = torch.randn(5, 8), torch.randn(30, 8)
-    proposals = building.index_proposals(30)
-    vectors, shifts = pooled_vectors(features, proposals)
-    mean = query.mean(dim=0)
-    scores = (vectors @ mean - shifts) / (mean - features.mean(dim=0)).norm()
-    ranking = ContrastMatcher().rank(query, features, proposals)
-    torch.testing.assert_close(scores.sort(descending=True).values, ranking.scores)
+@pytest.mark.parametrize("bare", [True, False])
+def test_a_direction_gives_the_score_of_the_matcher(bare):
+    query, features = torch.randn(5, 8), torch.randn(30, 8) + 0.5
+    around = None if bare else torch.randn(20, 8)
+    proposals, pooling = building.index_proposals(30), CentredPooling()
+    vectors, shifts = pooling.pool(features, proposals)
+    wanted = ContrastMatcher().rank(query, features, proposals, query_video=around).scores
+    mean = features.mean(dim=0, keepdim=True)
+    scores = vectors @ pooling.directions(query, around, mean)[0]
+    torch.testing.assert_close(scores.sort(descending=True).values, wanted)
+    probe = pooling.probe(query, around, mean)
+    scores = torch.cat([vectors, shifts[:, None]], dim=1) @ probe
+    length = (query.mean(dim=0) - mean[0]).norm() if bare else 1.0
+    torch.testing.assert_close(scores.sort(descending=True).values / length, wanted)
     assert step_similarity(query, features).std() > 0.1
+
+
+@pytest.mark.parametrize("bare", [True, False])
+def test_a_network_that_compares_has_its_prior_for_a_first_stage(bare):
+    model, query = MODELS["compares"](), torch.randn(6, 8)
+    around = None if bare else torch.randn(20, 8)
+    pooling = AdaptedPooling(model.inputs)
+    references = [features for _, features, _ in videos(5)]
+    means = torch.stack([features.mean(dim=0) for features in references])
+    directions = pooling.directions(query, around, means).expand(5, -1)
+    for features, direction in zip(references, directions, strict=True):
+        proposals = building.index_proposals(len(features))
+        wanted = model.inputs.compare(query, features, around).prior(proposals).detach()
+        assert wanted.std() > 0.05
+        torch.testing.assert_close(pooling.pool(features, proposals)[0] @ direction, wanted)
+
+
+def test_many_videos_at_once_are_scored_as_each_alone():
+    query = torch.randn(6, 8)
+    for name in ("compares", "paper", "masked"):
+        model = MODELS[name]()
+        scorer, references = PairScorer(model), [features for _, features, _ in videos(5)]
+        proposals = [
+            building.index_proposals(len(r))[: 3 * i + 1] for i, r in enumerate(references)
+        ]
+        scores, offsets = scorer.score_videos(query, references, proposals)
+        with torch.no_grad():
+            pairs = zip(references, proposals, strict=True)
+            wanted = [model.score_proposals(query, *pair) for pair in pairs]
+        torch.testing.assert_close(scores, torch.cat([w[0] for w in wanted]), atol=1e-5, rtol=0)
+        torch.testing.assert_close(offsets, torch.cat([w[1] for w in wanted]), atol=1e-4, rtol=1e-4)
 
 
 @pytest.mark.parametrize("name", ["no model", "paper"])
