@@ -8,7 +8,7 @@ from dataclasses import asdict
 
 import torch
 
-from benchmarks import aggregation, network, rest
+from benchmarks import aggregation, index, network, rest
 from benchmarks.measuring import CLOCKS, Table, machine, use_clock
 
 PARTS = {
@@ -17,7 +17,7 @@ PARTS = {
     "layer": network.layer,
     "step": network.training_step,
     "search": network.search,
-    "index": rest.index,
+    "index": index.run,
     "loader": rest.loader,
     "proposals": rest.proposals,
     "dp": rest.dynamic_programming,

@@ -1,11 +1,8 @@
-"""Loader, proposals, dynamic programming, index and import time."""
+"""Loader, proposals, dynamic programming and import time."""
 
 from __future__ import annotations
 
-import shutil
-import tempfile
 import time
-from pathlib import Path
 
 import torch
 from torch_geometric.loader import DataLoader
@@ -14,8 +11,6 @@ from benchmarks.measuring import Table, interleaved, median_seconds, run_python
 from relocal_pyg.models import ContrastMatcher, FrameLevel, MultiGraphRelocalizer
 from relocal_pyg.moments import nms
 from relocal_pyg.proposals.sliding import geometric_lengths, sliding_windows
-from relocal_pyg.search import SearchIndex, build_index
-from relocal_pyg.search.building import index_proposals
 from relocal_pyg.training import PAPER
 
 
@@ -82,62 +77,6 @@ def dynamic_programming(quick: bool) -> Table:
             lambda q=query, r=reference, w=whole: FrameLevel().rank(q, r, w), 3
         )
         table.add(f"{m} x {n}", seconds * 1e3)
-    return table
-
-
-def index(quick: bool) -> Table:
-    """Search over many videos, against every pair by the plain network."""
-    count = 20 if quick else 2_000
-    network = (
-        {"hidden_channels": 16, "num_steps": 8}
-        if quick
-        else {"hidden_channels": 64, "num_steps": 24}
-    )
-    torch.manual_seed(0)
-    models = {
-        "contrast matcher": ContrastMatcher(),
-        "paper's network, d 64, T 24": MultiGraphRelocalizer(64, **network).eval(),
-    }
-
-    def videos():
-        for number in range(count):
-            draw = torch.Generator().manual_seed(number)
-            yield f"v{number}", torch.randn(100, 64, generator=draw), 1.0
-
-    def windows(steps: int) -> torch.Tensor:
-        found = index_proposals(steps)
-        return found[:: max(1, len(found) // 100)][:100]
-
-    table = Table(
-        f"index: {count} videos x 100 proposals",
-        ["model", "build s", "MiB", "query ms", "every pair plainly ms", "times", "recall@10"],
-    )
-    for name, model in models.items():
-        folder = Path(tempfile.mkdtemp())
-        try:
-            start = time.perf_counter()
-            build_index(folder / "index", model, videos(), proposals=windows)
-            built = time.perf_counter() - start
-            size = sum(f.stat().st_size for f in folder.rglob("*") if f.is_file()) / 2**20
-            opened = SearchIndex(folder / "index", model)
-            queries = [torch.randn(15, 64) for _ in range(2 if quick else 5)]
-            query = median_seconds(lambda q=queries, o=opened: o.search(q[0]), 3)
-            some = list(videos())[: 5 if quick else 40]
-            window = windows(100)
-
-            def plainly(model=model, some=some, window=window, query=queries[0]) -> None:
-                for _, features, _ in some:
-                    if isinstance(model, MultiGraphRelocalizer):
-                        with torch.no_grad():
-                            model.score_proposals(query, features, window)
-                    else:
-                        model.rank(query, features, window)
-
-            plain = median_seconds(plainly, 3) * count / len(some)
-            recall = opened.recall(queries[:2], 10)
-            table.add(name, built, size, query * 1e3, plain * 1e3, plain / query, recall)
-        finally:
-            shutil.rmtree(folder)
     return table
 
 

@@ -1,0 +1,146 @@
+"""A search over many videos, against scoring every pair by the plain network."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Sequence
+from dataclasses import replace
+from importlib.util import find_spec
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from benchmarks import measuring
+from benchmarks.measuring import Table, median_seconds, peak_mebibytes
+from relocal_pyg.datasets.protocol import Protocol
+from relocal_pyg.datasets.synthetic import SyntheticConfig, synthetic
+from relocal_pyg.models import ContrastMatcher, MultiGraphRelocalizer
+from relocal_pyg.models.base import Relocalizer
+from relocal_pyg.search import SearchIndex, build_index
+from relocal_pyg.search.building import index_proposals
+from relocal_pyg.search.index import Hit
+from relocal_pyg.seeding import seed_torch
+from relocal_pyg.training import RECOMMENDED, fit
+
+#: Proposals of a video.
+WINDOWS = 100
+
+COLUMNS = [
+    "model, first stage",
+    "build s",
+    "MiB",
+    "building a quarter +MiB",
+    "building all +MiB",
+    "query ms",
+    "every pair plainly ms",
+    "times",
+    "every pair by the index ms",
+    "recall@10",
+]
+
+
+def run(quick: bool) -> Table:
+    """Every video of an index holds actions that the networks were not trained on."""
+    classes, each = (4, 5) if quick else (100, 20)
+    protocol = synthetic(SyntheticConfig(test_classes=classes, test_videos=each))
+    items = protocol.splits["test"]
+    names = sorted({item.video_id for item in items})
+    videos = [(name, protocol.features.read(name), 0.5) for name in names]
+    step = max(1, len(items) // 10)
+    queries = [protocol.features.read(item.video_id, *item.moment) for item in items[::step]]
+    table = Table(f"index: {len(videos)} videos x {WINDOWS} proposals", COLUMNS)
+    # The last model takes half a minute to look at every pair: two queries are enough of that.
+    models = {
+        "contrast matcher": (ContrastMatcher(), 10),
+        "recommended network": (_trained(protocol, quick), 10),
+        "network that compares no steps": (
+            _trained(protocol, quick, similarity=False, prior="none", appearance=True, context=0.0),
+            2,
+        ),
+    }
+    for name, (model, count) in models.items():
+        folder = Path(tempfile.mkdtemp())
+        try:
+            _measure(table, name, model, videos, queries[:count], folder)
+        finally:
+            shutil.rmtree(folder)
+    return table
+
+
+def windows(num_steps: int) -> Tensor:
+    """As many as :data:`WINDOWS` of those that an index takes by default."""
+    found = index_proposals(num_steps)
+    return found[torch.linspace(0, len(found) - 1, WINDOWS).long()]
+
+
+def _trained(protocol: Protocol, quick: bool, **changes: object) -> MultiGraphRelocalizer:
+    seed_torch(0, "weights")
+    network = replace(RECOMMENDED.network, **changes)  # type: ignore[arg-type]
+    model = MultiGraphRelocalizer.from_config(protocol.features.dim, network)
+    if not quick:
+        fit(model, protocol, config=RECOMMENDED.training, show_progress=False)
+    return model.eval()
+
+
+def _measure(
+    table: Table,
+    name: str,
+    model: Relocalizer,
+    videos: Sequence[tuple[str, Tensor, float]],
+    queries: Sequence[Tensor],
+    folder: Path,
+) -> None:
+    def build(place: str, count: int) -> None:
+        build_index(folder / place, model, videos[:count], proposals=windows)
+
+    quarter = peak_mebibytes(lambda: build("quarter", len(videos) // 4))
+    whole = peak_mebibytes(lambda: build("whole", len(videos)))
+    start = measuring.clock()
+    build("index", len(videos))
+    built = measuring.clock() - start
+    size = sum(f.stat().st_size for f in (folder / "index").rglob("*") if f.is_file()) / 2**20
+    opened = SearchIndex(folder / "index", model)
+    start = measuring.clock()
+    exhaustive = [opened.search(query, first_stage=None) for query in queries]
+    looked = (measuring.clock() - start) / len(queries)
+    sample = videos[:: max(1, len(videos) // 40)]
+
+    def plainly() -> None:
+        for _, features, _ in sample:
+            if isinstance(model, MultiGraphRelocalizer):
+                with torch.no_grad():
+                    model.score_proposals(queries[0], features, windows(len(features)))
+            else:
+                model.rank(queries[0], features, windows(len(features)))
+
+    plain = median_seconds(plainly, 3) * len(videos) / len(sample)
+    for stage in ("scan", "faiss") if find_spec("faiss") else ("scan",):
+        opened.search(queries[0], first_stage=stage)  # faiss makes its lists
+        start = measuring.clock()
+        found = [opened.search(query, first_stage=stage) for query in queries]
+        query = (measuring.clock() - start) / len(queries)
+        table.add(
+            f"{name}, {stage}",
+            built,
+            size,
+            quarter,
+            whole,
+            query * 1e3,
+            plain * 1e3,
+            plain / query,
+            looked * 1e3,
+            recall(exhaustive, found),
+        )
+
+
+def recall(wanted: Sequence[Sequence[Hit]], found: Sequence[Sequence[Hit]]) -> float:
+    """Share of the wanted answers that were found, to a hundredth of a second."""
+
+    def places(hits: Sequence[Hit]) -> set[tuple[str, float, float]]:
+        return {(hit.video_id, round(hit.start, 2), round(hit.end, 2)) for hit in hits}
+
+    pairs = list(zip(wanted, found, strict=True))
+    common = sum(len(places(one) & places(other)) for one, other in pairs)
+    return common / sum(len(places(one)) for one, _ in pairs)
