@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, replace
 from multiprocessing import get_context
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import Any
 
 import torch
 
-from relocal_pyg.errors import UsageError
+from relocal_pyg.errors import RunError, UsageError
 from relocal_pyg.storage import replace_file
 
 
@@ -116,6 +117,10 @@ def score_shards(whole: ShardTask, num_shards: int, *, workers: int = 1) -> Path
 
     Returns:
         ``whole.out``; the same bytes for every number of shards and workers.
+
+    Raises:
+        RelocalError: As :func:`score_shard`.
+        RunError: A worker was killed.
     """
     folder = whole.out.with_name(whole.out.name + ".parts")
     tasks = make_tasks(whole, folder, num_shards)
@@ -130,14 +135,20 @@ def score_shards(whole: ShardTask, num_shards: int, *, workers: int = 1) -> Path
             initializer=torch.set_num_threads,
             initargs=(1,),
         ) as pool:
-            list(pool.map(score_shard, left))
+            try:
+                list(pool.map(score_shard, left))
+            except BrokenProcessPool:
+                raise RunError(
+                    "a worker was killed: run it again, finished shards are kept", file=folder
+                ) from None
     return merge_shards([task.out for task in tasks], whole.out)
 
 
 def score_shards_ray(whole: ShardTask, num_shards: int) -> Path:
-    """:func:`score_shards` by Ray Data on a cluster, or on this machine.
+    """:func:`score_shards` by Ray Data on a cluster, or on this machine; the same bytes.
 
-    Every node must see the files under the same names.
+    Every node must see the files under the same names. Shards that are there already are not scored
+    again; Ray itself tries a shard again whose worker died.
 
     Raises:
         UsageError: Ray is not installed.
@@ -148,13 +159,14 @@ def score_shards_ray(whole: ShardTask, num_shards: int) -> Path:
         raise UsageError("Ray is not installed: pip install relocal_pyg[cluster]") from None
     folder = whole.out.with_name(whole.out.name + ".parts")
     tasks = make_tasks(whole, folder, num_shards)
-    numbers = ray.data.from_items([{"shard": number} for number in range(len(tasks))])
+    left = [{"shard": number} for number, task in enumerate(tasks) if not task.out.exists()]
 
     def score(row: dict[str, int]) -> dict[str, int]:
         score_shard(tasks[row["shard"]])
         return row
 
-    numbers.map(score).materialize()
+    if left:
+        ray.data.from_items(left).map(score).materialize()
     return merge_shards([task.out for task in tasks], whole.out)
 
 

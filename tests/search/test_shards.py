@@ -8,7 +8,13 @@ import torch
 
 from relocal_pyg.data.features import write_features
 from relocal_pyg.models import ContrastMatcher, MultiGraphRelocalizer
-from relocal_pyg.search.shards import ShardTask, make_tasks, score_shard, score_shards
+from relocal_pyg.search.shards import (
+    ShardTask,
+    make_tasks,
+    score_shard,
+    score_shards,
+    score_shards_ray,
+)
 
 pq = pytest.importorskip("pyarrow.parquet")
 
@@ -78,3 +84,21 @@ def test_a_killed_run_goes_on(task, monkeypatch):
     monkeypatch.setattr("relocal_pyg.search.shards.score_shard", counted)
     assert score_shards(task, 4).read_bytes() == wanted
     assert scored == [done[i].out.name for i in (0, 1, 3)]
+
+
+@pytest.mark.slow
+def test_ray_gives_the_same_bytes(task, tmp_path):
+    ray = pytest.importorskip("ray", reason="the [cluster] extra is not installed")
+    from ray.data import DataContext
+
+    wanted = score_shards(task, 1).read_bytes()
+    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
+    try:
+        DataContext.get_current().enable_progress_bars = False
+        for number in (1, 2, 8):
+            out = tmp_path / f"ray{number}.parquet"
+            whole = dataclasses.replace(task, out=out)
+            assert score_shards_ray(whole, number).read_bytes() == wanted
+            assert len(list((tmp_path / f"{out.name}.parts").iterdir())) == number
+    finally:
+        ray.shutdown()
