@@ -35,11 +35,19 @@ def demo(
     print(chosen)
     run = out / "run"
     result = train_network(
-        protocol, chosen, run, seed=seed, resume=True, identity={"data": describe(data)}
+        protocol,
+        chosen,
+        run,
+        seed=seed,
+        resume=True,
+        identity={"data": describe(data)},
+        calibration_pairs=30,
     )
     model = load_model(run)
     title = f"{model.title} ({chosen.name})"
     pairs = draw_pairs(protocol, "test")
-    comparison = evaluate_trained(protocol, pairs, [Trained(title, seed, model)])
+    comparison = evaluate_trained(
+        protocol, pairs, [Trained(title, seed, model)], max_nulls=40
+    )
     publish(comparison, pairs, out / "evaluation", protocol, histories={title: result.history})
     print(f"checkpoint: {run / 'best'}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -20,6 +21,9 @@ if TYPE_CHECKING:
     from relocal_pyg.evaluation.comparison import Comparison
     from relocal_pyg.models.base import Relocalizer
     from relocal_pyg.training.sweep import Trained
+
+#: Validation pairs for the probabilities of a model that comes without.
+CALIBRATION_PAIRS = 100
 
 
 def evaluate(
@@ -107,6 +111,8 @@ def evaluate_trained(
 ) -> Comparison:
     """Evaluate trained models, and those that need no training, on a pair list.
 
+    The contrast matcher, and trained models that come without, are calibrated on validation pairs.
+
     Args:
         protocol: Where features and proposals are.
         pairs: What is asked.
@@ -116,8 +122,14 @@ def evaluate_trained(
     from relocal_pyg.evaluation import compare
     from relocal_pyg.evaluation import evaluate as run
     from relocal_pyg.models import Chance, ContrastMatcher, CosineMatcher, FrameLevel
+    from relocal_pyg.models.calibration import calibrate
 
-    free: list[Relocalizer] = [Chance(), FrameLevel(), CosineMatcher(), ContrastMatcher()]
+    matcher = ContrastMatcher()
+    free: list[Relocalizer] = [Chance(), FrameLevel(), CosineMatcher(), matcher]
+    for model in (matcher, *(each.model for each in trained)):
+        if model.calibration is None:
+            with suppress(UsageError):  # too few validation pairs: scores alone are shown
+                model.calibration = calibrate(model, protocol, limit=CALIBRATION_PAIRS)
     nulls = draw_nulls(protocol, pairs, max_nulls)
     evaluations: list[Evaluation] = [run(model, protocol, pairs, nulls=nulls) for model in free]
     evaluations += [
@@ -142,6 +154,8 @@ def publish(
     print(tables.to_text(comparison))
     folder.mkdir(parents=True, exist_ok=True)
     pairs.save(folder / "pairs.json")
+    asked = len(comparison.first_with_nulls.nulls)
+    draw_nulls(protocol, pairs, asked).save(folder / "nulls.json")
     forms = {
         "results.md": tables.to_markdown,
         "results.json": tables.to_json,

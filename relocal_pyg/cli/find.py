@@ -12,6 +12,7 @@ from relocal_pyg.errors import FeatureError, UsageError
 from relocal_pyg.video.moment_files import (
     clock,
     moments_table,
+    presence_line,
     write_moments_csv,
     write_moments_json,
     write_moments_srt,
@@ -110,6 +111,9 @@ def find(
             f"{found.settings['frames_per_second']:g} frames a second"
         )
     print(moments_table(moments))
+    if moments and moments[0].presence is not None:
+        facts["presence"] = moments[0].presence
+        print(presence_line(moments[0].presence))
     if json_file is not None:
         write_moments_json(json_file, moments, **facts)
     if csv_file is not None:
@@ -167,6 +171,7 @@ def choose_matcher(model: Path | None) -> tuple[Relocalizer, str]:
     A run whose validation spoke for the training-free matcher is answered by the matcher.
     """
     from relocal_pyg.models import ContrastMatcher, load_model
+    from relocal_pyg.models.calibration import FILE, read_confidence
     from relocal_pyg.training.choice import read_choice
 
     if model is None:
@@ -176,7 +181,9 @@ def choose_matcher(model: Path | None) -> tuple[Relocalizer, str]:
         return loaded, f"{loaded.title}, from {model}"
     if choice.use_matcher:
         # A checkpoint named by itself (RUN/best) is used whatever validation said.
-        return ContrastMatcher(), f"{ContrastMatcher.title}, not {model}: {choice}"
+        matcher = ContrastMatcher()
+        matcher.calibration = read_confidence(model / FILE).get("matcher")
+        return matcher, f"{ContrastMatcher.title}, not {model}: {choice}"
     return loaded, f"{loaded.title}, from {model}: {choice}"
 
 

@@ -156,13 +156,30 @@ def train_network(
     identity: dict[str, object],
     accelerator: str = "cpu",
     devices: int = 1,
+    calibration_pairs: int | None = None,
 ) -> FitResult:
-    """Build the network of a preset with seeded weights and train it."""
+    """Build the network of a preset with seeded weights, train it and calibrate it.
+
+    Args:
+        protocol: What to train on.
+        preset: Network and training.
+        out: Run folder.
+        seed: Seed of weights, samples and dropout.
+        resume: Go on with the run that ``out`` holds.
+        identity: Further facts of the run.
+        accelerator: Kind of device.
+        devices: How many.
+        calibration_pairs: Validation pairs for the probabilities; those of the preset where None.
+    """
+    from lightning_fabric.utilities.rank_zero import rank_zero_only
+
+    from relocal_pyg.models.calibration import calibrate_run
     from relocal_pyg.training import fit
 
     spare_threads(preset)
-    return fit(
-        build_network(protocol.features.dim, preset, seed),
+    model = build_network(protocol.features.dim, preset, seed)
+    result = fit(
+        model,
         protocol,
         config=preset.training,
         seed=seed,
@@ -172,6 +189,10 @@ def train_network(
         devices=devices,
         identity={"preset": preset.name, **identity},
     )
+    if getattr(rank_zero_only, "rank", 0) == 0:
+        limit = calibration_pairs or preset.training.max_validation_pairs
+        print(calibrate_run(model, protocol, out, limit=limit))
+    return result
 
 
 def spare_threads(preset: Preset) -> None:

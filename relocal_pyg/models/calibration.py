@@ -17,9 +17,10 @@ from relocal_pyg.datasets.protocol import Protocol
 from relocal_pyg.errors import CheckpointError, UsageError
 from relocal_pyg.models.base import Relocalizer
 from relocal_pyg.models.confidence import FEWEST, Confidence, Logistic, answer_facts
+from relocal_pyg.models.contrast import ContrastMatcher
 from relocal_pyg.moments import clip_moments, nms, tiou
 from relocal_pyg.reading import read_json
-from relocal_pyg.storage import write_json
+from relocal_pyg.storage import sha256_file, write_json
 
 FILE = "confidence.json"
 _FORMAT = 1
@@ -81,6 +82,41 @@ def _answers(model: Relocalizer, protocol: Protocol, pair: Pair) -> tuple[Tensor
     return facts, (overlap > 0.5).any(dim=1).double()
 
 
+def calibrate_run(
+    model: Relocalizer, protocol: Protocol, run: Path, *, limit: int | None = None
+) -> str:
+    """Calibrate a trained model, and the contrast matcher for comparison, into a run's folder.
+
+    Args:
+        model: The weights of the run's ``best``; takes its calibration.
+        protocol: What it was trained on.
+        run: The run folder.
+        limit: See :func:`calibrate`.
+
+    Returns:
+        One line that says what came of it.
+
+    Raises:
+        OutputError: ``confidence.json`` cannot be written.
+    """
+    found: dict[str, Confidence] = {}
+    said = "calibrated"
+    for name, each in (("matcher", ContrastMatcher()), ("model", model)):
+        try:
+            found[name] = calibrate(each, protocol, limit=limit)
+        except UsageError as problem:
+            said = problem.reason
+    model.calibration = found.get("model")
+    digest = sha256_file(run / "best" / "model.safetensors")
+    write_confidence(run, digest, model.calibration, found.get("matcher"))
+    if model.calibration is None:
+        return said
+    return (
+        f"calibrated on {model.calibration.pairs} validation pairs and "
+        f"{model.calibration.nulls} references without the action: {run / FILE}"
+    )
+
+
 def write_confidence(
     folder: Path, weights: str | None, model: Confidence | None, matcher: Confidence | None = None
 ) -> None:
@@ -109,10 +145,11 @@ def read_confidence(file: Path, weights: str | None = None) -> dict[str, Confide
 
     Args:
         file: May be missing: then nothing is given.
-        weights: SHA-256 of the weights in use.
+        weights: SHA-256 of the weights in use. A calibration of other weights, which a resumed run
+            has left behind, is not given.
 
     Raises:
-        CheckpointError: Damaged, changed, of another format, or made for other weights.
+        CheckpointError: Damaged, changed, or of another format.
     """
     if not file.exists():
         return {}
@@ -121,15 +158,11 @@ def read_confidence(file: Path, weights: str | None = None) -> dict[str, Confide
         raise CheckpointError(f"is no calibration of format {_FORMAT}", file=file)
     if record.pop("sha256", None) != _digest(record):
         raise CheckpointError("was changed after it was written: remove it, or train", file=file)
-    if weights is not None and record.get("weights") != weights:
-        raise CheckpointError(
-            "was made for other weights: remove it, or go on with 'relocal train --resume'",
-            file=file,
-        )
+    names = ["matcher"] if weights not in (None, record.get("weights")) else ["matcher", "model"]
     try:
         return {
             name: Confidence.from_json(record[name])
-            for name in ("model", "matcher")
+            for name in names
             if record.get(name) is not None
         }
     except ValueError as error:

@@ -72,8 +72,7 @@ def load_model(folder: str | Path) -> TrainableRelocalizer:
 
     Raises:
         CheckpointError: No checkpoint there, a file damaged, a newer format, an unknown model, a
-            tensor missing, extra or of another shape (it is named), or a calibration of other
-            weights.
+            tensor missing, extra or of another shape (it is named), or a damaged calibration.
     """
     folder = given = Path(folder)
     if not (folder / "config.json").is_file() and (folder / "best" / "config.json").is_file():

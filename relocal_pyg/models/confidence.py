@@ -29,8 +29,6 @@ FACTS = (
 FEWEST = 10
 #: Strength of the L2 penalty: a fact is expected to move the log odds by 0.5 a deviation.
 PENALTY = 4.0
-#: Below this probability a reference may not hold the action.
-DOUBT = 0.5
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from relocal_pyg.moments import tiou
 from relocal_pyg.search.index import FirstStageName, Hit, SearchIndex
 from relocal_pyg.video.backbones import Backbone
@@ -30,11 +32,15 @@ class FoundVideos:
         span: Start and end of the clip in seconds of the query's file.
         settings: What else decided the answer, plain values.
         problems: Damage met in the query's file, one line each.
+        query: Features ``[m, F]`` of the clip.
+        query_video: Features ``[v, F]`` of its whole file, where the clip is a part of it.
     """
 
     hits: list[Hit]
     span: tuple[float, float]
     settings: dict[str, Any]
+    query: Tensor
+    query_video: Tensor | None = None
     problems: tuple[str, ...] = ()
 
 
@@ -110,6 +116,8 @@ def find_in_index(
             "query_centred_by": "each video" if around is None else "its own video",
             "videos": len(index),
         },
+        query=rows,
+        query_video=around,
         problems=tuple(problems),
     )
 

@@ -16,7 +16,7 @@ from relocal_pyg.moments import Moment
 from relocal_pyg.plot_style import BLUE, DARK, ORANGE, colour_bar, new_figure
 from relocal_pyg.storage import replace_file
 from relocal_pyg.version import __version__
-from relocal_pyg.video.moment_files import clock
+from relocal_pyg.video.moment_files import clock, presence_line
 from relocal_pyg.video.search import Found
 from relocal_pyg.video.thumbnails import spread, thumbnails
 
@@ -134,10 +134,19 @@ def _lead(found: Found) -> str:
     if not found.moments:
         return "Nothing was found."
     best = found.moments[0]
-    return (
+    place = (
         f"Best moment: {clock(best.start)} to {clock(best.end)} "
         f"({best.start:.2f} to {best.end:.2f} s)."
     )
+    if best.presence is None:
+        return place
+    told = presence_line(best.presence)
+    return f"{place} {told[0].upper()}{told[1:]}."
+
+
+def _probability(moment: Moment) -> str:
+    known = moment.probability is not None
+    return f", probability {moment.probability:.2f}" if known else ""
 
 
 def _query(found: Found, name: str) -> str:
@@ -163,7 +172,7 @@ def _moments(found: Found) -> str:
         cards.append(
             f'<li id="moment-{rank}" tabindex="-1"><h3>{rank}. {clock(moment.start)} to '
             f"{clock(moment.end)}<span>{moment.start:.2f} to {moment.end:.2f} s, "
-            f"score {moment.score:.3f}</span></h3>"
+            f"score {moment.score:.3f}{_probability(moment)}</span></h3>"
             f"{_strip(found.reference, moment.start, moment.end, 6, name)}</li>"
         )
     return f'<ol class="moments">{"".join(cards)}</ol>'

@@ -257,6 +257,7 @@ def _localize(
         video = None if around is None else around.blocks
         ranking = matcher.rank(rows, long.blocks, proposals, query_video=video)
         found = ranking.best(steps, top_k, nms_threshold=nms_threshold)
+        found = matcher.judge(ranking, found, rows, long.blocks, video)
     else:
         found = matcher.localize(
             rows,

@@ -67,6 +67,7 @@ def test_train_evaluate_and_find(root: Path, tmp_path: Path, short: None, capsys
         assert results["pairs"] == 4
         assert {file.name for file in folder.iterdir()} == {
             "answers",
+            "nulls.json",
             "pairs.json",
             "report.html",
             "results.json",
