@@ -91,11 +91,11 @@ class SearchIndex:
         Args:
             query: Features of the clip, ``[m, F]``.
             top_k: How many moments at most.
-            first_stage: ``"scan"``: score every proposal by the training-free matcher, or the one
-                inside a network that compares steps (:mod:`relocal_pyg.search.pooling`), in one pass
-                over the pooled vectors, and look at the best with the model; ``"faiss"``: find them
-                with an approximate nearest-neighbour index; None: look at every proposal with the
-                model.
+            first_stage: ``"scan"``: score every proposal by the training-free matcher, or by the
+                one inside a network that compares steps (:mod:`relocal_pyg.search.pooling`), in one
+                pass over the pooled vectors, and look at the best with the model; ``"faiss"``: find
+                them with an approximate nearest-neighbour index; None: look at every proposal with
+                the model.
             candidates: How many proposals the model looks at after a first stage.
             nms_threshold: Of two answers of one video with a larger tIoU only the better is given.
             query_video: Features ``[v, F]`` of the whole video around the query, where known.
