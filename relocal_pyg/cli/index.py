@@ -33,8 +33,8 @@ def index(
 
     Args:
         folder: The index.
-        features: HDF5 file of features, or a folder of video files, whose features are then kept in
-            FOLDER.features.h5.
+        features: HDF5 file of features, or a folder of video files or one of them, whose features
+            are then kept in FOLDER.features.h5.
         network: Videos: which network turns frames into features; that of the run's own videos
             where left out.
         model: A trained run or checkpoint; the training-free contrast matcher where left out.
@@ -47,9 +47,10 @@ def index(
     from relocal_pyg.data.features import FeatureStore
     from relocal_pyg.search.building import add_videos, build_index
     from relocal_pyg.search.index import SearchIndex
+    from relocal_pyg.video.folder import VIDEO_SUFFIXES
 
     matcher, why = choose_matcher(model)
-    if features.is_dir():
+    if features.is_dir() or features.suffix.lower() in VIDEO_SUFFIXES:
         from relocal_pyg.data.quarantine import Quarantine
         from relocal_pyg.video.indexing import index_features
 

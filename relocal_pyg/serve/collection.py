@@ -31,8 +31,8 @@ class Collection:
     """
 
     def __init__(self, folder: Path, model: Relocalizer, library: Library) -> None:
-        self.made = IndexedVideos.load(folder)
         self.index = SearchIndex(folder, model)
+        self.made = IndexedVideos.load(folder)
         self.model = model
         if not len(self.index):
             raise UsageError("holds no video yet: relocal index adds some", file=folder)

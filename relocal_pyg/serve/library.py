@@ -46,7 +46,7 @@ class Library:
         max_total: Size of all uploads together.
 
     Raises:
-        UsageError: ``folder`` holds no videos.
+        UsageError: ``folder`` is none or holds no videos.
     """
 
     def __init__(
@@ -111,12 +111,14 @@ class Library:
 
     def _add_folder(self, folder: Path) -> None:
         root = Path(os.path.realpath(folder))
-        for name, file in find_videos(root).items():
+        if not root.is_dir():
+            raise UsageError("is no folder", file=folder)
+        for file in find_videos(root).values():
             real = Path(os.path.realpath(file))
             if not real.is_relative_to(root):
                 continue
             try:
-                self.add(real, file.relative_to(root).as_posix() or name, uploaded=False)
+                self.add(real, file.relative_to(root).as_posix(), uploaded=False)
             except VideoError:
                 continue
         if not self._entries:

@@ -51,7 +51,8 @@ class IndexedVideos:
         file = cls.record_of(Path(index))
         if not file.is_file():
             raise SearchIndexError(
-                "was not made from video files: give features as the query", file=index
+                "was made from features, not from video files: the query has to be features too",
+                file=index,
             )
         record = read_json(file, SearchIndexError)
         try:

@@ -268,6 +268,9 @@ def test_a_folder_offers_its_own_videos_only(films, tmp_path):
     (folder / "sub" / "a.mp4").unlink()
     with pytest.raises(UsageError, match="no videos"):
         Library(tmp_path, folder)
+    for none in (folder / "text.mp4", folder / "missing"):
+        with pytest.raises(UsageError, match="is no folder"):
+            Library(tmp_path, none)
 
 
 @pytest.fixture
@@ -320,7 +323,7 @@ def test_the_command_opens_an_index(starts, index, blocks, monkeypatch, capsys, 
     assert len(starts) == 1
     capsys.readouterr()
     assert main([*command, str(tmp_path / "nothing")]) == 2
-    assert "not made from video files" in capsys.readouterr().err
+    assert "no index here" in capsys.readouterr().err
     other = FunctionBackbone(blocks.function, "other", dim=144, size=(48, 64))
     monkeypatch.setattr(
         import_module("relocal_pyg.cli.serve"), "load_network", lambda *_: (other, None)

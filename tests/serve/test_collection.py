@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 
 import pytest
+import torch
 
 from relocal_pyg.errors import SearchIndexError, UsageError
 from relocal_pyg.models import ContrastMatcher, CosineMatcher
@@ -92,5 +93,8 @@ def test_an_index_that_cannot_be_served_says_why(index, tmp_path):
     IndexedVideos(tmp_path / "empty", 12.5, "blocks").save()
     with pytest.raises(UsageError, match="holds no video yet"):
         Collection(tmp_path / "empty", ContrastMatcher(), library)
-    with pytest.raises(SearchIndexError, match="not made from video files"):
+    build_index(tmp_path / "rows", ContrastMatcher(), [("a", torch.randn(9, 4), 1.0)])
+    with pytest.raises(SearchIndexError, match="not from video files"):
+        Collection(tmp_path / "rows", ContrastMatcher(), library)
+    with pytest.raises(SearchIndexError, match="no index here"):
         Collection(tmp_path / "nothing", ContrastMatcher(), library)
