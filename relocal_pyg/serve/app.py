@@ -6,6 +6,7 @@ import mimetypes
 import re
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 from urllib.parse import unquote
 
@@ -160,7 +161,7 @@ def make_app(
     def in_index(query: Entry, clip: VideoQuery, top_k: int) -> Work:
         def work(progress: Callable[[str], Progress]) -> FoundVideos:
             assert collection is not None
-            return find_in_index(
+            found = find_in_index(
                 clip,
                 collection.index,
                 collection.made,
@@ -169,6 +170,8 @@ def make_app(
                 cache=cache,
                 progress=lambda file: progress(query.name),
             )
+            # Answers are remembered; rows of long videos need not be.
+            return replace(found, query=found.query[:0].clone(), query_video=None)
 
         return work
 

@@ -46,6 +46,9 @@ def test_a_stretch_of_an_indexed_video_is_a_query(served_index):
     done = served_index.outcome(job["id"])
     assert done["settings"]["query_centred_by"] == "its own video"
     assert {hit["name"] for hit in done["moments"][:2]} == {"two.mp4", "three.mp4"}
+    kept = served_index.searches.get(job["id"]).found
+    assert kept.query.untyped_storage().nbytes() == 0
+    assert kept.query_video is None
 
 
 def test_only_an_index_that_is_open_is_searched(served, served_index):
