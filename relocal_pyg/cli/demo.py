@@ -44,10 +44,8 @@ def demo(
         calibration_pairs=30,
     )
     model = load_model(run)
-    title = f"{model.title} ({chosen.name})"
+    trained = [Trained(f"{model.title} ({chosen.name})", seed, model, tuple(result.history))]
     pairs = draw_pairs(protocol, "test")
-    comparison = evaluate_trained(
-        protocol, pairs, [Trained(title, seed, model)], max_nulls=40
-    )
-    publish(comparison, pairs, out / "evaluation", protocol, histories={title: result.history})
+    comparison = evaluate_trained(protocol, pairs, trained, max_nulls=40)
+    publish(comparison, pairs, out / "evaluation", protocol, trained)
     print(f"checkpoint: {run / 'best'}")

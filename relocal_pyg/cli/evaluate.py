@@ -74,7 +74,7 @@ def evaluate(
     names = protocol.test_splits() if split is None else [split]
     for name in names:
         pairs = draw_pairs(protocol, name, limit)
-        publish(evaluate_trained(protocol, pairs, trained), pairs, folder / name, protocol)
+        publish(evaluate_trained(protocol, pairs, trained), pairs, folder / name, protocol, trained)
 
 
 def draw_pairs(protocol: Protocol, split: str, limit: int | None = None) -> PairList:
@@ -144,11 +144,12 @@ def publish(
     pairs: PairList,
     folder: Path,
     protocol: Protocol,
-    histories: dict[str, list[dict[str, float]]] | None = None,
+    trained: Sequence[Trained] = (),
 ) -> None:
     """Print the table; write it in every form, the pair list and every answer into a folder."""
     from relocal_pyg.evaluation import tables
     from relocal_pyg.evaluation.report import write_report
+    from relocal_pyg.models import MultiGraphRelocalizer
     from relocal_pyg.storage import replace_file
 
     print(tables.to_text(comparison))
@@ -168,7 +169,14 @@ def publish(
         for evaluation in evaluations:
             seed = "" if evaluation.seed is None else f"-seed{evaluation.seed}"
             evaluation.save(folder / "answers" / f"{slug(title)}{seed}")
-    write_report(folder / "report.html", comparison, protocol, histories=histories)
+    networks = [each.model for each in trained if isinstance(each.model, MultiGraphRelocalizer)]
+    write_report(
+        folder / "report.html",
+        comparison,
+        protocol,
+        histories={f"{each.title}, seed {each.seed}": each.history for each in trained},
+        graphs=networks[0].graphs if networks else (),
+    )
     print(f"report: {folder / 'report.html'}\n")
 
 
@@ -192,10 +200,10 @@ def _data_of(runs: tuple[Path, ...]) -> DataOptions:
 
 
 def _load(run: Path) -> Trained:
-    from relocal_pyg.models import load_model
     from relocal_pyg.reading import read_json
     from relocal_pyg.training.sweep import Trained
 
-    model = load_model(run)
     facts = read_json(run / "run.json", CheckpointError)
-    return Trained(f"{model.title} ({facts.get('preset', run.name)})", int(facts["seed"]), model)
+    loaded = Trained.load("", int(facts["seed"]), run)
+    preset = facts.get("preset", run.name)
+    return dataclasses.replace(loaded, title=f"{loaded.model.title} ({preset})")

@@ -12,12 +12,13 @@ from relocal_pyg.evaluation.comparison import ORACLE, Comparison, Row
 from relocal_pyg.evaluation.page import details, page, picture, scrolling, table
 from relocal_pyg.evaluation.records import PairRecord, Span
 from relocal_pyg.evaluation.tables import ABSENT, percent, presence_cells, to_html
-from relocal_pyg.plots import recall_curve, timeline, training_curves
+from relocal_pyg.plots import adjacency, recall_curve, similarity_map, timeline, training_curves
 from relocal_pyg.storage import replace_file
 
 if TYPE_CHECKING:
     from relocal_pyg.data.items import Item
     from relocal_pyg.datasets.protocol import Protocol
+    from relocal_pyg.graph import PairGraph
 
 #: More models than this are too many for one timeline.
 MAX_MODELS = 6
@@ -32,11 +33,12 @@ def write_report(
     labels: Sequence[str] = (),
     settings: Mapping[str, object] | None = None,
     histories: Mapping[str, Sequence[Mapping[str, float]]] | None = None,
+    graphs: Sequence[PairGraph] = (),
 ) -> None:
     """Write the page: table, curves, timelines, settings and versions; no network, no script.
 
-    Timelines show the leading model's best, median and worst query, and the median query of each
-    class asked for.
+    Timelines and similarity maps show the leading model's best, median and worst query, and the
+    median query of each class asked for.
 
     Args:
         path: The HTML file.
@@ -47,6 +49,7 @@ def write_report(
         settings: What to list beside the versions: configurations, command line.
         histories: Training history by name of the model, as :func:`relocal_pyg.training.fit`
             gives it.
+        graphs: The network's graphs, to picture as the paper's Figures 4 to 6 do.
 
     Raises:
         UsageError: ``protocol`` is another one or lacks a pictured pair, or a class has no pair.
@@ -65,6 +68,7 @@ def write_report(
         ("presence", "Does the reference hold it at all?", _presence(comparison)),
         ("proposals", "What the proposals allow", _recall(comparison)),
         ("timelines", "Answers on the time axis", _timelines(comparison, protocol, labels)),
+        ("graphs", "Graphs of the network", _graphs(graphs)),
         ("training", "Training", _training(histories or {})),
         ("settings", "Settings and versions", _settings(comparison, settings or {})),
     ]
@@ -242,11 +246,30 @@ def _timeline(
         for title, answer in answers.items()
     )
     place = f"query {record.query_id} in reference {record.reference_id}"
-    return picture(
-        figure,
-        f"Timeline of {place}. The truth is {truths}; {told}.",
-        f"{record.label}: {place} ({why}).",
-    ) + details("Figures", _answers(answers))
+    leader, best = next(iter(answers.items()))
+    steps = similarity_map(
+        protocol.query(query),
+        protocol.reference(reference),
+        best.moments_seconds[0] if best.moments else None,
+        truths=record.truths_seconds,
+        seconds_per_step=step,
+        query_seconds_per_step=query.seconds_per_step,
+    )
+    return "\n".join(
+        [
+            picture(
+                figure,
+                f"Timeline of {place}. The truth is {truths}; {told}.",
+                f"{record.label}: {place} ({why}).",
+            ),
+            picture(
+                steps,
+                f"Cosine similarity of every query step with every reference step, {place}.",
+                f"The same pair, step by step; the answer is that of {leader}.",
+            ),
+            details("Figures", _answers(answers)),
+        ]
+    )
 
 
 def _answers(answers: Mapping[str, PairRecord]) -> str:
@@ -263,6 +286,18 @@ def _answers(answers: Mapping[str, PairRecord]) -> str:
     ]
     heads = ("Model", "answer", "tIoU", "before refinement", "its tIoU", "oracle tIoU")
     return table("Best answers, in seconds of the reference", heads, rows)
+
+
+def _graphs(graphs: Sequence[PairGraph]) -> str:
+    return "\n".join(
+        picture(
+            adjacency(graph),
+            f"Adjacency of the graph k = {graph.k}: a band inside each video, a comb across.",
+            f"k = {graph.k}: each step is joined with its {2 * graph.k} nearest of its own video "
+            f"and with steps of the other video, {graph.k} apart.",
+        )
+        for graph in graphs
+    )
 
 
 def _training(histories: Mapping[str, Sequence[Mapping[str, float]]]) -> str:

@@ -14,6 +14,7 @@ from relocal_pyg.data.pairs import PairList
 from relocal_pyg.datasets.protocol import Protocol
 from relocal_pyg.errors import OutputError, UsageError
 from relocal_pyg.evaluation import Comparison, compare, evaluate, write_report
+from relocal_pyg.graph import PairGraph
 
 EVIL = "<script>alert(1)</script>\"'&$\\frac{$\x1b"
 VOID = {"meta", "img", "br", "link"}
@@ -78,6 +79,7 @@ def page(
         labels=[EVIL + "run"],
         settings={EVIL: EVIL},
         histories={EVIL: history},
+        graphs=[PairGraph(6, 1), PairGraph(6, 2)],
     )
     return Page(path.read_text(encoding="utf-8"))
 
@@ -89,7 +91,20 @@ def test_what_users_supply_is_inert(page: Page) -> None:
     names = {name for _, attributes in page.tags for name in attributes}
     assert not any(name.startswith("on") for name in names)
     for attributes in page.all("img"):
-        assert "<script>alert(1)</script>" in attributes["alt"] or "threshold" in attributes["alt"]
+        assert "<script>alert(1)</script>" in attributes["alt"] or (
+            "threshold" in attributes["alt"] or "Adjacency" in attributes["alt"]
+        )
+
+
+def test_pairs_and_graphs_are_pictured_step_by_step(page: Page) -> None:
+    pictured = [attributes["alt"] for attributes in page.all("img")]
+    timelines = [alt for alt in pictured if alt.startswith("Timeline")]
+    maps = [alt for alt in pictured if alt.startswith("Cosine similarity")]
+    assert len(maps) == len(timelines) > 0
+    assert [alt for alt in pictured if "k = 1" in alt or "k = 2" in alt] == [
+        "Adjacency of the graph k = 1: a band inside each video, a comb across.",
+        "Adjacency of the graph k = 2: a band inside each video, a comb across.",
+    ]
 
 
 def test_best_and_worst_are_what_they_are_called(page: Page, evil: Comparison) -> None:
@@ -116,8 +131,9 @@ def test_nothing_is_fetched(page: Page) -> None:
 
 def test_pictures_are_svg_without_script_or_network(page: Page) -> None:
     sources = [attributes["src"].partition(",")[2] for attributes in page.all("img")]
-    # Threshold curve, best and worst of two pairs (the class asked for is one of them), training.
-    assert len(sources) == 4
+    # Threshold curve, best and worst of two pairs (the class asked for is one of them), each with
+    # its similarity map, two graphs, training.
+    assert len(sources) == 8
     for source in sources:
         root = ElementTree.fromstring(base64.b64decode(source))
         tags = {element.tag.rpartition("}")[2] for element in root.iter()}
