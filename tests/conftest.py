@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -17,6 +19,19 @@ def shared_data() -> Path:
     if not folder.is_dir():
         pytest.skip(f"no real data at {folder}: set RELOCAL_SHARED_DATA")
     return folder
+
+
+@pytest.fixture
+def figure() -> Callable[[str, str], None]:
+    """Note a measured figure under a goal, for ``benchmarks.reliability`` to read."""
+
+    def note(goal: str, text: str) -> None:
+        print(f"{goal}: {text}")
+        if "RELOCAL_FIGURES" in os.environ:
+            with open(os.environ["RELOCAL_FIGURES"], "a", encoding="utf-8") as stream:
+                stream.write(json.dumps([goal, text]) + "\n")
+
+    return note
 
 
 @pytest.fixture(autouse=True)

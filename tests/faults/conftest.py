@@ -1,4 +1,4 @@
-"""Counts that grow with ``RELOCAL_FAULTS=full``, and figures that ``benchmarks.reliability`` reads.
+"""Counts that grow with ``RELOCAL_FAULTS=full``, and scripts in processes of their own.
 
 Continuous integration runs few kills and few mutations of each kind; the benchmark runs the counts
 that the documentation quotes.
@@ -20,26 +20,19 @@ FULL = os.environ.get("RELOCAL_FAULTS") == "full"
 HERE = Path(__file__).resolve().parent
 
 #: Scripts that the tests start in processes of their own; no tests to collect.
-collect_ignore = ["fuzz_hdf5.py", "kill_training.py", "kill_writers.py", "read_rows.py"]
+collect_ignore = [
+    "fuzz_hdf5.py",
+    "kill_ranks.py",
+    "kill_training.py",
+    "kill_writers.py",
+    "read_rows.py",
+]
 
 
 @pytest.fixture(scope="session")
 def count() -> Callable[[int, int], int]:
     """``count(quick, full)``: how often to try."""
     return lambda quick, full: full if FULL else quick
-
-
-@pytest.fixture
-def figure() -> Callable[[str, str], None]:
-    """Note a measured figure under a goal."""
-
-    def note(goal: str, text: str) -> None:
-        print(f"{goal}: {text}")
-        if "RELOCAL_FIGURES" in os.environ:
-            with open(os.environ["RELOCAL_FIGURES"], "a", encoding="utf-8") as stream:
-                stream.write(json.dumps([goal, text]) + "\n")
-
-    return note
 
 
 @pytest.fixture

@@ -29,7 +29,7 @@ SIZES = {"train_classes": 3, "val_classes": 2, "test_classes": 1}
 PROTOCOL = synthetic(SyntheticConfig(**SIZES, train_videos=3, val_videos=2, test_videos=2))
 
 
-def train(folder: Path, workers: int) -> None:
+def train(folder: Path, workers: int, devices: int = 1) -> None:
     """The run: dropout, a decaying rate and momentum, so that each has to be restored."""
     seed_torch(0, "weights")
     model = MultiGraphRelocalizer(
@@ -45,7 +45,8 @@ def train(folder: Path, workers: int) -> None:
         max_validation_pairs=4,
         num_workers=workers,
     )
-    fit(model, PROTOCOL, config=config, out=folder, resume=True, show_progress=False)
+    options = {"devices": devices, "resume": True, "show_progress": False}
+    fit(model, PROTOCOL, config=config, out=folder, **options)
 
 
 def fork(folder: Path, workers: int) -> int:

@@ -73,6 +73,19 @@ def test_interrupted_training_resumes_to_the_same_bits(
 
 
 @pytest.mark.slow
+def test_a_killed_rank_and_a_relaunch_give_the_same_bits(tmp_path: Path, script, count, figure):
+    runs = count(1, 10)
+    result = script("kill_ranks.py", tmp_path, runs, 0)
+    figure(
+        "resume",
+        f"SIGKILL of one of two data-parallel ranks at a random step, relaunch: "
+        f"{result['equal']}/{runs} sha256-equal",
+    )
+    assert set(result["codes"]) <= {-signal.SIGKILL, 1}
+    assert result["equal"] == runs
+
+
+@pytest.mark.slow
 def test_the_command_stopped_by_a_signal_says_so_in_one_line_and_resumes(tmp_path: Path):
     rng = np.random.default_rng(0)
     names = [f"v{number}" for number in range(12)]
