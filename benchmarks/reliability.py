@@ -40,9 +40,9 @@ GOALS: dict[str, tuple[str, list[list[str]]]] = {
         [["tests/faults/test_damage.py", "-k", "not full_disk"]],
     ),
     "resume": (
-        "sha256-equal weights 10/10: kill -9, SIGTERM, Ctrl-C; 0 and 2 workers",
+        "sha256-equal weights 10/10: kill -9, SIGTERM, Ctrl-C; 0 and 2 workers; a dead rank",
         [
-            ["tests/faults/test_kills.py", "-k", "resume or command"],
+            ["tests/faults/test_kills.py", "-k", "resume or command or rank"],
             ["tests/training/test_interrupts.py"],
         ],
     ),
@@ -85,8 +85,16 @@ GOALS: dict[str, tuple[str, list[list[str]]]] = {
         [["tests/nn", "tests/models", "-k", "grad or compile"]],
     ),
     "shards": (
-        "1, 2, 8 shards, processes, killed runs: identical bytes",
-        [["tests/search/test_shards.py"]],
+        "1, 2, 8 shards, Ray, killed workers: identical bytes",
+        [["tests/search/test_shards.py"], ["tests/faults/test_killed_shards.py"]],
+    ),
+    "append": (
+        "an index that is added to is searched meanwhile: whole shards, right answers",
+        [["tests/faults/test_append.py"], ["tests/search/test_index.py", "-k", "while_videos"]],
+    ),
+    "load": (
+        "the page under many clients: bounded queue, clear refusals, no lost request, flat memory",
+        [["tests/serve/test_load.py"]],
     ),
 }
 
