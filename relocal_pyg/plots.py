@@ -43,6 +43,9 @@ if TYPE_CHECKING:
 #: More proposals than this make a timeline no clearer.
 MAX_PROPOSALS = 200
 
+#: Share of the largest contribution below which a step of the reference is not worth drawing.
+LEAST_SHARE = 0.03
+
 Span = tuple[float, float]
 
 
@@ -140,19 +143,8 @@ def similarity_map(
     similarity = F.normalize(rows, dim=1) @ F.normalize(columns, dim=1).T
     seconds = similarity.shape[1] * seconds_per_step
     query_step = seconds_per_step if query_seconds_per_step is None else query_seconds_per_step
-    figure, (axes,) = new_figure(3.2)
-    limit = float(similarity.abs().max()) or 1.0
-    image = axes.imshow(
-        similarity.numpy(),
-        aspect="auto",
-        origin="lower",
-        extent=(0, seconds, 0, similarity.shape[0] * query_step),
-        cmap="RdBu_r",
-        vmin=-limit,
-        vmax=limit,
-        interpolation="nearest",
-    )
-    colour_bar(figure, axes, image, "cosine similarity")
+    height = similarity.shape[0] * query_step
+    figure, axes = _step_map(similarity, (0, seconds, 0, height), "cosine similarity")
     for number, (start, end) in enumerate(truths):
         axes.plot(
             [start, end], [1.03, 1.03], transform=axes.get_xaxis_transform(), color=GREEN,
@@ -169,11 +161,84 @@ def similarity_map(
     if truths or moment is not None:
         figure.legend(loc="outside upper right", ncols=2, fontsize=8, frameon=False)
     axes.set_xlim(0, seconds)
-    axes.set_xlabel("reference time (s)")
-    axes.set_ylabel("query time (s)")
     if title:
         figure.suptitle(ascii_line(title), x=0.01, ha="left", fontsize=9, parse_math=False)
     return figure
+
+
+def explanation_map(
+    contributions: ArrayLike,
+    moment: Span,
+    *,
+    seconds_per_step: float = 1.0,
+    query_seconds_per_step: float | None = None,
+    query_start: float = 0.0,
+    title: str = "",
+) -> Figure:
+    """What each meeting of a query step with a reference step added to the score of a moment.
+
+    Only the part of the reference that had a say is drawn: the moment, and steps that reach 3 % of
+    the largest contribution. The bars above are the sums over the query steps.
+
+    Args:
+        contributions: ``[m, n]``, as :meth:`relocal_pyg.models.base.Relocalizer.explain` gives it.
+        moment: In seconds of the reference.
+        seconds_per_step: Duration of a reference step.
+        query_seconds_per_step: Duration of a query step; that of the reference where None.
+        query_start: Second at which the query begins in its own video.
+        title: Heading.
+    """
+    table = torch.as_tensor(contributions).double()
+    peaks = table.abs().amax(dim=0)
+    inside = [int(moment[0] / seconds_per_step), math.ceil(moment[1] / seconds_per_step) - 1]
+    touched = [*(peaks > LEAST_SHARE * peaks.max()).nonzero().flatten().tolist(), *inside]
+    first, last = max(0, min(touched)), min(max(touched) + 1, len(peaks))
+    part = table[:, first:last]
+    step = seconds_per_step if query_seconds_per_step is None else query_seconds_per_step
+    left, right = first * seconds_per_step, last * seconds_per_step
+    box = (left, right, query_start, query_start + len(table) * step)
+    figure, axes = _step_map(part, box, "added to the score", height=3.6)
+    sums = part.sum(dim=0)
+    above = axes.inset_axes((0, 1.04, 1, 0.24), sharex=axes)
+    above.bar(
+        left + (torch.arange(len(sums)) + 0.5).numpy() * seconds_per_step,
+        sums.numpy(),
+        width=seconds_per_step,
+        color=[ORANGE if value > 0 else BLUE for value in sums.tolist()],
+    )
+    above.axhline(0, color=DARK, linewidth=0.6)
+    above.spines[["top", "right", "bottom"]].set_visible(False)
+    above.tick_params(labelsize=7, bottom=False, labelbottom=False)
+    above.set_ylabel("sum", fontsize=8)
+    for edge in moment:
+        for panel in (axes, above):
+            panel.axvline(edge, color=DARK, linewidth=1, linestyle="--")
+    axes.set_xlim(left, right)
+    if title:
+        figure.suptitle(ascii_line(title), x=0.01, ha="left", fontsize=9, parse_math=False)
+    return figure
+
+
+def _step_map(
+    table: Tensor, extent: tuple[float, float, float, float], label: str, height: float = 3.2
+) -> tuple[Figure, Axes]:
+    """A table of query steps by reference steps in seconds, white at 0."""
+    figure, (axes,) = new_figure(height)
+    limit = float(table.abs().max()) or 1.0
+    image = axes.imshow(
+        table.numpy(),
+        aspect="auto",
+        origin="lower",
+        extent=extent,
+        cmap="RdBu_r",
+        vmin=-limit,
+        vmax=limit,
+        interpolation="nearest",
+    )
+    colour_bar(figure, axes, image, label)
+    axes.set_xlabel("reference time (s)")
+    axes.set_ylabel("query time (s)")
+    return figure, axes
 
 
 def adjacency(graph: PairGraph, step: int | None = None) -> Figure:

@@ -121,6 +121,31 @@ def test_similarity_map_is_the_cosine_in_seconds() -> None:
     assert "cosine similarity" in texts(figure)
 
 
+def test_explanation_map_draws_what_had_a_say_in_seconds(tmp_path: Path) -> None:
+    table = np.zeros((4, 50))
+    table[:, 20:26] = np.random.default_rng(0).normal(size=(4, 6))
+    table[0, 3] = 0.001 * np.abs(table).max()
+    figure = plots.explanation_map(
+        table, (11.0, 13.0), seconds_per_step=0.5, query_seconds_per_step=2.0, query_start=3.0
+    )
+    axes = figure.axes[0]
+    image = axes.images[0]
+    assert np.allclose(image.get_array(), table[:, 20:26])
+    assert tuple(image.get_extent()) == (10, 13, 3, 11)
+    low, high = image.get_clim()
+    assert low == -high == -np.abs(table).max()
+    above = axes.child_axes[0]
+    heights = [patch.get_height() for patch in above.patches]
+    assert np.allclose(heights, table[:, 20:26].sum(axis=0))
+    assert {11.0, 13.0} <= {line.get_xdata()[0] for line in axes.lines}
+    assert "added to the score" in texts(figure)
+    figure.savefig(tmp_path / "map.png")
+    assert imread(tmp_path / "map.png").shape[2] == 4
+    # Nothing had a say: the moment itself is drawn.
+    nothing = plots.explanation_map(np.zeros((2, 9)), (3.0, 5.0), title="$x")
+    assert tuple(nothing.axes[0].images[0].get_extent())[:2] == (3, 5)
+
+
 @pytest.mark.parametrize("graph", [PairGraph(8, 3), PairGraph(5, 2, weight="exponential")])
 def test_adjacency_shows_the_matrix_and_the_neighbours_of_one_step(graph: PairGraph) -> None:
     figure = plots.adjacency(graph, step=1)

@@ -42,6 +42,7 @@ def find(
     csv_file: Annotated[Path | None, tyro.conf.arg(name="csv")] = None,
     srt_file: Annotated[Path | None, tyro.conf.arg(name="srt")] = None,
     report: Path | None = None,
+    explain: Path | None = None,
     cut: Path | None = None,
     reencode: bool = False,
     seconds_per_step: float = 1.0,
@@ -69,6 +70,8 @@ def find(
         csv_file: Write the moments here as CSV.
         srt_file: Write the moments here as subtitles of REFERENCE.
         report: Videos: write a page with pictures here (HTML, one file).
+        explain: Write here (JSON) what each meeting of a query step with a reference step added to
+            the score of the best moment.
         cut: Videos: write each moment as a clip into this folder.
         reencode: With --cut: exact to the frame, instead of copied from the key frame before.
         seconds_per_step: Features: duration of one step.
@@ -76,6 +79,7 @@ def find(
     """
     matcher, why = choose_matcher(model)
     moments: list[Moment]
+    contributions: Tensor | None = None
     facts: dict[str, object] = {"query": query, "reference": reference, "matcher": why}
     if is_features(query) and is_features(reference):
         for name, value in (("--report", report), ("--cut", cut)):
@@ -83,13 +87,19 @@ def find(
                 raise UsageError(f"{name} needs video files, these are features")
         around = read_features(query, key)
         clip = cut_steps(around, query_start, query_end, seconds_per_step)
+        video = read_features(reference, key)
+        whole = around if len(clip) < len(around) else None
         moments = matcher.localize(
             clip,
-            read_features(reference, key),
+            video,
             top_k=top_k,
             seconds_per_step=seconds_per_step,
-            query_video=around if len(clip) < len(around) else None,
+            query_video=whole,
         )
+        if explain is not None and moments:
+            start, end = moments[0].proposal or (moments[0].start, moments[0].end)
+            place = start / seconds_per_step, end / seconds_per_step
+            contributions = matcher.explain(clip, video, place, whole)
         print(f"matcher: {why}")
     elif is_features(query) or is_features(reference):
         raise UsageError("give two video files or two features, not one of each")
@@ -101,8 +111,10 @@ def find(
             probe(file)
         stretch = VideoQuery(Path(query), query_start, query_end)
         backbone, rate = load_network(network, rate, model, matcher)
-        found = search(stretch, reference, backbone, matcher, top_k, rate, cache)
-        moments = found.moments
+        wanted = explain is not None or report is not None
+        found = search(stretch, reference, backbone, matcher, top_k, rate, cache, wanted)
+        moments, contributions = found.moments, found.explanation
+        seconds_per_step = found.seconds_per_step
         start, end = found.span
         facts |= {"query_span": [start, end], "settings": found.settings}
         print(f"matcher: {why}")
@@ -116,6 +128,8 @@ def find(
         print(presence_line(moments[0].presence))
     if json_file is not None:
         write_moments_json(json_file, moments, **facts)
+    if explain is not None:
+        write_explanation(explain, moments, contributions, seconds_per_step, facts)
     if csv_file is not None:
         write_moments_csv(csv_file, moments)
     if srt_file is not None:
@@ -129,6 +143,27 @@ def find(
         print(f"report: {report}")
 
 
+def write_explanation(
+    path: Path,
+    moments: list[Moment],
+    contributions: Tensor | None,
+    seconds_per_step: float,
+    facts: dict[str, object],
+) -> None:
+    """Write what made the score of the best moment, a row a query step.
+
+    Raises:
+        UsageError: There is no answer, the model cannot say, or there are too many steps.
+    """
+    from relocal_pyg.storage import write_json
+
+    if contributions is None:
+        raise UsageError("--explain: no answer, or one that cannot be explained step by step")
+    best = {"start": moments[0].start, "end": moments[0].end, "score": moments[0].score}
+    content = {"unit": "seconds", "moment": best, "seconds_per_step": seconds_per_step}
+    write_json(path, {**facts, **content, "contributions": contributions.tolist()})
+
+
 def search(
     query: VideoQuery,
     reference: str,
@@ -137,6 +172,7 @@ def search(
     top_k: int,
     rate: float | None,
     cache: Path | None,
+    explain: bool = False,
 ) -> Found:
     """Search a video file with bars on the terminal; damage in the files becomes a warning."""
     from contextlib import ExitStack
@@ -159,6 +195,7 @@ def search(
             rate_hz=rate,
             cache=None if cache is None else FeatureCache(cache),
             progress=bar,
+            explain=explain,
         )
     for problem in found.problems:
         print(f"damaged: {problem}")

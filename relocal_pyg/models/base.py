@@ -170,6 +170,26 @@ class Relocalizer(abc.ABC):
         found = ranking.best(len(video), top_k, seconds_per_step, nms_threshold)
         return self.judge(ranking, found, clip, video, around, seconds_per_step)
 
+    def explain(
+        self,
+        query: Tensor,
+        reference: Tensor,
+        moment: tuple[float, float],
+        query_video: Tensor | None = None,
+    ) -> Tensor | None:
+        """How much each meeting of two steps added to the score of a moment.
+
+        Args:
+            query: ``[m, F]``.
+            reference: ``[n, F]``.
+            moment: Start and end in steps: the proposal, where an answer was refined.
+            query_video: ``[v, F]`` or None.
+
+        Returns:
+            ``[m, n]``; None where a model cannot say.
+        """
+        return None
+
     def raw_scores(self, scores: Tensor) -> Tensor:
         """Scores as they were before a last function that squashes them; here there is none."""
         return scores

@@ -183,6 +183,42 @@ class ContrastMatcher(Relocalizer):
         scores = contrast_scores(similarity, proposals, self.contrast)
         return Ranking.sort(proposals, scores, proposals)
 
+    def explain(
+        self,
+        query: Tensor,
+        reference: Tensor,
+        moment: tuple[float, float],
+        query_video: Tensor | None = None,
+    ) -> Tensor:
+        """What each meeting of two steps adds to the score: exact, they sum to it.
+
+        The score is linear in the similarities of the reference's steps, and each of those a sum
+        over the steps of the query.
+
+        Args:
+            query: ``[m, F]``.
+            reference: ``[n, F]``.
+            moment: Start and end in steps.
+            query_video: ``[v, F]`` or None.
+
+        Returns:
+            ``[m, n]``.
+        """
+        mean = mean_row(reference)
+        rows = query
+        if self.centre_query:
+            rows = query - (mean if query_video is None else mean_row(query_video))
+        rows = rows / (len(rows) * rows.mean(dim=0).norm().clamp(min=1e-12))
+        count = len(reference)
+        start, end = nearest_steps(torch.tensor([moment]), count)[0].tolist()
+        side = max(1, round((end - start) / 2))
+        shares = torch.zeros(count)
+        shares[max(start - side, 0) : end + side] = 1
+        shares[start:end] = 0
+        shares *= -self.contrast / shares.sum().clamp(min=1)
+        shares[start:end] = 1 / (end - start)
+        return rows @ functional.normalize(reference - mean, dim=1).T * shares
+
 
 class CosineMatcher(Relocalizer):
     """Cosine of the query's mean and each proposal's mean, nothing centred.

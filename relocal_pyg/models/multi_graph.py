@@ -17,6 +17,7 @@ from relocal_pyg.datasets.protocol import Protocol
 from relocal_pyg.errors import FeatureError, UsageError
 from relocal_pyg.graph import PairGraph
 from relocal_pyg.models.base import Ranking, TrainableRelocalizer
+from relocal_pyg.models.explanations import explain_by_edges, explain_by_similarity
 from relocal_pyg.models.network_config import NetworkConfig
 from relocal_pyg.models.pair_inputs import PairInputBuilder, PairInputs, random_rotation
 from relocal_pyg.moments import decode_offsets
@@ -176,10 +177,11 @@ class MultiGraphRelocalizer(TrainableRelocalizer):
         rotation: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
         inputs = self.inputs(query, reference, proposals, query_video, rotation)
-        raw, offsets = self._run(inputs)
+        raw, offsets = self.run(inputs)
         return raw + inputs.prior, offsets
 
-    def _run(self, inputs: PairInputs) -> tuple[Tensor, Tensor]:
+    def run(self, inputs: PairInputs) -> tuple[Tensor, Tensor]:
+        """The network alone: logits ``[M]`` without the prior, and offsets ``[M, 2]``."""
         hidden_query = self.network.encode_query(inputs.query_x[None], inputs.query_mask[None])
         hidden = self.network.encode_proposal(inputs.proposal_x, inputs.proposal_mask)
         count = len(hidden)
@@ -207,6 +209,43 @@ class MultiGraphRelocalizer(TrainableRelocalizer):
             raw, offsets = self.score_fast(query, reference, proposals, query_video)
         refined = decode_offsets(proposals, offsets) if self.refines else proposals
         return Ranking.sort(refined, torch.tanh(raw), proposals)
+
+    def explain(
+        self,
+        query: Tensor,
+        reference: Tensor,
+        moment: tuple[float, float],
+        query_video: Tensor | None = None,
+    ) -> Tensor:
+        """How much each meeting of two steps added to the score of a moment.
+
+        Gradient times input over the cosines of steps; for a network that does not compare steps,
+        over the edges of the graphs between the videos. Both are first-order: they say what a small
+        change would do, and do not sum to the score.
+
+        Args:
+            query: ``[m, F]``.
+            reference: ``[n, F]``.
+            moment: Start and end in steps: the proposal, where an answer was refined.
+            query_video: ``[v, F]`` or None.
+
+        Returns:
+            ``[m, n]``, in units of the score before its tanh.
+
+        Raises:
+            UsageError: The network joins no steps (``graph_conv=False``).
+        """
+        was_training = self.training
+        self.eval()
+        place = torch.tensor([moment], dtype=reference.dtype)
+        # Only in training does cudnn keep what the gradient of an LSTM needs.
+        with torch.enable_grad(), torch.backends.cudnn.flags(enabled=False):
+            if self.inputs.compares:
+                found = explain_by_similarity(self, query, reference, place, query_video)
+            else:
+                found = explain_by_edges(self, query, reference, place)
+        self.train(was_training)
+        return found
 
     def raw_scores(self, scores: Tensor) -> Tensor:
         """Scores before the last tanh."""

@@ -44,12 +44,15 @@ class Compared:
         query_mask: ``[T]``, False at padding.
         reference: ``[n, C]``, or ``[n, C - 1]`` where proposals come with a flag.
         similarity: ``[n]`` of each step to the query, where it makes a prior.
+        table: ``[m, n]``, cosine of every query step with every reference step, where steps are
+            compared; whatever else compares them is made of it.
     """
 
     query_x: Tensor
     query_mask: Tensor
     reference: Tensor
     similarity: Tensor | None
+    table: Tensor | None = None
 
     def prior(self, proposals: Tensor) -> Tensor:
         """The training-free score ``[M]`` of proposals ``[M, 2]`` in steps, or zeros."""
@@ -95,8 +98,11 @@ class PairInputBuilder(nn.Module):
             query_video: ``[v, F]`` or None for a bare clip.
             rotation: Orthogonal ``[F, F]`` applied to every feature, or None.
         """
-        compared = self.compare(query, reference, query_video, rotation)
-        positions, mask, inside = self.windows(len(reference), proposals)
+        return self.place(self.compare(query, reference, query_video, rotation), proposals)
+
+    def place(self, compared: Compared, proposals: Tensor) -> PairInputs:
+        """The inputs of some proposals ``[M, 2]`` in steps of a reference that was compared."""
+        positions, mask, inside = self.windows(len(compared.reference), proposals)
         proposal_x = compared.reference[positions]
         if inside is not None:
             proposal_x = torch.cat([proposal_x, inside.to(proposal_x)], dim=-1)
@@ -113,7 +119,7 @@ class PairInputBuilder(nn.Module):
     ) -> Compared:
         """All that does not depend on the proposals; arguments as in :meth:`forward`."""
         config = self.config
-        similarity = None
+        similarity = table = None
         extra: list[Tensor] = []
         query_extra: list[Tensor] = []
         if self.adapter is not None:
@@ -123,10 +129,13 @@ class PairInputBuilder(nn.Module):
             query, reference = self.adapter(query), self.adapter(reference)
             unit_query = functional.normalize(query, dim=1)
             unit_reference = functional.normalize(reference, dim=1)
-            direction = functional.normalize(query.mean(dim=0), dim=0)
-            similarity = unit_reference @ direction
+            table = unit_query @ unit_reference.T
+            # The similarity to the query's mean direction is a weighted sum of those to its steps.
+            mean = query.mean(dim=0)
+            direction = functional.normalize(mean, dim=0)
+            shares = query.norm(dim=1) / (len(query) * mean.norm().clamp(min=1e-12))
+            similarity = shares @ table
             if config.similarity:
-                table = unit_query @ unit_reference.T
                 extra = [similarity, table.amax(dim=0), table.mean(dim=0)]
                 query_extra = [unit_query @ direction, table.amax(dim=1), table.mean(dim=1)]
             if config.prior != "contrast":
@@ -137,7 +146,7 @@ class PairInputBuilder(nn.Module):
         if not config.appearance:
             query, reference = query[:, :0], reference[:, :0]
         query_x, query_mask = resample(_append(query, query_extra), config.num_steps)
-        return Compared(query_x, query_mask, _append(reference, extra), similarity)
+        return Compared(query_x, query_mask, _append(reference, extra), similarity, table)
 
     def windows(self, num_steps: int, proposals: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
         """Which steps of a reference the network sees for each proposal.

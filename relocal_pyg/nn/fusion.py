@@ -114,6 +114,7 @@ class MultiGraphFusion(nn.Module):
         graphs: Sequence[Adj | PairGraph] | None,
         mask: Tensor | None,
         num_nodes: int,
+        edge_weights: Sequence[Tensor | None] | None = None,
     ) -> Tensor:
         """Average of :meth:`forward` over the nodes of each pair.
 
@@ -124,17 +125,19 @@ class MultiGraphFusion(nn.Module):
             graphs: As in :meth:`forward`.
             mask: Real nodes, of the shape of ``x`` without channels, or None for all.
             num_nodes: Nodes of a pair.
+            edge_weights: As in :meth:`forward`.
 
         Returns:
             ``[B, channels]``; pads count for nothing.
         """
         for layer, norm in zip(self.layers[:-1], self.norms[:-1], strict=True):
-            x = self._advance(x, layer, norm, graphs, mask)
+            x = self._advance(x, layer, norm, graphs, mask, edge_weights)
         last, norm = self.layers[-1], self.norms[-1]
         if not isinstance(norm, nn.Identity):
-            return _average(self._advance(x, last, norm, graphs, mask), mask, num_nodes)
-        active = _average(last.branches(x, graphs, mask=mask), mask, num_nodes)
-        out: Tensor = last.lin_out(active)
+            out = self._advance(x, last, norm, graphs, mask, edge_weights)
+            return _average(out, mask, num_nodes)
+        active = _average(last.branches(x, graphs, edge_weights, mask), mask, num_nodes)
+        out = last.lin_out(active)
         return out + _average(x, mask, num_nodes) if self.residual else out
 
 

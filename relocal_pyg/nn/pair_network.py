@@ -74,17 +74,19 @@ class PairNetwork(nn.Module):
         graphs: Sequence[Adj | PairGraph],
         query_mask: Tensor,
         proposal_mask: Tensor,
+        edge_weights: Sequence[Tensor] | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Logits ``[B]`` and offsets ``[B, 2]`` from the hidden states of B pairs.
 
-        ``graphs`` are PairGraphs, or edge sets over the ``B * 2T`` nodes of all pairs.
+        ``graphs`` are PairGraphs, or edge sets over the ``B * 2T`` nodes of all pairs; only those
+        take ``edge_weights``, one an edge.
         """
         x = torch.cat([query, proposal], dim=1)
         mask = torch.cat([query_mask, proposal_mask], dim=1) if self.mask_padding else None
         nodes = x.shape[1]
         if not all(isinstance(graph, PairGraph) for graph in graphs):
             x, mask = x.flatten(0, 1), None if mask is None else mask.flatten()
-        pooled = self.fusion.pooled(x, graphs, mask, nodes)
+        pooled = self.fusion.pooled(x, graphs, mask, nodes, edge_weights)
         # The regression loss trains its own head only (section 5.2.2).
         return self.score_head.logits(pooled), self.offset_head(pooled.detach())
 

@@ -14,6 +14,7 @@ from torch.nn import functional
 from relocal_pyg.evaluation.page import page, picture, table, text
 from relocal_pyg.moments import Moment
 from relocal_pyg.plot_style import BLUE, DARK, ORANGE, colour_bar, new_figure
+from relocal_pyg.plots import explanation_map
 from relocal_pyg.storage import replace_file
 from relocal_pyg.version import __version__
 from relocal_pyg.video.moment_files import clock, presence_line
@@ -197,7 +198,24 @@ def _map(found: Found) -> str:
         "their video; red: alike. A moment in the same order shows as a diagonal, one that repeats "
         "as a chequered block."
     )
-    return picture(_map_figure(found), "Map of step by step similarity", caption)
+    body = picture(_map_figure(found), "Map of step by step similarity", caption)
+    if found.explanation is None or not found.moments:
+        return body
+    start, end = found.span
+    best = found.moments[0]
+    figure = explanation_map(
+        found.explanation,
+        (best.start, best.end),
+        seconds_per_step=found.seconds_per_step,
+        query_seconds_per_step=(end - start) / len(found.explanation),
+        query_start=start,
+    )
+    return body + picture(
+        figure,
+        "Map of what each meeting of two steps added to the score of the best moment",
+        "What each meeting of a query step with a reference step added to the score of the best "
+        "moment (between the dashed lines); blue: taken away. Bars: the sums over the query.",
+    )
 
 
 def _map_figure(found: Found) -> Figure:

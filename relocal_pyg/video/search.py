@@ -23,6 +23,8 @@ from relocal_pyg.video.extract import Progress, extract_video, sampling_rate
 
 #: Rows and columns of the largest similarity map.
 MAP_ROWS, MAP_COLUMNS = 64, 640
+#: Meetings of a query step with a reference step that are explained at most: 40 MB.
+MAX_EXPLAINED = 10_000_000
 #: Windows of the contrast matcher: at every step for an hour at 5 Hz, sparser beyond.
 MAX_WINDOWS = 100_000
 
@@ -71,6 +73,8 @@ class Found:
         matcher: Title of the model.
         settings: Everything else that decided the answer, plain values.
         problems: Damage met in the files, one line each.
+        explanation: ``[m, n]``, what each meeting of a query step with a reference step added to
+            the score of the best moment; None where it was not asked for, or nobody can say.
     """
 
     moments: list[Moment]
@@ -85,6 +89,7 @@ class Found:
     matcher: str
     settings: dict[str, Any]
     problems: tuple[str, ...] = field(default=())
+    explanation: Tensor | None = None
 
 
 def find_moments(
@@ -98,6 +103,7 @@ def find_moments(
     nms_threshold: float = 0.2,
     cache: FeatureCache | None = None,
     progress: Callable[[str], Progress] | None = None,
+    explain: bool = False,
 ) -> Found:
     """Find the moments of a video that mean the same as a clip.
 
@@ -117,6 +123,8 @@ def find_moments(
             people want other places, not other cuts of one place.
         cache: Features of videos met before.
         progress: Called with a title for each file; what it gives is told the seconds done.
+        explain: Say which steps made the score of the best moment; no more than
+            :data:`MAX_EXPLAINED` meetings of steps are explained.
 
     Returns:
         The :class:`Found`.
@@ -183,6 +191,7 @@ def find_moments(
             "query_centred_by": "its own video" if video is not None else "the reference",
         },
         problems=tuple(problems),
+        explanation=_explain(matcher, rows, long, whole, moments) if explain else None,
     )
 
 
@@ -281,6 +290,21 @@ def _localize(
         )
         for moment in found
     ]
+
+
+def _explain(
+    matcher: Relocalizer,
+    rows: Tensor,
+    long: VideoFeatures,
+    around: VideoFeatures | None,
+    moments: list[Moment],
+) -> Tensor | None:
+    if not moments or len(rows) * len(long.features) > MAX_EXPLAINED:
+        return None
+    start, end = moments[0].proposal or (moments[0].start, moments[0].end)
+    place = start / long.seconds_per_step, end / long.seconds_per_step
+    video = None if around is None else around.features
+    return matcher.explain(rows, long.features, place, video)
 
 
 def _step_map(rows: Tensor, reference: Tensor | Blocks, video: Tensor | Blocks | None) -> Tensor:

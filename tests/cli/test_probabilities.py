@@ -125,3 +125,18 @@ def test_search_gives_probabilities_of_its_hits(
     hits = json.loads(found.read_text())["hits"]
     assert len(hits) == len(lines) - 2 > 0
     assert [hit["presence"] for hit in hits] == pytest.approx([0.25] * len(hits))
+
+
+def test_find_writes_what_made_the_score(
+    run: Path, features: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "why.json"
+    assert main(["find", *arguments(features), "--explain", str(file)]) == 0
+    content = json.loads(file.read_text())
+    table = np.array(content["contributions"])
+    assert table.shape == (10, 50)
+    # The contrast matcher's contributions are exact.
+    assert table.sum() == pytest.approx(content["moment"]["score"], abs=1e-5)
+    arguments_of_run = [*arguments(features), "--model", str(run), "--explain", str(file)]
+    assert main(["find", *arguments_of_run]) == 0
+    assert np.array(json.loads(file.read_text())["contributions"]).shape == (10, 50)

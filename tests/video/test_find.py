@@ -354,6 +354,29 @@ def test_moments_that_overlap_have_lanes_of_their_own(planted):
     assert svg.count("<a href=") == 4
 
 
+def test_what_made_the_score_is_told_and_pictured(planted, tmp_path):
+    from dataclasses import replace
+
+    query = VideoQuery(planted["film"], 2.0, 5.0)
+    found = find_moments(query, planted["reference"], backbone=BLOCKS, explain=True)
+    best = found.moments[0]
+    assert float(found.explanation.sum()) == pytest.approx(best.score, abs=1e-4)
+    inside = round(best.start / found.seconds_per_step), round(best.end / found.seconds_per_step)
+    assert found.explanation[:, slice(*inside)].sum() > 0
+    assert found.explanation.shape[1] == found.settings["reference_steps"]
+    judged = replace(best, probability=0.7, presence=0.3)
+    told = replace(found, moments=[judged, *found.moments[1:]])
+    write_found_page(tmp_path / "page.html", told)
+    html = (tmp_path / "page.html").read_text()
+    assert "added to the score of the best moment" in html
+    assert "probability 0.70" in html
+    assert "The reference may not hold it: probability 0.30, below 0.5." in html
+    plain = find_moments(query, planted["reference"], backbone=BLOCKS)
+    assert plain.explanation is None
+    write_found_page(tmp_path / "plain.html", plain)
+    assert "added to the score" not in (tmp_path / "plain.html").read_text()
+
+
 def test_no_answer_has_a_page_too(planted, tmp_path):
     from dataclasses import replace
 
