@@ -46,6 +46,6 @@ def demo(
     model = load_model(run)
     trained = [Trained(f"{model.title} ({chosen.name})", seed, model, tuple(result.history))]
     pairs = draw_pairs(protocol, "test")
-    comparison = evaluate_trained(protocol, pairs, trained, max_nulls=40)
+    comparison = evaluate_trained(protocol, pairs, trained, max_nulls=25)
     publish(comparison, pairs, out / "evaluation", protocol, trained)
     print(f"checkpoint: {run / 'best'}")
