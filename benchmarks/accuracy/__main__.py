@@ -28,6 +28,7 @@ def main(
     recipes: tuple[str, ...] = ("recommended", "paper"),
     sizes: tuple[int, ...] = (),
     seeds: tuple[int, ...] = (0, 1, 2),
+    splits: tuple[str, ...] = (),
 ) -> None:
     """Fill the table.
 
@@ -38,13 +39,14 @@ def main(
         recipes: Which recipes, by their names in benchmarks/accuracy/recipes.py.
         sizes: Training items of a class at most, beside the whole training set.
         seeds: Each draws a split of its own and the weights.
+        splits: Test splits of new rows; all where none is named.
     """
     unknown = (set(sets) - set(SETS)) | (set(recipes) - set(systems()))
     if unknown:
         raise UsageError(f"no such set or recipe: {', '.join(sorted(unknown))}")
     torch.set_num_threads(1)  # these networks are small: a second thread costs more than it gives
     cells = [
-        Cell(name, recipe, size, seed)
+        Cell(name, recipe, size, seed, splits)
         for recipe, size, name, seed in product(recipes, (None, *sizes), sets, seeds)
     ]
     made = []

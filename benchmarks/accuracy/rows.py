@@ -25,12 +25,13 @@ MOST_PAIRS = 300
 
 @dataclass(frozen=True)
 class Cell:
-    """What a row is made of."""
+    """What a row is made of; every test split where none is named."""
 
     data: str
     recipe: str
     size: int | None
     seed: int
+    splits: tuple[str, ...] = ()
 
     def folder(self, out: Path) -> Path:
         """Where its answers are kept."""
@@ -53,13 +54,14 @@ def run(cell: Cell, data: Path | None, out: Path) -> bool:
     )
     if protocol is None:
         return False
-    _test(ContrastMatcher(), protocol, folder / "matcher", "contrast matcher", cell.seed)
+    splits = [name for name in protocol.test_splits() if not cell.splits or name in cell.splits]
+    _test(ContrastMatcher(), protocol, splits, folder / "matcher", "contrast matcher", cell.seed)
     started = time.process_time()
     system = recipes.systems()[cell.recipe]
     runs = train_all([system], protocol, [cell.seed], out / "runs")
     trained = next(iter(runs))
     seconds = time.process_time() - started
-    _test(trained.model, protocol, folder / "trained", cell.recipe, cell.seed)
+    _test(trained.model, protocol, splits, folder / "trained", cell.recipe, cell.seed)
     write_json(
         folder / "row.json",
         {**dataclasses.asdict(cell), "training_seconds": seconds, "about": protocol.about},
@@ -79,8 +81,15 @@ def answers(cell: Cell, out: Path) -> Iterator[tuple[str, Evaluation, Evaluation
 
 
 @torch.no_grad()
-def _test(model: Relocalizer, protocol: Protocol, folder: Path, title: str, seed: int) -> None:
-    for split in protocol.test_splits():
+def _test(
+    model: Relocalizer,
+    protocol: Protocol,
+    splits: list[str],
+    folder: Path,
+    title: str,
+    seed: int,
+) -> None:
+    for split in splits:
         pairs = make_pairs(
             protocol.splits[split], split=split, protocol=protocol.name, exclude=protocol.exclude
         )
