@@ -29,7 +29,8 @@ def bootstrap_interval(
     Args:
         values: ``[N]``, or ``[N, V]`` for V means from the same draws.
         clusters: N names of source videos.
-        runs: N names of runs; each run holds each cluster.
+        runs: N names of runs. Where runs hold different clusters, draws without any value are left
+            out.
         samples: How often to resample.
         seed: Seed of the draws: the same arguments give the same interval.
 
@@ -66,7 +67,7 @@ def bootstrap_interval(
     totals = torch.cat([sums, sizes[:, None]], dim=1).reshape(num_runs, num_clusters, -1)
     drawn = torch.einsum("srv,sr->sv", (drawn_clusters @ totals).transpose(0, 1), drawn_runs)
     means = drawn[:, :-1] / drawn[:, -1:]
-    ends = torch.quantile(means, means.new_tensor([0.025, 0.975]), dim=0)
+    ends = torch.nanquantile(means, means.new_tensor([0.025, 0.975]), dim=0)
     low, high = ends.reshape(2, *table.shape[1:])
     return low, high
 

@@ -115,3 +115,11 @@ def test_scores_are_means_over_runs_and_lie_in_their_intervals() -> None:
     assert scores["mIoU"].value == pytest.approx(tious.double().mean().item())
     for score in scores.values():
         assert score.low <= score.value <= score.high
+
+
+def test_runs_that_hold_different_videos_have_an_interval() -> None:
+    """Some draws take a run and none of its videos: they say nothing and are left out."""
+    low, high = bootstrap_interval(
+        torch.tensor([0.0, 0.2, 0.8, 1.0]), ["a", "b", "c", "d"], [0, 0, 1, 1], samples=200
+    )
+    assert 0 <= low < 0.5 < high <= 1
