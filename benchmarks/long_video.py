@@ -24,13 +24,20 @@ import numpy as np
 import tyro
 
 
-def main(minutes: tuple[float, ...] = (5, 60), fps: int = 5, query_seconds: float = 60.0) -> None:
+def main(
+    minutes: tuple[float, ...] = (5, 60),
+    fps: int = 5,
+    query_seconds: float = 60.0,
+    network: bool = False,
+) -> None:
     """Measure.
 
     Args:
         minutes: Lengths of the videos.
         fps: Their frames per second.
         query_seconds: Length of the clip; the frames looked at per second follow from it.
+        network: Search with the network of the recommended preset, not trained, which looks at all
+            rows at once, instead of the contrast matcher.
     """
     with tempfile.TemporaryDirectory() as folder:
         query = write(Path(folder) / "query.mp4", query_seconds, fps)
@@ -39,6 +46,7 @@ def main(minutes: tuple[float, ...] = (5, 60), fps: int = 5, query_seconds: floa
             video = write(Path(folder) / "long.mp4", 60 * length, fps)
             start = time.perf_counter()
             arguments = [sys.executable, "-m", "benchmarks.long_video", "--measure"]
+            arguments += ["network"] if network else ["matcher"]
             done = subprocess.run(
                 [*arguments, str(query), str(video)], check=True, capture_output=True, text=True
             )
@@ -69,11 +77,19 @@ def write(path: Path, seconds: float, fps: int) -> Path:
     return path
 
 
-def measure(query: str, reference: str) -> None:
+def measure(kind: str, query: str, reference: str) -> None:
     """Search in this process and print its peak memory."""
-    from relocal_pyg.video import find_moments
+    from relocal_pyg.models import ContrastMatcher, MultiGraphRelocalizer
+    from relocal_pyg.training import RECOMMENDED
+    from relocal_pyg.video import EfficientNetLite0, find_moments
 
-    found = find_moments(query, reference)
+    backbone = EfficientNetLite0()
+    model = (
+        MultiGraphRelocalizer.from_config(backbone.dim, RECOMMENDED.network).eval()
+        if kind == "network"
+        else ContrastMatcher()
+    )
+    found = find_moments(query, reference, model=model, backbone=backbone)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     print(json.dumps({"peak_mb": peak, "steps": found.settings["reference_steps"]}))
 
