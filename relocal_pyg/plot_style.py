@@ -18,6 +18,7 @@ PAGE_WIDTH = 7.2
 #: Colours that people with colour blindness tell apart (Okabe and Ito).
 BLUE, ORANGE, GREEN, PURPLE, SKY = "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9"
 GREY, PALE, DARK = "#8A8A8A", "#D9D9D9", "#222222"
+_PALETTE = (BLUE, ORANGE, GREEN, PURPLE, SKY, "#E69F00", DARK)
 
 
 def new_figure(
@@ -58,8 +59,18 @@ def whole_numbers() -> Any:
 
 def colours(count: int) -> list[str]:
     """Colours for so many lines."""
-    palette = (BLUE, ORANGE, GREEN, PURPLE, SKY, "#E69F00", DARK)
-    return [palette[i % len(palette)] for i in range(count)]
+    return [_PALETTE[i % len(_PALETTE)] for i in range(count)]
+
+
+def line_styles(count: int) -> list[Any]:
+    """Line styles for so many lines: another one where :func:`colours` begins anew.
+
+    Example:
+        >>> len({*zip(colours(20), map(str, line_styles(20)))})
+        20
+    """
+    styles = ["-", (0, (5, 1.5)), (0, (1, 1))]
+    return [styles[i // len(_PALETTE) % len(styles)] for i in range(count)]
 
 
 def name_rows(axes: Axes, ticks: Sequence[float], names: Sequence[str]) -> None:

@@ -28,6 +28,7 @@ from relocal_pyg.plot_style import (
     colour_bar,
     colours,
     draw_legend,
+    line_styles,
     name_rows,
     new_figure,
     set_title,
@@ -327,12 +328,13 @@ def recall_curve(
     figure, (axes,) = new_figure(3.4)
     bright = [name for name in tious if name not in muted]
     colour_of = dict(zip(bright, colours(len(bright)), strict=True))
+    style_of = dict(zip(bright, line_styles(len(bright)), strict=True))
     dashes = ["--", ":", "-.", (0, (6, 2, 1, 2, 1, 2))]
     for name, values in tious.items():
         overlaps = torch.as_tensor(values).double().sort().values
         # Just at an overlap the share above it drops: a step there, from 100 % at 0.
         share = 100 * (1 - torch.arange(1, len(overlaps) + 1) / max(len(overlaps), 1))
-        style = "-" if name in colour_of else dashes[list(muted).index(name) % len(dashes)]
+        style = style_of.get(name) or dashes[list(muted).index(name) % len(dashes)]
         axes.step(
             [0.0, *overlaps.tolist(), 1.0],
             [100.0, *share.tolist(), 0.0],
