@@ -11,6 +11,7 @@ from relocal_pyg.models.base import Ranking
 from relocal_pyg.models.multi_graph import CHUNK, MultiGraphRelocalizer
 from relocal_pyg.moments import decode_offsets
 from relocal_pyg.nn.window_states import window_states
+from relocal_pyg.search.comparing import compare_videos
 
 
 class PairScorer:
@@ -99,38 +100,27 @@ class PairScorer:
         Returns:
             Scores ``[M]`` and offsets ``[M, 2]``, reference by reference.
         """
-        network, inputs = self.model.network, self.model.inputs
-        compared = [inputs.compare(query, reference, query_video) for reference in references]
-        # What the network sees of the query differs where steps are compared; its length does not.
-        query_mask = compared[0].query_mask
-        queries = torch.stack([each.query_x for each in compared])
-        hidden = network.encode_query(queries, query_mask.expand(len(queries), -1)).transpose(0, 1)
-        prior, positions, masks, flags, first = [], [], [], [], 0
-        for each, some in zip(compared, proposals, strict=True):
-            position, mask, inside = inputs.windows(len(each.reference), some)
-            positions.append(position + first)
-            masks.append(mask)
-            flags.append(mask[..., :0, None] if inside is None else inside)
-            prior.append(each.prior(some))
-            first += len(each.reference)
-        counts = torch.tensor([len(some) for some in proposals])
-        owner = torch.arange(len(counts)).repeat_interleave(counts)
-        rows = torch.cat([each.reference for each in compared])
-        position, mask, flag = torch.cat(positions), torch.cat(masks), torch.cat(flags)
+        network = self.model.network
+        seen = compare_videos(self.model.inputs, query, references, proposals, query_video)
+        # Where steps are compared, the query is seen differently beside each reference.
+        masks = seen.query_mask.expand(len(seen.query_x), -1)
+        hidden = network.encode_query(seen.query_x, masks).transpose(0, 1)
         raw, offsets = [], []
-        for part in torch.arange(len(owner)).split(CHUNK):
+        for part in torch.arange(len(seen.owner)).split(CHUNK):
             states = window_states(
                 network.encoder.proposal_lstm,
-                rows,
-                position[part],
-                mask[part],
-                flag[part].to(rows) if flag.numel() else None,
+                seen.rows,
+                seen.positions[part],
+                seen.mask[part],
+                None if seen.inside is None else seen.inside[part].to(seen.rows),
                 skip_padding=self.model.network_config.mask_padding,
             )
-            scores, offset = self.scoring.score(hidden, query_mask, states, mask[part], owner[part])
+            scores, offset = self.scoring.score(
+                hidden, seen.query_mask, states, seen.mask[part], seen.owner[part]
+            )
             raw.append(scores)
             offsets.append(offset)
-        return torch.tanh(torch.cat(raw) + torch.cat(prior)), torch.cat(offsets)
+        return torch.tanh(torch.cat(raw) + seen.prior), torch.cat(offsets)
 
     @torch.no_grad()
     def encode_query(self, query: Tensor) -> tuple[Tensor, Tensor]:

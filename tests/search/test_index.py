@@ -110,20 +110,43 @@ def test_a_network_that_compares_has_its_prior_for_a_first_stage(bare):
         torch.testing.assert_close(pooling.pool(features, proposals)[0] @ direction, wanted)
 
 
-def test_many_videos_at_once_are_scored_as_each_alone():
-    query = torch.randn(6, 8)
-    for name in ("compares", "paper", "masked"):
-        model = MODELS[name]()
-        scorer, references = PairScorer(model), [features for _, features, _ in videos(5)]
-        proposals = [
-            building.index_proposals(len(r))[: 3 * i + 1] for i, r in enumerate(references)
-        ]
-        scores, offsets = scorer.score_videos(query, references, proposals)
-        with torch.no_grad():
-            pairs = zip(references, proposals, strict=True)
-            wanted = [model.score_proposals(query, *pair) for pair in pairs]
-        torch.testing.assert_close(scores, torch.cat([w[0] for w in wanted]), atol=1e-5, rtol=0)
-        torch.testing.assert_close(offsets, torch.cat([w[1] for w in wanted]), atol=1e-4, rtol=1e-4)
+TOGETHER = {
+    "paper": {},
+    "masked": {"mask_padding": True, "normalization": "mean"},
+    "compares": {"similarity": True, "prior": "contrast", "context": 0.5, "head_norm": "layer"},
+    "recommended": {
+        "similarity": True,
+        "appearance": False,
+        "prior": "contrast",
+        "context": 0.5,
+        "mask_padding": True,
+        "residual": True,
+    },
+    "prior alone": {"prior": "contrast"},
+    "no prior": {"similarity": True, "prior": "none"},
+    "exponential": {"similarity": True, "weight": "exponential"},
+    "cnn": {"similarity": True, "graph_conv": False},
+}
+
+
+@pytest.mark.parametrize("bare", [True, False])
+@pytest.mark.parametrize("name", TOGETHER)
+def test_many_videos_at_once_are_scored_as_each_alone(name, bare):
+    model, query = network(**TOGETHER[name]), torch.randn(6, 8)
+    around = None if bare else torch.randn(20, 8)
+    references = [features for _, features, _ in videos(5)]
+    proposals = []
+    for number, reference in enumerate(references):
+        odd = torch.tensor([[0.5, 3.5], [len(reference) - 0.4, len(reference)]])
+        windows = building.index_proposals(len(reference))
+        proposals.append(torch.cat([odd, windows])[: 6 * number + 1])
+    scores, offsets = PairScorer(model).score_videos(query, references, proposals, around)
+    with torch.no_grad():
+        pairs = zip(references, proposals, strict=True)
+        wanted = [model.score_proposals(query, *pair, around) for pair in pairs]
+    torch.testing.assert_close(scores, torch.cat([w[0] for w in wanted]), atol=1e-5, rtol=0)
+    torch.testing.assert_close(offsets, torch.cat([w[1] for w in wanted]), atol=1e-4, rtol=1e-4)
+    assert scores.std() > 1e-3
 
 
 @pytest.mark.parametrize("name", ["no model", "paper"])
