@@ -151,9 +151,12 @@ def _mean_error(
 ) -> CalibrationError:
     errors = []
     for run in runs:
-        every: list[_Record] = [*run.records, *run.nulls]
+        # Probabilities are fitted on as many references that hold the action as that do not.
+        asked = {null.query_id for null in run.nulls}
+        held = [record for record in run.records if record.query_id in asked]
+        every: list[_Record] = [*held, *run.nulls]
         values = torch.tensor([tell(record) for record in every])
-        outcomes = [float(happened(record)) for record in run.records] + [0.0] * len(run.nulls)
+        outcomes = [float(happened(record)) for record in held] + [0.0] * len(run.nulls)
         errors.append(calibration_error(values, torch.tensor(outcomes)))
     return CalibrationError(
         statistics.fmean(error.value for error in errors),

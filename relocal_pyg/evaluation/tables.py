@@ -94,8 +94,8 @@ def presence_cells(comparison: Comparison) -> tuple[str, list[list[str]]]:
         "class of a reference that shows it (shorter: compare with the row of lengths). AUROC: "
         "chance that one that does ranks above one that does not. ECE: calibration error, over "
         "bins of equal count, of the probabilities that the reference holds the action and that "
-        "the best answer is right (tIoU above .5); in brackets that of exact probabilities at "
-        "this N."
+        "the best answer is right (tIoU above .5), for queries asked about both kinds of "
+        "reference; in brackets that of exact probabilities at this N."
     )
     cells = [["Model", "by", "AUROC (%)", "ECE held (%)", "ECE right (%)", "N"]]
     for row in comparison.presence:
