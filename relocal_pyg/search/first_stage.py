@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from relocal_pyg.errors import UsageError
-from relocal_pyg.search.pooling import Pooling
+from relocal_pyg.search.engines import Engine
 from relocal_pyg.search.shard_files import Shard
+from relocal_pyg.search.surrogate import fit_surrogate, terms
 
 #: Pooled vectors read at once by a scan.
 BLOCK = 65_536
@@ -22,14 +23,15 @@ class FirstStage:
 
     Args:
         shards: The shards of the index.
-        pooling: What their vectors are.
+        engine: The model.
     """
 
-    def __init__(self, shards: Sequence[Shard], pooling: Pooling) -> None:
-        self.shards, self.pooling = shards, pooling
+    def __init__(self, shards: Sequence[Shard], engine: Engine) -> None:
+        self.shards, self.engine = shards, engine
         counts = [int(shard.first_proposal[-1]) for shard in shards]
         self.first = np.concatenate([[0], np.cumsum(counts, dtype=np.int64)])
         self._faiss: Any = None
+        self._surrogate: Tensor | None = None
 
     def best(
         self,
@@ -50,7 +52,10 @@ class FirstStage:
         Raises:
             UsageError: faiss is not installed.
         """
-        rows = (self._search if use_faiss else self._scan)(query, query_video, count)
+        if count >= self.first[-1]:
+            rows = np.arange(self.first[-1])
+        else:
+            rows = (self._search if use_faiss else self._scan)(query, query_video, count)
         shard = np.searchsorted(self.first, rows, side="right") - 1
         return [rows[shard == number] - self.first[number] for number in range(len(self.shards))]
 
@@ -58,16 +63,13 @@ class FirstStage:
         best_scores, best_rows = torch.empty(0), torch.empty(0, dtype=torch.long)
         for number, shard in enumerate(self.shards):
             means = shard.rows("means", 0, len(shard.ids))
-            directions = self.pooling.directions(query, query_video, means)
+            directions = self.engine.pooling.directions(query, query_video, means)
             video = np.repeat(np.arange(len(shard.ids)), np.diff(shard.first_proposal))
             total = int(shard.first_proposal[-1])
             for start in range(0, total, BLOCK):
                 end = min(start + BLOCK, total)
-                vectors = shard.rows("vectors", start, end).float()
-                if len(directions) == 1:
-                    scores = vectors @ directions[0]
-                else:
-                    scores = vectors.mul_(directions[video[start:end]]).sum(dim=1)
+                beside = directions if len(directions) == 1 else directions[video[start:end]]
+                scores = self._scores(shard, start, end, beside)
                 rows = torch.arange(start, end) + int(self.first[number])
                 best_scores = torch.cat([best_scores, scores])
                 best_rows = torch.cat([best_rows, rows])
@@ -76,11 +78,22 @@ class FirstStage:
                     best_rows = best_rows[kept]
         return best_rows.numpy()
 
+    def _scores(self, shard: Shard, start: int, end: int, directions: Tensor) -> Tensor:
+        """Scores of some rows in directions ``[., F]``, one for each or one for all."""
+        vectors = shard.rows("vectors", start, end).float()
+        if not self.engine.pooling.apart:
+            return (vectors * directions).sum(dim=1)
+        if self._surrogate is None:
+            self._surrogate = fit_surrogate(self.engine, self.shards)
+        inside, around = ((part * directions).sum(dim=1) for part in vectors.chunk(2, dim=1))
+        windows = shard.rows("proposals", start, end)
+        return terms(inside, around, windows[:, 1] - windows[:, 0]) @ self._surrogate
+
     def _search(self, query: Tensor, query_video: Tensor | None, count: int) -> np.ndarray:
         if self._faiss is None:
             self._faiss = self._train()
         means = torch.cat([shard.rows("means", 0, len(shard.ids)) for shard in self.shards])
-        probe = self.pooling.probe(query, query_video, means)[None].numpy()
+        probe = self.engine.pooling.probe(query, query_video, means)[None].numpy()
         rows: np.ndarray = self._faiss.search(probe, min(count, int(self.first[-1])))[1][0]
         # faiss fills up with -1 where it finds fewer.
         return rows[rows >= 0]

@@ -43,6 +43,27 @@ class Hit:
     score: float
 
 
+@dataclass(frozen=True)
+class _Found:
+    """Scored moments.
+
+    Attributes:
+        shard: Number of the shard, ``[M]``.
+        video: Number of the video in its shard, ``[M]``.
+        moments: ``[M, 2]`` in steps.
+        scores: ``[M]``.
+    """
+
+    shard: Tensor
+    video: Tensor
+    moments: Tensor
+    scores: Tensor
+
+    def join(self, other: _Found) -> _Found:
+        pairs = zip(vars(self).values(), vars(other).values(), strict=True)
+        return _Found(*(torch.cat(pair) for pair in pairs))
+
+
 class SearchIndex:
     """An index opened for queries.
 
@@ -71,7 +92,7 @@ class SearchIndex:
         self.shards = [
             Shard(folder, shard, listed.fingerprint, verify=verify) for shard in listed.shards
         ]
-        self.first_stage = FirstStage(self.shards, self.engine.pooling)
+        self.first_stage = FirstStage(self.shards, self.engine)
 
     def __len__(self) -> int:
         return sum(len(shard.ids) for shard in self.shards)
@@ -91,12 +112,13 @@ class SearchIndex:
         Args:
             query: Features of the clip, ``[m, F]``.
             top_k: How many moments at most.
-            first_stage: ``"scan"``: score every proposal by the training-free matcher, or by the
-                one inside a network that compares steps (:mod:`relocal_pyg.search.pooling`), in one
-                pass over the pooled vectors, and look at the best with the model; ``"faiss"``: find
-                them with an approximate nearest-neighbour index; None: look at every proposal with
-                the model.
-            candidates: How many proposals the model looks at after a first stage.
+            first_stage: ``"scan"``: score every proposal by the training-free matcher, or by a
+                quadratic that stands for a network that compares steps
+                (:mod:`relocal_pyg.search.surrogate`), in one pass over the pooled vectors, and look
+                at the best with the model; ``"faiss"``: find them with an approximate
+                nearest-neighbour index; None: look at every proposal with the model.
+            candidates: How many proposals the model looks at after a first stage; then it looks at
+                as many others of the videos that gave the best answers.
             nms_threshold: Of two answers of one video with a larger tIoU only the better is given.
             query_video: Features ``[v, F]`` of the whole video around the query, where known.
 
@@ -121,18 +143,14 @@ class SearchIndex:
             rows = [np.arange(int(shard.first_proposal[-1])) for shard in self.shards]
         else:
             rows = self.first_stage.best(clip, candidates, around, use_faiss=first_stage == "faiss")
-        parts = [
-            self._score(clip, around, number, chosen)
-            for number, chosen in enumerate(rows)
-            if len(chosen)
-        ]
-        shard, video, moments, scores = (torch.cat(column) for column in zip(*parts, strict=True))
-        # Far apart on one axis, moments of different videos never overlap.
-        firsts = torch.tensor([0] + [len(part.ids) for part in self.shards]).cumsum(dim=0)
-        place = (firsts[shard] + video).double() * (float(moments.max()) + 1)
-        line = moments.double() + place[:, None]
-        kept = nms(line, scores, nms_threshold, limit=top_k).tolist()
-        return [self._hit(int(shard[i]), int(video[i]), moments[i], float(scores[i])) for i in kept]
+        found = self._look(clip, around, rows)
+        kept = self._best(found, nms_threshold, top_k)
+        if first_stage is not None:
+            more = self._others(found, kept, rows, candidates)
+            if any(map(len, more)):
+                found = found.join(self._look(clip, around, more))
+                kept = self._best(found, nms_threshold, top_k)
+        return [self._hit(found, place) for place in kept]
 
     def recall(
         self, queries: Sequence[ArrayLike], top_k: int = 10, **options: int | FirstStageName
@@ -146,10 +164,42 @@ class SearchIndex:
             wanted += len(exhaustive)
         return found / max(wanted, 1)
 
-    def _hit(self, number: int, video: int, moment: Tensor, score: float) -> Hit:
-        shard = self.shards[number]
-        start, end = (moment * shard.seconds_per_step[video]).tolist()
-        return Hit(shard.ids[video], start, end, score)
+    def _look(self, query: Tensor, around: Tensor | None, rows: Sequence[np.ndarray]) -> _Found:
+        """Score some proposals of each shard with the model."""
+        parts = [
+            self._score(query, around, number, chosen)
+            for number, chosen in enumerate(rows)
+            if len(chosen)
+        ]
+        return _Found(*(torch.cat(column) for column in zip(*parts, strict=True)))
+
+    def _best(self, found: _Found, threshold: float, top_k: int) -> list[int]:
+        # Far apart on one axis, moments of different videos never overlap.
+        firsts = torch.tensor([0] + [len(shard.ids) for shard in self.shards]).cumsum(dim=0)
+        place = (firsts[found.shard] + found.video).double() * (float(found.moments.max()) + 1)
+        line = found.moments.double() + place[:, None]
+        kept: list[int] = nms(line, found.scores, threshold, limit=top_k).tolist()
+        return kept
+
+    def _others(
+        self, found: _Found, kept: Sequence[int], rows: Sequence[np.ndarray], limit: int
+    ) -> list[np.ndarray]:
+        """Rows of the best videos that were not looked at, ``limit`` or a video more at most."""
+        videos = dict.fromkeys((int(found.shard[i]), int(found.video[i])) for i in kept)
+        others: list[list[np.ndarray]] = [[] for _ in self.shards]
+        count = 0
+        for number, video in videos:
+            if count >= limit:
+                break
+            every = np.arange(*self.shards[number].first_proposal[video : video + 2])
+            others[number].append(np.setdiff1d(every, rows[number]))
+            count += len(others[number][-1])
+        return [np.concatenate([np.empty(0, np.int64), *parts]) for parts in others]
+
+    def _hit(self, found: _Found, place: int) -> Hit:
+        shard, video = self.shards[int(found.shard[place])], int(found.video[place])
+        start, end = (found.moments[place] * shard.seconds_per_step[video]).tolist()
+        return Hit(shard.ids[video], start, end, float(found.scores[place]))
 
     def _score(
         self, query: Tensor, around: Tensor | None, number: int, rows: np.ndarray

@@ -4,8 +4,8 @@ The training-free matcher scores a proposal by the mean similarity of its steps 
 minus a share of the mean around it. The mean can be taken of the vectors instead of the
 similarities, once, when a video is indexed: :math:`v = \mathrm{mean}_{in}\, u -
 \tfrac12 \mathrm{mean}_{around}\, u` of the unit rows :math:`u_t`, and the score is :math:`v \cdot
-d`. A network that compares steps with the query has a matcher of this kind inside, after a learned
-map of the features; what that one likes the whole network mostly likes too.
+d`. A network that compares steps with the query does so after a learned map of the features; of its
+proposals the means inside and around are kept apart, since it weighs them in its own way.
 """
 
 from __future__ import annotations
@@ -24,10 +24,17 @@ _BLOCK = 256
 
 
 class Pooling(Protocol):
-    """How proposals and queries become vectors."""
+    """How proposals and queries become vectors.
+
+    Attributes:
+        apart: Whether a vector holds what is inside a proposal and what is around it one after the
+            other, ``[2 F]``, and not their difference ``[F]``.
+    """
+
+    apart: bool
 
     def pool(self, features: Tensor, proposals: Tensor) -> tuple[Tensor, Tensor]:
-        """Vectors ``[M, F]`` and shifts ``[M]`` of the proposals of a video.
+        """Vectors ``[M, F]`` or ``[M, 2 F]`` and shifts ``[M]`` of the proposals of a video.
 
         Args:
             features: ``[n, F]``.
@@ -44,7 +51,7 @@ class Pooling(Protocol):
         """
 
     def probe(self, query: Tensor, query_video: Tensor | None, means: Tensor) -> Tensor:
-        """One direction ``[F + 1]`` for all videos, the last number for the shifts.
+        """One direction for all vectors, with one more number for the shifts.
 
         Unlike :meth:`directions` approximate where the query is bare.
         """
@@ -57,10 +64,14 @@ class CentredPooling:
     :meth:`probe` is exact too.
     """
 
+    apart = False
+
     def pool(self, features: Tensor, proposals: Tensor) -> tuple[Tensor, Tensor]:
         """See :class:`Pooling`."""
         mean = features.mean(dim=0)
-        vectors = _pool(functional.normalize(features - mean, dim=1), proposals)
+        # Every channel is a row of similarities of its own.
+        rows = functional.normalize(features - mean, dim=1).T
+        vectors = contrast_scores(rows, proposals[None]).T
         return vectors, vectors @ mean
 
     def directions(self, query: Tensor, query_video: Tensor | None, means: Tensor) -> Tensor:
@@ -76,11 +87,15 @@ class CentredPooling:
 
 
 class AdaptedPooling:
-    """Of features mapped as a network maps them before it compares: its prior, exactly.
+    """Of features mapped as a network maps them before it compares.
+
+    Inside minus half of around is the network's prior, exactly.
 
     Args:
         inputs: The network's inputs, which have an adapter.
     """
+
+    apart = True
 
     def __init__(self, inputs: PairInputBuilder) -> None:
         assert inputs.adapter is not None
@@ -90,8 +105,10 @@ class AdaptedPooling:
     def pool(self, features: Tensor, proposals: Tensor) -> tuple[Tensor, Tensor]:
         """See :class:`Pooling`."""
         centred, _ = centre(features, features, None)
-        vectors = _pool(functional.normalize(self.adapter(centred), dim=1), proposals)
-        return vectors, vectors.new_zeros(len(vectors))
+        rows = functional.normalize(self.adapter(centred), dim=1).T
+        inside = contrast_scores(rows, proposals[None], 0.0).T
+        around = inside - contrast_scores(rows, proposals[None], 1.0).T
+        return torch.cat([inside, around], dim=1), inside.new_zeros(len(inside))
 
     @torch.no_grad()
     def directions(self, query: Tensor, query_video: Tensor | None, means: Tensor) -> Tensor:
@@ -108,9 +125,5 @@ class AdaptedPooling:
     def probe(self, query: Tensor, query_video: Tensor | None, means: Tensor) -> Tensor:
         """See :class:`Pooling`."""
         usual = means.mean(dim=0, keepdim=True)
-        return functional.pad(self.directions(query, query_video, usual)[0], (0, 1))
-
-
-def _pool(rows: Tensor, proposals: Tensor) -> Tensor:
-    # Every channel is a row of similarities of its own.
-    return contrast_scores(rows.T, proposals[None]).T
+        direction = self.directions(query, query_video, usual)[0]
+        return torch.cat([direction, -0.5 * direction, direction.new_zeros(1)])

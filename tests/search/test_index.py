@@ -8,7 +8,7 @@ import torch
 
 from relocal_pyg.errors import FeatureError, SearchIndexError, UsageError
 from relocal_pyg.models import ContrastMatcher, MultiGraphRelocalizer
-from relocal_pyg.models.contrast import step_similarity
+from relocal_pyg.models.contrast import contrast_scores, step_similarity
 from relocal_pyg.moments import clip_moments, nms
 from relocal_pyg.search import PairScorer, SearchIndex, add_videos, build_index, building
 from relocal_pyg.search.engines import fingerprint
@@ -78,6 +78,21 @@ def test_first_stage_of_the_contrast_matcher_loses_nothing(tmp_path):
     assert opened.recall(queries, 5, first_stage="faiss", candidates=400) >= 0.8
 
 
+@pytest.mark.parametrize("name", MODELS)
+def test_of_the_videos_that_answer_every_proposal_is_looked_at(tmp_path, name):
+    """However few the first stage proposes."""
+    model = MODELS[name]()
+    build_index(tmp_path, model, videos(9), state_dtype=torch.float32)
+    opened = SearchIndex(tmp_path, model)
+    for seed in range(4):
+        query = torch.randn(6, 8, generator=torch.Generator().manual_seed(seed))
+        hit = opened.search(query, 1, candidates=3)[0]
+        best = {row[1]: row for row in reversed(by_hand(model, query, 9, 10_000))}
+        score, _, start, end = best[hit.video_id]
+        assert hit.score == pytest.approx(score, abs=1e-5)
+        assert (hit.start, hit.end) == pytest.approx((start, end), abs=1e-3)
+
+
 @pytest.mark.parametrize("bare", [True, False])
 def test_a_direction_gives_the_score_of_the_matcher(bare):
     query, features = torch.randn(5, 8), torch.randn(30, 8) + 0.5
@@ -96,7 +111,7 @@ def test_a_direction_gives_the_score_of_the_matcher(bare):
 
 
 @pytest.mark.parametrize("bare", [True, False])
-def test_a_network_that_compares_has_its_prior_for_a_first_stage(bare):
+def test_vectors_of_a_network_that_compares_hold_its_prior(bare):
     model, query = MODELS["compares"](), torch.randn(6, 8)
     around = None if bare else torch.randn(20, 8)
     pooling = AdaptedPooling(model.inputs)
@@ -107,7 +122,29 @@ def test_a_network_that_compares_has_its_prior_for_a_first_stage(bare):
         proposals = building.index_proposals(len(features))
         wanted = model.inputs.compare(query, features, around).prior(proposals).detach()
         assert wanted.std() > 0.05
-        torch.testing.assert_close(pooling.pool(features, proposals)[0] @ direction, wanted)
+        inside, outside = pooling.pool(features, proposals)[0].chunk(2, dim=1)
+        torch.testing.assert_close((inside - 0.5 * outside) @ direction, wanted)
+
+
+def test_the_first_stage_of_a_network_follows_what_it_likes(tmp_path, monkeypatch):
+    """A network whose score is a quadratic of what is inside and around: nothing is lost."""
+    model, query = MODELS["compares"](), torch.randn(6, 8)
+    build_index(tmp_path, model, videos(30))
+    opened = SearchIndex(tmp_path, model)
+
+    def answer(query, references, proposals, query_video):
+        scores = []
+        for reference, some in zip(references, proposals, strict=True):
+            similarity = model.inputs.compare(query, reference, query_video).similarity.detach()
+            inside = contrast_scores(similarity, some, 0.0)
+            around = inside - contrast_scores(similarity, some, 1.0)
+            length = (some[:, 1] - some[:, 0]).log()
+            scores.append(torch.tanh(around**2 - 0.4 * inside * around + 0.1 * length * inside))
+        owners = torch.arange(len(scores)).repeat_interleave(torch.tensor([len(s) for s in scores]))
+        return torch.cat(list(proposals)), torch.cat(scores), owners
+
+    monkeypatch.setattr(opened.engine, "answer", answer)
+    assert opened.recall([query, torch.randn(4, 8)], 10, candidates=60) >= 0.95
 
 
 TOGETHER = {
