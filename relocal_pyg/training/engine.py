@@ -227,7 +227,9 @@ class _Loop:
             for step in range(self.progress.step, config.steps)
         ]
         loader = DataLoader(dataset, batch_sampler=numbers, num_workers=config.num_workers)
-        yield from fabric.setup_dataloaders(loader, use_distributed_sampler=False)
+        with self.interrupts.held():  # Python drops what a signal raises while workers are forked
+            batches = iter(loader)
+        yield from map(fabric.to_device, batches)
 
     def _step(self, batch: Any) -> None:
         config, step = self.config, self.progress.step

@@ -26,6 +26,7 @@ from relocal_pyg.training import TrainingConfig, fit
 
 torch.set_num_threads(1)
 SIZES = {"train_classes": 3, "val_classes": 2, "test_classes": 1}
+STOPS = (signal.SIGINT, signal.SIGTERM)
 PROTOCOL = synthetic(SyntheticConfig(**SIZES, train_videos=3, val_videos=2, test_videos=2))
 
 
@@ -52,8 +53,12 @@ def train(folder: Path, workers: int, devices: int = 1) -> None:
 def fork(folder: Path, workers: int) -> int:
     """Start a run; its process number. Handlers are the parent's, so no signal comes too early."""
     parent, code = os.getpid(), 1
+    # Python ignores what is raised in the functions it calls after a fork: one that a signal cut
+    # short would leave threading half set up, which no run started from a command line ever is.
+    signal.pthread_sigmask(signal.SIG_BLOCK, STOPS)
     try:
         child = os.fork()
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPS)
         if child:
             return child
         train(folder, workers)
@@ -83,7 +88,7 @@ def ended(child: int) -> int:
 def main() -> None:
     folder, workers, runs, seed = Path(sys.argv[1]), *map(int, sys.argv[2:5])
     rng = random.Random(seed)
-    for number in (signal.SIGINT, signal.SIGTERM):  # as the command line has them
+    for number in STOPS:  # as the command line has them
         signal.signal(number, signal.default_int_handler)
     started = time.perf_counter()
     assert ended(fork(folder / "whole", workers)) == 0

@@ -122,3 +122,24 @@ def test_a_run_interrupted_inside_a_step_or_a_validation_ends_the_same(
         assert run("broken") == wanted
     finally:
         signal.signal(signal.SIGINT, before)
+
+
+def test_a_signal_that_comes_while_workers_start_is_not_lost(tmp_path):
+    armed = [True]
+
+    def after_fork() -> None:  # what is raised in here is dropped by Python
+        if armed:
+            armed.clear()
+            os.kill(os.getpid(), signal.SIGINT)
+
+    protocol = synthetic(SyntheticConfig(train_classes=3, val_classes=2, train_videos=3))
+    config = TrainingConfig(batch_size=2, steps=4, max_validation_pairs=2, num_workers=1)
+    model = MultiGraphRelocalizer(protocol.features.dim, hidden_channels=4, num_steps=4)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    os.register_at_fork(after_in_parent=after_fork)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            fit(model, protocol, config=config, out=tmp_path, show_progress=False)
+    finally:
+        armed.clear()
+        signal.signal(signal.SIGINT, before)
