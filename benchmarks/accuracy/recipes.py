@@ -9,8 +9,8 @@ from typing import Any
 from relocal_pyg.training import RECOMMENDED, Preset
 from relocal_pyg.training.sweep import System, table_one
 
-#: Steps of the paper's recipe and of the baselines: the budget of the recommended preset.
-STEPS = 300
+#: Budget of the paper's recipe and of the baselines: that of the recommended preset.
+STEPS, VALIDATION_PAIRS = 300, 100
 
 
 def _idea(training: dict[str, Any] | None = None, **network: Any) -> Preset:
@@ -51,7 +51,11 @@ def systems() -> dict[str, System]:
     found = {
         system.title: replace(
             system,
-            training=replace(system.training, steps=min(STEPS, system.training.steps)),
+            training=replace(
+                system.training,
+                steps=min(STEPS, system.training.steps),
+                max_validation_pairs=min(VALIDATION_PAIRS, system.training.max_validation_pairs),
+            ),
         )
         for system in table_one(RECOMMENDED)
     }
