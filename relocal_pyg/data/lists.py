@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 from torch_geometric.data import Data
 
+from relocal_pyg.data.items import Item
 from relocal_pyg.data.samples import SeededSamples
 from relocal_pyg.data.triplets import PartnerSampler, best_truths
 from relocal_pyg.datasets.protocol import Protocol
@@ -17,17 +18,21 @@ class ListDataset(SeededSamples[Data]):
     """Samples of one query and the graded proposals of one reference.
 
     A triplet of two classes never shows a network where a moment ends; a list of overlapping
-    proposals of one reference, graded by tIoU, does. Sample ``i`` depends on ``(seed, i)`` alone.
+    proposals of one reference, graded by tIoU, does. Proposals of a further video, mostly without
+    the action, make scores comparable across videos: one that holds the action has to win against
+    one that does not. Sample ``i`` depends on ``(seed, i)`` alone.
 
     Each sample is a ``Data`` with ``query`` [m, F], ``reference`` [n, F], ``query_video`` [v, F],
     ``proposals`` [M, 2] in steps, ``overlap`` [M] (tIoU with the best ground truth) and ``offsets``
-    [M, 2] (targets of section 4.7.2).
+    [M, 2] (targets of section 4.7.2); with ``far_proposals`` also ``far_reference`` [n', F],
+    ``far_proposals`` [N, 2] and ``far_overlap`` [N].
 
     Args:
         protocol: Where items, features and proposals come from; its ``"train"`` split is used.
         num_samples: Length of the data set.
         seed: Names the stream of samples.
         list_length: Proposals kept; half of them, where there are so many, overlap a ground truth.
+        far_proposals: Proposals kept of one more reference, any action of another video.
         surroundings: Share of the samples whose query comes with the video it was cut from; the
             others are bare clips.
     """
@@ -41,10 +46,12 @@ class ListDataset(SeededSamples[Data]):
         num_samples: int,
         seed: int,
         list_length: int = 48,
+        far_proposals: int = 0,
         surroundings: float = 1.0,
     ) -> None:
         super().__init__(protocol, num_samples=num_samples, seed=seed)
-        self.list_length, self.surroundings = list_length, surroundings
+        self.list_length, self.far_proposals = list_length, far_proposals
+        self.surroundings = surroundings
         self._sampler = PartnerSampler(protocol.splits["train"])
 
     def draw(self, rng: np.random.Generator) -> Data:
@@ -65,7 +72,22 @@ class ListDataset(SeededSamples[Data]):
             overlap=overlap,
             offsets=encode_offsets(proposals, truths),
             num_nodes=len(proposals),
+            **(self._far(query, rng) if self.far_proposals else {}),
         )
+
+    def _far(self, query: Item, rng: np.random.Generator) -> dict[str, Tensor]:
+        """Graded proposals of another video; few of them, if any, meet the query's class."""
+        item = self._sampler.elsewhere(query, rng)
+        proposals = self.protocol.proposals(item, query)
+        picked = rng.permutation(len(proposals))[: self.far_proposals]
+        proposals = proposals[torch.from_numpy(picked).sort().values]
+        truths = self._sampler.moments_inside(item, query.label)
+        overlap = best_truths(proposals, truths)[0] if truths else proposals.new_zeros(len(picked))
+        return {
+            "far_reference": self.protocol.reference(item),
+            "far_proposals": proposals,
+            "far_overlap": overlap,
+        }
 
 
 def choose_proposals(overlap: Tensor, count: int, rng: np.random.Generator) -> Tensor:

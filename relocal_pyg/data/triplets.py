@@ -46,9 +46,10 @@ class PartnerSampler:
             raise AnnotationError("training needs a class with actions in two videos at least")
         self._queries = list(by_video.values())
         self._labels = sorted(self._videos)
-        self._labels_of = defaultdict(set)
+        self._items = sorted(items)
+        self._moments: dict[tuple[str, str], set[tuple[int, int]]] = defaultdict(set)
         for item in items:
-            self._labels_of[item.video_id].add(item.label)
+            self._moments[item.video_id, item.label].update(item.moments)
 
     def query(self, rng: np.random.Generator) -> Item:
         """An action whose class also occurs in another video."""
@@ -70,8 +71,21 @@ class PartnerSampler:
         if not labels:
             raise AnnotationError("a negative of another class was asked for; there is one class")
         videos = self._videos[_pick(labels, rng)]
-        clean = [video for video in videos if query.label not in self._labels_of[video]]
+        clean = [video for video in videos if (video, query.label) not in self._moments]
         return _pick(videos[_pick(clean or list(videos), rng)], rng)
+
+    def elsewhere(self, query: Item, rng: np.random.Generator) -> Item:
+        """Any action of another video, which may show the query's class or not."""
+        return _pick([item for item in self._items if item.video_id != query.video_id], rng)
+
+    def moments_inside(self, item: Item, label: str) -> list[tuple[int, int]]:
+        """The moments of a class inside the context of an item, in steps of that context."""
+        first, last = item.context
+        return [
+            (max(start, first) - first, min(end, last) - first)
+            for start, end in sorted(self._moments.get((item.video_id, label), ()))
+            if start < last and end > first
+        ]
 
 
 class TripletDataset(SeededSamples[tuple[PairData, PairData]]):

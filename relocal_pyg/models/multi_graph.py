@@ -18,13 +18,14 @@ from relocal_pyg.errors import FeatureError, UsageError
 from relocal_pyg.graph import PairGraph
 from relocal_pyg.models.base import Ranking, TrainableRelocalizer
 from relocal_pyg.models.explanations import explain_by_edges, explain_by_similarity
+from relocal_pyg.models.listwise import listwise_losses
 from relocal_pyg.models.network_config import NetworkConfig
-from relocal_pyg.models.pair_inputs import PairInputBuilder, PairInputs, random_rotation
+from relocal_pyg.models.pair_inputs import PairInputBuilder, PairInputs
 from relocal_pyg.moments import decode_offsets
-from relocal_pyg.nn.losses import listwise_loss, offset_loss, triplet_loss
+from relocal_pyg.nn.losses import offset_loss, triplet_loss
 from relocal_pyg.nn.pair_network import PairNetwork
 from relocal_pyg.nn.pair_scoring import PairScoring
-from relocal_pyg.nn.ranks import mean_over_ranks, sum_over_ranks
+from relocal_pyg.nn.ranks import sum_over_ranks
 from relocal_pyg.nn.window_states import window_states
 
 #: Proposals encoded at once: bounds memory, changes no result.
@@ -32,9 +33,6 @@ CHUNK = 1024
 
 #: Largest score that its tanh is undone for: the last float32 below 1.
 SATURATED = 1 - 2**-24
-
-#: Proposals above this tIoU teach the regression head in listwise training.
-OFFSET_TIOU = 0.4
 
 
 class MultiGraphRelocalizer(TrainableRelocalizer):
@@ -165,10 +163,10 @@ class MultiGraphRelocalizer(TrainableRelocalizer):
         Returns:
             Scores ``[M]`` in ``[-1, 1]`` and offsets ``[M, 2]``.
         """
-        raw, offsets = self._score_list(query, reference, proposals, query_video)
+        raw, offsets = self.raw_list_scores(query, reference, proposals, query_video)
         return torch.tanh(raw), offsets
 
-    def _score_list(
+    def raw_list_scores(
         self,
         query: Tensor,
         reference: Tensor,
@@ -176,6 +174,10 @@ class MultiGraphRelocalizer(TrainableRelocalizer):
         query_video: Tensor | None,
         rotation: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
+        """:meth:`score_proposals` before the last tanh, with gradients.
+
+        Arguments as there; ``rotation``, orthogonal ``[F, F]``, turns every feature.
+        """
         inputs = self.inputs(query, reference, proposals, query_video, rotation)
         raw, offsets = self.run(inputs)
         return raw + inputs.prior, offsets
@@ -204,7 +206,7 @@ class MultiGraphRelocalizer(TrainableRelocalizer):
     ) -> Ranking:
         """Score every proposal and refine each by the regression head (section 4.8)."""
         if self.training:
-            raw, offsets = self._score_list(query, reference, proposals, query_video)
+            raw, offsets = self.raw_list_scores(query, reference, proposals, query_video)
         else:
             raw, offsets = self.score_fast(query, reference, proposals, query_video)
         refined = decode_offsets(proposals, offsets) if self.refines else proposals
@@ -321,7 +323,11 @@ class MultiGraphRelocalizer(TrainableRelocalizer):
         config = self.network_config
         if config.objective == "listwise":
             return ListDataset(
-                protocol, num_samples=num_samples, seed=seed, list_length=config.list_length
+                protocol,
+                num_samples=num_samples,
+                seed=seed,
+                list_length=config.list_length,
+                far_proposals=config.far_proposals,
             )
         return TripletDataset(
             protocol,
@@ -335,7 +341,7 @@ class MultiGraphRelocalizer(TrainableRelocalizer):
     def training_losses(self, batch: Any) -> dict[str, Tensor]:
         """Losses of a batch of triplets (section 4.7) or of lists."""
         if self.network_config.objective == "listwise":
-            return self._listwise_losses(batch)
+            return listwise_losses(self, batch)
         positive, negative = batch
         # One pass over both sides, so that batch normalisation sees positives and negatives alike.
         scores, offsets = self._score_triplets(positive, negative)
@@ -362,25 +368,3 @@ class MultiGraphRelocalizer(TrainableRelocalizer):
             mask,
         )
         return torch.tanh(raw), offsets
-
-    def _listwise_losses(self, batch: Batch) -> dict[str, Tensor]:
-        ranking, regression = [], []
-        for sample in batch.to_data_list():
-            rotation = None
-            if self.network_config.rotation:
-                rotation = random_rotation(self.in_channels, sample.reference)
-            raw, offsets = self._score_list(
-                sample.query, sample.reference, sample.proposals, sample.query_video, rotation
-            )
-            ranking.append(listwise_loss(raw[None], sample.overlap[None].to(raw)))
-            near = sample.overlap > OFFSET_TIOU
-            if near.any():
-                regression.append(offset_loss(offsets[near], sample.offsets[near]))
-        mean_ranking = torch.stack(ranking).mean()
-        total = torch.stack(regression).sum() if regression else mean_ranking * 0
-        mean_regression = mean_over_ranks(total, len(regression))
-        return {
-            "loss": mean_ranking + mean_regression,
-            "ranking": mean_ranking,
-            "regression": mean_regression,
-        }

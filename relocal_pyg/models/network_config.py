@@ -52,3 +52,5 @@ class NetworkConfig:
     """Rotate the feature space at random for each training pair: compare, do not recognise."""
     list_length: int = 48
     """Proposals of one reference in a listwise sample."""
+    far_proposals: int = 0
+    """Proposals of yet another video that join a list, so that scores compare across videos."""

@@ -120,6 +120,36 @@ def test_lists_are_graded_proposals_of_one_reference(protocol):
         assert sample.overlap.max() > 0.5
 
 
+def test_lists_reach_into_another_video_and_are_graded_there_too(protocol):
+    seen = set()
+    for sample in ListDataset(protocol, num_samples=60, seed=0, list_length=12, far_proposals=9):
+        assert sample.far_proposals.shape == (9, 2)
+        video = sample.far_reference[0, 0]
+        assert video != sample.query[0, 0]
+        labels = {i.label for i in ITEMS if i.video_id == str(int(sample.query[0, 0]))}
+        truths = [
+            (start - 5, end - 5)  # what the far video shows of the query's class
+            for i in ITEMS
+            for start, end in i.moments
+            if i.video_id == str(int(video)) and {i.label} == labels
+        ]
+        if len(labels) == 1:
+            wanted = torch.zeros(9)
+            if truths:
+                wanted = tiou(sample.far_proposals[:, None], torch.tensor(truths).float()).amax(1)
+            torch.testing.assert_close(sample.far_overlap, wanted)
+            seen.add(bool(truths))
+    assert seen == {True, False}
+
+
+def test_a_list_without_far_proposals_is_the_one_it_was(protocol):
+    near = ListDataset(protocol, num_samples=4, seed=0, list_length=12)
+    far = ListDataset(protocol, num_samples=4, seed=0, list_length=12, far_proposals=9)
+    for one, other in zip(near, far, strict=True):
+        assert "far_reference" not in one
+        assert torch.equal(one.proposals, other.proposals)
+
+
 def test_bare_clips_come_without_surroundings(protocol):
     bare = ListDataset(protocol, num_samples=30, seed=0, surroundings=0.0)
     assert all(len(sample.query_video) == 0 for sample in bare)
