@@ -6,16 +6,19 @@ split is answered once a row and never again. Without real data, give ``--sets s
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from itertools import product
 from pathlib import Path
 
 import torch
 import tyro
 
+from benchmarks.accuracy.presence import HEADER as PRESENCE
+from benchmarks.accuracy.presence import presence_lines
 from benchmarks.accuracy.recipes import systems
 from benchmarks.accuracy.rows import Cell, run
 from benchmarks.accuracy.sets import SETS
-from benchmarks.accuracy.table import HEADER, lines, plain
+from benchmarks.accuracy.table import HEADER, lines
 from benchmarks.measuring import machine
 from relocal_pyg.errors import UsageError
 from relocal_pyg.storage import write_json
@@ -29,6 +32,7 @@ def main(
     sizes: tuple[int, ...] = (),
     seeds: tuple[int, ...] = (0, 1, 2),
     splits: tuple[str, ...] = (),
+    nulls: bool = False,
 ) -> None:
     """Fill the table.
 
@@ -40,13 +44,14 @@ def main(
         sizes: Training items of a class at most, beside the whole training set.
         seeds: Each draws a split of its own and the weights.
         splits: Test splits of new rows; all where none is named.
+        nulls: New rows are also asked about references that do not hold the action.
     """
     unknown = (set(sets) - set(SETS)) | (set(recipes) - set(systems()))
     if unknown:
         raise UsageError(f"no such set or recipe: {', '.join(sorted(unknown))}")
     torch.set_num_threads(1)  # these networks are small: a second thread costs more than it gives
     cells = [
-        Cell(name, recipe, size, seed, splits)
+        Cell(name, recipe, size, seed, splits, nulls)
         for recipe, size, name, seed in product(recipes, (None, *sizes), sets, seeds)
     ]
     made = []
@@ -56,7 +61,17 @@ def main(
             made.append(cell)
     found = lines(made, out)
     print("\n".join([HEADER, *(line.text() for line in found)]))
-    write_json(out / "table.json", {"machine": machine(), "lines": plain(found)})
+    presence = presence_lines(made, out)
+    if presence:
+        print("\n".join(["", PRESENCE, *(line.text() for line in presence)]))
+    write_json(
+        out / "table.json",
+        {
+            "machine": machine(),
+            "lines": [asdict(line) for line in found],
+            "presence": [asdict(line) for line in presence],
+        },
+    )
 
 
 if __name__ == "__main__":

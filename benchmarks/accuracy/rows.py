@@ -5,17 +5,21 @@ from __future__ import annotations
 import dataclasses
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
 from benchmarks.accuracy import recipes, sets
+from relocal_pyg.cli.evaluate import CALIBRATION_PAIRS, draw_nulls
 from relocal_pyg.data.pairs import make_pairs
 from relocal_pyg.datasets.protocol import Protocol
+from relocal_pyg.errors import UsageError
 from relocal_pyg.evaluation import Evaluation, evaluate
 from relocal_pyg.models import ContrastMatcher
 from relocal_pyg.models.base import Relocalizer
+from relocal_pyg.models.calibration import calibrate
 from relocal_pyg.storage import write_json
 from relocal_pyg.training.sweep import train_all
 
@@ -25,13 +29,23 @@ MOST_PAIRS = 300
 
 @dataclass(frozen=True)
 class Cell:
-    """What a row is made of; every test split where none is named."""
+    """What a row is made of.
+
+    Attributes:
+        data: One of :data:`benchmarks.accuracy.sets.SETS`.
+        recipe: Its name in :mod:`benchmarks.accuracy.recipes`.
+        size: Training items of a class at most; all where None.
+        seed: Draws the split, what is simulated, and the weights.
+        splits: Test splits; all where none is named.
+        nulls: Calibrate on validation pairs, and ask about references without the action as well.
+    """
 
     data: str
     recipe: str
     size: int | None
     seed: int
     splits: tuple[str, ...] = ()
+    nulls: bool = False
 
     def folder(self, out: Path) -> Path:
         """Where its answers are kept."""
@@ -55,13 +69,14 @@ def run(cell: Cell, data: Path | None, out: Path) -> bool:
     if protocol is None:
         return False
     splits = [name for name in protocol.test_splits() if not cell.splits or name in cell.splits]
-    _test(ContrastMatcher(), protocol, splits, folder / "matcher", "contrast matcher", cell.seed)
+    matcher = ContrastMatcher()
+    _test(matcher, protocol, splits, folder / "matcher", "contrast matcher", cell)
     started = time.process_time()
     system = recipes.systems()[cell.recipe]
     runs = train_all([system], protocol, [cell.seed], out / "runs")
     trained = next(iter(runs))
     seconds = time.process_time() - started
-    _test(trained.model, protocol, splits, folder / "trained", cell.recipe, cell.seed)
+    _test(trained.model, protocol, splits, folder / "trained", cell.recipe, cell)
     write_json(
         folder / "row.json",
         {**dataclasses.asdict(cell), "training_seconds": seconds, "about": protocol.about},
@@ -87,11 +102,17 @@ def _test(
     splits: list[str],
     folder: Path,
     title: str,
-    seed: int,
+    cell: Cell,
 ) -> None:
+    if cell.nulls:
+        with suppress(UsageError):  # too few validation pairs: scores alone are compared
+            model.calibration = calibrate(model, protocol, limit=CALIBRATION_PAIRS)
     for split in splits:
         pairs = make_pairs(
             protocol.splits[split], split=split, protocol=protocol.name, exclude=protocol.exclude
         )
         chosen = dataclasses.replace(pairs, pairs=pairs.pairs[:MOST_PAIRS])
-        evaluate(model, protocol, chosen, title=title, seed=seed).save(folder / split)
+        nulls = draw_nulls(protocol, chosen) if cell.nulls else None
+        evaluate(model, protocol, chosen, nulls=nulls, title=title, seed=cell.seed).save(
+            folder / split
+        )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -94,8 +94,3 @@ def lines(cells: list[Cell], out: Path) -> list[Line]:
                 )
             )
     return found
-
-
-def plain(found: list[Line]) -> list[dict[str, object]]:
-    """The lines for JSON."""
-    return [asdict(line) for line in found]

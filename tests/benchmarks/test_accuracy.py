@@ -14,7 +14,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from benchmarks.accuracy import __main__ as bench  # noqa: E402
-from benchmarks.accuracy import recipes, rows, sets, table  # noqa: E402
+from benchmarks.accuracy import presence, recipes, rows, sets, table  # noqa: E402
 from relocal_pyg.datasets.synthetic import SyntheticConfig, synthetic  # noqa: E402
 from relocal_pyg.errors import UsageError  # noqa: E402
 
@@ -55,6 +55,27 @@ def test_every_row_is_tested_once_and_lands_in_the_table(tiny, tmp_path, monkeyp
         ):
             assert gain == pytest.approx(trained - matcher)
             assert low <= gain <= high
+
+
+def test_references_without_the_action_make_a_second_table(tiny, tmp_path, capsys):
+    bench.main(tmp_path, sets=("synthetic",), recipes=("recommended",), seeds=(0, 1), nulls=True)
+    assert presence.HEADER in capsys.readouterr().out
+    lines = json.loads((tmp_path / "table.json").read_text())["presence"]
+    # Too few validation pairs for probabilities.
+    ways = {("trained", "score"), ("matcher", "score"), ("Length of the reference", "length")}
+    assert {(line["who"], line["by"]) for line in lines} == ways
+    for line in lines:
+        first = rows.Cell("synthetic", "recommended", None, 0)
+        split, trained, matcher = next(rows.answers(first, tmp_path))
+        assert line["split"] == split
+        if line["who"] == "matcher":
+            wins = [
+                (held.scores[0] > null.score) + (held.scores[0] == null.score) / 2
+                for held in matcher.records
+                for null in matcher.nulls
+            ]
+            assert line["auroc"][0] == pytest.approx(sum(wins) / len(wins))
+        assert len(line["auroc"]) == 2
 
 
 def test_a_size_limits_each_class():
