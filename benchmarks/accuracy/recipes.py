@@ -35,8 +35,9 @@ IDEAS: dict[str, Callable[[], Preset]] = {
     "1x1 convolutions": lambda: _idea(graph_conv=False),
     "twice as wide": lambda: _idea(hidden_channels=128),
     "longer lists": lambda: _idea(list_length=96),
-    "lists across videos": lambda: _idea(far_proposals=16),
-    "lists across videos, no context": lambda: _idea(far_proposals=16, context=0.0),
+    "lists of one video": lambda: _idea(far_proposals=0),
+    "lists of one video, wide context": lambda: _idea(far_proposals=0, context=0.5),
+    "wide context": lambda: _idea(context=0.5),
     "batches of 8": lambda: _idea(training={"batch_size": 8}),
     "three times the steps": lambda: _idea(training={"steps": 900, "validate_every": 100}),
     "three times the steps, features beside similarities": lambda: _idea(

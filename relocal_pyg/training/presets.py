@@ -75,9 +75,10 @@ RECOMMENDED = Preset(
         head_norm="layer",
         objective="listwise",
         prior="contrast",
-        context=0.5,
+        context=0.25,
         similarity=True,
         appearance=False,
+        far_proposals=16,
     ),
     TrainingConfig(
         batch_size=4,
