@@ -60,10 +60,20 @@ def calibrate(model: Relocalizer, protocol: Protocol, *, limit: int | None = Non
             raise UsageError(
                 f"no calibration: {count} best answers on validation are {what}, {FEWEST} wanted"
             )
+    asked = [pair.query.item_id for pair in (*pairs, *nulls)]
+    order = {name: number for number, name in enumerate(dict.fromkeys(asked))}
+    query = torch.tensor([order[name] for name in asked])
     held = torch.arange(len(answers)) < len(pairs)
-    presence = Logistic.fit(torch.stack([facts[0] for facts, _ in answers]), held)
+    first = torch.stack([facts[0] for facts, _ in answers])
     every, hits = (torch.cat(column) for column in zip(*answers, strict=True))
-    return Confidence(presence, Logistic.fit(every, hits), len(pairs), len(nulls), right)
+    counts = torch.tensor([len(found) for _, found in answers])
+    return Confidence(
+        Logistic.fit_best(first, held, query),
+        Logistic.fit_best(every, hits, query.repeat_interleave(counts)),
+        len(pairs),
+        len(nulls),
+        right,
+    )
 
 
 def _answers(model: Relocalizer, protocol: Protocol, pair: Pair) -> tuple[Tensor, Tensor]:

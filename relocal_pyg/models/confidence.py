@@ -27,8 +27,11 @@ FACTS = (
 )
 #: Outcomes of either kind below which nothing is fitted.
 FEWEST = 10
-#: Strength of the L2 penalty: a fact is expected to move the log odds by 0.5 a deviation.
-PENALTY = 4.0
+#: Strengths of the L2 penalty to choose from: a fact is expected to move the log odds by 1 to 0.1 a
+#: deviation.
+PENALTIES = (1.0, 4.0, 16.0, 64.0)
+#: Parts of the data that a penalty is chosen on, one left out at a time.
+FOLDS = 5
 
 
 @dataclass(frozen=True)
@@ -48,7 +51,7 @@ class Logistic:
     bias: float
 
     @classmethod
-    def fit(cls, facts: Tensor, outcomes: Tensor, penalty: float = PENALTY) -> Logistic:
+    def fit(cls, facts: Tensor, outcomes: Tensor, penalty: float) -> Logistic:
         """Fit by penalised maximum likelihood; the bias is not penalised.
 
         Args:
@@ -76,6 +79,31 @@ class Logistic:
             solver.step(loss)
         *weights, bias = free.tolist()
         return cls(tuple(mean.tolist()), tuple(scale.tolist()), tuple(weights), bias)
+
+    @classmethod
+    def fit_best(cls, facts: Tensor, outcomes: Tensor, groups: Tensor) -> Logistic:
+        """Fit with the penalty that predicts best what was left out of the fit.
+
+        Args:
+            facts: float64 ``[N, V]``; NaN where unknown.
+            outcomes: ``[N]`` of 0 and 1.
+            groups: ``[N]``, numbers; rows of one group are left out together.
+        """
+        fold = groups % FOLDS
+        losses = []
+        for penalty in PENALTIES:
+            total = 0.0
+            for number in range(FOLDS):
+                out = fold == number
+                if out.all() or not out.any():
+                    continue
+                fitted = cls.fit(facts[~out], outcomes[~out], penalty)
+                guess = fitted(facts[out]).clamp(1e-6, 1 - 1e-6)
+                total += functional.binary_cross_entropy(
+                    guess, outcomes[out].to(guess), reduction="sum"
+                ).item()
+            losses.append(total)
+        return cls.fit(facts, outcomes, PENALTIES[losses.index(min(losses))])
 
     def __call__(self, facts: Tensor) -> Tensor:
         """Probabilities ``[N]`` of facts ``[N, V]``."""

@@ -10,6 +10,9 @@ import numpy as np
 import pytest
 import torch
 from sklearn.linear_model import LogisticRegression
+from sklearn.model_selection import PredefinedSplit, cross_val_score
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
 
 from relocal_pyg.datasets.protocol import Protocol
 from relocal_pyg.datasets.synthetic import SyntheticConfig, synthetic
@@ -23,7 +26,14 @@ from relocal_pyg.models.calibration import (
     read_confidence,
     write_confidence,
 )
-from relocal_pyg.models.confidence import FACTS, Confidence, Logistic, answer_facts, meetings
+from relocal_pyg.models.confidence import (
+    FACTS,
+    PENALTIES,
+    Confidence,
+    Logistic,
+    answer_facts,
+    meetings,
+)
 from relocal_pyg.moments import Moment
 
 
@@ -64,13 +74,36 @@ def test_the_fit_is_that_of_scikit_learn() -> None:
     )
 
 
+def test_the_penalty_predicts_best_what_was_left_out() -> None:
+    folds, chosen = torch.arange(60) % 5, set()
+    for seed in range(8):
+        rng = np.random.default_rng(seed)
+        facts = rng.normal(size=(60, 7))
+        outcomes = rng.uniform(size=60) < 1 / (1 + np.exp(-facts[:, 0] * (seed % 4)))
+        losses = [
+            -cross_val_score(
+                make_pipeline(StandardScaler(), LogisticRegression(C=1 / penalty, tol=1e-10)),
+                facts,
+                outcomes,
+                cv=PredefinedSplit(folds.numpy()),
+                scoring="neg_log_loss",
+            ).sum()
+            for penalty in PENALTIES
+        ]
+        wanted = PENALTIES[int(np.argmin(losses))]
+        chosen.add(wanted)
+        table = torch.tensor(facts), torch.tensor(outcomes)
+        assert Logistic.fit_best(*table, groups=torch.arange(60)) == Logistic.fit(*table, wanted)
+    assert len(chosen) > 1
+
+
 def test_an_unknown_fact_counts_as_the_mean_and_a_constant_one_as_nothing() -> None:
     facts = torch.tensor([[0.0, 7.0], [1.0, 7.0], [2.0, 7.0], [torch.nan, 7.0]]).double()
-    fitted = Logistic.fit(facts, torch.tensor([0, 0, 1, 1]))
+    fitted = Logistic.fit(facts, torch.tensor([0, 0, 1, 1]), 4.0)
     assert fitted.mean == (1.0, 7.0)
     known, unknown = fitted(torch.tensor([[1.0, 7.0], [torch.nan, torch.nan]]).double()).tolist()
     assert known == unknown == pytest.approx(0.5)
-    never = Logistic.fit(torch.full((4, 1), torch.nan).double(), torch.tensor([0, 1, 1, 1]))
+    never = Logistic.fit(torch.full((4, 1), torch.nan).double(), torch.tensor([0, 1, 1, 1]), 4.0)
     assert never(torch.zeros(1, 1).double()).item() == pytest.approx(0.75, abs=1e-4)
 
 
