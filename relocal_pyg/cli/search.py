@@ -13,16 +13,10 @@ from relocal_pyg.cli.video_options import BackboneOptions, load_network
 from relocal_pyg.video.moment_files import clock
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from relocal_pyg.models.base import Relocalizer
-    from relocal_pyg.moments import Moment
-    from relocal_pyg.search.index import FirstStageName, Hit, SearchIndex
+    from relocal_pyg.search.index import FirstStageName, SearchIndex
     from relocal_pyg.video.index_search import FoundVideos
     from relocal_pyg.video.search import VideoQuery
-
-#: Windows of a hit's video that its probability is made of.
-JUDGED_WINDOWS = 500
 
 
 def search(
@@ -61,6 +55,7 @@ def search(
         json_file: Write the answers here as JSON.
     """
     from relocal_pyg.search.index import SearchIndex
+    from relocal_pyg.search.judging import judge_hits
     from relocal_pyg.storage import write_json
 
     if not is_features(query):  # a wrong name is said before an index is read
@@ -77,7 +72,7 @@ def search(
         hits = opened.search(
             clip, top_k, first_stage=stage, candidates=candidates, query_video=whole
         )
-        judged = judge(hits, opened, matcher, clip, whole)
+        hits = judge_hits(hits, opened, matcher, clip, whole)
     else:
         from relocal_pyg.video.search import VideoQuery
 
@@ -85,59 +80,22 @@ def search(
         found = search_video(
             stretch, opened, folder, network, model, matcher, top_k, stage, candidates
         )
-        hits = found.hits
-        judged = judge(hits, opened, matcher, found.query, found.query_video)
+        hits = judge_hits(found.hits, opened, matcher, found.query, found.query_video)
     print(f"matcher: {why}")
     width = max([len(hit.video_id) for hit in hits] + [5])
     print(
         f"{'rank':>4} {'video':<{width}} {'start s':>10} {'end s':>10} {'start':>13} {'score':>7}"
-        + (" probability" if judged else "")
+        + (" probability" if matcher.calibration is not None else "")
     )
     for rank, hit in enumerate(hits, start=1):
         print(
             f"{rank:>4} {hit.video_id:<{width}} {hit.start:>10.2f} {hit.end:>10.2f} "
             f"{clock(hit.start):>13} {hit.score:>7.3f}"
-            + (f" {judged[rank - 1].probability:>11.2f}" if judged else "")
+            + ("" if hit.probability is None else f" {hit.probability:>11.2f}")
         )
     if json_file is not None:
         facts = {"query": query, "matcher": why, "unit": "seconds"}
-        plain = [asdict(hit) for hit in hits]
-        for entry, moment in zip(plain, judged, strict=False):
-            entry |= {"probability": moment.probability, "presence": moment.presence}
-        write_json(json_file, {**facts, "hits": plain})
-
-
-def judge(
-    hits: list[Hit],
-    index: SearchIndex,
-    matcher: Relocalizer,
-    clip: Tensor,
-    around: Tensor | None,
-) -> list[Moment]:
-    """Hits with their probabilities, in their order; nothing where the model is not calibrated.
-
-    The facts of a hit are those of its own video, over as many windows as a glance takes.
-    """
-    if matcher.calibration is None:
-        return []
-    from relocal_pyg.moments import Moment
-    from relocal_pyg.proposals.sliding import default_proposals
-
-    places = {
-        name: (shard, number) for shard in index.shards for number, name in enumerate(shard.ids)
-    }
-    judged: dict[Hit, Moment] = {}
-    for video_id in dict.fromkeys(hit.video_id for hit in hits):
-        shard, number = places[video_id]
-        features = shard.rows("features", *shard.first_step[number : number + 2])
-        windows = default_proposals(len(features), len(clip), limit=JUDGED_WINDOWS)
-        ranking = matcher.rank(clip, features, windows, query_video=around)
-        own = [hit for hit in hits if hit.video_id == video_id]
-        step = float(shard.seconds_per_step[number])
-        moments = [Moment(hit.start, hit.end, hit.score) for hit in own]
-        found = matcher.judge(ranking, moments, clip, features, around, step)
-        judged |= dict(zip(own, found, strict=True))
-    return [judged[hit] for hit in hits]
+        write_json(json_file, {**facts, "hits": [asdict(hit) for hit in hits]})
 
 
 def search_video(

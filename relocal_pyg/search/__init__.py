@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from relocal_pyg.search.building import add_videos, build_index
     from relocal_pyg.search.index import Hit, SearchIndex
+    from relocal_pyg.search.judging import judge_hits
     from relocal_pyg.search.scorer import PairScorer
     from relocal_pyg.search.shards import score_shard, score_shards
 
@@ -17,6 +18,7 @@ _WHERE = {
     "SearchIndex": "index",
     "add_videos": "building",
     "build_index": "building",
+    "judge_hits": "judging",
     "score_shard": "shards",
     "score_shards": "shards",
 }
@@ -27,6 +29,7 @@ __all__ = [
     "SearchIndex",
     "add_videos",
     "build_index",
+    "judge_hits",
     "score_shard",
     "score_shards",
 ]

@@ -35,12 +35,17 @@ class Hit:
         start: Start in seconds.
         end: End in seconds, exclusive.
         score: The model's score.
+        probability: Of the moment being right, where it was judged
+            (:func:`relocal_pyg.search.judge_hits`).
+        presence: Of the video holding the action at all, where it was judged.
     """
 
     video_id: str
     start: float
     end: float
     score: float
+    probability: float | None = None
+    presence: float | None = None
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ from relocal_pyg.serve.collection import Collection
 from relocal_pyg.serve.jobs import Job
 from relocal_pyg.serve.library import Entry
 from relocal_pyg.video.index_search import FoundVideos
+from relocal_pyg.video.moment_files import presence_line
 from relocal_pyg.video.page import write_found_page
 from relocal_pyg.video.search import Found
 
@@ -50,10 +51,18 @@ def answer(job: Job, collection: Collection | None) -> dict[str, Any]:
 def _one_video(found: Found) -> dict[str, Any]:
     count = min(len(found.similarity), _MAX_POINTS)
     curve = functional.adaptive_max_pool1d(found.similarity[None], count)[0]
+    presence = found.moments[0].presence if found.moments else None
     return {
         "moments": [
-            {"start": m.start, "end": m.end, "score": round(m.score, 4)} for m in found.moments
+            {
+                "start": m.start,
+                "end": m.end,
+                "score": round(m.score, 4),
+                "probability": m.probability,
+            }
+            for m in found.moments
         ],
+        "presence": "" if presence is None else presence_line(presence),
         "curve": [round(value, 3) for value in curve.tolist()],
         "reference_seconds": found.reference_seconds,
         "matcher": found.matcher,
@@ -74,12 +83,13 @@ def _videos(found: FoundVideos, collection: Collection | None) -> dict[str, Any]
                 "start": round(hit.start, 3),
                 "end": round(end, 3),
                 "score": round(hit.score, 4),
+                "probability": hit.probability,
                 "video": None if entry is None else entry.key,
                 "name": hit.video_id if entry is None else entry.name,
                 "duration": length,
             }
         )
-    return {"moments": moments, "matcher": collection.model.title}
+    return {"moments": moments, "presence": "", "matcher": collection.model.title}
 
 
 def report(found: Found, names: tuple[str, str]) -> str:

@@ -21,6 +21,7 @@ from starlette.routing import Route
 
 from relocal_pyg.errors import RelocalError, UsageError, VideoError
 from relocal_pyg.models.base import Relocalizer
+from relocal_pyg.search.judging import judge_hits
 from relocal_pyg.serve.answers import answer, describe
 from relocal_pyg.serve.answers import report as make_report
 from relocal_pyg.serve.collection import Collection
@@ -170,8 +171,10 @@ def make_app(
                 cache=cache,
                 progress=lambda file: progress(query.name),
             )
+            rows = found.query, found.query_video
+            hits = judge_hits(found.hits, collection.index, collection.model, *rows)
             # Answers are remembered; rows of long videos need not be.
-            return replace(found, query=found.query[:0].clone(), query_video=None)
+            return replace(found, hits=hits, query=found.query[:0].clone(), query_video=None)
 
         return work
 

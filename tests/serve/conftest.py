@@ -100,6 +100,7 @@ class Served:
     port: int
     library: Library
     searches: SearchQueue
+    model: ContrastMatcher
     collection: Collection | None = None
 
     @property
@@ -142,11 +143,13 @@ class Served:
 
 
 @contextmanager
-def serving(library: Library, features: Path, collection: Collection | None) -> Iterator[Served]:
+def serving(
+    library: Library, features: Path, model: ContrastMatcher, collection: Collection | None = None
+) -> Iterator[Served]:
     """A server on a free port."""
     searches = SearchQueue(waiting=1)
     cache = FeatureCache(features)
-    app = make_app(library, searches, cache, ContrastMatcher(), BLOCKS, collection=collection)
+    app = make_app(library, searches, cache, model, BLOCKS, collection=collection)
     listening = socket.socket()
     listening.bind(("127.0.0.1", 0))
     listening.listen()  # whoever connects before the server runs waits in the socket's queue
@@ -154,7 +157,7 @@ def serving(library: Library, features: Path, collection: Collection | None) -> 
     server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
     thread.start()
-    yield Served(listening.getsockname()[1], library, searches, collection)
+    yield Served(listening.getsockname()[1], library, searches, model, collection)
     server.should_exit = True
     thread.join()
     listening.close()
@@ -166,7 +169,7 @@ def served(films: dict[str, Path], tmp_path: Path, request: Any) -> Iterator[Ser
     uploads = tmp_path / "uploads"
     uploads.mkdir()
     library = Library(uploads, films["folder"], **getattr(request, "param", {}))
-    with serving(library, tmp_path / "features", None) as running:
+    with serving(library, tmp_path / "features", ContrastMatcher()) as running:
         yield running
 
 
@@ -176,8 +179,10 @@ def served_index(index: Path, tmp_path: Path) -> Iterator[Served]:
     uploads = tmp_path / "uploads of the index"
     uploads.mkdir()
     library = Library(uploads)
-    collection = Collection(index, ContrastMatcher(), library)
-    with serving(library, tmp_path / "features of the index", collection) as running:
+    model = ContrastMatcher()
+    collection = Collection(index, model, library)
+    features = tmp_path / "features of the index"
+    with serving(library, features, model, collection) as running:
         yield running
 
 

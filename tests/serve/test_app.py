@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.client
 import json
+import math
 import socket
 import threading
 from importlib import import_module
@@ -14,6 +15,7 @@ import pytest
 
 from relocal_pyg.cli import main
 from relocal_pyg.errors import UsageError
+from relocal_pyg.models.confidence import FACTS, Confidence, Logistic
 from relocal_pyg.serve import Library, SearchQueue
 from relocal_pyg.video import FunctionBackbone
 
@@ -41,6 +43,23 @@ def test_upload_search_and_play(served, films):
     assert code == 200
     assert b"my clip.mp4 in reference.mp4" in body
     assert str(served.library.uploads).encode() not in body
+
+
+def test_a_calibrated_model_says_how_sure_it_is(served, served_index, films):
+    zeros, ones = (0.0,) * len(FACTS), (1.0,) * len(FACTS)
+    doubt, sure = Logistic(zeros, ones, zeros, -2.0), Logistic(zeros, ones, zeros, 2.0)
+    place = {"reference": served.reference()}
+    for server, where in ((served, place), (served_index, {"index": True})):
+        _, clip = server.upload(films["clip"].read_bytes())
+        silent = server.outcome(server.search(query=clip["id"], **where)[1]["id"])
+        assert {moment["probability"] for moment in silent["moments"]} == {None}
+        assert silent["presence"] == ""
+        server.model.calibration = Confidence(doubt, sure, 20, 20, 15)
+        told = server.outcome(server.search(query=clip["id"], **where)[1]["id"])
+        for moment in told["moments"]:
+            assert moment["probability"] == pytest.approx(1 / (1 + math.exp(-2)))
+        if server is served:
+            assert told["presence"] == "the reference may not hold it: probability 0.12, below 0.5"
 
 
 def test_every_answer_carries_the_policy(served):

@@ -12,6 +12,7 @@ from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.support.ui import Select, WebDriverWait
 
+from relocal_pyg.models.confidence import FACTS, Confidence, Logistic
 from relocal_pyg.video import VideoQuery, find_moments, write_found_page
 
 EVIL = "<img src=x onerror=document.title='run'>.mp4"
@@ -26,6 +27,9 @@ def wait(browser: Any, condition: Any) -> Any:
 
 
 def test_load_choose_search_and_play(browser, served, films, tmp_path):
+    zeros, ones = (0.0,) * len(FACTS), (1.0,) * len(FACTS)
+    even = Logistic(zeros, ones, zeros, 0.0)
+    served.model.calibration = Confidence(even, even, 20, 20, 15)
     upload = tmp_path / EVIL
     upload.write_bytes(films["clip"].read_bytes())
     browser.get(served.url)
@@ -44,6 +48,8 @@ def test_load_choose_search_and_play(browser, served, films, tmp_path):
     wait(browser, lambda b: b.find_element(By.ID, "results").is_displayed())
     moments = browser.find_elements(By.CSS_SELECTOR, "#moments button")
     assert moments[0].text.split("\n")[1] == "0:04.00 to 0:06.00"
+    assert moments[0].text.endswith(", probability 0.50")
+    assert "(probability that the reference holds it: 0.50)" in browser.page_source
     assert len(browser.find_elements(By.CSS_SELECTOR, "#timeline rect")) == len(moments)
 
     moments[0].click()

@@ -186,7 +186,8 @@ function row(moment, number, place) {
   if (hit) cell("name", gone ? `${moment.name} (its file is no longer there)` : moment.name);
   cell("time", `${clock(moment.start)} to ${clock(moment.end)}`);
   if (hit) button.append(strip(moment));
-  cell("score", `score ${moment.score.toFixed(3)}`);
+  const sure = moment.probability === null ? "" : `, probability ${moment.probability.toFixed(2)}`;
+  cell("score", `score ${moment.score.toFixed(3)}${sure}`);
   button.addEventListener("click", () => play(moment, number, place));
   item.append(button);
   return item;
@@ -224,7 +225,9 @@ function answer(found, place) {
     (found.problems.length ? ` Damage: ${found.problems.join("; ")}` : "");
   byId("results").hidden = false;
   const many = found.moments.length;
-  say(many ? `${many} moment${many > 1 ? "s" : ""} found. Click one to play it.` : "Nothing found.");
+  const told = found.presence ? ` (${found.presence})` : "";
+  say(many ? `${many} moment${many > 1 ? "s" : ""} found${told}. Click one to play it.`
+    : "Nothing found.");
 }
 
 for (const side of ["query", "reference"]) {
