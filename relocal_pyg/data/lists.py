@@ -76,13 +76,15 @@ class ListDataset(SeededSamples[Data]):
         )
 
     def _far(self, query: Item, rng: np.random.Generator) -> dict[str, Tensor]:
-        """Graded proposals of another video; few of them, if any, meet the query's class."""
+        """Graded proposals of another video, half of them at an action, mostly of another class."""
         item = self._sampler.elsewhere(query, rng)
         proposals = self.protocol.proposals(item, query)
-        picked = rng.permutation(len(proposals))[: self.far_proposals]
-        proposals = proposals[torch.from_numpy(picked).sort().values]
+        own, _ = best_truths(proposals, item.truths)
+        proposals = proposals[choose_proposals(own, self.far_proposals, rng)]
         truths = self._sampler.moments_inside(item, query.label)
-        overlap = best_truths(proposals, truths)[0] if truths else proposals.new_zeros(len(picked))
+        overlap = proposals.new_zeros(len(proposals))
+        if truths:
+            overlap, _ = best_truths(proposals, truths)
         return {
             "far_reference": self.protocol.reference(item),
             "far_proposals": proposals,
