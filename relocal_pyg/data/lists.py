@@ -32,7 +32,8 @@ class ListDataset(SeededSamples[Data]):
         num_samples: Length of the data set.
         seed: Names the stream of samples.
         list_length: Proposals kept; half of them, where there are so many, overlap a ground truth.
-        far_proposals: Proposals kept of one more reference, any action of another video.
+        far_proposals: Proposals kept of one more reference, that of any action of another video;
+            half of them, where there are so many, overlap that action.
         surroundings: Share of the samples whose query comes with the video it was cut from; the
             others are bare clips.
     """

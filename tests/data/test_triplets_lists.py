@@ -126,6 +126,10 @@ def test_lists_reach_into_another_video_and_are_graded_there_too(protocol):
         assert sample.far_proposals.shape == (9, 2)
         video = sample.far_reference[0, 0]
         assert video != sample.query[0, 0]
+        actions = [m for i in ITEMS if i.video_id == str(int(video)) for m in i.moments]
+        shifted = torch.tensor(actions).float() - 5  # the context begins at step 5
+        near = tiou(sample.far_proposals[:, None], shifted[None]).amax(1)
+        assert near.max() > 0.5  # what is hard to tell apart is there
         labels = {i.label for i in ITEMS if i.video_id == str(int(sample.query[0, 0]))}
         truths = [
             (start - 5, end - 5)  # what the far video shows of the query's class
