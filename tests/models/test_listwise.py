@@ -1,0 +1,52 @@
+"""The losses of a batch of lists, against the scores of one list after the other."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+import torch
+from torch_geometric.data import Batch
+
+from relocal_pyg.data.lists import ListDataset
+from relocal_pyg.models import MultiGraphRelocalizer
+from relocal_pyg.models.listwise import OFFSET_TIOU
+from relocal_pyg.training import RECOMMENDED
+
+
+@pytest.mark.parametrize("far_proposals", [0, 6])
+def test_a_list_is_ranked_over_both_of_its_videos(planted, far_proposals):
+    protocol = planted()
+    config = dataclasses.replace(
+        RECOMMENDED.network, hidden_channels=6, num_steps=5, far_proposals=far_proposals
+    )
+    model = MultiGraphRelocalizer.from_config(protocol.features.dim, config).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():  # heads start at zero
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    samples = [
+        ListDataset(protocol, num_samples=3, seed=0, list_length=20, far_proposals=far_proposals)[
+            number
+        ]
+        for number in range(3)
+    ]
+    ranking, regression = [], []
+    for sample in samples:
+        raw, offsets = model.score_fast(
+            sample.query, sample.reference, sample.proposals, sample.query_video
+        )
+        grades = sample.overlap
+        if far_proposals:
+            far, _ = model.score_fast(
+                sample.query, sample.far_reference, sample.far_proposals, sample.query_video
+            )
+            raw, grades = torch.cat([raw, far]), torch.cat([grades, sample.far_overlap])
+        target = torch.exp(10 * grades) / torch.exp(10 * grades).sum()
+        ranking.append(-(target * torch.log(torch.exp(10 * raw) / torch.exp(10 * raw).sum())).sum())
+        near = sample.overlap > OFFSET_TIOU
+        regression.append((offsets - sample.offsets)[near].abs().sum(dim=1).mean())
+    losses = model.training_losses(Batch.from_data_list(samples))
+    wanted = torch.stack([torch.stack(ranking).mean(), torch.stack(regression).mean()])
+    found = torch.stack([losses["ranking"], losses["regression"]])
+    torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(losses["loss"], wanted.sum(), rtol=1e-4, atol=1e-4)
