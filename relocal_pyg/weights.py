@@ -1,4 +1,4 @@
-"""Tensors of a file: written with an honest error, and compared with the model they are for."""
+"""Tensors of a file: written and read with honest errors, compared with the model they are for."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import save_file
+from safetensors.torch import load, save_file
 
 from relocal_pyg.errors import CheckpointError
 
@@ -21,6 +21,21 @@ def save_tensors(tensors: dict[str, torch.Tensor], path: Path) -> None:
         save_file(tensors, path)
     except SafetensorError as error:
         raise OSError(str(error)) from error
+
+
+def read_tensors(file: Path) -> dict[str, torch.Tensor]:
+    """Read a safetensors file.
+
+    The library's ``load_file`` turns a Ctrl-C that meets it half-way into a ValueError; reading the
+    bytes first does not.
+
+    Raises:
+        CheckpointError: Not there, or no such file.
+    """
+    try:
+        return load(file.read_bytes())
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"cannot be read ({error})", file=file) from None
 
 
 def check_tensors(

@@ -7,9 +7,6 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError
-from safetensors.torch import load_file
-
 from relocal_pyg.errors import CheckpointError
 from relocal_pyg.models.base import TrainableRelocalizer
 from relocal_pyg.models.calibration import FILE, read_confidence, write_confidence
@@ -17,7 +14,7 @@ from relocal_pyg.models.confidence import Confidence
 from relocal_pyg.reading import read_json
 from relocal_pyg.storage import replace_folder, sha256_file, verify_manifest
 from relocal_pyg.version import __version__
-from relocal_pyg.weights import check_tensors, save_tensors
+from relocal_pyg.weights import check_tensors, read_tensors, save_tensors
 
 #: Raised when the layout changes; a newer one is refused.
 FORMAT = 1
@@ -134,9 +131,6 @@ def load_weights(model: TrainableRelocalizer, folder: Path) -> None:
         CheckpointError: Unreadable, or a tensor is missing, extra, of another shape or not finite.
     """
     file = folder / "model.safetensors"
-    try:
-        weights = load_file(file)
-    except (OSError, SafetensorError) as error:
-        raise CheckpointError(f"cannot be read ({error})", file=file) from None
+    weights = read_tensors(file)
     check_tensors(weights, model.state_dict(), file)
     model.load_state_dict(weights)

@@ -11,8 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save
+from safetensors.torch import save
 from torch import Tensor, nn
 
 from relocal_pyg.data.items import Item
@@ -22,7 +21,7 @@ from relocal_pyg.reading import read_json
 from relocal_pyg.seeding import derive_seed, generator
 from relocal_pyg.storage import MANIFEST, replace_folder, verify_manifest, write_json
 from relocal_pyg.version import __version__
-from relocal_pyg.weights import check_tensors
+from relocal_pyg.weights import check_tensors, read_tensors
 
 #: Raised when the layout on disk changes; a newer one is refused.
 FORMAT = 1
@@ -119,10 +118,7 @@ class ActionnessClassifier(nn.Module):
         except (UsageError, RuntimeError) as error:
             raise CheckpointError(f"settings do not fit: {error}", file=folder) from None
         file = folder / "model.safetensors"
-        try:
-            weights = load_file(file)
-        except (OSError, SafetensorError) as error:
-            raise CheckpointError(f"cannot be read ({error})", file=file) from None
+        weights = read_tensors(file)
         check_tensors(weights, model.state_dict(), file)
         model.load_state_dict(weights)
         return model.eval()

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
 from safetensors import SafetensorError
-from safetensors.torch import load_file
+from safetensors.torch import load
 from torch import Tensor
 
 from relocal_pyg.errors import CheckpointError, FeatureError, UsageError
@@ -95,7 +95,7 @@ class PCA:
             CheckpointError: Not such a file; the tensor that is missing or wrong is named.
         """
         try:
-            tensors = load_file(path)
+            tensors = load(Path(path).read_bytes())
         except (SafetensorError, OSError, ValueError) as error:
             raise CheckpointError(f"is no stored PCA ({error})", file=path) from None
         for name, ndim in (("mean", 1), ("components", 2), ("explained_variance", 1)):

@@ -1,14 +1,17 @@
 from __future__ import annotations
 
 import os
+import random
 import signal
 import threading
+import time
 
 import pytest
 import torch
 
 from relocal_pyg.datasets.synthetic import SyntheticConfig, synthetic
 from relocal_pyg.models import MultiGraphRelocalizer
+from relocal_pyg.models.checkpoint import load_weights
 from relocal_pyg.training import TrainingConfig, engine, fit
 from relocal_pyg.training.interrupts import Interrupts
 
@@ -143,3 +146,28 @@ def test_a_signal_that_comes_while_workers_start_is_not_lost(tmp_path):
     finally:
         armed.clear()
         signal.signal(signal.SIGINT, before)
+
+
+def test_an_interrupted_load_is_an_interrupt(tmp_path):
+    def handler(*details: object) -> None:
+        raise KeyboardInterrupt
+
+    model = MultiGraphRelocalizer(8, hidden_channels=4, num_steps=4)
+    model.save(tmp_path / "saved")
+    started = time.perf_counter()
+    load_weights(model, tmp_path / "saved")
+    length, rng, outcomes = time.perf_counter() - started, random.Random(0), set()
+    before = signal.signal(signal.SIGALRM, handler)
+    try:
+        for _ in range(300):
+            try:
+                signal.setitimer(signal.ITIMER_REAL, rng.uniform(1e-5, length))
+                load_weights(model, tmp_path / "saved")
+                signal.setitimer(signal.ITIMER_REAL, 0)
+                outcomes.add("loaded")
+            except KeyboardInterrupt:
+                outcomes.add("interrupted")
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+    assert "interrupted" in outcomes
