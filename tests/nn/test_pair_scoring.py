@@ -186,6 +186,6 @@ def test_window_states_are_those_of_the_lstm(skip_padding, extra):
 def test_settings_cover_every_field_of_the_network():
     """A new setting has to be added to the options above, or to those that scoring cannot see."""
     unseen = {"dropout", "head_channels", "objective", "negatives", "margin", "rotation"}
-    unseen |= {"list_length", "hidden_channels", "num_steps"}
+    unseen |= {"list_length", "far_proposals", "hidden_channels", "num_steps"}
     tested = {key for options in OPTIONS.values() for key in options}
     assert tested | unseen == set(NetworkConfig.__dataclass_fields__)
