@@ -23,19 +23,23 @@ def save_tensors(tensors: dict[str, torch.Tensor], path: Path) -> None:
         raise OSError(str(error)) from error
 
 
-def read_tensors(file: Path) -> dict[str, torch.Tensor]:
+def read_tensors(file: Path, refusal: str = "cannot be read") -> dict[str, torch.Tensor]:
     """Read a safetensors file.
 
     The library's ``load_file`` turns a Ctrl-C that meets it half-way into a ValueError; reading the
     bytes first does not.
+
+    Args:
+        file: The file.
+        refusal: What the error says of it.
 
     Raises:
         CheckpointError: Not there, or no such file.
     """
     try:
         return load(file.read_bytes())
-    except (OSError, SafetensorError) as error:
-        raise CheckpointError(f"cannot be read ({error})", file=file) from None
+    except (OSError, SafetensorError, KeyError, ValueError) as error:  # KeyError: a kind of number
+        raise CheckpointError(f"{refusal} ({error})", file=file) from None
 
 
 def check_tensors(

@@ -63,8 +63,7 @@ def presence_lines(cells: list[Cell], out: Path) -> list[Line]:
     for cell in cells:
         for split, trained, matcher in answers(cell, out):
             if trained.nulls and matcher.nulls:
-                size = "all" if cell.size is None else str(cell.size)
-                place = cell.data, split, size, cell.recipe
+                place = cell.data, split, cell.items, cell.recipe
                 # Each seed has a split of its own: areas are taken one by one, then averaged.
                 rows = presence_rows({"trained": [trained], "matcher": [matcher]}, samples=2)
                 grouped[place].append({(row.title, row.by): row for row in rows})

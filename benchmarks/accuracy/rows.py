@@ -12,8 +12,7 @@ from pathlib import Path
 import torch
 
 from benchmarks.accuracy import recipes, sets
-from relocal_pyg.cli.evaluate import CALIBRATION_PAIRS, draw_nulls
-from relocal_pyg.data.pairs import make_pairs
+from relocal_pyg.cli.evaluate import CALIBRATION_PAIRS, draw_nulls, draw_pairs
 from relocal_pyg.datasets.protocol import Protocol
 from relocal_pyg.errors import UsageError
 from relocal_pyg.evaluation import Evaluation, evaluate
@@ -49,9 +48,13 @@ class Cell:
 
     def folder(self, out: Path) -> Path:
         """Where its answers are kept."""
-        size = "all" if self.size is None else str(self.size)
         name = self.recipe.replace(" ", "-").replace("'", "").replace(",", "")
-        return out / "answers" / self.data / f"{name}-{size}-seed{self.seed}"
+        return out / "answers" / self.data / f"{name}-{self.items}-seed{self.seed}"
+
+    @property
+    def items(self) -> str:
+        """Training items of a class, as tables say it."""
+        return "all" if self.size is None else str(self.size)
 
 
 def run(cell: Cell, data: Path | None, out: Path) -> bool:
@@ -108,11 +111,8 @@ def _test(
         with suppress(UsageError):  # too few validation pairs: scores alone are compared
             model.calibration = calibrate(model, protocol, limit=CALIBRATION_PAIRS)
     for split in splits:
-        pairs = make_pairs(
-            protocol.splits[split], split=split, protocol=protocol.name, exclude=protocol.exclude
-        )
-        chosen = dataclasses.replace(pairs, pairs=pairs.pairs[:MOST_PAIRS])
-        nulls = draw_nulls(protocol, chosen) if cell.nulls else None
-        evaluate(model, protocol, chosen, nulls=nulls, title=title, seed=cell.seed).save(
+        pairs = draw_pairs(protocol, split, MOST_PAIRS)
+        nulls = draw_nulls(protocol, pairs) if cell.nulls else None
+        evaluate(model, protocol, pairs, nulls=nulls, title=title, seed=cell.seed).save(
             folder / split
         )

@@ -58,9 +58,9 @@ HEADER = (
 
 def lines(cells: list[Cell], out: Path) -> list[Line]:
     """Lines for the cells that were run, in their order; cells that differ in seed are one."""
-    grouped: dict[tuple[str, str, int | None], list[Cell]] = {}
+    grouped: dict[tuple[str, str, str], list[Cell]] = {}
     for cell in cells:
-        grouped.setdefault((cell.data, cell.recipe, cell.size), []).append(cell)
+        grouped.setdefault((cell.data, cell.recipe, cell.items), []).append(cell)
     found = []
     for (data, recipe, size), members in grouped.items():
         by_split: dict[str, list[tuple[int, torch.Tensor, list[str]]]] = {}
@@ -78,13 +78,12 @@ def lines(cells: list[Cell], out: Path) -> list[Line]:
             runs = [seed for seed, part, _ in parts for _ in range(len(part))]
             low, high = bootstrap_interval(table, clusters, runs)
             spans = torch.stack([table.mean(dim=0), low, high], dim=1).tolist()
-            name = "all" if size is None else str(size)
             count = len(THRESHOLDS)
             found.append(
                 Line(
                     data,
                     split,
-                    name,
+                    size,
                     recipe,
                     len(parts),
                     len(table),

@@ -34,21 +34,21 @@ class PartnerSampler:
     """
 
     def __init__(self, items: Sequence[Item]) -> None:
+        self._items = sorted(items)
         self._videos: dict[str, dict[str, list[Item]]] = defaultdict(lambda: defaultdict(list))
-        for item in sorted(items):
+        for item in self._items:
             self._videos[item.label][item.video_id].append(item)
         shared = {label for label, videos in self._videos.items() if len(videos) > 1}
         by_video: dict[str, list[Item]] = defaultdict(list)
-        for item in sorted(items):
+        for item in self._items:
             if item.label in shared:
                 by_video[item.video_id].append(item)
         if not by_video:
             raise AnnotationError("training needs a class with actions in two videos at least")
         self._queries = list(by_video.values())
         self._labels = sorted(self._videos)
-        self._items = sorted(items)
         self._moments: dict[tuple[str, str], set[tuple[int, int]]] = defaultdict(set)
-        for item in items:
+        for item in self._items:
             self._moments[item.video_id, item.label].update(item.moments)
 
     def query(self, rng: np.random.Generator) -> Item:

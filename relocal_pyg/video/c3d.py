@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from relocal_pyg.errors import CheckpointError, UsageError
+from relocal_pyg.weights import read_tensors
 
 #: Convolutions in order with their output channels, and the pool after each (kernel in t, y, x).
 LAYERS: tuple[tuple[str, int, tuple[int, int, int] | None], ...] = (
@@ -201,13 +202,7 @@ def _read_tensors(path: Path) -> dict[str, Tensor]:
     if not path.is_file():
         raise CheckpointError("no such file", file=path)
     if path.suffix == ".safetensors":
-        from safetensors import SafetensorError
-        from safetensors.torch import load_file
-
-        try:
-            return load_file(path)
-        except (SafetensorError, OSError, ValueError) as error:
-            raise CheckpointError(f"is no safetensors file ({error})", file=path) from None
+        return read_tensors(path, "is no safetensors file")
     _refuse_inflating(path)
     try:
         with warnings.catch_warnings():

@@ -10,14 +10,12 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
-from safetensors import SafetensorError
-from safetensors.torch import load
 from torch import Tensor
 
 from relocal_pyg.errors import CheckpointError, FeatureError, UsageError
 from relocal_pyg.storage import replace_file
 from relocal_pyg.video.backbones import Backbone, FunctionBackbone
-from relocal_pyg.weights import save_tensors
+from relocal_pyg.weights import read_tensors, save_tensors
 
 
 @dataclass(frozen=True)
@@ -94,10 +92,7 @@ class PCA:
         Raises:
             CheckpointError: Not such a file; the tensor that is missing or wrong is named.
         """
-        try:
-            tensors = load(Path(path).read_bytes())
-        except (SafetensorError, OSError, ValueError) as error:
-            raise CheckpointError(f"is no stored PCA ({error})", file=path) from None
+        tensors = read_tensors(Path(path), "is no stored PCA")
         for name, ndim in (("mean", 1), ("components", 2), ("explained_variance", 1)):
             if name not in tensors:
                 raise CheckpointError("is missing", file=path, record=name)
