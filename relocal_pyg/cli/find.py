@@ -97,7 +97,7 @@ def find(
             query_video=whole,
         )
         if explain is not None and moments:
-            start, end = moments[0].proposal or (moments[0].start, moments[0].end)
+            start, end = matcher.scored_span(moments[0])
             place = start / seconds_per_step, end / seconds_per_step
             contributions = matcher.explain(clip, video, place, whole)
         print(f"matcher: {why}")

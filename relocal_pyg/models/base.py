@@ -113,6 +113,24 @@ class Relocalizer(abc.ABC):
             The :class:`Ranking`; it may hold another number of moments than ``proposals``.
         """
 
+    @property
+    def refinements(self) -> tuple[str, ...]:
+        """Ways to refine proposals that validation compares, from none to the most."""
+        return ("none", "refined")
+
+    def rankings(
+        self,
+        query: Tensor,
+        reference: Tensor,
+        proposals: Tensor,
+        *,
+        query_video: Tensor | None = None,
+    ) -> dict[str, Ranking]:
+        """The answers by each of :attr:`refinements`; arguments as in :meth:`rank`."""
+        ranking = self.rank(query, reference, proposals, query_video=query_video)
+        before = ranking.moments if ranking.proposals is None else ranking.proposals
+        return dict(zip(self.refinements, (Ranking(before, ranking.scores), ranking), strict=True))
+
     def localize(
         self,
         query: ArrayLike,
@@ -182,13 +200,17 @@ class Relocalizer(abc.ABC):
         Args:
             query: ``[m, F]``.
             reference: ``[n, F]``.
-            moment: Start and end in steps: the proposal, where an answer was refined.
+            moment: Start and end in steps, of :meth:`scored_span`.
             query_video: ``[v, F]`` or None.
 
         Returns:
             ``[m, n]``; None where a model cannot say.
         """
         return None
+
+    def scored_span(self, moment: Moment) -> tuple[float, float]:
+        """What the score of an answer belongs to: its proposal, where there is one."""
+        return moment.proposal or (moment.start, moment.end)
 
     def raw_scores(self, scores: Tensor) -> Tensor:
         """Scores as they were before a last function that squashes them; here there is none."""
@@ -252,10 +274,10 @@ class TrainableRelocalizer(nn.Module, Relocalizer):
         """
         return [{"params": list(self.parameters()), "lr": learning_rate}]
 
-    def set_refinement(self, useful: bool) -> None:  # noqa: B027
-        """Told after a validation whether refined moments were at least as good as proposals.
+    def set_refinement(self, way: str) -> None:  # noqa: B027
+        """Told after a validation which of :attr:`refinements` was the best.
 
-        A model that refines may remember it and leave proposals alone; the default does nothing.
+        A model that can leave proposals alone remembers it; the default does nothing.
         """
 
     def fit(self, protocol: Protocol, **options: Any) -> Any:

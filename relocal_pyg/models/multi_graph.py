@@ -21,7 +21,8 @@ from relocal_pyg.models.explanations import explain_by_edges, explain_by_similar
 from relocal_pyg.models.listwise import listwise_losses
 from relocal_pyg.models.network_config import NetworkConfig
 from relocal_pyg.models.pair_inputs import PairInputBuilder, PairInputs
-from relocal_pyg.moments import decode_offsets
+from relocal_pyg.models.refining import REFINEMENTS, Refinement, refine
+from relocal_pyg.moments import Moment
 from relocal_pyg.nn.losses import offset_loss, triplet_loss
 from relocal_pyg.nn.pair_network import PairNetwork
 from relocal_pyg.nn.pair_scoring import PairScoring
@@ -58,7 +59,7 @@ class MultiGraphRelocalizer(TrainableRelocalizer):
     """
 
     title = "Multi-graph fusion"
-    refines: Tensor
+    _way: Tensor
 
     def __init__(self, in_channels: int, **network: Any) -> None:
         super().__init__()
@@ -86,7 +87,8 @@ class MultiGraphRelocalizer(TrainableRelocalizer):
             zero_start=config.prior != "none",
             head_norm=config.head_norm,
         )
-        self.register_buffer("refines", torch.tensor(True))
+        # Found in training and needed to use the weights: kept with them.
+        self.register_buffer("_way", torch.tensor(REFINEMENTS.index("offsets")))
 
     @classmethod
     def from_config(cls, in_channels: int, config: NetworkConfig) -> MultiGraphRelocalizer:
@@ -204,13 +206,62 @@ class MultiGraphRelocalizer(TrainableRelocalizer):
         *,
         query_video: Tensor | None = None,
     ) -> Ranking:
-        """Score every proposal and refine each by the regression head (section 4.8)."""
-        if self.training:
-            raw, offsets = self.raw_list_scores(query, reference, proposals, query_video)
-        else:
-            raw, offsets = self.score_fast(query, reference, proposals, query_video)
-        refined = decode_offsets(proposals, offsets) if self.refines else proposals
-        return Ranking.sort(refined, torch.tanh(raw), proposals)
+        """Score every proposal and refine each by the regression head (section 4.8).
+
+        A network trained on lists refines in whichever way validated best, see
+        :attr:`refinement`.
+        """
+        way = self.refinement
+        return self.rankings(query, reference, proposals, query_video=query_video, ways=(way,))[way]
+
+    @torch.no_grad()
+    def rankings(
+        self,
+        query: Tensor,
+        reference: Tensor,
+        proposals: Tensor,
+        *,
+        query_video: Tensor | None = None,
+        ways: Sequence[str] | None = None,
+        scoring: PairScoring | None = None,
+    ) -> dict[str, Ranking]:
+        """The answers of :meth:`rank` by each way to refine them.
+
+        Args:
+            query: ``[m, F]``.
+            reference: ``[n, F]``.
+            proposals: ``[M, 2]`` in steps.
+            query_video: ``[v, F]`` or None.
+            ways: Some :attr:`refinements`; all where None.
+            scoring: As in :meth:`score_fast`.
+        """
+
+        def score(windows: Tensor) -> tuple[Tensor, Tensor]:
+            if self.training:
+                return self.raw_list_scores(query, reference, windows, query_video)
+            return self.score_fast(query, reference, windows, query_video, scoring)
+
+        raw, offsets = score(proposals)
+        return {
+            way: refine(way, proposals, raw, offsets, lambda w: score(w)[0], len(reference))
+            for way in (self.refinements if ways is None else ways)
+        }
+
+    @property
+    def refinements(self) -> tuple[Refinement, ...]:
+        """The ways to refine that validation compares."""
+        return REFINEMENTS if self.network_config.finer_windows else ("none", "offsets")
+
+    @property
+    def refinement(self) -> Refinement:
+        """The way to refine that :meth:`rank` takes; until training chose one, by offsets."""
+        return REFINEMENTS[int(self._way)]
+
+    def set_refinement(self, way: str) -> None:
+        """Remember which way to refine validated best."""
+        # The paper always refines by offsets; only a network trained on lists may choose.
+        if self.network_config.objective == "listwise":
+            self._way.fill_(self.refinements.index(way))
 
     def explain(
         self,
@@ -248,6 +299,12 @@ class MultiGraphRelocalizer(TrainableRelocalizer):
                 found = explain_by_edges(self, query, reference, place)
         self.train(was_training)
         return found
+
+    def scored_span(self, moment: Moment) -> tuple[float, float]:
+        """A finer window is scored itself; of an offset moment, its proposal was scored."""
+        if self.refinement == "windows":
+            return moment.start, moment.end
+        return super().scored_span(moment)
 
     def raw_scores(self, scores: Tensor) -> Tensor:
         """Scores before the last tanh."""
@@ -311,12 +368,6 @@ class MultiGraphRelocalizer(TrainableRelocalizer):
             skip_padding=self.network_config.mask_padding,
         )
         return states, mask
-
-    def set_refinement(self, useful: bool) -> None:
-        """Remember whether refined moments were at least as good on validation."""
-        # The paper always refines; only a network trained on lists may choose not to.
-        if self.network_config.objective == "listwise":
-            self.refines.fill_(useful)
 
     def training_set(self, protocol: Protocol, *, num_samples: int, seed: int) -> Dataset[Any]:
         """Triplets, or lists, of the protocol's ``"train"`` split."""

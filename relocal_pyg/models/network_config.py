@@ -54,3 +54,5 @@ class NetworkConfig:
     """Proposals of one reference in a listwise sample."""
     far_proposals: int = 0
     """Proposals of yet another video that join a list, so that scores compare across videos."""
+    finer_windows: bool = False
+    """Score finer windows around the best proposals too, where validation says that it helps."""

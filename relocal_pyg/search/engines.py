@@ -24,10 +24,12 @@ class Engine(Protocol):
     Attributes:
         keeps_states: Whether a proposal is encoded once for every query.
         pooling: What a first stage looks at.
+        looks_closer: Whether finer windows around the best moments are to be looked at as well.
     """
 
     keeps_states: bool
     pooling: Pooling
+    looks_closer: bool
 
     def encode(self, features: Tensor, proposals: Tensor) -> tuple[Tensor, Tensor]:
         """States ``[M, T, d]`` of proposals and their lengths ``[M]``; empty where none are kept.
@@ -94,9 +96,14 @@ class _NetworkEngine:
     def __init__(self, model: MultiGraphRelocalizer, dtype: torch.dtype) -> None:
         self.scorer = PairScorer(model, dtype)
         self.keeps_states = self.scorer.keeps_states
+        self.looks_closer = model.refinement == "windows"
         self.pooling: Pooling = (
             CentredPooling() if self.keeps_states else AdaptedPooling(model.inputs)
         )
+
+    @property
+    def _moves(self) -> bool:
+        return self.scorer.model.refinement == "offsets"
 
     def encode(self, features: Tensor, proposals: Tensor) -> tuple[Tensor, Tensor]:
         if not self.keeps_states:
@@ -108,7 +115,7 @@ class _NetworkEngine:
         mask = torch.arange(states.shape[1]) < lengths[:, None]
         proposals = states.transpose(0, 1).float(), mask
         scores, offsets = self.scorer.score_states(self.scorer.encode_query(query), proposals)
-        return scores, offsets if self.scorer.model.refines else torch.zeros_like(offsets)
+        return scores, offsets if self._moves else torch.zeros_like(offsets)
 
     def answer(
         self,
@@ -119,13 +126,14 @@ class _NetworkEngine:
     ) -> tuple[Tensor, Tensor, Tensor]:
         scores, offsets = self.scorer.score_videos(query, videos, proposals, query_video)
         moments = torch.cat(list(proposals))
-        if self.scorer.model.refines:
+        if self._moves:
             moments = decode_offsets(moments, offsets)
         return moments, scores, _owners([len(some) for some in proposals])
 
 
 class _FreeEngine:
     keeps_states = False
+    looks_closer = False
 
     def __init__(self, model: Relocalizer) -> None:
         self.model = model

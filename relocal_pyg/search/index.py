@@ -14,6 +14,7 @@ from torch import Tensor
 
 from relocal_pyg.errors import FeatureError
 from relocal_pyg.models.base import Relocalizer, as_features
+from relocal_pyg.models.refining import ROUNDS, finer_windows
 from relocal_pyg.moments import decode_offsets, nms
 from relocal_pyg.search.engines import engine_of, fingerprint
 from relocal_pyg.search.first_stage import FirstStage
@@ -155,6 +156,9 @@ class SearchIndex:
             if any(map(len, more)):
                 found = found.join(self._look(clip, around, more))
                 kept = self._best(found, nms_threshold, top_k)
+        for shares in ROUNDS if self.engine.looks_closer else ():
+            found = self._look_closer(clip, around, found, kept, shares)
+            kept = self._best(found, nms_threshold, top_k)
         return [self._hit(found, place) for place in kept]
 
     def recall(
@@ -177,6 +181,32 @@ class SearchIndex:
             if len(chosen)
         ]
         return _Found(*(torch.cat(column) for column in zip(*parts, strict=True)))
+
+    def _look_closer(
+        self,
+        query: Tensor,
+        around: Tensor | None,
+        found: _Found,
+        kept: Sequence[int],
+        shares: Sequence[float],
+    ) -> _Found:
+        """What was found, and finer windows around the moments that were kept."""
+        parts = []
+        for number in sorted(set(found.shard[kept].tolist())):
+            shard = self.shards[number]
+            own = [place for place in kept if int(found.shard[place]) == number]
+            windows, videos = [], []
+            for video in sorted(set(found.video[own].tolist())):
+                best = [place for place in own if int(found.video[place]) == video]
+                steps = int(shard.first_step[video + 1] - shard.first_step[video])
+                windows.append(finer_windows(found.moments[best], steps, shares)[0])
+                videos.append(np.full(len(windows[-1]), video))
+            everything = np.concatenate(videos), torch.cat(windows)
+            if len(everything[0]):
+                moments, scores, of_video = self._answer(query, around, shard, *everything)
+                parts.append((torch.full((len(scores),), number), of_video, moments, scores))
+        columns = zip(vars(found).values(), *parts, strict=True)
+        return _Found(*(torch.cat(column) for column in columns))
 
     def _best(self, found: _Found, threshold: float, top_k: int) -> list[int]:
         # Far apart on one axis, moments of different videos never overlap.

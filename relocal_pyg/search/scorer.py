@@ -9,7 +9,6 @@ from torch import Tensor
 
 from relocal_pyg.models.base import Ranking
 from relocal_pyg.models.multi_graph import CHUNK, MultiGraphRelocalizer
-from relocal_pyg.moments import decode_offsets
 from relocal_pyg.nn.window_states import window_states
 from relocal_pyg.search.comparing import compare_videos
 
@@ -77,9 +76,10 @@ class PairScorer:
         query_video: Tensor | None = None,
     ) -> Ranking:
         """Score and refine, as :meth:`MultiGraphRelocalizer.rank`; arguments of :meth:`score`."""
-        scores, offsets = self.score(query, reference, proposals, query_video)
-        refined = decode_offsets(proposals, offsets) if self.model.refines else proposals
-        return Ranking.sort(refined, scores, proposals)
+        way = self.model.refinement
+        return self.model.rankings(
+            query, reference, proposals, query_video=query_video, ways=(way,), scoring=self.scoring
+        )[way]
 
     @torch.no_grad()
     def score_videos(

@@ -76,7 +76,7 @@ def compare_with_matcher(
         pairs: Validation pairs.
         limit: How many of them were used.
     """
-    matcher = validate(ContrastMatcher(), protocol, pairs, limit)["score"]
+    matcher = validate(ContrastMatcher(), protocol, pairs, limit).score
     return Choice(trained, matcher, step, len(pairs.pairs[:limit]))
 
 

@@ -27,7 +27,7 @@ from relocal_pyg.training.interrupts import Interrupts
 from relocal_pyg.training.presets import TrainingConfig
 from relocal_pyg.training.schedule import choose_precision, learning_rate_factor
 from relocal_pyg.training.state import Progress, load_state, save_state
-from relocal_pyg.training.validation import validate
+from relocal_pyg.training.validation import Validation, validate
 
 
 @dataclass(frozen=True)
@@ -264,7 +264,7 @@ class _Loop:
         )
 
     def _validate(self, log: Any) -> None:
-        scores = validate(
+        found = validate(
             self.model,
             self.protocol,
             self.pairs,
@@ -272,26 +272,27 @@ class _Loop:
             fabric=self.fabric,
         )
         with self.interrupts.held():
-            self._record(scores, log)
+            self._record(found, log)
 
-    def _record(self, scores: dict[str, float], log: Any) -> None:
+    def _record(self, found: Validation, log: Any) -> None:
         progress = self.progress
         record = {"step": float(progress.step)}
         record |= {name: sum(values) / len(values) for name, values in self.losses.items()}
-        record |= {f"val_{name}": value for name, value in scores.items()}
+        record["val_score"] = found.score
+        record |= {f"val_score_{way}": score for way, score in found.scores.items()}
         self.losses.clear()
         progress.history.append(record)
         if self.verbose:
             loss = f"loss {record['loss']:.4g}, " if "loss" in record else ""
-            scored = f"validation {scores['score']:.3f}, unrefined {scores['score_before']:.3f}"
-            tqdm.write(f"step {progress.step}: {loss}{scored}")
+            ways = ", ".join(f"{way} {score:.3f}" for way, score in found.scores.items())
+            said = f"validation {found.score:.3f} (refined by {ways})"
+            tqdm.write(f"step {progress.step}: {loss}{said}")
         if log is not None:
             for name, value in record.items():
                 log.add_scalar(name, value, progress.step)
-        best = max(scores["score"], scores["score_before"])
-        if best > progress.best_score:
-            progress.best_score, progress.best_step, progress.stale = best, progress.step, 0
-            self.model.set_refinement(scores["score"] >= scores["score_before"])
+        if found.score > progress.best_score:
+            progress.best_score, progress.best_step, progress.stale = found.score, progress.step, 0
+            self.model.set_refinement(found.best)
             self._keep_best()
         else:
             progress.stale += 1

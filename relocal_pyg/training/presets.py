@@ -79,6 +79,7 @@ RECOMMENDED = Preset(
         similarity=True,
         appearance=False,
         far_proposals=16,
+        finer_windows=True,
     ),
     TrainingConfig(
         batch_size=4,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import cast
 
 import torch
@@ -16,6 +17,27 @@ from relocal_pyg.moments import clip_moments, tiou
 SELECTION_THRESHOLDS = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
 
 
+@dataclass(frozen=True)
+class Validation:
+    """What a validation came to.
+
+    Attributes:
+        scores: Mean mAP@1 by each way to refine, from none to the most.
+    """
+
+    scores: dict[str, float]
+
+    @property
+    def best(self) -> str:
+        """The way to refine that validates best; of equal ones the one that refines least."""
+        return max(self.scores, key=lambda way: self.scores[way])
+
+    @property
+    def score(self) -> float:
+        """The score by the best way."""
+        return self.scores[self.best]
+
+
 @torch.no_grad()
 def validate(
     model: Relocalizer,
@@ -24,8 +46,8 @@ def validate(
     limit: int | None = None,
     *,
     fabric: Fabric | None = None,
-) -> dict[str, float]:
-    """Mean mAP@1 over :data:`SELECTION_THRESHOLDS` on validation pairs.
+) -> Validation:
+    """Mean mAP@1 over :data:`SELECTION_THRESHOLDS` on validation pairs, by every way to refine.
 
     Args:
         model: The model; a module is put in evaluation mode and back.
@@ -35,8 +57,7 @@ def validate(
         fabric: Where given, its processes share the pairs out, each pair once.
 
     Returns:
-        ``"score"`` after refinement, ``"score_before"`` before it (equal where nothing is refined)
-        and ``"tiou"``, the mean tIoU of the first answer after refinement.
+        The :class:`Validation`.
     """
     module = model if isinstance(model, torch.nn.Module) else None
     was_training = module is not None and module.training
@@ -45,35 +66,25 @@ def validate(
     chosen = pairs.pairs[:limit]
     first, stride = (0, 1) if fabric is None else (fabric.global_rank, fabric.world_size)
     # Zero where another process answers, so that a sum over processes is every answer once.
-    overlaps = torch.zeros(2, len(chosen))
+    overlaps = torch.zeros(len(model.refinements), len(chosen))
     for number in range(first, len(chosen), stride):
         pair = chosen[number]
         reference = protocol.reference(pair.reference)
-        ranking = model.rank(
+        rankings = model.rankings(
             protocol.query(pair.query),
             reference,
             protocol.proposals(pair.reference, pair.query),
             query_video=protocol.reference(pair.query),
         )
         truths = torch.tensor(pair.reference.truths, dtype=torch.float32)
-        answers = [ranking.moments[0], ranking.moments[0]]
-        if ranking.proposals is not None:
-            answers[1] = ranking.proposals[0]
-        moments = clip_moments(torch.stack(answers), len(reference))
+        answers = torch.stack([rankings[way].moments[0] for way in model.refinements])
+        moments = clip_moments(answers, len(reference))
         overlaps[:, number] = tiou(moments[:, None], truths[None]).amax(dim=1)
     if fabric is not None and fabric.world_size > 1:
         shared = fabric.all_reduce(overlaps, reduce_op="sum")
         overlaps = cast(torch.Tensor, shared).cpu()
     if module is not None:
         module.train(was_training)
-    after, before = overlaps
-    return {
-        "score": _mean_map(after),
-        "score_before": _mean_map(before),
-        "tiou": float(after.mean()),
-    }
-
-
-def _mean_map(overlap: torch.Tensor) -> float:
     thresholds = torch.tensor(SELECTION_THRESHOLDS)
-    return float((overlap[:, None] > thresholds).float().mean())
+    means = (overlaps[..., None] > thresholds).float().mean(dim=(1, 2)).tolist()
+    return Validation(dict(zip(model.refinements, means, strict=True)))

@@ -301,7 +301,7 @@ def _explain(
 ) -> Tensor | None:
     if not moments or len(rows) * len(long.features) > MAX_EXPLAINED:
         return None
-    start, end = moments[0].proposal or (moments[0].start, moments[0].end)
+    start, end = matcher.scored_span(moments[0])
     place = start / long.seconds_per_step, end / long.seconds_per_step
     video = None if around is None else around.features
     return matcher.explain(rows, long.features, place, video)

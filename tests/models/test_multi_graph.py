@@ -172,7 +172,7 @@ def test_paper_preset_is_the_default_and_what_the_paper_states():
 def test_save_and_load_give_the_same_answer(tmp_path: Path):
     model = small_recommended()
     disturb(model)
-    model.set_refinement(False)
+    model.set_refinement("windows")
     model.save(tmp_path / "model")
     again = load_model(tmp_path / "model")
     query, reference = torch.randn(4, 7), torch.randn(30, 7)

@@ -291,3 +291,30 @@ def test_an_index_can_be_searched_while_videos_are_added(tmp_path, monkeypatch, 
 def test_an_empty_index_answers_nothing(tmp_path):
     build_index(tmp_path, ContrastMatcher(), [])
     assert SearchIndex(tmp_path, ContrastMatcher()).search(np.ones((3, 5))) == []
+
+
+@pytest.mark.parametrize("first_stage", ["scan", None])
+def test_finer_windows_around_the_best_moments_of_all_videos(tmp_path, monkeypatch, first_stage):
+    monkeypatch.setattr(building, "SHARD_BYTES", 8_000)
+    model = network(
+        similarity=True, prior="contrast", objective="listwise", finer_windows=True, context=0.25
+    )
+    query = torch.randn(6, 8)
+    model.set_refinement("none")
+    build_index(tmp_path / "coarse", model, videos(12))
+    coarse = SearchIndex(tmp_path / "coarse", model).search(query, 5, first_stage=first_stage)
+    model.set_refinement("windows")
+    build_index(tmp_path / "fine", model, videos(12))
+    fine = SearchIndex(tmp_path / "fine", model).search(query, 5, first_stage=first_stage)
+    known = {name: (features, seconds) for name, features, seconds in videos(12)}
+    new = 0
+    for hit in fine:
+        features, seconds = known[hit.video_id]
+        place = torch.tensor([[hit.start, hit.end]]) / seconds
+        score, _ = model.score_proposals(query, features, place)
+        assert hit.score == pytest.approx(score.item(), abs=1e-5)
+        windows = building.index_proposals(len(features))
+        new += not (windows - place).abs().sum(dim=1).lt(1e-3).any()
+    assert new
+    assert fine[0].score > coarse[0].score
+    assert [hit.score for hit in fine] == sorted((hit.score for hit in fine), reverse=True)

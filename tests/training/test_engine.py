@@ -12,7 +12,7 @@ from relocal_pyg.data.pairs import make_pairs
 from relocal_pyg.datasets.protocol import Protocol
 from relocal_pyg.datasets.synthetic import SyntheticConfig, synthetic
 from relocal_pyg.errors import CheckpointError, RunError, UsageError
-from relocal_pyg.models import ContrastMatcher, MultiGraphRelocalizer, WholeReference, load_model
+from relocal_pyg.models import ContrastMatcher, MultiGraphRelocalizer, load_model
 from relocal_pyg.moments import clip_moments, tiou
 from relocal_pyg.nn.losses import listwise_loss
 from relocal_pyg.seeding import seed_torch
@@ -81,7 +81,10 @@ def test_training_moves_and_keeps_the_best_validated_weights(protocol, tmp_path)
     result = fit(model, protocol, config=CONFIG, out=tmp_path / "run", show_progress=False)
     last = torch.load(tmp_path / "run" / "last" / "state.pt", weights_only=True)
     assert last["optimizer"]["state"]
-    scores = [max(row["val_score"], row["val_score_before"]) for row in result.history]
+    scores = [row["val_score"] for row in result.history]
+    for row in result.history:
+        ways = [row[f"val_score_{way}"] for way in ("none", "offsets", "windows")]
+        assert row["val_score"] == max(ways)
     assert result.best_score == max(scores)
     assert result.best_step == result.history[scores.index(max(scores))]["step"]
     kept = load_model(tmp_path / "run")
@@ -164,9 +167,38 @@ def test_validation_is_the_mean_of_micro_accuracies(protocol):
         best = max(tiou(moment, list(truth)).item() for truth in pair.reference.truths)
         hits.append(sum(best > threshold for threshold in SELECTION_THRESHOLDS))
     wanted = sum(hits) / len(hits) / len(SELECTION_THRESHOLDS)
-    assert validate(model, protocol, pairs)["score"] == pytest.approx(wanted)
-    trivial = validate(WholeReference(), protocol, pairs, limit=3)
-    assert trivial["score"] == trivial["score_before"]
+    found = validate(model, protocol, pairs)
+    assert found.score == pytest.approx(wanted)
+    assert found.scores["none"] == found.scores["refined"] == found.score
+    assert found.best == "none"
+
+
+def test_every_way_to_refine_is_validated_whatever_was_chosen_before(protocol):
+    """Weights that are kept refine as validated best, not as earlier weights did."""
+    pairs = make_pairs(protocol.splits["val"], split="val", protocol="synthetic")
+    model = network(protocol)
+    with torch.no_grad():  # heads start at zero
+        for parameter in model.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    found = []
+    for way in model.refinements:
+        model.set_refinement(way)
+        assert model.refinement == way
+        found.append(validate(model, protocol, pairs, limit=5))
+        overlaps = []
+        for pair in pairs.pairs[:5]:
+            reference = protocol.reference(pair.reference)
+            ranking = model.eval().rank(
+                protocol.query(pair.query),
+                reference,
+                protocol.proposals(pair.reference),
+                query_video=protocol.reference(pair.query),
+            )
+            moment = clip_moments(ranking.moments[0], len(reference))
+            overlaps.append(tiou(moment[None], pair.reference.truths).max().item())
+        hits = [overlap > t for overlap in overlaps for t in SELECTION_THRESHOLDS]
+        assert found[-1].scores[way] == pytest.approx(sum(hits) / len(hits))
+    assert found[0] == found[1] == found[2]
 
 
 def test_learning_rate_schedule():
