@@ -15,7 +15,7 @@ import tyro
 
 from benchmarks.accuracy.presence import HEADER as PRESENCE
 from benchmarks.accuracy.presence import presence_lines
-from benchmarks.accuracy.recipes import systems
+from benchmarks.accuracy.recipes import FREE, systems
 from benchmarks.accuracy.rows import Cell, run
 from benchmarks.accuracy.sets import SETS
 from benchmarks.accuracy.table import HEADER, lines
@@ -46,7 +46,7 @@ def main(
         splits: Test splits of new rows; all where none is named.
         nulls: New rows are also asked about references that do not hold the action.
     """
-    unknown = (set(sets) - set(SETS)) | (set(recipes) - set(systems()))
+    unknown = (set(sets) - set(SETS)) | (set(recipes) - {*systems(), *FREE})
     if unknown:
         raise UsageError(f"no such set or recipe: {', '.join(sorted(unknown))}")
     torch.set_num_threads(1)  # these networks are small: a second thread costs more than it gives

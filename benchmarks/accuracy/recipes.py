@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
+from relocal_pyg.models import CosineMatcher, FrameLevel, Relocalizer
 from relocal_pyg.training import RECOMMENDED, Preset
 from relocal_pyg.training.sweep import System, table_one
 
@@ -21,8 +22,15 @@ def _idea(training: dict[str, Any] | None = None, **network: Any) -> Preset:
     )
 
 
+#: What needs no training but its own row, beside the contrast matcher that every row has.
+FREE: dict[str, Callable[[], Relocalizer]] = {
+    "Frame-level DP": FrameLevel,
+    "Cosine of means": CosineMatcher,
+}
+
 #: One change of the recommended preset each.
 IDEAS: dict[str, Callable[[], Preset]] = {
+    "no finer windows": lambda: _idea(finer_windows=False),
     "no prior": lambda: _idea(prior="none"),
     "no context": lambda: _idea(context=0.0),
     "no similarity channels": lambda: _idea(similarity=False, appearance=True),

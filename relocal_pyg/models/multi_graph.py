@@ -222,7 +222,7 @@ class MultiGraphRelocalizer(TrainableRelocalizer):
         proposals: Tensor,
         *,
         query_video: Tensor | None = None,
-        ways: Sequence[str] | None = None,
+        ways: Sequence[Refinement] | None = None,
         scoring: PairScoring | None = None,
     ) -> dict[str, Ranking]:
         """The answers of :meth:`rank` by each way to refine them.

@@ -57,6 +57,15 @@ def test_every_row_is_tested_once_and_lands_in_the_table(tiny, tmp_path, monkeyp
             assert low <= gain <= high
 
 
+def test_a_system_without_training_has_its_row(tiny, tmp_path):
+    bench.main(tmp_path, sets=("synthetic",), recipes=("Frame-level DP",), seeds=(0,))
+    cell = rows.Cell("synthetic", "Frame-level DP", None, 0)
+    _, answered, matcher = next(rows.answers(cell, tmp_path))
+    assert answered.title == "Frame-level DP"
+    assert answered.pairs_sha256 == matcher.pairs_sha256
+    assert not (tmp_path / "runs").exists()
+
+
 def test_references_without_the_action_make_a_second_table(tiny, tmp_path, capsys):
     bench.main(tmp_path, sets=("synthetic",), recipes=("recommended",), seeds=(0, 1), nulls=True)
     assert presence.HEADER in capsys.readouterr().out
