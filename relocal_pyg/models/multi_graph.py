@@ -59,7 +59,7 @@ class MultiGraphRelocalizer(TrainableRelocalizer):
     """
 
     title = "Multi-graph fusion"
-    _way: Tensor
+    refines: Tensor
 
     def __init__(self, in_channels: int, **network: Any) -> None:
         super().__init__()
@@ -88,7 +88,7 @@ class MultiGraphRelocalizer(TrainableRelocalizer):
             head_norm=config.head_norm,
         )
         # Found in training and needed to use the weights: kept with them.
-        self.register_buffer("_way", torch.tensor(REFINEMENTS.index("offsets")))
+        self.register_buffer("refines", torch.tensor(REFINEMENTS.index("offsets")))
 
     @classmethod
     def from_config(cls, in_channels: int, config: NetworkConfig) -> MultiGraphRelocalizer:
@@ -255,13 +255,13 @@ class MultiGraphRelocalizer(TrainableRelocalizer):
     @property
     def refinement(self) -> Refinement:
         """The way to refine that :meth:`rank` takes; until training chose one, by offsets."""
-        return REFINEMENTS[int(self._way)]
+        return REFINEMENTS[int(self.refines)]
 
     def set_refinement(self, way: str) -> None:
         """Remember which way to refine validated best."""
         # The paper always refines by offsets; only a network trained on lists may choose.
         if self.network_config.objective == "listwise":
-            self._way.fill_(self.refinements.index(way))
+            self.refines.fill_(self.refinements.index(way))
 
     def explain(
         self,

@@ -51,6 +51,8 @@ def refine(
         for shares in ROUNDS:
             best = nms(moments, raw, 0.5, limit=SEEDS)
             finer, seed = finer_windows(moments[best], num_steps, shares)
+            if len(finer) == 0:  # ends of very short moments stay where they are
+                continue
             moments = torch.cat([moments, finer])
             origins = torch.cat([origins, origins[best][seed]])
             raw = torch.cat([raw, score(finer)])

@@ -116,6 +116,15 @@ def test_a_network_scores_each_window_as_it_is(way):
     assert scored.item() == pytest.approx(answer.score, abs=1e-5)
 
 
+@pytest.mark.parametrize("num_steps", [1, 2, 3, 40])
+def test_nothing_is_finer_than_a_step(num_steps):
+    """Around proposals of one step no round finds a new window."""
+    model = trained("windows")
+    proposals = sliding_windows(num_steps, [1])
+    ranking = model.rank(torch.randn(2, 7), torch.randn(num_steps, 7), proposals)
+    assert sorted(ranking.moments.tolist()) == sorted(proposals.tolist())
+
+
 def test_only_a_network_that_may_choose_looks_at_finer_windows():
     assert trained("none", finer_windows=False).refinements == ("none", "offsets")
     paper = MultiGraphRelocalizer(7, hidden_channels=6, num_steps=5)
