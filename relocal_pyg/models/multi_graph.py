@@ -69,6 +69,8 @@ class MultiGraphRelocalizer(TrainableRelocalizer):
         self.network_config = config = NetworkConfig(**network)
         if in_channels < 1 or config.num_steps < 1 or not config.ks:
             raise UsageError("in_channels and num_steps must be at least 1, ks not empty")
+        if not config.target_temperature > 0:
+            raise UsageError("target_temperature must be above 0")
         self.graphs = [
             PairGraph(config.num_steps, k, config.weight, normalization=config.normalization)
             for k in config.ks

@@ -54,5 +54,7 @@ class NetworkConfig:
     """Proposals of one reference in a listwise sample."""
     far_proposals: int = 0
     """Proposals of yet another video that join a list, so that scores compare across videos."""
+    target_temperature: float = 0.1
+    """Divides the tIoUs that a list is trained towards: the smaller, the more the best count."""
     finer_windows: bool = False
     """Score finer windows around the best proposals too, where validation says that it helps."""

@@ -14,11 +14,15 @@ from relocal_pyg.models.listwise import OFFSET_TIOU
 from relocal_pyg.training import RECOMMENDED
 
 
-@pytest.mark.parametrize("far_proposals", [0, 6])
-def test_a_list_is_ranked_over_both_of_its_videos(planted, far_proposals):
+@pytest.mark.parametrize(("far_proposals", "temperature"), [(0, 0.1), (6, 0.05)])
+def test_a_list_is_ranked_over_both_of_its_videos(planted, far_proposals, temperature):
     protocol = planted()
     config = dataclasses.replace(
-        RECOMMENDED.network, hidden_channels=6, num_steps=5, far_proposals=far_proposals
+        RECOMMENDED.network,
+        hidden_channels=6,
+        num_steps=5,
+        far_proposals=far_proposals,
+        target_temperature=temperature,
     )
     model = MultiGraphRelocalizer.from_config(protocol.features.dim, config).eval()
     with torch.no_grad():
@@ -41,7 +45,7 @@ def test_a_list_is_ranked_over_both_of_its_videos(planted, far_proposals):
                 sample.query, sample.far_reference, sample.far_proposals, sample.query_video
             )
             raw, grades = torch.cat([raw, far]), torch.cat([grades, sample.far_overlap])
-        target = torch.exp(10 * grades) / torch.exp(10 * grades).sum()
+        target = torch.exp(grades / temperature) / torch.exp(grades / temperature).sum()
         ranking.append(-(target * torch.log(torch.exp(10 * raw) / torch.exp(10 * raw).sum())).sum())
         near = sample.overlap > OFFSET_TIOU
         regression.append((offsets - sample.offsets)[near].abs().sum(dim=1).mean())

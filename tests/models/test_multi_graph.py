@@ -226,6 +226,8 @@ def test_wrong_input_is_named():
         model(Batch.from_data_list([pair]))
     with pytest.raises(UsageError):
         MultiGraphRelocalizer(7, num_steps=0)
+    with pytest.raises(UsageError, match="target_temperature"):
+        MultiGraphRelocalizer(7, target_temperature=0.0)
 
 
 def test_context_is_clipped_to_the_reference():

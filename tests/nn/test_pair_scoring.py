@@ -187,5 +187,6 @@ def test_settings_cover_every_field_of_the_network():
     """A new setting has to be added to the options above, or to those that scoring cannot see."""
     unseen = {"dropout", "head_channels", "objective", "negatives", "margin", "rotation"}
     unseen |= {"list_length", "far_proposals", "hidden_channels", "num_steps"}
+    unseen |= {"target_temperature", "finer_windows"}
     tested = {key for options in OPTIONS.values() for key in options}
     assert tested | unseen == set(NetworkConfig.__dataclass_fields__)
