@@ -16,6 +16,7 @@ import tyro
 from benchmarks.accuracy.presence import HEADER as PRESENCE
 from benchmarks.accuracy.presence import presence_lines
 from benchmarks.accuracy.recipes import FREE, systems
+from benchmarks.accuracy.rivals import header, rival_lines
 from benchmarks.accuracy.rows import Cell, run
 from benchmarks.accuracy.sets import SETS
 from benchmarks.accuracy.table import HEADER, lines
@@ -40,7 +41,8 @@ def main(
         out: Folder for runs, answers and the table; give it again to go on.
         data: Folder of the real data.
         sets: Which data sets.
-        recipes: Which recipes, by their names in benchmarks/accuracy/recipes.py.
+        recipes: Which recipes, by their names in benchmarks/accuracy/recipes.py; the first is set
+            beside the others.
         sizes: Training items of a class at most, beside the whole training set.
         seeds: Each draws a split of its own and the weights.
         splits: Test splits of new rows; all where none is named.
@@ -64,12 +66,16 @@ def main(
     presence = presence_lines(made, out)
     if presence:
         print("\n".join(["", PRESENCE, *(line.text() for line in presence)]))
+    rivals = rival_lines(made, out, recipes[0])
+    if rivals:
+        print("\n".join(["", header(recipes[0]), *(line.text() for line in rivals)]))
     write_json(
         out / "table.json",
         {
             "machine": machine(),
             "lines": [asdict(line) for line in found],
             "presence": [asdict(line) for line in presence],
+            "rivals": [asdict(line) for line in rivals],
         },
     )
 

@@ -14,7 +14,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from benchmarks.accuracy import __main__ as bench  # noqa: E402
-from benchmarks.accuracy import presence, recipes, rows, sets, table  # noqa: E402
+from benchmarks.accuracy import presence, recipes, rivals, rows, sets, table  # noqa: E402
 from relocal_pyg.datasets.synthetic import SyntheticConfig, synthetic  # noqa: E402
 from relocal_pyg.errors import UsageError  # noqa: E402
 
@@ -64,6 +64,32 @@ def test_a_system_without_training_has_its_row(tiny, tmp_path):
     assert answered.title == "Frame-level DP"
     assert answered.pairs_sha256 == matcher.pairs_sha256
     assert not (tmp_path / "runs").exists()
+
+
+def test_recipes_are_compared_pair_by_pair_on_the_seeds_they_share(tiny, tmp_path, capsys):
+    sets_of = {"sets": ("synthetic",)}
+    bench.main(tmp_path, **sets_of, recipes=("Cosine of means",), seeds=(0, 1))
+    assert json.loads((tmp_path / "table.json").read_text())["rivals"] == []
+    names = ("Frame-level DP", "Cosine of means")
+    cells = [rows.Cell("synthetic", name, None, seed) for name in names for seed in (0, 1)]
+    assert rows.run(cells[0], None, tmp_path)
+    made = [cell for cell in cells if (cell.folder(tmp_path) / "row.json").is_file()]
+    assert len(made) == 3
+    (line,) = rivals.rival_lines(made, tmp_path, "Frame-level DP")
+    assert (line.recipe, line.seeds) == ("Cosine of means", 1)
+    ((_, ours, _),) = rows.answers(cells[0], tmp_path)
+    ((_, theirs, _),) = rows.answers(cells[2], tmp_path)
+    for place, threshold in enumerate(table.THRESHOLDS):
+        wins = [
+            (a.tious[0] > threshold) - (b.tious[0] > threshold)
+            for a, b in zip(ours.records, theirs.records, strict=True)
+        ]
+        lead, low, high = line.lead[place]
+        assert lead == pytest.approx(sum(wins) / len(wins))
+        assert lead == pytest.approx(line.first[place] - line.other[place])
+        assert low <= lead <= high
+    bench.main(tmp_path, **sets_of, recipes=names, seeds=(0,))
+    assert rivals.header("Frame-level DP") in capsys.readouterr().out
 
 
 def test_references_without_the_action_make_a_second_table(tiny, tmp_path, capsys):

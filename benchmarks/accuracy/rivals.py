@@ -1,0 +1,87 @@
+"""Who is ahead? A third table: the first recipe beside every other one, pair by pair."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from benchmarks.accuracy.rows import Cell, answers
+from benchmarks.accuracy.table import THRESHOLDS
+from relocal_pyg.evaluation import Evaluation
+from relocal_pyg.evaluation.bootstrap import bootstrap_interval
+
+
+@dataclass(frozen=True)
+class Line:
+    """One recipe beside the first one, on the seeds that both were run with.
+
+    Attributes:
+        first: mAP@1 of the first recipe at each threshold.
+        other: That of this recipe.
+        lead: First minus other with the ends of its 95 % interval, paired.
+    """
+
+    data: str
+    split: str
+    size: str
+    recipe: str
+    seeds: int
+    pairs: int
+    first: list[float]
+    other: list[float]
+    lead: list[list[float]]
+
+    def text(self) -> str:
+        """The line as a row of markdown, in percent."""
+        cells = [self.data, self.split, self.size, self.recipe, f"{self.seeds} / {self.pairs}"]
+        for ours, theirs, (_, low, high) in zip(self.first, self.other, self.lead, strict=True):
+            span = f"{100 * low:+.1f} to {100 * high:+.1f}"
+            cells.append(f"{100 * theirs:.1f} | {100 * ours:.1f} ({span})")
+        return "| " + " | ".join(cells) + " |"
+
+
+def header(first: str) -> str:
+    """The head of the table."""
+    columns = "".join(f"| .{t * 10:.0f} | {first} (ahead by, 95 %) " for t in THRESHOLDS)
+    return (
+        "| data | split | items a class | recipe | seeds / pairs "
+        f"{columns}|\n" + "|---" * (5 + 2 * len(THRESHOLDS)) + "|"
+    )
+
+
+def rival_lines(cells: list[Cell], out: Path, first: str) -> list[Line]:
+    """A line for every recipe that shares seeds of a data set with the first one."""
+    found: dict[tuple[str, str, str], dict[str, dict[int, Evaluation]]]
+    found = defaultdict(lambda: defaultdict(dict))
+    for cell in cells:
+        for split, evaluation, _ in answers(cell, out):
+            found[cell.data, split, cell.items][cell.recipe][cell.seed] = evaluation
+    lines = []
+    for (data, split, size), recipes in found.items():
+        for recipe, runs in recipes.items():
+            shared = sorted(set(runs) & set(recipes.get(first, {})))
+            if recipe != first and shared:
+                pairs = [(recipes[first][seed], runs[seed]) for seed in shared]
+                lines.append(_line((data, split, size, recipe), shared, pairs))
+    return lines
+
+
+def _line(
+    place: tuple[str, str, str, str], seeds: list[int], pairs: list[tuple[Evaluation, Evaluation]]
+) -> Line:
+    if any(ours.pairs_sha256 != theirs.pairs_sha256 for ours, theirs in pairs):
+        raise ValueError(f"{place}: answers to different pairs")
+    thresholds = torch.tensor(THRESHOLDS)
+    ours, theirs = (
+        torch.cat([(pair[side].tious[:, None] > thresholds).double() for pair in pairs])
+        for side in (0, 1)
+    )
+    clusters = [name for first, _ in pairs for name in first.clusters]
+    runs = [seed for seed, (first, _) in zip(seeds, pairs, strict=True) for _ in first.clusters]
+    low, high = bootstrap_interval(ours - theirs, clusters, runs)
+    lead = torch.stack([(ours - theirs).mean(dim=0), low, high], dim=1).tolist()
+    means = [side.mean(dim=0).tolist() for side in (ours, theirs)]
+    return Line(*place, len(seeds), len(ours), *means, lead)
