@@ -43,13 +43,13 @@ def main(out: str, devices: int, kind: str) -> None:
     seed_torch(0, "weights")
     model = MultiGraphRelocalizer.from_config(protocol.features.dim, network).double()
     answered = []
-    rank = MultiGraphRelocalizer.rank
+    rankings = MultiGraphRelocalizer.rankings
 
     def counted(self, query, reference, proposals, **more):
         answered.append(1)
-        return rank(self, query, reference, proposals, **more)
+        return rankings(self, query, reference, proposals, **more)
 
-    MultiGraphRelocalizer.rank = counted
+    MultiGraphRelocalizer.rankings = counted
     config = TrainingConfig(
         batch_size=4, steps=6, learning_rate=1e-2, validate_every=6, max_validation_pairs=5
     )
