@@ -279,7 +279,7 @@ class _Loop:
         record = {"step": float(progress.step)}
         record |= {name: sum(values) / len(values) for name, values in self.losses.items()}
         record["val_score"] = found.score
-        record |= {f"val_score_{way}": score for way, score in found.scores.items()}
+        record |= {f"val_refined_by_{way}": score for way, score in found.scores.items()}
         self.losses.clear()
         progress.history.append(record)
         if self.verbose:

@@ -83,7 +83,7 @@ def test_training_moves_and_keeps_the_best_validated_weights(protocol, tmp_path)
     assert last["optimizer"]["state"]
     scores = [row["val_score"] for row in result.history]
     for row in result.history:
-        ways = [row[f"val_score_{way}"] for way in ("none", "offsets", "windows")]
+        ways = [row[f"val_refined_by_{way}"] for way in ("none", "offsets", "windows")]
         assert row["val_score"] == max(ways)
     assert result.best_score == max(scores)
     assert result.best_step == result.history[scores.index(max(scores))]["step"]
