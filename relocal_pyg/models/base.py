@@ -30,7 +30,8 @@ class Ranking:
     Attributes:
         moments: ``[M, 2]`` in steps of the reference, after refinement.
         scores: ``[M]``, falling.
-        proposals: ``[M, 2]`` before refinement, or None where the model refines nothing.
+        proposals: ``[M, 2]`` before refinement: what each moment was made of, or None where the
+            model refines nothing.
     """
 
     moments: Tensor

@@ -115,6 +115,9 @@ class SearchIndex:
     ) -> list[Hit]:
         """Find the moments of all videos that mean the same as a query.
 
+        Where the network validated best with finer windows, those around the answers are looked at
+        last.
+
         Args:
             query: Features of the clip, ``[m, F]``.
             top_k: How many moments at most.
