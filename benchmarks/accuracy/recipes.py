@@ -30,7 +30,7 @@ FREE: dict[str, Callable[[], Relocalizer]] = {
 
 #: One change of the recommended preset each.
 IDEAS: dict[str, Callable[[], Preset]] = {
-    "sharper target": lambda: _idea(target_temperature=0.05),
+    "softer target": lambda: _idea(target_temperature=0.1),
     "no finer windows": lambda: _idea(finer_windows=False),
     "no prior": lambda: _idea(prior="none"),
     "no context": lambda: _idea(context=0.0),

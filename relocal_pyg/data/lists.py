@@ -13,6 +13,11 @@ from relocal_pyg.data.triplets import PartnerSampler, best_truths
 from relocal_pyg.datasets.protocol import Protocol
 from relocal_pyg.moments import encode_offsets
 
+#: A target that also counts proposals which are nearly the best: what few items can teach.
+SOFT_TARGET = 0.1
+#: Training items below which a sharper target was learned by heart.
+FEW_ITEMS = 100
+
 
 class ListDataset(SeededSamples[Data]):
     """Samples of one query and the graded proposals of one reference.
@@ -23,9 +28,9 @@ class ListDataset(SeededSamples[Data]):
     one that does not. Sample ``i`` depends on ``(seed, i)`` alone.
 
     Each sample is a ``Data`` with ``query`` [m, F], ``reference`` [n, F], ``query_video`` [v, F],
-    ``proposals`` [M, 2] in steps, ``overlap`` [M] (tIoU with the best ground truth) and ``offsets``
-    [M, 2] (targets of section 4.7.2); with ``far_proposals`` also ``far_reference`` [n', F],
-    ``far_proposals`` [N, 2] and ``far_overlap`` [N].
+    ``proposals`` [M, 2] in steps, ``overlap`` [M] (tIoU with the best ground truth), ``offsets``
+    [M, 2] (targets of section 4.7.2) and ``temperature`` [1]; with ``far_proposals`` also
+    ``far_reference`` [n', F], ``far_proposals`` [N, 2] and ``far_overlap`` [N].
 
     Args:
         protocol: Where items, features and proposals come from; its ``"train"`` split is used.
@@ -34,6 +39,8 @@ class ListDataset(SeededSamples[Data]):
         list_length: Proposals kept; half of them, where there are so many, overlap a ground truth.
         far_proposals: Proposals kept of one more reference, that of any action of another video;
             half of them, where there are so many, overlap that action.
+        target_temperature: Divides the tIoUs of a list; at least 0.1 where the split has fewer than
+            100 items.
         surroundings: Share of the samples whose query comes with the video it was cut from; the
             others are bare clips.
     """
@@ -48,11 +55,14 @@ class ListDataset(SeededSamples[Data]):
         seed: int,
         list_length: int = 48,
         far_proposals: int = 0,
+        target_temperature: float = SOFT_TARGET,
         surroundings: float = 1.0,
     ) -> None:
         super().__init__(protocol, num_samples=num_samples, seed=seed)
         self.list_length, self.far_proposals = list_length, far_proposals
         self.surroundings = surroundings
+        few = len(protocol.splits["train"]) < FEW_ITEMS
+        self.temperature = max(target_temperature, SOFT_TARGET) if few else target_temperature
         self._sampler = PartnerSampler(protocol.splits["train"])
 
     def draw(self, rng: np.random.Generator) -> Data:
@@ -72,6 +82,7 @@ class ListDataset(SeededSamples[Data]):
             proposals=proposals,
             overlap=overlap,
             offsets=encode_offsets(proposals, truths),
+            temperature=torch.tensor([self.temperature]),
             num_nodes=len(proposals),
             **(self._far(query, rng) if self.far_proposals else {}),
         )

@@ -54,6 +54,5 @@ def _list_losses(model: MultiGraphRelocalizer, sample: Data) -> tuple[Tensor, Te
         far, _ = score(sample.far_reference, sample.far_proposals)
         raw = torch.cat([raw, far])
         overlap = torch.cat([overlap, sample.far_overlap.to(raw)])
-    temperature = model.network_config.target_temperature
-    loss = listwise_loss(raw[None], overlap[None], target_temperature=temperature)
+    loss = listwise_loss(raw[None], overlap[None], target_temperature=float(sample.temperature))
     return loss, error

@@ -381,6 +381,7 @@ class MultiGraphRelocalizer(TrainableRelocalizer):
                 seed=seed,
                 list_length=config.list_length,
                 far_proposals=config.far_proposals,
+                target_temperature=config.target_temperature,
             )
         return TripletDataset(
             protocol,

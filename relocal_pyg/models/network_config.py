@@ -55,6 +55,7 @@ class NetworkConfig:
     far_proposals: int = 0
     """Proposals of yet another video that join a list, so that scores compare across videos."""
     target_temperature: float = 0.1
-    """Divides the tIoUs that a list is trained towards: the smaller, the more the best count."""
+    """Divides the tIoUs that a list is trained towards: the smaller, the more the best count. Not
+    below 0.1 where there are fewer than 100 training items."""
     finer_windows: bool = False
     """Score finer windows around the best proposals too, where validation says that it helps."""

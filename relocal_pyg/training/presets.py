@@ -79,6 +79,7 @@ RECOMMENDED = Preset(
         similarity=True,
         appearance=False,
         far_proposals=16,
+        target_temperature=0.05,
         finer_windows=True,
     ),
     TrainingConfig(
