@@ -74,7 +74,7 @@ def _line(
 ) -> Line:
     if any(ours.pairs_sha256 != theirs.pairs_sha256 for ours, theirs in pairs):
         raise ValueError(f"{place}: answers to different pairs")
-    thresholds = torch.tensor(THRESHOLDS)
+    thresholds = torch.tensor(THRESHOLDS, dtype=torch.float64)
     ours, theirs = (
         torch.cat([(pair[side].tious[:, None] > thresholds).double() for pair in pairs])
         for side in (0, 1)

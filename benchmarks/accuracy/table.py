@@ -67,7 +67,9 @@ def lines(cells: list[Cell], out: Path) -> list[Line]:
         for cell in members:
             for split, trained, matcher in answers(cell, out):
                 columns = [
-                    (evaluation.tious[:, None] > torch.tensor(THRESHOLDS)).double()
+                    (
+                        evaluation.tious[:, None] > torch.tensor(THRESHOLDS, dtype=torch.float64)
+                    ).double()
                     for evaluation in (trained, matcher)
                 ]
                 table = torch.cat([*columns, columns[0] - columns[1]], dim=1)

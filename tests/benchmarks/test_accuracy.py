@@ -7,6 +7,7 @@ import json
 import sys
 from collections import Counter
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -90,6 +91,18 @@ def test_recipes_are_compared_pair_by_pair_on_the_seeds_they_share(tiny, tmp_pat
         assert low <= lead <= high
     bench.main(tmp_path, **sets_of, recipes=names, seeds=(0,))
     assert rivals.header("Frame-level DP") in capsys.readouterr().out
+
+
+def test_a_tiou_at_a_threshold_is_not_above_it(tmp_path, monkeypatch):
+    exact = SimpleNamespace(
+        tious=torch.tensor([0.3, 0.5, 0.7, 1.0], dtype=torch.float64), clusters=list("abcd")
+    )
+    exact.pairs_sha256 = ""
+    for module in (table, rivals):
+        monkeypatch.setattr(module, "answers", lambda cell, out: [("test", exact, exact)])
+    cells = [rows.Cell("synthetic", recipe, None, 0) for recipe in ("one", "other")]
+    assert [value for value, *_ in table.lines(cells[:1], tmp_path)[0].trained] == [0.75, 0.5, 0.25]
+    assert rivals.rival_lines(cells, tmp_path, "one")[0].other == [0.75, 0.5, 0.25]
 
 
 def test_references_without_the_action_make_a_second_table(tiny, tmp_path, capsys):
