@@ -12,6 +12,7 @@ from benchmarks.accuracy.rows import Cell, answers
 from benchmarks.accuracy.table import THRESHOLDS
 from relocal_pyg.evaluation import Evaluation
 from relocal_pyg.evaluation.bootstrap import bootstrap_interval
+from relocal_pyg.evaluation.overlaps import above
 
 
 @dataclass(frozen=True)
@@ -74,9 +75,8 @@ def _line(
 ) -> Line:
     if any(ours.pairs_sha256 != theirs.pairs_sha256 for ours, theirs in pairs):
         raise ValueError(f"{place}: answers to different pairs")
-    thresholds = torch.tensor(THRESHOLDS, dtype=torch.float64)
     ours, theirs = (
-        torch.cat([(pair[side].tious[:, None] > thresholds).double() for pair in pairs])
+        torch.cat([above(pair[side].tious, THRESHOLDS).double() for pair in pairs])
         for side in (0, 1)
     )
     clusters = [name for first, _ in pairs for name in first.clusters]

@@ -9,6 +9,7 @@ import torch
 
 from benchmarks.accuracy.rows import Cell, answers
 from relocal_pyg.evaluation.bootstrap import bootstrap_interval
+from relocal_pyg.evaluation.overlaps import above
 
 THRESHOLDS = (0.3, 0.5, 0.7)
 
@@ -67,9 +68,7 @@ def lines(cells: list[Cell], out: Path) -> list[Line]:
         for cell in members:
             for split, trained, matcher in answers(cell, out):
                 columns = [
-                    (
-                        evaluation.tious[:, None] > torch.tensor(THRESHOLDS, dtype=torch.float64)
-                    ).double()
+                    above(evaluation.tious, THRESHOLDS).double()
                     for evaluation in (trained, matcher)
                 ]
                 table = torch.cat([*columns, columns[0] - columns[1]], dim=1)
