@@ -237,6 +237,8 @@ class MultiGraphRelocalizer(TrainableRelocalizer):
             ways: Some :attr:`refinements`; all where None.
             scoring: As in :meth:`score_fast`.
         """
+        if scoring is None and not self.training:
+            scoring = self.scoring()  # once for the proposals and every round of finer windows
 
         def score(windows: Tensor) -> tuple[Tensor, Tensor]:
             if self.training:
