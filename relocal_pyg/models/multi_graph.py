@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
+from functools import partial
 from typing import Any
 
 import torch
@@ -22,15 +23,12 @@ from relocal_pyg.models.listwise import listwise_losses
 from relocal_pyg.models.network_config import NetworkConfig
 from relocal_pyg.models.pair_inputs import PairInputBuilder, PairInputs
 from relocal_pyg.models.refining import REFINEMENTS, Refinement, refine
+from relocal_pyg.models.window_scorer import WindowScorer
 from relocal_pyg.moments import Moment
 from relocal_pyg.nn.losses import offset_loss, triplet_loss
 from relocal_pyg.nn.pair_network import PairNetwork
 from relocal_pyg.nn.pair_scoring import PairScoring
 from relocal_pyg.nn.ranks import sum_over_ranks
-from relocal_pyg.nn.window_states import window_states
-
-#: Proposals encoded at once: bounds memory, changes no result.
-CHUNK = 1024
 
 #: Largest score that its tanh is undone for: the last float32 below 1.
 SATURATED = 1 - 2**-24
@@ -237,14 +235,11 @@ class MultiGraphRelocalizer(TrainableRelocalizer):
             ways: Some :attr:`refinements`; all where None.
             scoring: As in :meth:`score_fast`.
         """
-        if scoring is None and not self.training:
-            scoring = self.scoring()  # once for the proposals and every round of finer windows
-
-        def score(windows: Tensor) -> tuple[Tensor, Tensor]:
-            if self.training:
-                return self.raw_list_scores(query, reference, windows, query_video)
-            return self.score_fast(query, reference, windows, query_video, scoring)
-
+        score: Callable[[Tensor], tuple[Tensor, Tensor]]
+        if self.training:
+            score = partial(self.raw_list_scores, query, reference, query_video=query_video)
+        else:
+            score = self.window_scorer(query, reference, query_video, scoring)
         raw, offsets = score(proposals)
         return {
             way: refine(way, proposals, raw, offsets, lambda w: score(w)[0], len(reference))
@@ -318,7 +313,6 @@ class MultiGraphRelocalizer(TrainableRelocalizer):
         """The network's weights as they are now, merged for inference."""
         return PairScoring(self.network, self.graphs, dtype, chunk)
 
-    @torch.no_grad()
     def score_fast(
         self,
         query: Tensor,
@@ -339,39 +333,19 @@ class MultiGraphRelocalizer(TrainableRelocalizer):
         Returns:
             Scores ``[M]`` before the last tanh, and offsets ``[M, 2]``.
         """
+        return self.window_scorer(query, reference, query_video, scoring)(proposals)
+
+    @torch.no_grad()
+    def window_scorer(
+        self,
+        query: Tensor,
+        reference: Tensor,
+        query_video: Tensor | None = None,
+        scoring: PairScoring | None = None,
+    ) -> WindowScorer:
+        """:meth:`score_fast` for windows that come in several batches; arguments as there."""
         scoring = self.scoring() if scoring is None else scoring
-        network, inputs = self.network, self.inputs
-        compared = inputs.compare(query, reference, query_video)
-        hidden_query = network.encode_query(compared.query_x[None], compared.query_mask[None])[0]
-        raw, offsets = [], []
-        for part in proposals.split(CHUNK):
-            states, mask = self.encode_windows(compared.reference, part)
-            logits, offset = scoring.score(hidden_query, compared.query_mask, states, mask)
-            raw.append(logits + compared.prior(part))
-            offsets.append(offset)
-        return torch.cat(raw), torch.cat(offsets)
-
-    def encode_windows(self, rows: Tensor, proposals: Tensor) -> tuple[Tensor, Tensor]:
-        """Encode proposals of a reference.
-
-        Args:
-            rows: What the network sees of each step of the reference, ``[n, C]``; the features
-                themselves, unless steps are compared with the query.
-            proposals: ``[M, 2]`` in steps.
-
-        Returns:
-            States ``[T, M, d]``, time first, and mask ``[M, T]``.
-        """
-        positions, mask, inside = self.inputs.windows(len(rows), proposals)
-        states = window_states(
-            self.network.encoder.proposal_lstm,
-            rows,
-            positions,
-            mask,
-            None if inside is None else inside.to(rows),
-            skip_padding=self.network_config.mask_padding,
-        )
-        return states, mask
+        return WindowScorer(self.network, self.inputs, scoring, query, reference, query_video)
 
     def training_set(self, protocol: Protocol, *, num_samples: int, seed: int) -> Dataset[Any]:
         """Triplets, or lists, of the protocol's ``"train"`` split."""

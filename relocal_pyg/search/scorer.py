@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from relocal_pyg.models.base import Ranking
-from relocal_pyg.models.multi_graph import CHUNK, MultiGraphRelocalizer
+from relocal_pyg.models.multi_graph import MultiGraphRelocalizer
+from relocal_pyg.models.window_scorer import CHUNK, encode_windows
 from relocal_pyg.nn.window_states import window_states
 from relocal_pyg.search.comparing import compare_videos
 
@@ -136,7 +137,7 @@ class PairScorer:
             reference: ``[n, F]``.
             proposals: ``[M, 2]`` in steps.
         """
-        return self.model.encode_windows(reference, proposals)
+        return encode_windows(self.model.network, self.model.inputs, reference, proposals)
 
     def score_states(
         self, query: tuple[Tensor, Tensor], proposals: tuple[Tensor, Tensor]

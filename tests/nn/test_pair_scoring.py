@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from relocal_pyg.models import MultiGraphRelocalizer, NetworkConfig
+from relocal_pyg.models.window_scorer import encode_windows
 from relocal_pyg.nn.losses import triplet_loss
 from relocal_pyg.nn.pair_scoring import PairScoring
 from relocal_pyg.nn.window_states import window_states
@@ -138,7 +139,7 @@ def test_bfloat16_of_a_trained_network(name):
 def test_prepared_proposals_give_the_same_scores():
     model = perturbed(torch.float64)
     query, reference, proposals = sample(torch.float64)
-    states, mask = model.encode_windows(reference, proposals)
+    states, mask = encode_windows(model.network, model.inputs, reference, proposals)
     compared = model.inputs.compare(query, reference)
     hidden = model.network.encode_query(compared.query_x[None], compared.query_mask[None])[0]
     scoring = model.scoring(chunk=7)
