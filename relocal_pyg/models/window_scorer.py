@@ -79,7 +79,7 @@ def encode_windows(
         rows,
         positions,
         mask,
-        None if inside is None else inside.to(rows),
+        inside,
         skip_padding=inputs.config.mask_padding,
     )
     return states, mask

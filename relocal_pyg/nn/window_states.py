@@ -29,7 +29,8 @@ def window_states(
         table: Rows ``[n, C]``.
         positions: Row numbers ``[M, T]``.
         mask: Real steps ``[M, T]``, each row true up to the window's length.
-        extra: Further channels ``[M, T, E]`` after the ``C`` of the table, zero at padding.
+        extra: Further channels ``[M, T, E]`` after the ``C`` of the table, zero at padding; flags
+            count as 0 and 1.
         skip_padding: Leave padded steps out; their states are 0.
 
     Returns:
@@ -45,7 +46,7 @@ def window_states(
     lengths = mask.sum(dim=1)
     order = torch.argsort(lengths, descending=True, stable=True)
     rows = torch.where(mask, positions, len(table))[order].T.contiguous()
-    flags = None if extra is None else extra[order].transpose(0, 1)
+    flags = None if extra is None else extra[order].transpose(0, 1).to(table)
     steps, count = rows.shape
     alive = [count] * steps
     if skip_padding:

@@ -113,7 +113,7 @@ class PairScorer:
                 seen.rows,
                 seen.positions[part],
                 seen.mask[part],
-                None if seen.inside is None else seen.inside[part].to(seen.rows),
+                None if seen.inside is None else seen.inside[part],
                 skip_padding=self.model.network_config.mask_padding,
             )
             scores, offset = self.scoring.score(
