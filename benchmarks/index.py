@@ -14,14 +14,13 @@ from torch import Tensor
 
 from benchmarks import measuring
 from benchmarks.measuring import Table, median_seconds, peak_mebibytes
-from relocal_pyg.datasets.protocol import Protocol
+from relocal_pyg.data.items import Protocol
 from relocal_pyg.datasets.synthetic import SyntheticConfig, synthetic
+from relocal_pyg.io.seeding import seed_torch
 from relocal_pyg.models import ContrastMatcher, MultiGraphRelocalizer
 from relocal_pyg.models.base import Relocalizer
 from relocal_pyg.search import SearchIndex, build_index
-from relocal_pyg.search.building import index_proposals
-from relocal_pyg.search.index import Hit
-from relocal_pyg.seeding import seed_torch
+from relocal_pyg.search.index import Hit, index_proposals
 from relocal_pyg.training import RECOMMENDED, fit
 
 #: Proposals of a video.

@@ -8,9 +8,9 @@ import torch
 from torch_geometric.loader import DataLoader
 
 from benchmarks.measuring import Table, interleaved, median_seconds, run_python
+from relocal_pyg.data.proposals import geometric_lengths, sliding_windows
 from relocal_pyg.models import ContrastMatcher, FrameLevel, MultiGraphRelocalizer
 from relocal_pyg.moments import nms
-from relocal_pyg.proposals.sliding import geometric_lengths, sliding_windows
 from relocal_pyg.training import PAPER
 
 
@@ -86,7 +86,7 @@ def imports(quick: bool) -> Table:
         "import torch_geometric": "import torch_geometric",
         "import relocal_pyg": "import relocal_pyg",
         "import relocal_pyg.nn": "import relocal_pyg.nn",
-        "relocal --help": "from relocal_pyg.cli import main; main(['--help'])",
+        "relocal --help": "from relocal_pyg.apps.cli import main; main(['--help'])",
     }
     calls = {name: (lambda code=code: run_python(code)) for name, code in lines.items()}
     times = interleaved(calls, 1 if quick else 5)

@@ -17,15 +17,15 @@ import dataclasses
 from pathlib import Path
 
 from relocal_pyg.data.features import FeatureStore
+from relocal_pyg.data.items import Protocol
 from relocal_pyg.data.pairs import make_pairs
 from relocal_pyg.datasets.activitynet import anet12, anet_vrl
-from relocal_pyg.datasets.protocol import Protocol
 from relocal_pyg.datasets.simulation import simulated_anet_vrl
 from relocal_pyg.datasets.synthetic import synthetic
 from relocal_pyg.evaluation import compare, evaluate
 from relocal_pyg.evaluation.tables import to_text
+from relocal_pyg.io.seeding import seed_torch
 from relocal_pyg.models import ContrastMatcher, FrameLevel, MultiGraphRelocalizer
-from relocal_pyg.seeding import seed_torch
 from relocal_pyg.training import PRESETS, fit
 
 

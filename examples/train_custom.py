@@ -15,8 +15,8 @@ from relocal_pyg.data.pairs import make_pairs
 from relocal_pyg.datasets.custom import custom
 from relocal_pyg.evaluation import compare, evaluate
 from relocal_pyg.evaluation.tables import to_text
+from relocal_pyg.io.seeding import seed_torch
 from relocal_pyg.models import ContrastMatcher, CosineMatcher, MultiGraphRelocalizer
-from relocal_pyg.seeding import seed_torch
 from relocal_pyg.training import RECOMMENDED, fit
 
 

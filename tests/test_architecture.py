@@ -18,28 +18,19 @@ MODULES = sorted(PACKAGE.rglob("*.py"))
 ROOMS = [
     "version",
     "errors",
-    "seeding",
-    "reading",
-    "storage",
-    "weights",
     "moments",
     "graph",
-    "proposals.sliding",
-    "data.items",
-    "datasets.protocol",
+    "io",
+    "nn",
     "data",
     "datasets",
-    "nn",
     "proposals",
     "models",
-    "plot_style",
-    "plots",
     "evaluation",
     "training",
     "search",
     "video",
-    "serve",
-    "cli",
+    "apps",
 ]
 
 #: One function imports downwards, late: ``TrainableRelocalizer.fit`` calls the training loop.
@@ -116,7 +107,7 @@ def test_models_and_data_load_no_extra():
     # torchmetrics, which evaluation needs, loads matplotlib by itself.
     heavy = ("sklearn", "av", "ray", "faiss", "tensorboard", "torch_scatter")
     code = (
-        "import sys, relocal_pyg.training.engine, relocal_pyg.evaluation.harness, "
+        "import sys, relocal_pyg.training.loop, relocal_pyg.evaluation.run, "
         "relocal_pyg.models.multi_graph, relocal_pyg.datasets.custom; "
         f"sys.exit(', '.join(m for m in {heavy} if m in sys.modules) or 0)"
     )

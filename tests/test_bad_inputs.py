@@ -24,17 +24,17 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from relocal_pyg.cli import main
+from relocal_pyg.apps.cli import main
 from relocal_pyg.data import FeatureStore, checks, write_features
 from relocal_pyg.data.checks import Quarantine, check_dataset
-from relocal_pyg.data.hdf5 import Record, scan
+from relocal_pyg.data.features import Record, scan
 from relocal_pyg.data.proposals import TagProposals, read_proposal_list
-from relocal_pyg.datasets.anet_vrl import read_permutation
+from relocal_pyg.datasets.activitynet import read_permutation
 from relocal_pyg.datasets.custom import custom
 from relocal_pyg.errors import CheckpointError, RelocalError
+from relocal_pyg.io.write import write_manifest
 from relocal_pyg.models import ContrastMatcher, MultiGraphRelocalizer, load_model
 from relocal_pyg.models.checkpoint import save_model
-from relocal_pyg.storage import write_manifest
 
 KEY = "c3d_features"
 DIM, STEPS, DURATION = 4, 20, 20.0
@@ -503,7 +503,7 @@ def test_37_no_payload_is_run(
             load_model(checkpoint)
         refused(find_with(checkpoint), capsys, "model.safetensors")
     elif where == "state":
-        from relocal_pyg.training.state import Progress, load_state, save_state
+        from relocal_pyg.training.loop import Progress, load_state, save_state
 
         model = load_model(checkpoint)
         optimizer = torch.optim.Adam(model.parameters())
@@ -558,7 +558,7 @@ def test_38_a_zip_bomb_is_refused_before_it_inflates(tmp_path: Path, figure, kin
     code = """
 import resource, sys
 import relocal_pyg.models, relocal_pyg.video.c3d, relocal_pyg.data.features
-from relocal_pyg.cli import main
+from relocal_pyg.apps.cli import main
 def peak():
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 from relocal_pyg.video.c3d import C3D
@@ -667,7 +667,7 @@ elif os.getuid() == 0:
             sys.exit("no mount")
 else:
     os.chmod(os.path.dirname(target), 0o500)
-from relocal_pyg.cli import main
+from relocal_pyg.apps.cli import main
 from relocal_pyg.data.checks import check_dataset
 from relocal_pyg.errors import OutputError
 if kind == "full disk":

@@ -15,8 +15,8 @@ from sklearn.metrics.pairwise import cosine_similarity
 from relocal_pyg import plots
 from relocal_pyg.errors import UsageError
 from relocal_pyg.evaluation import map_at_1
+from relocal_pyg.evaluation.plots import svg_text
 from relocal_pyg.graph import PairGraph
-from relocal_pyg.plot_style import svg_text
 
 
 def texts(figure: Figure) -> list[str]:
@@ -38,7 +38,7 @@ def bars(axes: Axes) -> list[tuple[float, float, float]]:
 
 def test_nothing_is_imported_before_a_picture_is_drawn() -> None:
     code = (
-        "import sys, relocal_pyg.plots as p; assert 'matplotlib' not in sys.modules; "
+        "import sys, relocal_pyg.evaluation.plots as p; assert 'matplotlib' not in sys.modules; "
         "p.recall_curve({'a': [0.5]}); assert 'matplotlib.pyplot' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -11,9 +11,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-import relocal_pyg.reading as reading
+import relocal_pyg.io.read as reading
 from relocal_pyg.errors import AnnotationError, ProposalError
-from relocal_pyg.reading import id_problem, read_json, read_text
+from relocal_pyg.io.read import id_problem, read_json, read_text
 
 
 def read(folder: Path, content: str | bytes, **options: bool) -> object:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from relocal_pyg.cli import COMMANDS
+from relocal_pyg.apps.cli import COMMANDS
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")

@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 
-import relocal_pyg.storage as storage
+import relocal_pyg.io.write as storage
 from relocal_pyg.errors import CheckpointError, OutputError
-from relocal_pyg.storage import (
+from relocal_pyg.io.write import (
     replace_file,
     replace_folder,
     sha256_file,
@@ -181,7 +181,7 @@ def test_without_exchange_a_failed_rename_puts_the_old_folder_back(
 def test_without_exchange_a_kill_between_the_renames_loses_nothing(tmp_path: Path) -> None:
     fill(tmp_path / "last", a="1")
     code = """
-import os, sys, signal, relocal_pyg.storage as storage
+import os, sys, signal, relocal_pyg.io.write as storage
 storage._exchange = lambda first, second: False
 def die(new, target, *, aside):
     target.rename(aside)
@@ -214,7 +214,7 @@ def test_two_writers_do_not_remove_each_others_temporaries(tmp_path: Path) -> No
 
 WRITER = """
 import sys
-from relocal_pyg.storage import replace_file, replace_folder
+from relocal_pyg.io.write import replace_file, replace_folder
 kind, path = sys.argv[1:]
 for step in range(100000):
     text = str(step % 10) * 300000
@@ -269,7 +269,7 @@ import resource, sys, numpy as np
 from pathlib import Path
 from relocal_pyg.data.features import write_features
 from relocal_pyg.errors import OutputError
-from relocal_pyg.storage import write_json, replace_folder
+from relocal_pyg.io.write import write_json, replace_folder
 write_json(sys.argv[1] + "/a.json", [1])
 write_features(sys.argv[1] + "/a.h5", [("v", np.ones((2, 2)))])
 with replace_folder(sys.argv[1] + "/model") as folder:
@@ -367,6 +367,6 @@ def test_manifest_errors_name_the_file(tmp_path: Path) -> None:
 
 
 def test_storage_does_not_import_torch() -> None:
-    code = "import sys, relocal_pyg.storage; print('torch' in sys.modules)"
+    code = "import sys, relocal_pyg.io.write; print('torch' in sys.modules)"
     output, _ = python(code).communicate()
     assert output.strip() == "False"

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from relocal_pyg.cli import COMMANDS, main
+from relocal_pyg.apps.cli import COMMANDS, main
 
 TEXT = (Path(__file__).parents[1] / "docs" / "tutorial.md").read_text(encoding="utf-8")
 SHELL = [

@@ -22,7 +22,7 @@ from benchmarks.accuracy.sets import SETS
 from benchmarks.accuracy.table import HEADER, lines
 from benchmarks.measuring import machine
 from relocal_pyg.errors import UsageError
-from relocal_pyg.storage import write_json
+from relocal_pyg.io.write import write_json
 
 
 def main(

@@ -11,8 +11,8 @@ import torch
 from benchmarks.accuracy.rows import Cell, answers
 from benchmarks.accuracy.table import THRESHOLDS
 from relocal_pyg.evaluation import Evaluation
-from relocal_pyg.evaluation.bootstrap import bootstrap_interval
-from relocal_pyg.evaluation.overlaps import above
+from relocal_pyg.evaluation.metrics import above
+from relocal_pyg.evaluation.statistics import bootstrap_interval
 
 
 @dataclass(frozen=True)

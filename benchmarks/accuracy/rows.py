@@ -12,14 +12,14 @@ from pathlib import Path
 import torch
 
 from benchmarks.accuracy import recipes, sets
-from relocal_pyg.cli.evaluate import CALIBRATION_PAIRS, draw_nulls, draw_pairs
-from relocal_pyg.datasets.protocol import Protocol
+from relocal_pyg.apps.cli.evaluate import CALIBRATION_PAIRS, draw_nulls, draw_pairs
+from relocal_pyg.data.items import Protocol
 from relocal_pyg.errors import UsageError
 from relocal_pyg.evaluation import Evaluation, evaluate
+from relocal_pyg.io.write import write_json
 from relocal_pyg.models import ContrastMatcher
 from relocal_pyg.models.base import Relocalizer
-from relocal_pyg.models.calibration import calibrate
-from relocal_pyg.storage import write_json
+from relocal_pyg.models.calibrated import calibrate
 from relocal_pyg.training.sweep import train_all
 
 #: Test pairs of a split at most, the first of the hashed list.

@@ -9,16 +9,15 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from relocal_pyg.data.items import Item
+from relocal_pyg.data.items import FeatureSource, Item, Protocol
+from relocal_pyg.data.proposals import geometric_lengths
 from relocal_pyg.datasets.custom import custom
-from relocal_pyg.datasets.protocol import FeatureSource, Protocol
 from relocal_pyg.datasets.simulation import simulated_anet_vrl
 from relocal_pyg.datasets.synthetic import SyntheticConfig, synthetic
 from relocal_pyg.errors import UsageError
-from relocal_pyg.proposals.sliding import geometric_lengths
-from relocal_pyg.seeding import generator
+from relocal_pyg.io.seeding import generator
 from relocal_pyg.video import EfficientNetLite0
-from relocal_pyg.video.dataset import features_from_videos
+from relocal_pyg.video.folder import features_from_videos
 
 SETS = ("synthetic", "sparse", "anet", "50salads", "50salads-trial", "weizmann")
 

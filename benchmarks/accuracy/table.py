@@ -8,8 +8,8 @@ from pathlib import Path
 import torch
 
 from benchmarks.accuracy.rows import Cell, answers
-from relocal_pyg.evaluation.bootstrap import bootstrap_interval
-from relocal_pyg.evaluation.overlaps import above
+from relocal_pyg.evaluation.metrics import above
+from relocal_pyg.evaluation.statistics import bootstrap_interval
 
 THRESHOLDS = (0.3, 0.5, 0.7)
 

@@ -1,8 +1,12 @@
-"""What a protocol is made of: items, each one action of one video, and the pairs made of them."""
+"""A protocol: items in named splits, where their features are, and how proposals are made."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Protocol as TypingProtocol
+
+from torch import Tensor
 
 
 @dataclass(frozen=True, order=True)
@@ -54,3 +58,59 @@ class Pair:
 
     query: Item
     reference: Item
+
+
+class FeatureSource(TypingProtocol):
+    """Anything that gives the feature steps of a video: a ``FeatureStore`` or a plain wrapper."""
+
+    def read(self, video_id: str, start: int = 0, end: int | None = None) -> Tensor:
+        """Give steps ``[start, end)`` of a video as float32 ``[n, F]``."""
+        ...
+
+    @property
+    def dim(self) -> int:
+        """Width ``F`` of a step."""
+        ...
+
+
+#: Gives the proposals of a reference: float32 ``[M, 2]`` in steps of the reference's context.
+#: The second argument is the query's length in steps.
+ProposalSource = Callable[[Item, int], Tensor]
+
+
+@dataclass
+class Protocol:
+    """A data set, its split and its proposals: all that training and evaluation need to know.
+
+    Attributes:
+        name: The name shown in tables, such as ``"anet-vrl"``.
+        splits: Items by split name; ``"train"`` and ``"val"`` exist, all others are for testing.
+        features: Where features are read.
+        propose: Where proposals come from.
+        exclude: Default for evaluation pairs: what a query never meets, ``"video"``, ``"item"``
+            or ``"none"``.
+        about: Facts for the run folder: source files, hashes, seeds, class lists.
+    """
+
+    name: str
+    splits: Mapping[str, tuple[Item, ...]]
+    features: FeatureSource
+    propose: ProposalSource
+    exclude: str = "video"
+    about: dict[str, object] = field(default_factory=dict)
+
+    def query(self, item: Item) -> Tensor:
+        """Features of the item's moment, ``[m, F]``."""
+        return self.features.read(item.video_id, *item.moment)
+
+    def reference(self, item: Item) -> Tensor:
+        """Features of the item's context, ``[n, F]``."""
+        return self.features.read(item.video_id, *item.context)
+
+    def proposals(self, reference: Item, query: Item | None = None) -> Tensor:
+        """Proposals of a reference, float32 ``[M, 2]`` in steps of its context."""
+        return self.propose(reference, query.query_steps if query is not None else 0)
+
+    def test_splits(self) -> list[str]:
+        """Names of the splits that only testing may touch."""
+        return [name for name in self.splits if name not in ("train", "val")]

@@ -1,15 +1,23 @@
-"""Training samples that depend on a seed and their number alone: training resumes exactly."""
+"""Listwise training samples: one query, one reference, many of its proposals."""
 
 from __future__ import annotations
 
 import abc
-from typing import ClassVar, Generic, TypeVar
+from collections import defaultdict
+from collections.abc import Sequence
+from typing import ClassVar, Generic, Literal, TypeVar
 
 import numpy as np
+import torch
+from torch import Tensor
 from torch.utils.data import Dataset
+from torch_geometric.data import Data
 
-from relocal_pyg.datasets.protocol import Protocol
-from relocal_pyg.seeding import generator
+from relocal_pyg.data.items import Item, Protocol
+from relocal_pyg.data.pair_data import PairData
+from relocal_pyg.errors import AnnotationError
+from relocal_pyg.io.seeding import generator
+from relocal_pyg.moments import encode_offsets, tiou
 
 _Sample = TypeVar("_Sample")
 
@@ -42,3 +50,283 @@ class SeededSamples(Dataset[_Sample], Generic[_Sample]):
     @abc.abstractmethod
     def draw(self, rng: np.random.Generator) -> _Sample:
         """Draw one sample; ``rng`` is the only source of randomness."""
+
+
+_T = TypeVar("_T")
+
+
+class PartnerSampler:
+    """Draws a query and its partners from the items of one split.
+
+    A query video is drawn first and then one of its actions, so that a video with many actions does
+    not dominate; partners likewise (section 5.2.1).
+
+    Args:
+        items: Items of the training split.
+
+    Raises:
+        AnnotationError: No class has items in two videos.
+    """
+
+    def __init__(self, items: Sequence[Item]) -> None:
+        self._items = sorted(items)
+        self._videos: dict[str, dict[str, list[Item]]] = defaultdict(lambda: defaultdict(list))
+        for item in self._items:
+            self._videos[item.label][item.video_id].append(item)
+        shared = {label for label, videos in self._videos.items() if len(videos) > 1}
+        by_video: dict[str, list[Item]] = defaultdict(list)
+        for item in self._items:
+            if item.label in shared:
+                by_video[item.video_id].append(item)
+        if not by_video:
+            raise AnnotationError("training needs a class with actions in two videos at least")
+        self._queries = list(by_video.values())
+        self._labels = sorted(self._videos)
+        self._moments: dict[tuple[str, str], set[tuple[int, int]]] = defaultdict(set)
+        for item in self._items:
+            self._moments[item.video_id, item.label].update(item.moments)
+
+    def query(self, rng: np.random.Generator) -> Item:
+        """An action whose class also occurs in another video."""
+        return _pick(_pick(self._queries, rng), rng)
+
+    def positive(self, query: Item, rng: np.random.Generator) -> Item:
+        """An action of the query's class in another video."""
+        videos = self._videos[query.label]
+        others = [video for video in videos if video != query.video_id]
+        return _pick(videos[_pick(others, rng)], rng)
+
+    def negative(self, query: Item, rng: np.random.Generator) -> Item:
+        """An action of another class, in a video without the query's class where there is one.
+
+        Raises:
+            AnnotationError: Every item is of the query's class.
+        """
+        labels = [label for label in self._labels if label != query.label]
+        if not labels:
+            raise AnnotationError("a negative of another class was asked for; there is one class")
+        videos = self._videos[_pick(labels, rng)]
+        clean = [video for video in videos if (video, query.label) not in self._moments]
+        return _pick(videos[_pick(clean or list(videos), rng)], rng)
+
+    def elsewhere(self, query: Item, rng: np.random.Generator) -> Item:
+        """Any action of another video, which may show the query's class or not."""
+        return _pick([item for item in self._items if item.video_id != query.video_id], rng)
+
+    def moments_inside(self, item: Item, label: str) -> list[tuple[int, int]]:
+        """The moments of a class inside the context of an item, in steps of that context."""
+        first, last = item.context
+        return [
+            (max(start, first) - first, min(end, last) - first)
+            for start, end in sorted(self._moments.get((item.video_id, label), ()))
+            if start < last and end > first
+        ]
+
+
+class TripletDataset(SeededSamples[tuple[PairData, PairData]]):
+    """Samples ``(positive pair, negative pair)``; sample ``i`` depends on ``(seed, i)`` alone.
+
+    Each video is represented by its proposal of largest tIoU with its own ground truth. PyG's
+    ``DataLoader`` batches the two sides into two Batches. The positive carries ``offsets`` [1, 2],
+    the targets of section 4.7.2.
+
+    Args:
+        protocol: Where items, features and proposals come from; its ``"train"`` split is used.
+        num_samples: Length of the data set.
+        seed: Names the stream of samples.
+        num_steps: T.
+        ks: Graphs whose edges are stored in each pair, where ``materialize`` is set.
+        negatives: ``"class"``: another class (the paper); ``"video"``: a proposal of the positive
+            reference with tIoU below 0.2 to every ground truth.
+        materialize: Store the edges; the network does not need them.
+    """
+
+    stream = "triplet"
+
+    def __init__(
+        self,
+        protocol: Protocol,
+        *,
+        num_samples: int,
+        seed: int,
+        num_steps: int = 40,
+        ks: Sequence[int] = (1, 2, 3),
+        negatives: Literal["class", "video"] = "class",
+        materialize: bool = False,
+    ) -> None:
+        super().__init__(protocol, num_samples=num_samples, seed=seed)
+        self.num_steps, self.ks, self.negatives = num_steps, tuple(ks), negatives
+        self.materialize = materialize
+        self._sampler = PartnerSampler(protocol.splits["train"])
+
+    def draw(self, rng: np.random.Generator) -> tuple[PairData, PairData]:
+        """Draw a query, a positive and a negative."""
+        query = self._sampler.query(rng)
+        positive = self._sampler.positive(query, rng)
+        clip = self.protocol.query(query)
+        proposals = self.protocol.proposals(positive, query)
+        overlap, truths = best_truths(proposals, positive.truths)
+        best = int(overlap.argmax())
+        near = self._pair(clip, positive, proposals[best])
+        near.offsets = encode_offsets(proposals[best], truths[best])[None]
+        far = (overlap < 0.2).nonzero().flatten()
+        if self.negatives == "video" and len(far):
+            window = proposals[far[int(rng.integers(len(far)))]]
+            return near, self._pair(clip, positive, window)
+        negative = self._sampler.negative(query, rng)
+        proposals = self.protocol.proposals(negative, query)
+        overlap, _ = best_truths(proposals, negative.truths)
+        return near, self._pair(clip, negative, proposals[int(overlap.argmax())])
+
+    def _pair(self, clip: Tensor, reference: Item, window: Tensor) -> PairData:
+        start, end = whole_steps(window, reference.num_steps)
+        features = self.protocol.features.read(
+            reference.video_id, reference.context[0] + start, reference.context[0] + end
+        )
+        return PairData.from_features(
+            clip, features, num_steps=self.num_steps, ks=self.ks, materialize=self.materialize
+        )
+
+
+def best_truths(proposals: Tensor, truths: Sequence[tuple[int, int]]) -> tuple[Tensor, Tensor]:
+    """For each proposal its largest tIoU with a ground truth, and that ground truth.
+
+    Args:
+        proposals: ``[M, 2]`` in steps.
+        truths: Ground truths in the same steps, at least one.
+
+    Returns:
+        tIoU ``[M]`` and moments ``[M, 2]``.
+    """
+    all_truths = torch.tensor(truths, dtype=proposals.dtype)
+    overlap, which = tiou(proposals[:, None], all_truths[None]).max(dim=1)
+    return overlap, all_truths[which]
+
+
+def whole_steps(window: Tensor, num_steps: int) -> tuple[int, int]:
+    """The whole steps that a proposal covers, at least one, inside ``[0, num_steps)``.
+
+    Example:
+        >>> whole_steps(torch.tensor([1.6, 4.2]), 10)
+        (2, 4)
+    """
+    start = min(max(round(float(window[0])), 0), num_steps - 1)
+    return start, min(max(round(float(window[1])), start + 1), num_steps)
+
+
+def _pick(values: Sequence[_T], rng: np.random.Generator) -> _T:
+    return values[int(rng.integers(len(values)))]
+
+
+#: A target that also counts proposals which are nearly the best: what few items can teach.
+SOFT_TARGET = 0.1
+#: Training items below which a sharper target was learned by heart.
+FEW_ITEMS = 100
+
+
+class ListDataset(SeededSamples[Data]):
+    """Samples of one query and the graded proposals of one reference.
+
+    A triplet of two classes never shows a network where a moment ends; a list of overlapping
+    proposals of one reference, graded by tIoU, does. Proposals of a further video, mostly without
+    the action, make scores comparable across videos: one that holds the action has to win against
+    one that does not. Sample ``i`` depends on ``(seed, i)`` alone.
+
+    Each sample is a ``Data`` with ``query`` [m, F], ``reference`` [n, F], ``query_video`` [v, F],
+    ``proposals`` [M, 2] in steps, ``overlap`` [M] (tIoU with the best ground truth), ``offsets``
+    [M, 2] (targets of section 4.7.2) and ``temperature`` [1]; with ``far_proposals`` also
+    ``far_reference`` [n', F], ``far_proposals`` [N, 2] and ``far_overlap`` [N].
+
+    Args:
+        protocol: Where items, features and proposals come from; its ``"train"`` split is used.
+        num_samples: Length of the data set.
+        seed: Names the stream of samples.
+        list_length: Proposals kept; half of them, where there are so many, overlap a ground truth.
+        far_proposals: Proposals kept of one more reference, that of any action of another video;
+            half of them, where there are so many, overlap that action.
+        target_temperature: Divides the tIoUs of a list; at least 0.1 where the split has fewer than
+            100 items.
+        surroundings: Share of the samples whose query comes with the video it was cut from; the
+            others are bare clips.
+    """
+
+    stream = "list"
+
+    def __init__(
+        self,
+        protocol: Protocol,
+        *,
+        num_samples: int,
+        seed: int,
+        list_length: int = 48,
+        far_proposals: int = 0,
+        target_temperature: float = SOFT_TARGET,
+        surroundings: float = 1.0,
+    ) -> None:
+        super().__init__(protocol, num_samples=num_samples, seed=seed)
+        self.list_length, self.far_proposals = list_length, far_proposals
+        self.surroundings = surroundings
+        few = len(protocol.splits["train"]) < FEW_ITEMS
+        self.temperature = max(target_temperature, SOFT_TARGET) if few else target_temperature
+        self._sampler = PartnerSampler(protocol.splits["train"])
+
+    def draw(self, rng: np.random.Generator) -> Data:
+        """Draw a query, a reference and its list."""
+        query = self._sampler.query(rng)
+        reference = self._sampler.positive(query, rng)
+        proposals = self.protocol.proposals(reference, query)
+        overlap, truths = best_truths(proposals, reference.truths)
+        kept = choose_proposals(overlap, self.list_length, rng)
+        proposals, overlap, truths = proposals[kept], overlap[kept], truths[kept]
+        clip = self.protocol.query(query)
+        bare = rng.random() >= self.surroundings
+        return Data(
+            query=clip,
+            reference=self.protocol.reference(reference),
+            query_video=clip[:0] if bare else self.protocol.reference(query),
+            proposals=proposals,
+            overlap=overlap,
+            offsets=encode_offsets(proposals, truths),
+            temperature=torch.tensor([self.temperature]),
+            num_nodes=len(proposals),
+            **(self._far(query, rng) if self.far_proposals else {}),
+        )
+
+    def _far(self, query: Item, rng: np.random.Generator) -> dict[str, Tensor]:
+        """Graded proposals of another video, half of them at an action, mostly of another class."""
+        item = self._sampler.elsewhere(query, rng)
+        proposals = self.protocol.proposals(item, query)
+        own, _ = best_truths(proposals, item.truths)
+        proposals = proposals[choose_proposals(own, self.far_proposals, rng)]
+        truths = self._sampler.moments_inside(item, query.label)
+        overlap = proposals.new_zeros(len(proposals))
+        if truths:
+            overlap, _ = best_truths(proposals, truths)
+        return {
+            "far_reference": self.protocol.reference(item),
+            "far_proposals": proposals,
+            "far_overlap": overlap,
+        }
+
+
+def choose_proposals(overlap: Tensor, count: int, rng: np.random.Generator) -> Tensor:
+    """Pick proposals for a list: the best, up to half that overlap a truth, the rest at random.
+
+    Args:
+        overlap: tIoU ``[M]`` of each proposal with its best ground truth.
+        count: How many to pick; all where there are no more.
+        rng: Source of randomness.
+
+    Returns:
+        Sorted positions ``[min(M, count)]``.
+    """
+    if len(overlap) <= count:
+        return torch.arange(len(overlap))
+    best = int(overlap.argmax())
+    shuffled = torch.from_numpy(rng.permutation(len(overlap)))
+    shuffled = shuffled[shuffled != best]
+    near = overlap[shuffled] > 0.3
+    first = shuffled[near][: count // 2]
+    rest = torch.cat([shuffled[~near], shuffled[near][count // 2 :]])
+    picked = torch.cat([torch.tensor([best]), first, rest])[:count]
+    return picked.sort().values

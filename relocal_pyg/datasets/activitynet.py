@@ -7,22 +7,16 @@ Features are not part of either: the published ones are C3D reduced to 500 dimen
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Mapping
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from relocal_pyg.data.annotations import read_activitynet
+from relocal_pyg.data.annotations import Segment, Video, read_activitynet
 from relocal_pyg.data.checks import Quarantine
 from relocal_pyg.data.features import FeatureStore
-from relocal_pyg.data.items import Item
+from relocal_pyg.data.items import FeatureSource, Item, Protocol
 from relocal_pyg.data.proposals import TagProposals, WindowProposals, read_proposal_list
-from relocal_pyg.data.videos import Video
-from relocal_pyg.datasets.anet_vrl import (
-    VideoLength,
-    build_anet_vrl,
-    merge_segments,
-    read_anet_vrl,
-    read_lengths,
-)
 from relocal_pyg.datasets.building import (
     all_items,
     assign_videos,
@@ -30,8 +24,257 @@ from relocal_pyg.datasets.building import (
     split_names,
     tied_classes,
 )
-from relocal_pyg.datasets.protocol import FeatureSource, Protocol
-from relocal_pyg.errors import FeatureError
+from relocal_pyg.errors import AnnotationError, FeatureError
+from relocal_pyg.io.read import read_array, read_json
+from relocal_pyg.io.seeding import derive_seed
+
+#: Frames per step of the published features (after ``feat[::2]``).
+FRAMES_PER_STEP = 16
+#: Where the class permutation is cut: 160, 20 and 20 classes.
+_CUTS = {"train": (0, 160), "val": (160, 180), "test": (180, 200)}
+
+
+@dataclass(frozen=True)
+class VideoLength:
+    """Length of a video.
+
+    Attributes:
+        num_frames: Frames.
+        num_steps: Feature steps of 16 frames.
+    """
+
+    num_frames: int
+    num_steps: int
+
+
+def read_lengths(path: str | Path) -> dict[str, VideoLength]:
+    """Read ``length.json`` of fengyang0317/video_reloc: ``{<id>: {"n_frames", "n_feat"}}``.
+
+    Raises:
+        AnnotationError: Missing or malformed.
+    """
+    content = read_json(path, AnnotationError)
+    try:
+        return {
+            video_id: VideoLength(int(entry["n_frames"]), int(entry["n_feat"]))
+            for video_id, entry in content.items()
+        }
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise AnnotationError(f"is not a list of lengths ({error!r})", file=path) from None
+
+
+def build_anet_vrl(
+    annotations: str | Path | Mapping[str, Video],
+    lengths: str | Path | Mapping[str, VideoLength],
+    permutation: str | Path | Sequence[int],
+    *,
+    max_steps: int = 300,
+    max_moment: int = 32,
+    seed: int = 0,
+) -> dict[str, list[Item]]:
+    """Build the items of ``anet-vrl`` from ActivityNet v1.3.
+
+    As ``create_dataset.py`` of fengyang0317/video_reloc does, except that the crop of a context
+    over ``max_steps`` is drawn per item, so that it does not depend on the order of the videos.
+
+    Args:
+        annotations: The official JSON, or its videos (read with ``as_published=True``).
+        lengths: ``length.json`` or its content; videos without a length are left out.
+        permutation: ``perm.npy`` or its content: positions in the sorted class names, of which the
+            first 160 train, 20 validate and 20 test.
+        max_steps: Longest context in steps.
+        max_moment: Longest action in steps.
+        seed: Names the draw of the crops.
+
+    Returns:
+        Items by split ``"train"``, ``"val"``, ``"test"``, sorted.
+
+    Raises:
+        AnnotationError: A file is missing or malformed, or the permutation does not fit the
+            classes.
+    """
+    if isinstance(annotations, str | Path):
+        annotations = read_activitynet(annotations, as_published=True)
+    if isinstance(lengths, str | Path):
+        lengths = read_lengths(lengths)
+    if isinstance(permutation, str | Path):
+        permutation = read_permutation(permutation)
+    names = sorted({segment.label for video in annotations.values() for segment in video.segments})
+    if sorted(permutation) != list(range(len(names))):
+        raise AnnotationError(
+            f"the permutation has {len(permutation)} entries, the annotations {len(names)} classes"
+        )
+    split_of = {
+        names[position]: split
+        for split, (first, last) in _CUTS.items()
+        for position in permutation[first:last]
+    }
+    result: dict[str, list[Item]] = {split: [] for split in _CUTS}
+    for video_id, video in sorted(annotations.items()):
+        segments, length = merge_segments(video.segments), lengths.get(video_id)
+        if segments is None or length is None or video.duration is None:
+            continue
+        by_split = defaultdict(list)
+        for number, segment in enumerate(segments):
+            split = split_of.get(segment.label)
+            item = _item(video, length, segments, number, max_steps, max_moment, seed)
+            if split is not None and item is not None:
+                by_split[split].append(item)
+        for split, items in by_split.items():
+            result[split] += _numbered(items)
+    return result
+
+
+def read_anet_vrl(
+    path: str | Path,
+    *,
+    lengths: Mapping[str, VideoLength] | None = None,
+    videos: Mapping[str, Video] | None = None,
+) -> list[Item]:
+    """Read published items: a list of ``{"id", "label", "location", "groundtruth"}``.
+
+    Args:
+        path: ``train.json``, ``val.json`` or ``test.json`` of fengyang0317/video_reloc.
+        lengths: Lengths of the videos, see :func:`read_lengths`.
+        videos: Annotations of ActivityNet v1.3. With both, labels are class names and
+            ``seconds_per_step`` is right; otherwise labels are the published class numbers and a
+            step counts as one second.
+
+    Returns:
+        Items, sorted.
+
+    Raises:
+        AnnotationError: Missing or malformed.
+    """
+    content = read_json(path, AnnotationError)
+    items = []
+    try:
+        for entry in content:
+            first, last = map(int, entry["location"])
+            start, end = map(int, entry["groundtruth"])
+            moment = (first + start, first + end)
+            if not 0 <= first <= moment[0] < moment[1] <= last:
+                raise ValueError(f"ranges of {entry['id']} are out of order")
+            items.append(
+                Item(
+                    item_id="",
+                    video_id=str(entry["id"]),
+                    label=str(entry["label"]),
+                    context=(first, last),
+                    moment=moment,
+                    moments=(moment,),
+                )
+            )
+    except (KeyError, TypeError, ValueError) as error:
+        raise AnnotationError(f"is not a list of items ({error!r})", file=path) from None
+    if lengths is not None and videos is not None:
+        items = _named(items, lengths, videos)
+    by_video = defaultdict(list)
+    for item in sorted(items, key=lambda item: (item.video_id, item.moment)):
+        by_video[item.video_id].append(item)
+    return [item for group in by_video.values() for item in _numbered(group)]
+
+
+def read_permutation(path: str | Path) -> list[int]:
+    """Read ``perm.npy``: a permutation of class positions.
+
+    Raises:
+        AnnotationError: Missing, or not an array of whole numbers.
+    """
+    values = read_array(path, AnnotationError).reshape(-1)
+    if values.dtype.kind not in "iu":
+        raise AnnotationError(f"holds {values.dtype}: whole numbers wanted", file=path)
+    return [int(value) for value in values]
+
+
+def merge_segments(segments: Iterable[Segment]) -> list[Segment] | None:
+    """Join overlapping actions of one class; None where actions of two classes overlap.
+
+    Segments that touch overlap.
+
+    Example:
+        >>> merge_segments([Segment(0, 5, "a"), Segment(4, 9, "a"), Segment(10, 12, "b")])
+        [Segment(start=0, end=9, label='a'), Segment(start=10, end=12, label='b')]
+        >>> merge_segments([Segment(0, 5, "a"), Segment(4, 9, "b")]) is None
+        True
+    """
+    merged: list[Segment] = []
+    for segment in sorted(segments, key=lambda segment: segment.start):
+        if not merged or segment.start > merged[-1].end:
+            merged.append(segment)
+        elif segment.label != merged[-1].label:
+            return None
+        else:
+            merged[-1] = replace(merged[-1], end=max(merged[-1].end, segment.end))
+    return merged
+
+
+def _item(
+    video: Video,
+    length: VideoLength,
+    segments: Sequence[Segment],
+    number: int,
+    max_steps: int,
+    max_moment: int,
+    seed: int,
+) -> Item | None:
+    duration = video.duration or 0.0
+
+    def first_step(seconds: float) -> int:
+        return int(length.num_frames * seconds / duration // FRAMES_PER_STEP)
+
+    def end_step(seconds: float) -> int:
+        return min(length.num_steps, first_step(seconds) + 1)
+
+    segment = segments[number]
+    start, end = first_step(segment.start), end_step(segment.end)
+    if not 0 < end - start <= max_moment:
+        return None
+    earlier = [other.end for other in segments[:number] if other.label == segment.label]
+    later = [other.start for other in segments[number + 1 :] if other.label == segment.label]
+    first = first_step(earlier[-1]) if earlier else 0
+    last = end_step(later[0] if later else duration)
+    if last - first > max_steps:
+        lowest, highest = max(end - max_steps, first), min(start, last - max_steps)
+        drawn = derive_seed(seed, "crop", video.video_id, start, end)
+        first = lowest + drawn % (highest - lowest + 1)
+        last = first + max_steps
+    return Item(
+        item_id="",
+        video_id=video.video_id,
+        label=segment.label,
+        context=(first, last),
+        moment=(start, end),
+        moments=((start, end),),
+        seconds_per_step=FRAMES_PER_STEP * duration / length.num_frames,
+        subject=video.subject,
+    )
+
+
+def _numbered(items: Iterable[Item]) -> list[Item]:
+    return [replace(item, item_id=f"{item.video_id}#{number}") for number, item in enumerate(items)]
+
+
+def _named(
+    items: Iterable[Item], lengths: Mapping[str, VideoLength], videos: Mapping[str, Video]
+) -> list[Item]:
+    votes: dict[str, Counter[str]] = defaultdict(Counter)
+    for item in items:
+        video = videos.get(item.video_id)
+        labels = {segment.label for segment in video.segments} if video else set()
+        if len(labels) == 1:
+            votes[item.label][labels.pop()] += 1
+    names = {label: counter.most_common(1)[0][0] for label, counter in votes.items()}
+    result = []
+    for item in items:
+        video, length = videos.get(item.video_id), lengths.get(item.video_id)
+        seconds = item.seconds_per_step
+        if video is not None and video.duration is not None and length is not None:
+            seconds = FRAMES_PER_STEP * video.duration / length.num_frames
+        label = names.get(item.label, item.label)
+        result.append(replace(item, label=label, seconds_per_step=seconds))
+    return result
+
 
 __all__ = [
     "VideoLength",

@@ -9,12 +9,12 @@ from pathlib import Path
 
 import torch
 
+from relocal_pyg.data.annotations import Video
 from relocal_pyg.data.items import Item
-from relocal_pyg.data.videos import Video
 from relocal_pyg.errors import AnnotationError, UsageError
+from relocal_pyg.io.seeding import derive_seed
+from relocal_pyg.io.write import sha256_file
 from relocal_pyg.moments import seconds_to_steps
-from relocal_pyg.seeding import derive_seed
-from relocal_pyg.storage import sha256_file
 
 
 def video_items(

@@ -9,17 +9,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from relocal_pyg.data.annotations import read_annotations
+from relocal_pyg.data.annotations import Video, read_annotations
 from relocal_pyg.data.checks import Quarantine, usable_videos
-from relocal_pyg.data.features import FeatureStore
-from relocal_pyg.data.hdf5 import scan
-from relocal_pyg.data.items import Item
+from relocal_pyg.data.features import FeatureStore, scan
+from relocal_pyg.data.items import Item, Protocol
 from relocal_pyg.data.proposals import TagProposals, WindowProposals, read_proposal_list
-from relocal_pyg.data.videos import Video
 from relocal_pyg.datasets.building import file_facts, split_names, video_items
-from relocal_pyg.datasets.protocol import Protocol
 from relocal_pyg.errors import AnnotationError, UsageError
-from relocal_pyg.seeding import derive_seed
+from relocal_pyg.io.seeding import derive_seed
 
 
 def custom(

@@ -11,15 +11,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from relocal_pyg.data.features import FeatureStore, write_features
-from relocal_pyg.data.items import Item
-from relocal_pyg.data.proposals import WindowProposals
-from relocal_pyg.datasets.protocol import Protocol
-from relocal_pyg.datasets.simulation import SimulatedFeatures, VideoPlan
-from relocal_pyg.datasets.world import World, WorldConfig
+from relocal_pyg.data.items import Item, Protocol
+from relocal_pyg.data.proposals import WindowProposals, geometric_lengths
+from relocal_pyg.datasets.simulation import SimulatedFeatures, VideoPlan, World, WorldConfig
 from relocal_pyg.errors import UsageError
-from relocal_pyg.proposals.sliding import geometric_lengths
-from relocal_pyg.seeding import generator
-from relocal_pyg.storage import write_json
+from relocal_pyg.io.seeding import generator
+from relocal_pyg.io.write import write_json
 
 FEATURES_FILE = "features.h5"
 ANNOTATIONS_FILE = "annotations.json"

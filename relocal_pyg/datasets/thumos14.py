@@ -9,12 +9,11 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from relocal_pyg.data.annotations import read_thumos14
+from relocal_pyg.data.annotations import Video, read_thumos14
 from relocal_pyg.data.checks import Quarantine
 from relocal_pyg.data.features import FeatureStore
-from relocal_pyg.data.items import Item
+from relocal_pyg.data.items import Item, Protocol
 from relocal_pyg.data.proposals import TagProposals, WindowProposals, read_proposal_list
-from relocal_pyg.data.videos import Video
 from relocal_pyg.datasets.building import (
     all_items,
     assign_videos,
@@ -22,9 +21,8 @@ from relocal_pyg.datasets.building import (
     split_names,
     tied_classes,
 )
-from relocal_pyg.datasets.protocol import Protocol
 from relocal_pyg.errors import FeatureError
-from relocal_pyg.seeding import derive_seed
+from relocal_pyg.io.seeding import derive_seed
 
 #: The two falsely annotated test videos that section 5.1.2 leaves out.
 EXCLUDED = ("video_test_0000270", "video_test_0001496")

@@ -6,34 +6,42 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from relocal_pyg.evaluation.bootstrap import bootstrap_interval
-    from relocal_pyg.evaluation.comparison import Comparison, Row, compare
-    from relocal_pyg.evaluation.harness import evaluate
-    from relocal_pyg.evaluation.machine import environment
     from relocal_pyg.evaluation.metrics import (
         MomentMAP,
         average_map_at_1,
+        average_recall,
+        best_tiou,
+        check_monotone,
         length_buckets,
         macro_map_at_1,
         map_at_1,
         mean_iou,
+        oracle,
         recall_at,
+        stack_moments,
     )
-    from relocal_pyg.evaluation.overlaps import best_tiou, check_monotone, stack_moments
-    from relocal_pyg.evaluation.recall import average_recall, oracle
-    from relocal_pyg.evaluation.records import PairRecord
     from relocal_pyg.evaluation.report import write_report
-    from relocal_pyg.evaluation.results import Evaluation
-    from relocal_pyg.evaluation.scores import Estimate
-    from relocal_pyg.evaluation.tables import to_html, to_json, to_latex, to_markdown, to_text
+    from relocal_pyg.evaluation.results import Estimate, Evaluation, PairRecord
+    from relocal_pyg.evaluation.run import environment, evaluate
+    from relocal_pyg.evaluation.statistics import bootstrap_interval
+    from relocal_pyg.evaluation.tables import (
+        Comparison,
+        Row,
+        compare,
+        to_html,
+        to_json,
+        to_latex,
+        to_markdown,
+        to_text,
+    )
 
 _WHERE = {
-    "bootstrap_interval": "bootstrap",
-    "Comparison": "comparison",
-    "Row": "comparison",
-    "compare": "comparison",
-    "environment": "machine",
-    "evaluate": "harness",
+    "bootstrap_interval": "statistics",
+    "Comparison": "tables",
+    "Row": "tables",
+    "compare": "tables",
+    "environment": "run",
+    "evaluate": "run",
     "MomentMAP": "metrics",
     "average_map_at_1": "metrics",
     "length_buckets": "metrics",
@@ -41,15 +49,15 @@ _WHERE = {
     "map_at_1": "metrics",
     "mean_iou": "metrics",
     "recall_at": "metrics",
-    "best_tiou": "overlaps",
-    "check_monotone": "overlaps",
-    "stack_moments": "overlaps",
-    "average_recall": "recall",
-    "oracle": "recall",
-    "PairRecord": "records",
+    "best_tiou": "metrics",
+    "check_monotone": "metrics",
+    "stack_moments": "metrics",
+    "average_recall": "metrics",
+    "oracle": "metrics",
+    "PairRecord": "results",
     "write_report": "report",
     "Evaluation": "results",
-    "Estimate": "scores",
+    "Estimate": "results",
     "to_html": "tables",
     "to_json": "tables",
     "to_latex": "tables",

@@ -1,17 +1,8 @@
-"""Metrics of video relocalization: how often the best answer overlaps the truth enough.
-
-``mAP@1`` of section 5.2.3 is neither a mean over classes nor an average precision: it is the share
-of queries whose best answer has a tIoU above the threshold, over all queries (micro). It is given
-here under the name the field uses. The mean over the thresholds .5, .6, .7, .8, .9 is called
-``avg_mAP@1``; some public code prints it as a mean IoU, which it is not. The mean of the tIoU
-itself is :func:`mean_iou`.
-
-Units (seconds or steps) are the caller's: one of them throughout.
-"""
+"""What the proposals allow: the best that any ranking of them could reach."""
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from itertools import pairwise
 from typing import Any
 
@@ -20,8 +11,110 @@ from torch import Tensor
 from torchmetrics import Metric
 
 from relocal_pyg.errors import UsageError
-from relocal_pyg.evaluation.overlaps import above, best_tiou, check_monotone
-from relocal_pyg.evaluation.thresholds import AVERAGED, LENGTH_BOUNDS, THRESHOLDS
+from relocal_pyg.moments import tiou
+
+#: tIoU thresholds of mAP@1 that the paper lists (section 5.2.3).
+THRESHOLDS = (0.5, 0.6, 0.7, 0.75, 0.8, 0.85, 0.9, 0.95)
+#: tIoU thresholds that ``avg_mAP@1`` averages over.
+AVERAGED = (0.5, 0.6, 0.7, 0.8, 0.9)
+#: tIoU thresholds of average recall, as in the ActivityNet proposal task.
+RECALL_THRESHOLDS = (0.5, 0.55, 0.6, 0.65, 0.7, 0.75, 0.8, 0.85, 0.9, 0.95)
+#: Numbers of proposals at which average recall is given.
+BUDGETS = (1, 5, 10, 50, 100)
+#: Lengths in seconds that divide short, middle and long truths.
+LENGTH_BOUNDS = (10.0, 30.0)
+
+
+def best_tiou(moments: Tensor, truths: Tensor) -> Tensor:
+    """Overlap of each moment with the truth that it fits best, in float64.
+
+    Args:
+        moments: ``[N, 2]``, or ``[N, K, 2]`` for K answers a query.
+        truths: ``[N, 2]``, or ``[N, G, 2]`` for G truths a query.
+
+    Returns:
+        ``[N]`` or ``[N, K]``. A moment turned round or without length overlaps nothing.
+
+    Raises:
+        UsageError: Shapes do not fit, a number is not finite, or a truth is empty.
+
+    Example:
+        >>> truths = torch.tensor([[[0, 4], [10, 12]]])
+        >>> best_tiou(torch.tensor([[10, 14]]), truths).tolist()
+        [0.5]
+    """
+    answers, targets = torch.as_tensor(moments).double(), torch.as_tensor(truths).double()
+    shapes = f"moments {list(answers.shape)}, truths {list(targets.shape)}"
+    for tensor in (answers, targets):
+        if tensor.ndim not in (2, 3) or tensor.shape[-1] != 2 or 0 in tensor.shape[1:]:
+            raise UsageError(f"{shapes}: [N, 2] or [N, K, 2] wanted")
+    if len(answers) != len(targets):
+        raise UsageError(f"{shapes}: the same N wanted")
+    if not (torch.isfinite(answers).all() and torch.isfinite(targets).all()):
+        raise UsageError(f"{shapes}: a start or an end is not finite")
+    if not (targets[..., 0] < targets[..., 1]).all():
+        raise UsageError(f"{shapes}: a truth does not start before it ends")
+    many = answers if answers.ndim == 3 else answers[:, None]
+    targets = targets if targets.ndim == 3 else targets[:, None]
+    overlaps = tiou(many[:, :, None], targets[:, None]).amax(dim=-1)
+    return overlaps if answers.ndim == 3 else overlaps[:, 0]
+
+
+def above(overlaps: Tensor, thresholds: Sequence[float], *, strict: bool = True) -> Tensor:
+    """Which overlaps pass which thresholds: bool ``[..., len(thresholds)]``.
+
+    Example:
+        >>> above(torch.tensor([0.5, 0.7]), (0.5, 0.6)).tolist()
+        [[False, False], [True, True]]
+    """
+    limits = torch.tensor(thresholds, dtype=overlaps.dtype, device=overlaps.device)
+    return overlaps[..., None] > limits if strict else overlaps[..., None] >= limits
+
+
+def stack_moments(moments: Sequence[Sequence[tuple[float, float]] | Tensor]) -> Tensor:
+    """Stack lists of moments of unequal length, filled up by repeating the first of each.
+
+    A repeated moment changes no maximum, so the result needs no mask.
+
+    Args:
+        moments: N lists; an empty one becomes ``[0, 0]``, which overlaps nothing.
+
+    Returns:
+        float64 ``[N, K, 2]`` with K the longest list, at least 1.
+
+    Example:
+        >>> stack_moments([[(0, 4)], [(1, 2), (5, 9)]]).tolist()
+        [[[0.0, 4.0], [0.0, 4.0]], [[1.0, 2.0], [5.0, 9.0]]]
+    """
+    rows = [torch.as_tensor(row, dtype=torch.float64).reshape(-1, 2) for row in moments]
+    rows = [row if len(row) else row.new_zeros(1, 2) for row in rows]
+    width = max((len(row) for row in rows), default=1)
+    if not rows:
+        return torch.zeros(0, width, 2, dtype=torch.float64)
+    padded = [torch.cat([row, row[:1].expand(width - len(row), 2)]) for row in rows]
+    return torch.stack(padded)
+
+
+def check_monotone(values: Mapping[float, float]) -> None:
+    """Fail where a score rises with the threshold: no fixed set of answers can do that.
+
+    Args:
+        values: Score by threshold.
+
+    Raises:
+        AssertionError: A score rises; the thresholds are named.
+
+    Example:
+        >>> check_monotone({0.5: 0.49, 0.6: 0.48})
+    """
+    ordered = sorted(values.items())
+    for (low, before), (high, after) in pairwise(ordered):
+        # An explicit raise: the check also holds under ``python -O``.
+        if after > before + 1e-9:
+            raise AssertionError(
+                f"the score rises from {before} at tIoU {low} to {after} at {high}: "
+                "the figures come from different answers"
+            )
 
 
 class MomentMAP(Metric):
@@ -281,3 +374,71 @@ def _as_thresholds(thresholds: Sequence[float]) -> tuple[float, ...]:
     if not values or not all(0 <= value <= 1 for value in values):
         raise UsageError(f"thresholds {values}: one or more numbers in [0, 1] wanted")
     return values
+
+
+def oracle(proposals: Tensor, truths: Tensor) -> Tensor:
+    """Overlap of the best proposal of one reference: no ranking of them can do better.
+
+    Args:
+        proposals: ``[M, 2]``; none give 0.
+        truths: ``[G, 2]``.
+
+    Example:
+        >>> oracle(torch.tensor([[0, 4], [2, 8]]), torch.tensor([[2, 6]])).item()
+        0.6666666666666666
+    """
+    return recall_by_budget(proposals, truths, (max(len(proposals), 1),)).amax()
+
+
+def recall_by_budget(proposals: Tensor, truths: Tensor, budgets: Sequence[int] = BUDGETS) -> Tensor:
+    """Overlap of each truth of one reference with the best of its first few proposals.
+
+    Args:
+        proposals: ``[M, 2]`` in the order of the list.
+        truths: ``[G, 2]``.
+        budgets: Numbers of proposals to look at, each at least 1.
+
+    Returns:
+        float64 ``[len(budgets), G]``.
+
+    Example:
+        >>> proposals, truths = torch.tensor([[0, 4], [2, 6]]), torch.tensor([[2, 6]])
+        >>> recall_by_budget(proposals, truths, (1, 2)).tolist()
+        [[0.3333333333333333], [1.0]]
+    """
+    if len(proposals) == 0:
+        return torch.zeros(len(budgets), len(truths), dtype=torch.float64)
+    overlaps = tiou(proposals[:, None].double(), truths[None].double()).cummax(dim=0).values
+    return overlaps[torch.tensor(budgets).clamp(max=len(proposals)) - 1]
+
+
+def average_recall(
+    proposals: Sequence[Tensor],
+    truths: Sequence[Tensor],
+    budgets: Sequence[int] = BUDGETS,
+    thresholds: Sequence[float] = RECALL_THRESHOLDS,
+    *,
+    strict: bool = True,
+) -> dict[int, Tensor]:
+    """AR@AN: recall of the truths by the first few proposals, averaged over thresholds.
+
+    Args:
+        proposals: One ``[M, 2]`` a reference, in the order of the list.
+        truths: One ``[G, 2]`` a reference; every truth counts once.
+        budgets: Numbers of proposals; each reference gives at most so many.
+        thresholds: tIoU thresholds, .5:.05:.95 by default.
+        strict: Whether the tIoU has to be above the threshold; the ActivityNet tools use ``>=``.
+
+    Returns:
+        Average recall in ``[0, 1]`` by number of proposals.
+
+    Example:
+        >>> proposals, truths = torch.tensor([[0, 4], [2, 6]]), torch.tensor([[2, 6]])
+        >>> recall = average_recall([proposals], [truths], budgets=(1, 2))
+        >>> {budget: value.item() for budget, value in recall.items()}
+        {1: 0.0, 2: 1.0}
+    """
+    best = [recall_by_budget(p, t, budgets) for p, t in zip(proposals, truths, strict=True)]
+    overlaps = torch.cat(best, dim=1) if best else torch.zeros(len(budgets), 0)
+    values = above(overlaps, thresholds, strict=strict).double().mean(dim=(1, 2))
+    return dict(zip(budgets, values, strict=True))

@@ -10,10 +10,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from relocal_pyg.evaluation.bootstrap import auroc_interval
-from relocal_pyg.evaluation.records import NullRecord, PairRecord
-from relocal_pyg.evaluation.results import Evaluation
-from relocal_pyg.evaluation.scores import Estimate
+from relocal_pyg.evaluation.results import Estimate, Evaluation, NullRecord, PairRecord
+from relocal_pyg.evaluation.statistics import auroc_interval
 
 #: The row that a model has to beat where references of the two kinds differ in length.
 LENGTH = "Length of the reference"

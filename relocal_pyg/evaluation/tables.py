@@ -5,13 +5,283 @@ from __future__ import annotations
 import html
 import json
 import re
+import statistics
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Literal
 
-from relocal_pyg.errors import ascii_line
-from relocal_pyg.evaluation.comparison import Comparison, Row
-from relocal_pyg.evaluation.scores import Estimate
-from relocal_pyg.evaluation.thresholds import THRESHOLDS
+import torch
+from torch import Tensor
+
+from relocal_pyg.errors import UsageError, ascii_line
+from relocal_pyg.evaluation.metrics import THRESHOLDS, above
+from relocal_pyg.evaluation.presence import PresenceRow, presence_rows
+from relocal_pyg.evaluation.results import Estimate, Evaluation, estimate_scores
+from relocal_pyg.evaluation.run import replay
+from relocal_pyg.evaluation.statistics import bootstrap_interval
+from relocal_pyg.models.matchers import CentreHalf, Chance, RandomMoment, WholeReference
+
+#: Predictors that look at no content: rows of their own group.
+TRIVIAL = (WholeReference.title, CentreHalf.title, RandomMoment.title, Chance.title)
+#: Name of the row that no ranking of the proposals can beat before refinement.
+ORACLE = "Proposal oracle"
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of a results table.
+
+    Attributes:
+        title: Name of the model.
+        kind: ``"model"``, ``"trivial"`` or ``"oracle"``.
+        scores: Every score with its interval, named as :func:`estimate_scores` names them.
+        num_pairs: Pairs behind each score.
+        seeds: Training seeds averaged.
+        seconds: Median time to rank one reference; None where nothing was timed.
+        reconstructed: Whether the model was rebuilt without its source.
+        behind: mAP@1 at 0.5 minus that of the leading model on the same pairs; None for the leader
+            and for the oracle.
+    """
+
+    title: str
+    kind: Literal["model", "trivial", "oracle"]
+    scores: dict[str, Estimate]
+    num_pairs: int
+    seeds: tuple[int, ...] = ()
+    seconds: float | None = None
+    reconstructed: bool = False
+    behind: Estimate | None = None
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Models, trivial predictors and the proposal oracle on one pair list.
+
+    Attributes:
+        rows: Models by falling mAP@1 at 0.5, then trivial predictors likewise, then the oracle.
+        evaluations: What the rows are made of, by title; one entry a training seed.
+        num_videos: Source videos among the references: what the intervals resample.
+        proposals_per_reference: Their mean number.
+        average_recall: AR@AN of the proposals by number of proposals.
+        presence: How well models tell references that hold the action from others; empty where no
+            model met others.
+    """
+
+    rows: tuple[Row, ...]
+    evaluations: dict[str, tuple[Evaluation, ...]]
+    num_videos: int
+    proposals_per_reference: float
+    average_recall: dict[int, float]
+    presence: tuple[PresenceRow, ...] = ()
+
+    @property
+    def first(self) -> Evaluation:
+        """One of the evaluations: all share protocol, split and pairs."""
+        return next(iter(self.evaluations.values()))[0]
+
+    @property
+    def first_with_nulls(self) -> Evaluation:
+        """The first evaluation that met references without the action, or :attr:`first`."""
+        runs = (run for group in self.evaluations.values() for run in group if run.nulls)
+        return next(runs, self.first)
+
+    @property
+    def oracle(self) -> Row:
+        """The row of the proposal oracle."""
+        return self.rows[-1]
+
+    @property
+    def leader(self) -> Row:
+        """The first row."""
+        return self.rows[0]
+
+    def header(self) -> str:
+        """One line: what was tested on what."""
+        first, scores = self.first, self.oracle.scores
+        seeds = sorted({seed for row in self.rows for seed in row.seeds})
+        trained = ", ".join(map(str, seeds)) if seeds else "none"
+        return (
+            f"{first.protocol}, split {first.split}: N = {len(first)} pairs "
+            f"from {self.num_videos} videos; pair list {first.pairs_sha256[:12]} "
+            f"(seed {first.pairs_seed}, exclude {first.exclude}); seeds of the models {trained}; "
+            f"{self.proposals_per_reference:.1f} proposals per reference, oracle mAP@1 "
+            f"{100 * scores['mAP@1@0.5'].value:.1f} at .5, "
+            f"{100 * scores['mAP@1@0.7'].value:.1f} at .7"
+        )
+
+    def footnotes(self) -> list[str]:
+        """What a reader has to know to read the table."""
+        lines = [
+            "mAP@1: share of queries whose best answer has a tIoU above the threshold, in percent; "
+            "avg_mAP@1: its mean over .5, .6, .7, .8, .9; mIoU: mean tIoU in percent.",
+            "±: half the 95 % bootstrap interval, resampling the references' source videos; "
+            "not shown where all pairs pass or none.",
+            "all@5: share of a reference's true moments that its first five answers meet, averaged "
+            "over pairs; R@5: share of pairs in which they meet one.",
+            "before: mAP@1 at .5 of the same answers before boundary refinement, - where nothing "
+            "is refined. s/query: median seconds to rank one reference, features already read.",
+            f"{ORACLE}: always the best proposal; only refinement can go beyond it.",
+            "Features, split and pairs differ from those of Zhou et al. (arXiv 2007.09877): "
+            "not comparable with the tables printed there.",
+        ]
+        if any(len(row.seeds) > 1 for row in self.rows):
+            lines.insert(
+                2,
+                "A model with several seeds is averaged over them; its interval resamples seeds "
+                "and source videos, independently of each other.",
+            )
+        if any(row.reconstructed for row in self.rows):
+            lines.append("†: rebuilt from its description, without the authors' code.")
+        missing = sum(record.num_proposals == 0 for record in self.first.records)
+        if missing:
+            lines.append(f"{missing} of the pairs have no proposals and count as misses.")
+        unasked = self.first.settings.get("queries_without_reference", 0)
+        if unasked:
+            lines.append(f"{unasked} further queries have no reference and are not scored.")
+        return lines
+
+    def to_dict(self) -> dict[str, Any]:
+        """All of it but the answers themselves, for JSON."""
+        first = self.first
+        return {
+            "protocol": first.protocol,
+            "split": first.split,
+            "pairs": len(first),
+            "pairs_sha256": first.pairs_sha256,
+            "pairs_seed": first.pairs_seed,
+            "exclude": first.exclude,
+            "source_videos": self.num_videos,
+            "proposals_per_reference": self.proposals_per_reference,
+            "AR@AN": {str(budget): value for budget, value in self.average_recall.items()},
+            "rows": [asdict(row) for row in self.rows],
+            "presence": [asdict(row) for row in self.presence],
+            "footnotes": self.footnotes(),
+            "environment": first.environment,
+            "about": first.about,
+        }
+
+
+def compare(evaluations: Sequence[Evaluation], *, samples: int = 1000, seed: int = 0) -> Comparison:
+    """Put models in one table, always with trivial predictors and the proposal oracle beside them.
+
+    Evaluations of one title are runs of one model with different training seeds. Their mean is
+    given; its interval resamples runs and source videos independently of each other. Differences
+    to the leading model are paired: the same pairs, averaged over seeds, resampled by source video.
+
+    Args:
+        evaluations: At least one, all of the same pair list.
+        samples: How often to resample.
+        seed: Seed of the draws.
+
+    Raises:
+        UsageError: There is none, pair lists differ, or one title has a seed twice.
+
+    Returns:
+        The :class:`Comparison`.
+    """
+    _check_same_pairs(evaluations)
+    first = evaluations[0]
+    runs: dict[str, list[Evaluation]] = {}
+    for evaluation in evaluations:
+        runs.setdefault(evaluation.title, []).append(evaluation)
+    for title, group in runs.items():
+        seeds = [run.seed for run in group]
+        if len(set(seeds)) < len(seeds):
+            raise UsageError(f"seeds {seeds}: give each run its own seed or title", record=title)
+    timed = list(runs)
+    for model in (WholeReference(), CentreHalf(), RandomMoment()):
+        if model.title not in runs:
+            runs[model.title] = [replay(model, first)]
+    rows = [_row(group, title in timed, samples, seed) for title, group in runs.items()]
+    rows.sort(key=_place)
+    leading = _hits(runs[rows[0].title])
+    rows[1:] = [
+        replace(
+            row, behind=_behind(_hits(runs[row.title]) - leading, first.clusters, samples, seed)
+        )
+        for row in rows[1:]
+    ]
+    limit = estimate_scores(first.oracle_tious[None], first.clusters, samples=samples, seed=seed)
+    rows.append(Row(title=ORACLE, kind="oracle", scores=limit, num_pairs=len(first)))
+    return Comparison(
+        rows=tuple(rows),
+        evaluations={title: tuple(group) for title, group in runs.items()},
+        num_videos=len(set(first.clusters)),
+        proposals_per_reference=statistics.fmean(r.num_proposals for r in first.records),
+        average_recall=first.average_recall,
+        presence=presence_rows({title: runs[title] for title in timed}, samples=samples, seed=seed),
+    )
+
+
+def _check_same_pairs(evaluations: Sequence[Evaluation]) -> None:
+    if not evaluations:
+        raise UsageError("nothing to compare: give at least one evaluation")
+    for evaluation in evaluations[1:]:
+        for name in ("protocol", "split", "pairs_sha256"):
+            here, there = getattr(evaluation, name), getattr(evaluations[0], name)
+            if here != there:
+                raise UsageError(
+                    f"{name} {here} is not {there} of {evaluations[0].title}: evaluate both on "
+                    "the same pairs",
+                    record=evaluation.title,
+                )
+        if len(evaluation) != len(evaluations[0]):
+            raise UsageError("the number of pairs differs", record=evaluation.title)
+    if len({each.nulls_sha256 for each in evaluations if each.nulls}) > 1:
+        raise UsageError("the lists of references without the action differ: use one")
+
+
+def _row(group: list[Evaluation], timed: bool, samples: int, seed: int) -> Row:
+    first = group[0]
+    before = [run.tious_before for run in group]
+    best_of_5 = [run.best_of_5 for run in group]
+    instances = [run.instances_met for run in group]
+    scores = estimate_scores(
+        torch.stack([run.tious for run in group]),
+        first.clusters,
+        best_of_5=_stack(best_of_5),
+        instances=_stack(instances),
+        before=_stack(before),
+        samples=samples,
+        seed=seed,
+    )
+    times = [record.seconds for run in group for record in run.records]
+    return Row(
+        title=first.title,
+        kind="trivial" if first.title in TRIVIAL else "model",
+        scores=scores,
+        num_pairs=len(first),
+        seeds=tuple(sorted(run.seed for run in group if run.seed is not None)),
+        seconds=statistics.median(times) if timed else None,
+        reconstructed=first.reconstructed,
+    )
+
+
+def _stack(columns: Sequence[Tensor | None]) -> Tensor | None:
+    present = [column for column in columns if column is not None]
+    return torch.stack(present) if present and len(present) == len(columns) else None
+
+
+def _hits(group: Sequence[Evaluation]) -> Tensor:
+    """Share of the runs that hit each pair at 0.5, ``[N]``."""
+    return above(torch.stack([run.tious for run in group]), (0.5,)).double().mean(dim=(0, 2))
+
+
+def _behind(difference: Tensor, clusters: list[str], samples: int, seed: int) -> Estimate:
+    low, high = bootstrap_interval(difference, clusters, samples=samples, seed=seed)
+    return Estimate.known(difference.mean(), low, high)
+
+
+def _place(row: Row) -> tuple[bool, float, float, str]:
+    """Models before trivial predictors, each group by falling score."""
+    scores = row.scores
+    return (
+        row.kind == "trivial",
+        -scores["mAP@1@0.5"].value,
+        -scores["avg_mAP@1"].value,
+        row.title,
+    )
+
 
 #: What stands where there is no figure.
 ABSENT = "-"

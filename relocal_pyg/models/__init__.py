@@ -6,36 +6,42 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from relocal_pyg.models.aft_srm import AFTSRM
     from relocal_pyg.models.base import Ranking, Relocalizer, TrainableRelocalizer
+    from relocal_pyg.models.baselines.aft_srm import AFTSRM
+    from relocal_pyg.models.baselines.cross_gated import CrossGated
+    from relocal_pyg.models.baselines.frame_level import FrameLevel
+    from relocal_pyg.models.baselines.sst import SST
+    from relocal_pyg.models.baselines.video_level import VideoLevel
     from relocal_pyg.models.checkpoint import load_model
-    from relocal_pyg.models.contrast import ContrastMatcher, CosineMatcher
-    from relocal_pyg.models.cross_gated import CrossGated
-    from relocal_pyg.models.frame_level import FrameLevel
+    from relocal_pyg.models.matchers import (
+        CentreHalf,
+        Chance,
+        ContrastMatcher,
+        CosineMatcher,
+        RandomMoment,
+        WholeReference,
+    )
     from relocal_pyg.models.multi_graph import MultiGraphRelocalizer
     from relocal_pyg.models.network_config import NetworkConfig
-    from relocal_pyg.models.sst import SST
-    from relocal_pyg.models.trivial import CentreHalf, Chance, RandomMoment, WholeReference
-    from relocal_pyg.models.video_level import VideoLevel
 
 _WHERE = {
-    "AFTSRM": "aft_srm",
-    "CrossGated": "cross_gated",
-    "SST": "sst",
-    "VideoLevel": "video_level",
+    "AFTSRM": "baselines.aft_srm",
+    "CrossGated": "baselines.cross_gated",
+    "SST": "baselines.sst",
+    "VideoLevel": "baselines.video_level",
     "Ranking": "base",
     "Relocalizer": "base",
     "TrainableRelocalizer": "base",
     "load_model": "checkpoint",
-    "ContrastMatcher": "contrast",
-    "CosineMatcher": "contrast",
-    "FrameLevel": "frame_level",
+    "ContrastMatcher": "matchers",
+    "CosineMatcher": "matchers",
+    "FrameLevel": "baselines.frame_level",
     "MultiGraphRelocalizer": "multi_graph",
     "NetworkConfig": "network_config",
-    "CentreHalf": "trivial",
-    "Chance": "trivial",
-    "RandomMoment": "trivial",
-    "WholeReference": "trivial",
+    "CentreHalf": "matchers",
+    "Chance": "matchers",
+    "RandomMoment": "matchers",
+    "WholeReference": "matchers",
 }
 
 __all__ = [

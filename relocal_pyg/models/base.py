@@ -13,14 +13,14 @@ import torch
 from numpy.typing import ArrayLike
 from torch import Tensor, nn
 
+from relocal_pyg.data.proposals import default_proposals
 from relocal_pyg.errors import FeatureError, ProposalError
 from relocal_pyg.moments import Moment, clip_moments, nms
-from relocal_pyg.proposals.sliding import default_proposals
 
 if TYPE_CHECKING:
-    from relocal_pyg.datasets.protocol import Protocol
-    from relocal_pyg.models.confidence import Confidence
-    from relocal_pyg.models.contrast import Blocks
+    from relocal_pyg.data.items import Protocol
+    from relocal_pyg.models.calibrated import Confidence
+    from relocal_pyg.models.matchers import Blocks
 
 
 @dataclass(frozen=True)
@@ -84,7 +84,7 @@ class Relocalizer(abc.ABC):
         trainable: Whether :meth:`TrainableRelocalizer.fit` exists and has to be called.
         reconstructed: Whether the system was rebuilt without its source.
         calibration: Gives answers their probabilities; None where nothing was calibrated
-            (:func:`relocal_pyg.models.calibration.calibrate`).
+            (:func:`relocal_pyg.models.calibrated.calibrate`).
     """
 
     title: ClassVar[str]
@@ -228,7 +228,7 @@ class Relocalizer(abc.ABC):
     ) -> list[Moment]:
         """Answers with their probabilities; as they are where nothing was calibrated.
 
-        Arguments as in :meth:`relocal_pyg.models.confidence.Confidence.judge`.
+        Arguments as in :meth:`relocal_pyg.models.calibrated.Confidence.judge`.
         """
         if self.calibration is None or not moments:
             return moments

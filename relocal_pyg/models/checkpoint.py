@@ -8,13 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from relocal_pyg.errors import CheckpointError
+from relocal_pyg.io.read import check_tensors, read_json, read_tensors, save_tensors
+from relocal_pyg.io.write import replace_folder, sha256_file, verify_manifest
 from relocal_pyg.models.base import TrainableRelocalizer
-from relocal_pyg.models.calibration import FILE, read_confidence, write_confidence
-from relocal_pyg.models.confidence import Confidence
-from relocal_pyg.reading import read_json
-from relocal_pyg.storage import replace_folder, sha256_file, verify_manifest
+from relocal_pyg.models.calibrated import FILE, Confidence, read_confidence, write_confidence
 from relocal_pyg.version import __version__
-from relocal_pyg.weights import check_tensors, read_tensors, save_tensors
 
 #: Raised when the layout changes; a newer one is refused.
 FORMAT = 1

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from relocal_pyg.data.resample import resample_positions
+from relocal_pyg.data.pair_data import resample_positions
 from relocal_pyg.errors import UsageError
 
 if TYPE_CHECKING:

@@ -9,8 +9,8 @@ from torch import Tensor
 from torch_geometric.data import Batch, Data
 
 from relocal_pyg.models.pair_inputs import random_rotation
+from relocal_pyg.nn.distributed import mean_over_ranks
 from relocal_pyg.nn.losses import listwise_loss, offset_loss
-from relocal_pyg.nn.ranks import mean_over_ranks
 
 if TYPE_CHECKING:
     from relocal_pyg.models.multi_graph import MultiGraphRelocalizer
@@ -24,7 +24,7 @@ def listwise_losses(model: MultiGraphRelocalizer, batch: Batch) -> dict[str, Ten
 
     Args:
         model: The network in training.
-        batch: Samples of :class:`relocal_pyg.data.lists.ListDataset`.
+        batch: Samples of :class:`relocal_pyg.data.samples.ListDataset`.
     """
     samples = batch.to_data_list()
     parts = [_list_losses(model, sample) for sample in samples]

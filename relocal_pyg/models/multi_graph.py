@@ -12,9 +12,8 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from torch_geometric.data import Batch, Data
 
-from relocal_pyg.data.lists import ListDataset
-from relocal_pyg.data.triplets import TripletDataset
-from relocal_pyg.datasets.protocol import Protocol
+from relocal_pyg.data.items import Protocol
+from relocal_pyg.data.samples import ListDataset, TripletDataset
 from relocal_pyg.errors import FeatureError, UsageError
 from relocal_pyg.graph import PairGraph
 from relocal_pyg.models.base import Ranking, TrainableRelocalizer
@@ -25,10 +24,10 @@ from relocal_pyg.models.pair_inputs import PairInputBuilder, PairInputs
 from relocal_pyg.models.refining import REFINEMENTS, Refinement, refine
 from relocal_pyg.models.window_scorer import WindowScorer
 from relocal_pyg.moments import Moment
+from relocal_pyg.nn.distributed import sum_over_ranks
+from relocal_pyg.nn.inference import PairScoring
 from relocal_pyg.nn.losses import offset_loss, triplet_loss
-from relocal_pyg.nn.pair_network import PairNetwork
-from relocal_pyg.nn.pair_scoring import PairScoring
-from relocal_pyg.nn.ranks import sum_over_ranks
+from relocal_pyg.nn.network import PairNetwork
 
 #: Largest score that its tanh is undone for: the last float32 below 1.
 SATURATED = 1 - 2**-24

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from relocal_pyg.data.resample import resample, window_positions
-from relocal_pyg.models.contrast import contrast_scores
+from relocal_pyg.data.pair_data import resample, window_positions
+from relocal_pyg.models.matchers import contrast_scores
 from relocal_pyg.models.network_config import NetworkConfig
 
 #: Channels added to each node where ``NetworkConfig.similarity`` is set.

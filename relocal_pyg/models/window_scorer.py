@@ -6,9 +6,8 @@ import torch
 from torch import Tensor
 
 from relocal_pyg.models.pair_inputs import PairInputBuilder
-from relocal_pyg.nn.pair_network import PairNetwork
-from relocal_pyg.nn.pair_scoring import PairScoring
-from relocal_pyg.nn.window_states import window_states
+from relocal_pyg.nn.inference import PairScoring, window_states
+from relocal_pyg.nn.network import PairNetwork
 
 #: Windows encoded at once: bounds memory, changes no result.
 CHUNK = 1024

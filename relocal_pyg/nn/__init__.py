@@ -1,8 +1,6 @@
 """Layers: no file, no dataset, no argument parsing."""
 
-from relocal_pyg.nn.encoder import PairEncoder
-from relocal_pyg.nn.fusion import MultiGraphFusion
-from relocal_pyg.nn.heads import OffsetHead, ScoreHead
+from relocal_pyg.nn.conv import MultiGraphConv, SumConv
 from relocal_pyg.nn.losses import (
     ListwiseLoss,
     OffsetLoss,
@@ -11,8 +9,7 @@ from relocal_pyg.nn.losses import (
     offset_loss,
     triplet_loss,
 )
-from relocal_pyg.nn.multi_graph_conv import MultiGraphConv
-from relocal_pyg.nn.sum_conv import SumConv
+from relocal_pyg.nn.network import MultiGraphFusion, OffsetHead, PairEncoder, ScoreHead
 
 __all__ = [
     "ListwiseLoss",

@@ -7,30 +7,26 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from relocal_pyg.proposals.actionness import ActionnessClassifier, fit_actionness
-    from relocal_pyg.proposals.listing import propose
-    from relocal_pyg.proposals.sliding import (
-        default_proposals,
-        geometric_lengths,
-        query_windows,
-        sliding_windows,
+    from relocal_pyg.proposals.tag import (
+        PAPER,
+        SSN_CODE,
+        TagConfig,
+        TagSource,
+        group,
+        propose,
+        tag_proposals,
     )
-    from relocal_pyg.proposals.tag import PAPER, SSN_CODE, TagConfig, group
-    from relocal_pyg.proposals.tag_source import TagSource, tag_proposals
 
 _HOMES = {
     "ActionnessClassifier": "actionness",
     "fit_actionness": "actionness",
-    "propose": "listing",
-    "default_proposals": "sliding",
-    "geometric_lengths": "sliding",
-    "query_windows": "sliding",
-    "sliding_windows": "sliding",
+    "propose": "tag",
     "PAPER": "tag",
     "SSN_CODE": "tag",
     "TagConfig": "tag",
     "group": "tag",
-    "TagSource": "tag_source",
-    "tag_proposals": "tag_source",
+    "TagSource": "tag",
+    "tag_proposals": "tag",
 }
 
 __all__ = [
@@ -39,13 +35,9 @@ __all__ = [
     "ActionnessClassifier",
     "TagConfig",
     "TagSource",
-    "default_proposals",
     "fit_actionness",
-    "geometric_lengths",
     "group",
     "propose",
-    "query_windows",
-    "sliding_windows",
     "tag_proposals",
 ]
 

@@ -14,14 +14,12 @@ import torch
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from relocal_pyg.data.items import Item
-from relocal_pyg.datasets.protocol import Protocol
+from relocal_pyg.data.items import Item, Protocol
 from relocal_pyg.errors import AnnotationError, CheckpointError, FeatureError, UsageError
-from relocal_pyg.reading import read_json
-from relocal_pyg.seeding import derive_seed, generator
-from relocal_pyg.storage import MANIFEST, replace_folder, verify_manifest, write_json
+from relocal_pyg.io.read import check_tensors, read_json, read_tensors
+from relocal_pyg.io.seeding import derive_seed, generator
+from relocal_pyg.io.write import MANIFEST, replace_folder, verify_manifest, write_json
 from relocal_pyg.version import __version__
-from relocal_pyg.weights import check_tensors, read_tensors
 
 #: Raised when the layout on disk changes; a newer one is refused.
 FORMAT = 1

@@ -1,14 +1,11 @@
-"""Temporal Actionness Grouping: from a signal that says "something happens" to proposals.
-
-The method is that of Zhao et al., "Temporal Action Detection with Structured Segment Networks"
-(ICCV 2017), which section 3.2 of the paper uses. The signal is cut at several thresholds into runs;
-neighbouring runs are joined as long as the share of steps below the threshold stays small; what all
-thresholds and tolerances give is pooled and thinned by non-maximum suppression.
-"""
+"""Proposals of a whole data set, written as a list that other tools read."""
 
 from __future__ import annotations
 
+import warnings
+from collections.abc import Iterable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 import numpy as np
@@ -16,9 +13,19 @@ import numpy.typing as npt
 import torch
 from numpy.typing import ArrayLike
 from torch import Tensor
+from tqdm import tqdm
 
-from relocal_pyg.errors import FeatureError, UsageError
-from relocal_pyg.moments import nms
+from relocal_pyg.data.features import FeatureStore
+from relocal_pyg.data.items import FeatureSource, Item, Protocol
+from relocal_pyg.data.proposals import (
+    ProposalRecord,
+    geometric_lengths,
+    sliding_windows,
+    write_proposal_list,
+)
+from relocal_pyg.errors import FeatureError, ProposalError, UsageError
+from relocal_pyg.moments import nms, tiou
+from relocal_pyg.proposals.actionness import ActionnessClassifier
 
 Floats = npt.NDArray[np.float64]
 Whole = npt.NDArray[np.int64]
@@ -231,3 +238,199 @@ def _first_above(level: Floats, slack: float) -> Whole:
         skip = np.take_along_axis(tables[power], found, axis=1) <= limit
         found += skip * 2**power
     return found
+
+
+class TagSource:
+    """A :data:`~relocal_pyg.data.items.ProposalSource`: classifier, then grouping.
+
+    The proposals of a context are made once and kept; they do not depend on the query.
+
+    Args:
+        classifier: Trained on the same kind of features.
+        features: Where the features of a video are read.
+        config: Settings of the grouping.
+    """
+
+    def __init__(
+        self,
+        classifier: ActionnessClassifier,
+        features: FeatureSource,
+        config: TagConfig = PAPER,
+    ) -> None:
+        self.classifier, self.features, self.config = classifier, features, config
+        self._known: dict[tuple[str, tuple[int, int]], Tensor] = {}
+
+    def __call__(self, reference: Item, query_steps: int = 0) -> Tensor:
+        """Proposals float32 ``[M, 2]`` in steps of the reference's context, best first."""
+        key = reference.video_id, reference.context
+        if key not in self._known:
+            features = self.features.read(reference.video_id, *reference.context)
+            proposals, _ = tag_proposals(
+                self.classifier, features, self.config, name=reference.video_id
+            )
+            self._known[key] = proposals
+        return self._known[key]
+
+
+def tag_proposals(
+    classifier: ActionnessClassifier,
+    features: Tensor,
+    config: TagConfig = PAPER,
+    *,
+    name: str = "video",
+) -> tuple[Tensor, Tensor]:
+    """Proposals of one video; there is always at least one.
+
+    Where actionness passes no threshold anywhere, a warning names the video and sliding windows
+    (:func:`fallback_windows`) take the place of the groups, each with score 0.
+
+    Args:
+        classifier: Trained on the same kind of features.
+        features: ``[n, F]``, ``n >= 1``.
+        config: Settings of the grouping.
+        name: What to call the video in the warning.
+
+    Returns:
+        Proposals float32 ``[M, 2]`` in steps, inside ``[0, n]``, best first, and scores ``[M]``.
+    """
+    num_steps = len(features)
+    logits = classifier.actionness(features)
+    proposals, scores = group(logits, config)
+    if len(proposals) == 0:
+        highest = float(torch.softmax(logits, dim=1)[:, 1].max())
+        warnings.warn(
+            f"{name}: actionness reaches {highest:.3f} and passes no threshold "
+            f"(lowest {min(config.thresholds)}); sliding windows are used instead",
+            UserWarning,
+            stacklevel=2,
+        )
+        windows = fallback_windows(num_steps)
+        return windows, torch.zeros(len(windows))
+    if config.compat:
+        # The released code lets proposals end one step after the video, which makes twins here.
+        proposals = proposals.clamp(max=num_steps)
+        twins = (proposals[:, None] == proposals[None]).all(dim=2).tril(diagonal=-1).any(dim=1)
+        proposals, scores = proposals[~twins], scores[~twins]
+    return proposals, scores
+
+
+def fallback_windows(num_steps: int) -> Tensor:
+    """Sliding windows of lengths 1/32 of the video to all of it, 1.3 times longer each.
+
+    Each moves by a third of its length.
+
+    Returns:
+        float32 ``[M, 2]`` in steps.
+    """
+    return sliding_windows(num_steps, geometric_lengths(max(1, num_steps // 32), num_steps))
+
+
+def propose(
+    source: Protocol | FeatureStore,
+    classifier: ActionnessClassifier,
+    out: str | Path,
+    *,
+    config: TagConfig = PAPER,
+    show_progress: bool = False,
+) -> list[ProposalRecord]:
+    """Make the proposals of every video and write them as a list (section 5.2.1).
+
+    The list has the layout released with yjxiong/action-detection: times are shares of the whole
+    video, best proposals first. From a protocol it also names the ground truths, with classes
+    numbered from 1 in alphabetical order over all splits; from features alone it names none.
+    A video that cannot be read is left out with a warning.
+
+    Args:
+        source: A protocol, whose videos of every split are taken, or a feature file.
+        classifier: Trained on the same features.
+        out: The text file to write.
+        config: Settings of the grouping.
+        show_progress: Show a progress bar.
+
+    Returns:
+        What was written, sorted by video id.
+
+    Raises:
+        FeatureError: The features have another width than the classifier was trained on.
+        ProposalError: No video could be used.
+        OutputError: The file cannot be written; what was there is intact.
+    """
+    if isinstance(source, Protocol):
+        features, truths = source.features, _truths(source)
+    else:
+        features, truths = source, {video_id: [] for video_id in source.ids}
+    if features.dim != classifier.in_channels:
+        raise FeatureError(
+            f"the features are {features.dim} wide, the actionness classifier wants "
+            f"{classifier.in_channels}: train it on the same features"
+        )
+    records = []
+    for video_id in tqdm(sorted(truths), desc="Proposals", unit="video", disable=not show_progress):
+        try:
+            steps = features.read(video_id)
+        except FeatureError as error:
+            warnings.warn(f"left out: {error}", stacklevel=2)
+            continue
+        proposals, _ = tag_proposals(classifier, steps, config, name=video_id)
+        records.append(describe(video_id, proposals, len(steps), truths[video_id]))
+    if not records:
+        raise ProposalError("no video could be used, so no list was written", file=out)
+    write_proposal_list(out, records)
+    return records
+
+
+def describe(
+    video_id: str,
+    proposals: Tensor,
+    num_steps: int,
+    truths: Iterable[tuple[int, int, int]] = (),
+) -> ProposalRecord:
+    """Put proposals beside the ground truths of their video, as the released lists do.
+
+    Args:
+        video_id: Its id.
+        proposals: ``[M, 2]`` in steps.
+        num_steps: Steps of the whole video.
+        truths: ``(class number, start, end)``, in steps.
+
+    Returns:
+        A record in shares of the video. Each proposal carries the class of the ground truth of
+        largest tIoU (0 where none overlaps), that tIoU, and the share of it inside that truth.
+
+    Example:
+        >>> record = describe("v", torch.tensor([[0.0, 4.0], [8.0, 10.0]]), 10, [(3, 2, 4)])
+        >>> record.labels.tolist(), record.overlaps.tolist(), record.moments.tolist()
+        ([3, 0], [[0.5, 0.5], [0.0, 0.0]], [[0.0, 0.4], [0.8, 1.0]])
+    """
+    table = torch.tensor(sorted(set(truths)), dtype=torch.float64).reshape(-1, 3)
+    found = proposals.double()
+    labels = torch.zeros(len(found), dtype=torch.long)
+    overlaps = torch.zeros(len(found), 2, dtype=torch.float64)
+    if len(table):
+        best, which = tiou(found[:, None], table[None, :, 1:]).max(dim=1)
+        nearest = table[which]
+        shared = torch.minimum(found[:, 1], nearest[:, 2]) - torch.maximum(
+            found[:, 0], nearest[:, 1]
+        )
+        share = shared.clamp(min=0) / (found[:, 1] - found[:, 0])
+        overlaps = torch.stack([best, share], dim=1)
+        labels = torch.where(best > 0, nearest[:, 0], 0.0).long()
+    return ProposalRecord(
+        video_id=video_id,
+        labels=labels.numpy(),
+        moments=found.numpy() / num_steps,
+        overlaps=overlaps.numpy(),
+        truth_labels=table[:, 0].numpy().astype(np.int64),
+        truths=table[:, 1:].numpy() / num_steps,
+    )
+
+
+def _truths(protocol: Protocol) -> dict[str, list[tuple[int, int, int]]]:
+    """Ground truths of every video of a protocol, in steps, with numbered classes."""
+    items = [item for split in protocol.splits.values() for item in split]
+    number = {label: i for i, label in enumerate(sorted({item.label for item in items}), start=1)}
+    truths: dict[str, list[tuple[int, int, int]]] = {}
+    for item in items:
+        known = truths.setdefault(item.video_id, [])
+        known += [(number[item.label], *moment) for moment in item.moments]
+    return truths

@@ -6,9 +6,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from relocal_pyg.search.building import add_videos, build_index
-    from relocal_pyg.search.index import Hit, SearchIndex
-    from relocal_pyg.search.judging import judge_hits
+    from relocal_pyg.search.index import Hit, SearchIndex, add_videos, build_index, judge_hits
     from relocal_pyg.search.scorer import PairScorer
     from relocal_pyg.search.shards import score_shard, score_shards
 
@@ -16,9 +14,9 @@ _WHERE = {
     "Hit": "index",
     "PairScorer": "scorer",
     "SearchIndex": "index",
-    "add_videos": "building",
-    "build_index": "building",
-    "judge_hits": "judging",
+    "add_videos": "index",
+    "build_index": "index",
+    "judge_hits": "index",
     "score_shard": "shards",
     "score_shards": "shards",
 }

@@ -14,8 +14,7 @@ from relocal_pyg.errors import UsageError
 from relocal_pyg.models.base import Relocalizer
 from relocal_pyg.models.multi_graph import MultiGraphRelocalizer
 from relocal_pyg.moments import decode_offsets
-from relocal_pyg.search.pooling import AdaptedPooling, CentredPooling, Pooling
-from relocal_pyg.search.scorer import PairScorer
+from relocal_pyg.search.scorer import AdaptedPooling, CentredPooling, PairScorer, Pooling
 
 
 class Engine(Protocol):

@@ -1,9 +1,9 @@
-"""Many videos on disk, one query: which moments of which videos mean the same."""
+"""Probabilities for the answers of an index."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -12,14 +12,137 @@ import torch
 from numpy.typing import ArrayLike
 from torch import Tensor
 
-from relocal_pyg.errors import FeatureError
-from relocal_pyg.models.base import Relocalizer, as_features
+from relocal_pyg.data.proposals import default_proposals, geometric_lengths, sliding_windows
+from relocal_pyg.errors import FeatureError, UsageError
+from relocal_pyg.io.read import id_problem
+from relocal_pyg.models.base import Relocalizer, as_features, as_proposals
 from relocal_pyg.models.refining import ROUNDS, finer_windows
-from relocal_pyg.moments import decode_offsets, nms
+from relocal_pyg.moments import Moment, decode_offsets, nms
 from relocal_pyg.search.engines import engine_of, fingerprint
 from relocal_pyg.search.first_stage import FirstStage
-from relocal_pyg.search.shard_files import Shard
-from relocal_pyg.search.shard_list import ShardList
+from relocal_pyg.search.index_files import Shard, ShardList, VideoEntry, write_shard
+
+#: A shard is written when its videos take so many bytes: bounds the memory of building.
+SHARD_BYTES = 128 * 2**20
+
+Videos = Iterable[tuple[str, ArrayLike, float]]
+
+
+def index_proposals(num_steps: int) -> Tensor:
+    """Windows of 4 steps to half the video, each about 1.5 times the last, at thirds of a length.
+
+    The length of a query is not known when a video is indexed.
+
+    Args:
+        num_steps: Steps of the video.
+
+    Returns:
+        ``[M, 2]`` in steps.
+    """
+    longest = max(4, num_steps // 2)
+    return sliding_windows(num_steps, geometric_lengths(4, longest, 1.5))
+
+
+def build_index(
+    folder: str | Path,
+    model: Relocalizer,
+    videos: Videos,
+    *,
+    proposals: Callable[[int], Tensor] = index_proposals,
+    state_dtype: torch.dtype = torch.bfloat16,
+) -> int:
+    """Make a search index, a shard at a time: memory does not grow with the number of videos.
+
+    Args:
+        folder: Where to write; must not hold an index.
+        model: The network, or a system without training; the index serves this model alone.
+        videos: ``(id, features [n, F], seconds per step)`` of each video; read once, one by one.
+        proposals: From the number of steps of a video to candidates ``[M, 2]`` in steps.
+        state_dtype: How the states of proposals are kept, where the model has any to keep.
+
+    Returns:
+        How many videos were added.
+
+    Raises:
+        UsageError: The folder holds an index, or an id is unusable or comes twice.
+        FeatureError: Features are unusable or differ in width.
+        OutputError: The folder cannot be written.
+    """
+    folder = Path(folder)
+    if ShardList.exists(folder):
+        raise UsageError(f"{folder} holds an index: add to it, or choose another folder")
+    kept = str(state_dtype).removeprefix("torch.")
+    ShardList(fingerprint(model), model.title, kept).save(folder)
+    return add_videos(folder, model, videos, proposals=proposals)
+
+
+def add_videos(
+    folder: str | Path,
+    model: Relocalizer,
+    videos: Videos,
+    *,
+    proposals: Callable[[int], Tensor] = index_proposals,
+) -> int:
+    """Add videos to an index; arguments, result and errors as in :func:`build_index`.
+
+    A shard counts once it is complete: after a kill the index holds what it held, and whole shards.
+
+    Raises:
+        SearchIndexError: No index there, damaged, or made with another model.
+    """
+    folder = Path(folder)
+    listed = ShardList.load(folder, fingerprint(model))
+    engine = engine_of(model, torch.float32)
+    state_dtype = getattr(torch, listed.state_dtype)
+    known = {name for shard in listed.shards for name in shard.ids}
+    entries: list[VideoEntry] = []
+    added = waiting = 0
+
+    def flush() -> None:
+        name = f"shard-{len(listed.shards):05d}"
+        listed.shards.append(write_shard(folder / name, entries, listed.fingerprint))
+        listed.save(folder)
+        entries.clear()
+
+    for video_id, array, seconds_per_step in videos:
+        fault = id_problem(video_id)
+        if fault is None and video_id in known:
+            fault = "is in the index already"
+        if fault is not None:
+            raise UsageError(fault, record=video_id)
+        known.add(video_id)
+        features = as_features(array, video_id)
+        if listed.channels not in (0, features.shape[1]):
+            raise FeatureError(
+                f"has {features.shape[1]} channels, the index {listed.channels}",
+                record=video_id,
+            )
+        listed.channels = features.shape[1]
+        windows = as_proposals(proposals(len(features)))
+        states, lengths = engine.encode(features, windows)
+        vectors, shifts = engine.pooling.pool(features, windows)
+        entries.append(
+            VideoEntry(
+                video_id,
+                float(seconds_per_step),
+                features,
+                features.mean(dim=0, keepdim=True),
+                windows,
+                lengths.int(),
+                vectors.half(),
+                shifts,
+                states.to(state_dtype),
+            )
+        )
+        added += 1
+        waiting += entries[-1].num_bytes
+        if waiting >= SHARD_BYTES:
+            flush()
+            waiting = 0
+    if entries:
+        flush()
+    return added
+
 
 #: Encoded proposals read and scored at once.
 BLOCK = 512
@@ -122,10 +245,10 @@ class SearchIndex:
             query: Features of the clip, ``[m, F]``.
             top_k: How many moments at most.
             first_stage: ``"scan"``: score every proposal by the training-free matcher, or by a
-                quadratic that stands for a network that compares steps
-                (:mod:`relocal_pyg.search.surrogate`), in one pass over the pooled vectors, and look
-                at the best with the model; ``"faiss"``: find them with an approximate
-                nearest-neighbour index; None: look at every proposal with the model.
+                quadratic that stands for a network that compares steps (``search.first_stage``), in
+                one pass over the pooled vectors, and look at the best with the model; ``"faiss"``:
+                find them with an approximate nearest-neighbour index; None: look at every proposal
+                with the model.
             candidates: How many proposals the model looks at after a first stage; then it looks at
                 as many others of the videos that gave the best answers.
             nms_threshold: Of two answers of one video with a larger tIoU only the better is given.
@@ -298,3 +421,45 @@ class SearchIndex:
 def _places(hits: Sequence[Hit]) -> set[tuple[str, float, float]]:
     """Where hits lie, without the last bits that depend on what else was in a batch."""
     return {(hit.video_id, round(hit.start, 2), round(hit.end, 2)) for hit in hits}
+
+
+#: Windows of a hit's video that its probability is made of.
+JUDGED_WINDOWS = 500
+
+
+def judge_hits(
+    hits: list[Hit],
+    index: SearchIndex,
+    model: Relocalizer,
+    query: Tensor,
+    query_video: Tensor | None = None,
+) -> list[Hit]:
+    """Hits with their probabilities; as they are where the model is not calibrated.
+
+    The facts of a hit are those of its own video, over as many windows as a glance takes.
+
+    Args:
+        hits: Answers of the index, in any order, which is kept.
+        index: The index.
+        model: The model that it was opened with.
+        query: ``[m, F]``.
+        query_video: ``[v, F]`` or None.
+    """
+    if model.calibration is None:
+        return hits
+    places = {
+        name: (shard, number) for shard in index.shards for number, name in enumerate(shard.ids)
+    }
+    judged: dict[Hit, Hit] = {}
+    for video_id in dict.fromkeys(hit.video_id for hit in hits):
+        shard, number = places[video_id]
+        features = shard.rows("features", *shard.first_step[number : number + 2])
+        windows = default_proposals(len(features), len(query), limit=JUDGED_WINDOWS)
+        ranking = model.rank(query, features, windows, query_video=query_video)
+        own = [hit for hit in hits if hit.video_id == video_id]
+        moments = [Moment(hit.start, hit.end, hit.score) for hit in own]
+        step = float(shard.seconds_per_step[number])
+        found = model.judge(ranking, moments, query, features, query_video, step)
+        for hit, moment in zip(own, found, strict=True):
+            judged[hit] = replace(hit, probability=moment.probability, presence=moment.presence)
+    return [judged[hit] for hit in hits]

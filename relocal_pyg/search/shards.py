@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from relocal_pyg.errors import RunError, UsageError
-from relocal_pyg.storage import replace_file
+from relocal_pyg.io.write import replace_file
 
 
 @dataclass(frozen=True)

@@ -6,12 +6,12 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from relocal_pyg.training.engine import FitResult, fit
+    from relocal_pyg.training.loop import FitResult, fit
     from relocal_pyg.training.presets import PAPER, PRESETS, RECOMMENDED, Preset, TrainingConfig
 
 _WHERE = {
-    "FitResult": "engine",
-    "fit": "engine",
+    "FitResult": "loop",
+    "fit": "loop",
     "PAPER": "presets",
     "PRESETS": "presets",
     "RECOMMENDED": "presets",

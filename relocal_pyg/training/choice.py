@@ -5,12 +5,12 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from relocal_pyg.data.items import Protocol
 from relocal_pyg.data.pairs import PairList
-from relocal_pyg.datasets.protocol import Protocol
 from relocal_pyg.errors import CheckpointError
-from relocal_pyg.models.contrast import ContrastMatcher
-from relocal_pyg.reading import read_json
-from relocal_pyg.storage import write_json
+from relocal_pyg.io.read import read_json
+from relocal_pyg.io.write import write_json
+from relocal_pyg.models.matchers import ContrastMatcher
 from relocal_pyg.training.validation import validate
 
 _FILE = "choice.json"

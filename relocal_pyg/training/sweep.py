@@ -9,20 +9,20 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Literal
 
-from relocal_pyg.datasets.protocol import Protocol
+from relocal_pyg.data.items import Protocol
 from relocal_pyg.errors import CheckpointError
-from relocal_pyg.models.aft_srm import AFTSRM
+from relocal_pyg.io.read import read_json
+from relocal_pyg.io.seeding import seed_torch
+from relocal_pyg.io.write import write_json
 from relocal_pyg.models.base import TrainableRelocalizer
+from relocal_pyg.models.baselines.aft_srm import AFTSRM
+from relocal_pyg.models.baselines.cross_gated import CrossGated
+from relocal_pyg.models.baselines.sst import SST
+from relocal_pyg.models.baselines.video_level import VideoLevel
 from relocal_pyg.models.checkpoint import load_model
-from relocal_pyg.models.cross_gated import CrossGated
 from relocal_pyg.models.multi_graph import MultiGraphRelocalizer
 from relocal_pyg.models.network_config import NetworkConfig
-from relocal_pyg.models.sst import SST
-from relocal_pyg.models.video_level import VideoLevel
-from relocal_pyg.reading import read_json
-from relocal_pyg.seeding import seed_torch
-from relocal_pyg.storage import write_json
-from relocal_pyg.training.engine import fit
+from relocal_pyg.training.loop import fit
 from relocal_pyg.training.presets import PAPER, Preset, TrainingConfig
 
 #: Adam at 1e-3 with gradients clipped at 5, which the public code of the baselines uses.

@@ -8,8 +8,8 @@ from typing import cast
 import torch
 from lightning_fabric import Fabric
 
+from relocal_pyg.data.items import Protocol
 from relocal_pyg.data.pairs import PairList
-from relocal_pyg.datasets.protocol import Protocol
 from relocal_pyg.models.base import Relocalizer
 from relocal_pyg.moments import clip_moments, tiou
 

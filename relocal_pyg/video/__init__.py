@@ -12,49 +12,53 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from relocal_pyg.video.backbones import Backbone, EfficientNetLite0, FunctionBackbone
     from relocal_pyg.video.c3d import C3D
-    from relocal_pyg.video.cache import FeatureCache, VideoFeatures
     from relocal_pyg.video.cut import cut_clip
-    from relocal_pyg.video.dataset import features_from_videos
     from relocal_pyg.video.decode import VideoInfo, VideoWarning, frames, probe
-    from relocal_pyg.video.extract import extract_video, progress_bar, sampling_rate
+    from relocal_pyg.video.extract import (
+        FeatureCache,
+        VideoFeatures,
+        extract_video,
+        progress_bar,
+        sampling_rate,
+    )
+    from relocal_pyg.video.find import Found, VideoQuery, find_moments
     from relocal_pyg.video.folder import (
         Extraction,
         extract_folder,
+        features_from_videos,
         find_videos,
         read_times,
         video_id,
     )
-    from relocal_pyg.video.index_search import FoundVideos, find_in_index
-    from relocal_pyg.video.indexing import IndexedVideos, index_features
+    from relocal_pyg.video.index import FoundVideos, IndexedVideos, find_in_index, index_features
     from relocal_pyg.video.page import write_found_page
     from relocal_pyg.video.pca import PCA, fit_pca
-    from relocal_pyg.video.search import Found, VideoQuery, find_moments
 
 _WHERE = {
     "Backbone": "backbones",
     "C3D": "c3d",
     "EfficientNetLite0": "backbones",
     "Extraction": "folder",
-    "FeatureCache": "cache",
-    "Found": "search",
-    "FoundVideos": "index_search",
+    "FeatureCache": "extract",
+    "Found": "find",
+    "FoundVideos": "index",
     "FunctionBackbone": "backbones",
-    "IndexedVideos": "indexing",
+    "IndexedVideos": "index",
     "PCA": "pca",
-    "VideoFeatures": "cache",
+    "VideoFeatures": "extract",
     "VideoInfo": "decode",
-    "VideoQuery": "search",
+    "VideoQuery": "find",
     "VideoWarning": "decode",
     "cut_clip": "cut",
     "extract_folder": "folder",
     "extract_video": "extract",
-    "features_from_videos": "dataset",
-    "find_in_index": "index_search",
-    "find_moments": "search",
+    "features_from_videos": "folder",
+    "find_in_index": "index",
+    "find_moments": "find",
     "find_videos": "folder",
     "fit_pca": "pca",
     "frames": "decode",
-    "index_features": "indexing",
+    "index_features": "index",
     "probe": "decode",
     "progress_bar": "extract",
     "read_times": "folder",

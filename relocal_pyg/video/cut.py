@@ -12,13 +12,14 @@ from typing import Any
 import numpy as np
 
 from relocal_pyg.errors import OutputError, UsageError, VideoError
-from relocal_pyg.storage import replace_file
-from relocal_pyg.video.decode import frames, probe
-from relocal_pyg.video.opening import (
+from relocal_pyg.io.write import replace_file
+from relocal_pyg.video.decode import (
     check_file,
     failures,
+    frames,
     import_av,
     open_video,
+    probe,
     reason,
     seek_before,
 )

@@ -10,7 +10,9 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +20,191 @@ import numpy as np
 from numpy.typing import NDArray
 
 from relocal_pyg.errors import UsageError, VideoError
-from relocal_pyg.video.opening import check_file, failures, open_video, reason, seek_before
-from relocal_pyg.video.picture import Orientation, to_rgb
+
+#: Containers that point at other files or addresses; a stranger's video must not open those.
+INDIRECT_FORMATS = frozenset(
+    [
+        *("concat", "dash", "hls", "imf", "lavfi", "rtp", "rtsp", "sap", "sdp", "tty", "vobsub"),
+        *("alsa", "fbdev", "kmsgrab", "oss", "video4linux2,v4l2", "webm_dash_manifest", "x11grab"),
+    ]
+)
+
+
+@contextmanager
+def open_video(path: str | Path) -> Iterator[tuple[Any, Any]]:
+    """Open a file and its first video stream, cover pictures aside.
+
+    Args:
+        path: The video file.
+
+    Yields:
+        The ``av`` container and stream.
+
+    Raises:
+        VideoError: Missing, empty, a directory, not a video, or without a video stream.
+        UsageError: PyAV is not installed.
+    """
+    av = import_av()
+    file = check_file(path)
+    options = {"protocol_whitelist": "file", "format_whitelist": _readable_formats()}
+    try:
+        # "file:" keeps a colon in the name from being read as a protocol; tags may be in any
+        # encoding and are of no use here.
+        container = av.open(f"file:{file}", metadata_errors="ignore", options=options)
+    except failures() as error:
+        raise VideoError(f"is not a video FFmpeg reads: {reason(error)}", file=path) from None
+    with container:
+        cover = av.stream.Disposition.attached_pic
+        streams = [s for s in container.streams.video if not s.disposition & cover]
+        if not streams:
+            raise VideoError("has no video stream", file=path)
+        stream = streams[0]
+        if stream.codec_context is None:
+            raise VideoError("its codec is not known to this FFmpeg", file=path)
+        # Without threads of its own the decoder is faster at small sizes and repeatable.
+        stream.thread_type = "NONE"
+        yield container, stream
+
+
+def seek_before(container: Any, stream: Any, seconds: float) -> bool:
+    """Go to the key frame at or before a time, counted from the start of the stream.
+
+    Some containers land elsewhere all the same: look at what comes.
+
+    Returns:
+        Whether the container could seek at all.
+    """
+    if stream.start_time is None:
+        return False
+    try:
+        # Half a millisecond more, so that rounding does not lead to the key frame before.
+        offset = stream.start_time + math.floor((seconds + 5e-4) / stream.time_base)
+        container.seek(offset, stream=stream, backward=True)
+    except failures():
+        return False
+    return True
+
+
+def check_file(path: str | Path) -> Path:
+    """Give the absolute path of a file that exists, is no directory and is not empty.
+
+    Raises:
+        VideoError: It is not such a file.
+    """
+    file = Path(path)
+    try:
+        if file.is_dir():
+            raise VideoError("is a directory, a video file wanted", file=path)
+        if not file.exists():
+            raise VideoError("no such file", file=path)
+        if file.stat().st_size == 0:
+            raise VideoError("is empty", file=path)
+    except (OSError, ValueError) as error:
+        raise VideoError(f"cannot be opened: {reason(error)}", file=path) from None
+    return file.absolute()
+
+
+@cache
+def failures() -> tuple[type[Exception], ...]:
+    """What PyAV raises on bad files; its own errors share no base with the built-in ones."""
+    return (import_av().FFmpegError, OSError, ValueError, LookupError, OverflowError)
+
+
+def reason(error: BaseException) -> str:
+    """The words of an error, without the numbers and the path FFmpeg adds."""
+    return str(getattr(error, "strerror", None) or error or type(error).__name__)
+
+
+def import_av() -> Any:
+    """Give the ``av`` module.
+
+    Raises:
+        UsageError: PyAV is not installed.
+    """
+    try:
+        import av
+    except ImportError:
+        raise UsageError("reading videos needs PyAV: pip install 'relocal_pyg[video]'") from None
+    return av
+
+
+@cache
+def _readable_formats() -> str:
+    return ",".join(sorted(import_av().formats_available - INDIRECT_FORMATS))
+
+
+#: Frames larger than this many pixels are refused: a forged header must not take the memory.
+MAX_PIXELS = 8192 * 8192
+
+
+class Orientation:
+    """How a video's pictures are turned and mirrored, as its first frame says.
+
+    The display matrix belongs to the stream. It is read once also because a frame asked for its
+    side data lives on until the garbage collector runs: asking every frame took 200 MB.
+
+    Args:
+        frame: An ``av.VideoFrame``.
+
+    Attributes:
+        swaps_axes: Whether width and height change places.
+    """
+
+    def __init__(self, frame: Any) -> None:
+        self._matrix = 1, 0, 0, 1
+        data = frame.side_data.get("DISPLAYMATRIX")
+        if data is not None:
+            # Nine 32-bit numbers, row by row; the upper left 2 x 2 turns and mirrors.
+            a, b, _, c, d = (int(cell) for cell in np.frombuffer(bytes(data), dtype=np.int32)[:5])
+            self._matrix = a, b, c, d
+        a, b, c, d = self._matrix
+        self.swaps_axes = abs(b) + abs(c) > abs(a) + abs(d)
+
+    @property
+    def rotation(self) -> int:
+        """Clockwise degrees (0, 90, 180, 270) by which a player turns the stored picture."""
+        a, b, c, d = self._matrix
+        if a * d - b * c < 0:  # mirrored: the turn that follows the mirroring
+            a, b = -a, -b
+        return round(math.degrees(math.atan2(b, a)) / 90) * 90 % 360
+
+    def apply(self, stored: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        """Turn and mirror a stored picture ``[H, W, 3]``; the result is contiguous."""
+        a, b, c, d = self._matrix
+        # The stored pixel (x, y) is shown at (a x + c y, b x + d y), y pointing down.
+        if self.swaps_axes:
+            stored = stored.transpose(1, 0, 2)
+            flip_x, flip_y = c < 0, b < 0
+        else:
+            flip_x, flip_y = a < 0, d < 0
+        return np.ascontiguousarray(stored[:: -1 if flip_y else 1, :: -1 if flip_x else 1])
+
+
+def to_rgb(
+    frame: Any, orientation: Orientation, size: tuple[int, int] | None = None
+) -> NDArray[np.uint8]:
+    """Scale and convert a frame, then turn it.
+
+    Args:
+        frame: An ``av.VideoFrame``.
+        orientation: Of its video.
+        size: Height and width after turning; the displayed size where None.
+
+    Returns:
+        RGB uint8 ``[height, width, 3]``, contiguous and owned by the caller.
+
+    Raises:
+        ValueError: The frame is larger than :data:`MAX_PIXELS`.
+    """
+    if frame.width * frame.height > MAX_PIXELS:
+        raise ValueError(f"{frame.width} x {frame.height} pixels are too many")
+    # FFmpeg smooths before it shrinks; bicubic keeps more detail than its default, bilinear.
+    wanted: dict[str, Any] = {"interpolation": "BICUBIC"}
+    if size is not None:
+        height, width = reversed(size) if orientation.swaps_axes else size
+        wanted |= {"width": width, "height": height}
+    return orientation.apply(frame.to_ndarray(format="rgb24", **wanted))
+
 
 # Some containers (Matroska) keep whole milliseconds: a frame due at .1667 s is stamped .167 s.
 _TOLERANCE = 1e-3

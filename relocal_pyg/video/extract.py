@@ -4,25 +4,260 @@ from __future__ import annotations
 
 import hashlib
 import json
+import tempfile
+import threading
 from array import array
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from tqdm import tqdm
 
-from relocal_pyg.errors import FeatureError, UsageError, VideoError
-from relocal_pyg.storage import sha256_file
+from relocal_pyg.errors import FeatureError, OutputError, UsageError, VideoError
+from relocal_pyg.io.write import replace_file, sha256_file
 from relocal_pyg.video.backbones import Backbone
-from relocal_pyg.video.cache import FeatureCache, VideoFeatures
-from relocal_pyg.video.decode import Shown, frames, probe, warn_of
-from relocal_pyg.video.opening import check_file
-from relocal_pyg.video.rows import RowFile, RowWriter
+from relocal_pyg.video.decode import Shown, check_file, frames, probe, warn_of
+
+#: Copies of one row written at once: a picture may stay on the screen for hours.
+_COPIES = 1024
+
+
+class RowFile:
+    """Float32 rows ``[n, F]`` in an open file.
+
+    A block is read, used and let go, so that memory does not grow with the number of rows. A mapped
+    tensor alone would not do: pages once looked at count as the memory of the process.
+
+    Args:
+        file: Open for reading; kept open.
+        offset: Byte at which the rows begin.
+        shape: Number of rows and of channels.
+    """
+
+    def __init__(self, file: BinaryIO, offset: int, shape: tuple[int, int]) -> None:
+        self._file = file
+        self._offset = offset
+        self._lock = threading.Lock()
+        self.shape = shape
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def split(self, size: int, /) -> Iterator[Tensor]:
+        """Give the rows in blocks of ``size``, the last one shorter, as ``torch.Tensor.split``.
+
+        Raises:
+            OSError: The file ends early or cannot be read.
+        """
+        count, width = self.shape
+        for first in range(0, count, size):
+            wanted = min(size, count - first)
+            with self._lock:
+                self._file.seek(self._offset + 4 * first * width)
+                block = np.fromfile(self._file, np.float32, wanted * width)
+            if block.size < wanted * width:
+                raise OSError("the file of feature rows ends early")
+            yield torch.from_numpy(block.reshape(wanted, width))
+
+    def tensor(self) -> Tensor:
+        """Map all rows: what is looked at is read from the file; changes stay in memory."""
+        mapped = np.memmap(self._file, np.float32, "c", self._offset, self.shape)
+        return torch.from_numpy(mapped)
+
+
+class RowWriter:
+    """Appends rows to a temporary file, which goes away with the last that uses it.
+
+    Args:
+        dim: Channels of a row.
+
+    Raises:
+        OutputError: The temporary folder cannot be written.
+    """
+
+    def __init__(self, dim: int) -> None:
+        self._dim = dim
+        self._count = 0
+        try:
+            self._file = tempfile.TemporaryFile()  # noqa: SIM115 (lives as long as the rows)
+        except OSError as error:
+            raise self._cannot(error) from None
+
+    def add(self, rows: Tensor, repeats: list[int]) -> None:
+        """Append each row of ``[b, F]`` as many times as ``repeats`` says.
+
+        Raises:
+            OutputError: The disk is full.
+        """
+        try:
+            for row, times in zip(rows.numpy(), repeats, strict=True):
+                for first in range(0, times, _COPIES):
+                    self._file.write(row.tobytes() * min(_COPIES, times - first))
+        except OSError as error:
+            raise self._cannot(error) from None
+        self._count += sum(repeats)
+
+    def finish(self) -> RowFile:
+        """Give what was written.
+
+        Raises:
+            OutputError: The disk is full.
+        """
+        try:
+            self._file.flush()
+        except OSError as error:
+            raise self._cannot(error) from None
+        return RowFile(self._file, 0, (self._count, self._dim))
+
+    @staticmethod
+    def _cannot(error: OSError) -> OutputError:
+        return OutputError(
+            f"feature rows cannot be kept ({error.strerror}): set TMPDIR to a folder with space",
+            file=tempfile.gettempdir(),
+        )
+
+
+#: Rows read or written at once.
+BLOCK = 512
+
+
+@dataclass(frozen=True)
+class VideoFeatures:
+    """Features of one video.
+
+    Attributes:
+        features: float32 ``[n, F]``, mapped from a file where ``rows`` is given: at 1,280 channels
+            5 KiB a step, so an hour at 3.125 Hz is 58 MB once all of it is looked at.
+        times: float64 ``[n]``, seconds at which the (first) frame of each step appears.
+        seconds_per_step: Step k stands for ``[k, k + 1) * seconds_per_step`` seconds.
+        duration: Seconds that could be decoded.
+        digest: SHA-256 of the file's bytes and the settings together.
+        settings: What the features were made with, plain values.
+        problems: Damage met on the way, one line each.
+        reused: Read from a :class:`FeatureCache`, not computed now.
+        rows: The file that the features are mapped from.
+    """
+
+    features: Tensor
+    times: Tensor
+    seconds_per_step: float
+    duration: float
+    digest: str
+    settings: dict[str, Any]
+    problems: tuple[str, ...] = ()
+    reused: bool = False
+    rows: RowFile | None = field(default=None, repr=False, compare=False)
+
+    @property
+    def blocks(self) -> RowFile | Tensor:
+        """The features, to be taken in blocks with ``split``: without all of them in memory."""
+        return self.features if self.rows is None else self.rows
+
+
+class FeatureCache:
+    """Features that need not be computed again, one safetensors file a video.
+
+    A file is written all or nothing and carries a checksum: what was interrupted or damaged is not
+    found, and extracted again.
+
+    Args:
+        folder: Made where it does not exist.
+
+    Raises:
+        OutputError: The folder cannot be made.
+    """
+
+    def __init__(self, folder: str | Path) -> None:
+        self.folder = Path(folder)
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise OutputError(f"cannot be made ({error.strerror})", file=folder) from None
+        self._locks: dict[str, threading.Lock] = {}
+
+    def lock(self, digest: str) -> threading.Lock:
+        """Held by the thread that computes a digest, so that another waits and finds it done."""
+        return self._locks.setdefault(digest, threading.Lock())
+
+    def get(self, digest: str) -> VideoFeatures | None:
+        """Give what was stored under a digest, or None where nothing whole is there."""
+        try:
+            with safe_open(self._file(digest), framework="pt") as stored:
+                content = json.loads((stored.metadata() or {})["content"])
+                times = stored.get_tensor("times")
+            rows = _open_rows(self._file(digest))
+            if content.pop("checksum") != _checksum(rows, times, content):
+                return None
+            content["problems"] = tuple(content["problems"])
+            return VideoFeatures(rows.tensor(), times, **content, reused=True, rows=rows)
+        except (OSError, SafetensorError, ValueError, KeyError, TypeError):
+            return None
+
+    def put(self, video: VideoFeatures) -> None:
+        """Store features under their digest.
+
+        Raises:
+            OutputError: The file cannot be written.
+        """
+        content: dict[str, Any] = {
+            "seconds_per_step": video.seconds_per_step,
+            "duration": video.duration,
+            "digest": video.digest,
+            "settings": video.settings,
+            "problems": list(video.problems),
+        }
+        content["checksum"] = _checksum(video.blocks, video.times, content)
+        with replace_file(self._file(video.digest)) as temporary, temporary.open("wb") as file:
+            file.write(_header(video, {"content": json.dumps(content)}))
+            file.write(video.times.numpy().tobytes())
+            for block in video.blocks.split(BLOCK):
+                file.write(block.numpy().tobytes())
+
+    def _file(self, digest: str) -> Path:
+        return self.folder / f"{digest}.safetensors"
+
+
+def _header(video: VideoFeatures, metadata: dict[str, str]) -> bytes:
+    """Beginning of a safetensors file: its own writer wants every tensor in memory, twice."""
+    shape = list(video.features.shape)
+    middle, end = 8 * shape[0], 8 * shape[0] + 4 * shape[0] * shape[1]
+    header = {
+        "__metadata__": metadata,
+        "times": {"dtype": "F64", "shape": shape[:1], "data_offsets": [0, middle]},
+        "features": {"dtype": "F32", "shape": shape, "data_offsets": [middle, end]},
+    }
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text
+
+
+def _open_rows(path: Path) -> RowFile:
+    """The features in a safetensors file whose header was found to be sound."""
+    file = path.open("rb")
+    length = int.from_bytes(file.read(8), "little")
+    entry = json.loads(file.read(length))["features"]
+    count, width = entry["shape"]
+    if entry["dtype"] != "F32":
+        raise ValueError("features are kept as float32")
+    return RowFile(file, 8 + length + entry["data_offsets"][0], (count, width))
+
+
+def _checksum(features: RowFile | Tensor, times: Tensor, content: dict[str, Any]) -> str:
+    digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode())
+    digest.update(f"features torch.float32 {list(features.shape)}".encode())
+    for block in features.split(BLOCK):
+        digest.update(block.numpy().tobytes())
+    digest.update(f"times {times.dtype} {list(times.shape)}".encode())
+    digest.update(times.numpy().tobytes())
+    return digest.hexdigest()
+
 
 #: Frames per second where no query says how long a moment is: 3 or more steps in every second.
 DEFAULT_RATE_HZ = 3.125

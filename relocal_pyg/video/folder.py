@@ -1,4 +1,4 @@
-"""From many video files to one feature file, resumable."""
+"""From annotated video files to what a protocol of one's own is made of."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, field
 from pathlib import Path
+from statistics import median
 
 import h5py
 import numpy as np
@@ -16,15 +17,19 @@ from numpy.typing import NDArray
 from torch import Tensor
 from tqdm import tqdm
 
-from relocal_pyg.data.features import write_features
-from relocal_pyg.data.hdf5 import H5_ERRORS, MAX_BYTES, checked_dataset, open_features
-from relocal_pyg.data.quarantine import Quarantine
-from relocal_pyg.errors import FeatureError, UsageError, VideoError
-from relocal_pyg.storage import replace_file
+from relocal_pyg.data.annotations import Quarantine, read_annotations
+from relocal_pyg.data.features import (
+    H5_ERRORS,
+    MAX_BYTES,
+    checked_dataset,
+    open_features,
+    write_features,
+)
+from relocal_pyg.errors import AnnotationError, FeatureError, UsageError, VideoError
+from relocal_pyg.io.write import replace_file
 from relocal_pyg.video.backbones import Backbone
-from relocal_pyg.video.cache import FeatureCache
 from relocal_pyg.video.decode import warn_of
-from relocal_pyg.video.extract import Progress, extract_video
+from relocal_pyg.video.extract import FeatureCache, Progress, extract_video, sampling_rate
 
 #: Files of a folder that are taken for videos; a file named by itself may have any suffix.
 VIDEO_SUFFIXES = (
@@ -284,3 +289,63 @@ def _assemble(output: str | Path, store: FeatureCache, digests: dict[str, str], 
 
 def _keep_quiet(problem: str) -> None:
     """Problems of a video are reported once, by the thread that collects."""
+
+
+def features_from_videos(
+    videos: str | Path,
+    annotations: str | Path,
+    output: str | Path,
+    backbone: Backbone,
+    rate_hz: float | None = None,
+    *,
+    workers: int = 1,
+    background: str | None = "background",
+    quarantine: Quarantine | None = None,
+    key: str = "c3d_features",
+) -> tuple[Extraction, float]:
+    """Extract the features of the annotated videos of a folder, resumable.
+
+    Args:
+        videos: A folder of video files.
+        annotations: ActivityNet-style JSON or CSV; ids are names of files without their suffix.
+        output: The HDF5 file to write; finished videos wait in ``<output>.cache``.
+        backbone: See :class:`relocal_pyg.video.backbones.Backbone`.
+        rate_hz: Frames per second; where None, what
+            :func:`relocal_pyg.video.extract.sampling_rate` gives for half the median action, so
+            that short actions keep steps too (a clip network: 25, so that every step is as long).
+        workers: Videos at a time.
+        background: Label that is no action.
+        quarantine: Collects videos that cannot be used.
+        key: Name of the feature array.
+
+    Returns:
+        What was extracted, and the duration of a step in seconds.
+
+    Raises:
+        AnnotationError: The annotations cannot be used, or name no file of the folder.
+        VideoError: No video could be used.
+        UsageError: No videos, or two with one id.
+    """
+    # What is wrong with annotations is reported where the protocol reads them.
+    annotated = read_annotations(annotations, quarantine=Quarantine())
+    files = find_videos(videos)
+    wanted = [file for name, file in files.items() if name in annotated]
+    if not wanted:
+        raise AnnotationError(
+            f"names no video of {videos}: an id is a file's name without its suffix, such as "
+            f"{next(iter(files))!r}",
+            file=annotations,
+        )
+    if rate_hz is None:
+        lengths = [
+            segment.end - segment.start
+            for video in annotated.values()
+            for segment in video.segments
+            if segment.label != background
+        ]
+        clips = backbone.clip_frames > 1
+        rate_hz = 25.0 if clips or not lengths else sampling_rate(median(lengths) / 2)
+    done = extract_folder(
+        wanted, output, backbone, rate_hz, workers=workers, quarantine=quarantine, key=key
+    )
+    return done, backbone.clip_stride / rate_hz

@@ -8,7 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from relocal_pyg.storage import replace_file, write_json
+from relocal_pyg.io.write import replace_file, write_json
 
 if TYPE_CHECKING:
     from relocal_pyg.moments import Moment

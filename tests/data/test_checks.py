@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 
 from relocal_pyg.data import check_dataset, write_features
-from relocal_pyg.data.hdf5 import Record, scan
-from relocal_pyg.data.probe import main, probe_features
+from relocal_pyg.data.checks import main, probe_features
+from relocal_pyg.data.features import Record, scan
 from relocal_pyg.errors import AnnotationError, FeatureError
 
 

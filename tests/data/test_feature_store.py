@@ -17,9 +17,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.utils.data import DataLoader, Dataset
 
-import relocal_pyg.data.hdf5 as hdf5
+import relocal_pyg.data.features as hdf5
 from relocal_pyg.data import FeatureStore, write_features
-from relocal_pyg.data.hdf5 import UnsafeFeatureError, scan
+from relocal_pyg.data.features import UnsafeFeatureError, scan
 from relocal_pyg.errors import FeatureError, OutputError, UsageError
 
 ARRAYS = {

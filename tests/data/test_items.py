@@ -7,9 +7,8 @@ import dataclasses
 import pytest
 import torch
 
-from relocal_pyg.data.items import Item, Pair
-from relocal_pyg.datasets.protocol import Protocol
-from relocal_pyg.proposals.sliding import sliding_windows
+from relocal_pyg.data.items import Item, Pair, Protocol
+from relocal_pyg.data.proposals import sliding_windows
 
 
 class Ramp:

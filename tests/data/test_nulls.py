@@ -6,14 +6,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from relocal_pyg.data.items import Item
-from relocal_pyg.data.nulls import make_null_pairs
-from relocal_pyg.data.pairs import PairList
+from relocal_pyg.data.items import Item, Protocol
+from relocal_pyg.data.pairs import PairList, make_null_pairs
+from relocal_pyg.data.proposals import default_proposals
 from relocal_pyg.datasets.custom import custom
-from relocal_pyg.datasets.protocol import Protocol
 from relocal_pyg.datasets.synthetic import SyntheticConfig, synthetic
 from relocal_pyg.errors import UsageError
-from relocal_pyg.proposals.sliding import default_proposals
 
 
 def item(number: int, video: str, label: str, moments: list[tuple[int, int]]) -> Item:

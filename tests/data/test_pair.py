@@ -14,7 +14,7 @@ from torch_geometric.explain import Explainer, GNNExplainer
 from torch_geometric.loader import DataLoader
 from torch_geometric.nn import HeteroConv
 
-from relocal_pyg.data.pair import PairData
+from relocal_pyg.data.pair_data import PairData
 from relocal_pyg.errors import FeatureError, UsageError
 from relocal_pyg.graph import PairGraph
 from relocal_pyg.nn import MultiGraphConv, SumConv

@@ -18,8 +18,8 @@ from relocal_pyg.data import (
     read_proposal_list,
     write_proposal_list,
 )
+from relocal_pyg.data.proposals import default_proposals, sliding_windows
 from relocal_pyg.errors import OutputError, ProposalError
-from relocal_pyg.proposals.sliding import default_proposals, sliding_windows
 
 LINES = (
     "# 1\nabc\n1\n1\n1\n7 0.1 0.4\n2\n7 0.5 1.0 0.1 0.25\n7 0.1 0.2 0.5 1.0\n"

@@ -11,7 +11,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from relocal_pyg.data.resample import resample, resample_positions, resample_windows
+from relocal_pyg.data.pair_data import resample, resample_positions, resample_windows
 from relocal_pyg.errors import FeatureError, ProposalError, UsageError
 
 

@@ -5,13 +5,18 @@ import pytest
 import torch
 from torch_geometric.loader import DataLoader
 
-from relocal_pyg.data.items import Item
-from relocal_pyg.data.lists import ListDataset, choose_proposals
-from relocal_pyg.data.triplets import PartnerSampler, TripletDataset, best_truths, whole_steps
-from relocal_pyg.datasets.protocol import Protocol
+from relocal_pyg.data.items import Item, Protocol
+from relocal_pyg.data.proposals import sliding_windows
+from relocal_pyg.data.samples import (
+    ListDataset,
+    PartnerSampler,
+    TripletDataset,
+    best_truths,
+    choose_proposals,
+    whole_steps,
+)
 from relocal_pyg.errors import AnnotationError
 from relocal_pyg.moments import decode_offsets, tiou
-from relocal_pyg.proposals.sliding import sliding_windows
 
 
 class CodedFeatures:

@@ -17,9 +17,10 @@ from relocal_pyg.data import Item, make_pairs, read_activitynet, write_features
 from relocal_pyg.data.annotations import Segment, Video
 from relocal_pyg.data.features import FeatureStore
 from relocal_pyg.datasets import anet12, anet_vrl
-from relocal_pyg.datasets.activitynet import anet12_items, anet_vrl_items
-from relocal_pyg.datasets.anet_vrl import (
+from relocal_pyg.datasets.activitynet import (
     VideoLength,
+    anet12_items,
+    anet_vrl_items,
     build_anet_vrl,
     merge_segments,
     read_anet_vrl,

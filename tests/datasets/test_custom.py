@@ -15,10 +15,10 @@ from relocal_pyg.data import Item, make_pairs, write_features
 from relocal_pyg.data.annotations import Segment, Video
 from relocal_pyg.data.checks import Quarantine
 from relocal_pyg.data.features import FeatureStore
+from relocal_pyg.data.items import Protocol
 from relocal_pyg.datasets import custom
 from relocal_pyg.datasets.building import all_items, split_names, tied_classes, video_items
 from relocal_pyg.datasets.custom import split_custom
-from relocal_pyg.datasets.protocol import Protocol
 from relocal_pyg.errors import AnnotationError, FeatureError, UsageError
 
 LABELS = ("background", "run", "jump", "wave", "bend")

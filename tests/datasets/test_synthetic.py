@@ -14,15 +14,17 @@ import pytest
 import torch
 
 from relocal_pyg.data.features import FeatureStore
-from relocal_pyg.data.items import Item
+from relocal_pyg.data.items import Item, Protocol
 from relocal_pyg.data.pairs import make_pairs
 from relocal_pyg.datasets.custom import custom
-from relocal_pyg.datasets.protocol import Protocol
 from relocal_pyg.datasets.simulation import (
     ANET_WORLD,
     BACKGROUND,
+    ActionClass,
     SimulatedFeatures,
     VideoPlan,
+    World,
+    WorldConfig,
     simulate_features,
     simulated_anet_vrl,
 )
@@ -33,9 +35,8 @@ from relocal_pyg.datasets.synthetic import (
     synthetic,
     write_synthetic,
 )
-from relocal_pyg.datasets.world import ActionClass, World, WorldConfig
 from relocal_pyg.errors import FeatureError, UsageError
-from relocal_pyg.models.contrast import ContrastMatcher
+from relocal_pyg.models.matchers import ContrastMatcher
 from relocal_pyg.moments import tiou
 
 #: A few videos, for tests that do not need the statistics of many.

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from relocal_pyg.data import Item, make_pairs, write_features
+from relocal_pyg.data.annotations import Video
 from relocal_pyg.data.checks import Quarantine
 from relocal_pyg.data.features import FeatureStore
-from relocal_pyg.data.videos import Video
 from relocal_pyg.datasets import thumos14
 from relocal_pyg.datasets.thumos14 import EXCLUDED, thumos14_items, thumos14_videos
 from relocal_pyg.errors import FeatureError

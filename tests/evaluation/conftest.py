@@ -6,9 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from relocal_pyg.data.items import Item, Pair
+from relocal_pyg.data.items import Item, Pair, Protocol
 from relocal_pyg.data.pairs import PairList
-from relocal_pyg.datasets.protocol import Protocol
 from relocal_pyg.models.base import Ranking, Relocalizer
 
 

@@ -8,7 +8,7 @@ import torch
 
 from relocal_pyg.errors import UsageError
 from relocal_pyg.evaluation import bootstrap_interval
-from relocal_pyg.evaluation.scores import Estimate, estimate_scores
+from relocal_pyg.evaluation.results import Estimate, estimate_scores
 
 
 def test_equals_a_loop_over_the_same_draws() -> None:

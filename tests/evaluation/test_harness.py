@@ -11,9 +11,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from relocal_pyg.data.items import Item
+from relocal_pyg.data.items import Item, Protocol
 from relocal_pyg.data.pairs import PairList, make_pairs
-from relocal_pyg.datasets.protocol import Protocol
 from relocal_pyg.errors import OutputError, RelocalError
 from relocal_pyg.evaluation import (
     Evaluation,
@@ -22,9 +21,9 @@ from relocal_pyg.evaluation import (
     environment,
     evaluate,
 )
-from relocal_pyg.evaluation.overlaps import above
+from relocal_pyg.evaluation.metrics import above
 from relocal_pyg.models.base import Ranking, TrainableRelocalizer
-from relocal_pyg.models.trivial import CentreHalf, WholeReference
+from relocal_pyg.models.matchers import CentreHalf, WholeReference
 
 
 class Noisy(TrainableRelocalizer):

@@ -12,13 +12,12 @@ import pytest
 import torch
 from torchmetrics.functional.classification import binary_auroc, binary_calibration_error
 
-from relocal_pyg.data.items import Pair
+from relocal_pyg.data.items import Pair, Protocol
 from relocal_pyg.data.pairs import PairList
-from relocal_pyg.datasets.protocol import Protocol
 from relocal_pyg.errors import RelocalError, UsageError
 from relocal_pyg.evaluation import Evaluation, compare, evaluate, to_json, to_latex, to_markdown
-from relocal_pyg.evaluation.bootstrap import auroc_interval
 from relocal_pyg.evaluation.presence import LENGTH, calibration_error
+from relocal_pyg.evaluation.statistics import auroc_interval
 from relocal_pyg.evaluation.tables import to_text
 from relocal_pyg.models.base import Ranking
 

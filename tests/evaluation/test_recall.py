@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from relocal_pyg.evaluation import average_recall, oracle
-from relocal_pyg.evaluation.recall import recall_by_budget
+from relocal_pyg.evaluation.metrics import recall_by_budget
 from relocal_pyg.moments import tiou
 
 

@@ -9,9 +9,8 @@ from typing import Any
 
 import pytest
 
-from relocal_pyg.data.items import Item, Pair
+from relocal_pyg.data.items import Item, Pair, Protocol
 from relocal_pyg.data.pairs import PairList
-from relocal_pyg.datasets.protocol import Protocol
 from relocal_pyg.errors import OutputError, UsageError
 from relocal_pyg.evaluation import Comparison, compare, evaluate, write_report
 from relocal_pyg.graph import PairGraph

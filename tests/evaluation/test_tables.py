@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 import torch
 
+from relocal_pyg.data.items import Protocol
 from relocal_pyg.data.pairs import PairList
-from relocal_pyg.datasets.protocol import Protocol
 from relocal_pyg.errors import UsageError
 from relocal_pyg.evaluation import (
     Comparison,
@@ -26,7 +26,7 @@ from relocal_pyg.evaluation import (
 )
 from relocal_pyg.evaluation.tables import COLUMNS
 from relocal_pyg.models.base import Ranking
-from relocal_pyg.models.trivial import Chance, WholeReference
+from relocal_pyg.models.matchers import Chance, WholeReference
 
 
 class Cells(HTMLParser):

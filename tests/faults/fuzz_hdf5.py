@@ -12,7 +12,7 @@ import numpy as np
 from mutations import mutate
 
 from relocal_pyg.data import FeatureStore
-from relocal_pyg.data.hdf5 import scan
+from relocal_pyg.data.features import scan
 from relocal_pyg.errors import FeatureError
 
 

@@ -20,8 +20,8 @@ import torch
 import torch.utils.tensorboard  # noqa: F401 - forked runs then find it imported
 
 from relocal_pyg.datasets.synthetic import SyntheticConfig, synthetic
+from relocal_pyg.io.seeding import seed_torch
 from relocal_pyg.models import MultiGraphRelocalizer
-from relocal_pyg.seeding import seed_torch
 from relocal_pyg.training import TrainingConfig, fit
 
 torch.set_num_threads(1)

@@ -20,10 +20,10 @@ import torch
 
 from relocal_pyg.data import FeatureStore, write_features
 from relocal_pyg.errors import RelocalError
+from relocal_pyg.io.write import write_json
 from relocal_pyg.models import ContrastMatcher, VideoLevel
 from relocal_pyg.search import SearchIndex, add_videos, build_index
-from relocal_pyg.storage import write_json
-from relocal_pyg.training.state import Progress, load_state, save_state
+from relocal_pyg.training.loop import Progress, load_state, save_state
 
 torch.set_num_threads(1)
 

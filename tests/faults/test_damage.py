@@ -17,7 +17,7 @@ from relocal_pyg.data import FeatureStore, write_features
 from relocal_pyg.errors import CheckpointError, FeatureError, RelocalError, SearchIndexError
 from relocal_pyg.models import ContrastMatcher, MultiGraphRelocalizer, load_model
 from relocal_pyg.search import SearchIndex, build_index
-from relocal_pyg.training.state import Progress, load_state, save_state
+from relocal_pyg.training.loop import Progress, load_state, save_state
 
 pytestmark = pytest.mark.faults
 
@@ -172,7 +172,7 @@ from relocal_pyg.errors import OutputError
 from relocal_pyg.models import ContrastMatcher, VideoLevel, load_model
 from relocal_pyg.models.checkpoint import save_model
 from relocal_pyg.search import SearchIndex, add_videos, build_index
-from relocal_pyg.storage import write_json
+from relocal_pyg.io.write import write_json
 rows = np.random.default_rng(0).standard_normal((40, 8))
 torch.manual_seed(0)
 small, large = VideoLevel(8, 16), VideoLevel(64, 512)

@@ -24,22 +24,21 @@ sys.path.insert(0, str(Path(__file__).parent))
 from mutations import mutate
 
 from relocal_pyg.data import write_features
-from relocal_pyg.data.annotations import read_activitynet, read_csv, read_thumos14
+from relocal_pyg.data.annotations import Quarantine, read_activitynet, read_csv, read_thumos14
+from relocal_pyg.data.checks import probe_features
 from relocal_pyg.data.items import Item
 from relocal_pyg.data.pairs import PairList, make_pairs
-from relocal_pyg.data.probe import probe_features
 from relocal_pyg.data.proposals import read_proposal_list
-from relocal_pyg.data.quarantine import Quarantine
-from relocal_pyg.datasets.anet_vrl import read_permutation
+from relocal_pyg.datasets.activitynet import read_permutation
 from relocal_pyg.errors import FeatureError, RelocalError
+from relocal_pyg.io.read import read_array
+from relocal_pyg.io.write import sha256_file, write_manifest
 from relocal_pyg.models import ContrastMatcher, VideoLevel, load_model
 from relocal_pyg.models.checkpoint import save_model
-from relocal_pyg.reading import read_array
 from relocal_pyg.search import SearchIndex, build_index
 from relocal_pyg.search.engines import fingerprint
-from relocal_pyg.search.shard_list import ShardList
-from relocal_pyg.storage import sha256_file, write_manifest
-from relocal_pyg.training.state import Progress, load_state, save_state
+from relocal_pyg.search.index_files import ShardList
+from relocal_pyg.training.loop import Progress, load_state, save_state
 from relocal_pyg.video.c3d import C3D
 from relocal_pyg.video.pca import PCA
 

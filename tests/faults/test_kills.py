@@ -102,7 +102,7 @@ def test_the_command_stopped_by_a_signal_says_so_in_one_line_and_resumes(tmp_pat
     command = [
         sys.executable,
         "-c",
-        "import sys; from relocal_pyg.cli import main; sys.exit(main())",
+        "import sys; from relocal_pyg.apps.cli import main; sys.exit(main())",
     ]
     command += ["train", str(run), "--protocol", "custom", "--features", str(tmp_path / "f.h5")]
     command += ["--annotations", str(tmp_path / "a.json"), "--steps", "100000"]

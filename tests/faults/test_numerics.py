@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 
-from relocal_pyg.datasets.protocol import Protocol
+from relocal_pyg.data.items import Protocol
 from relocal_pyg.datasets.synthetic import SyntheticConfig, synthetic
 from relocal_pyg.errors import FeatureError, RunError
 from relocal_pyg.models import (
@@ -221,7 +221,7 @@ torch.use_deterministic_algorithms(True)
 torch.set_num_threads(1)
 from relocal_pyg.datasets.synthetic import SyntheticConfig, synthetic
 from relocal_pyg.models import MultiGraphRelocalizer
-from relocal_pyg.seeding import seed_torch
+from relocal_pyg.io.seeding import seed_torch
 from relocal_pyg.training import TrainingConfig, fit
 sizes = dict(train_classes=3, val_classes=2, test_classes=1)
 protocol = synthetic(SyntheticConfig(**sizes, train_videos=3, val_videos=2, test_videos=2))

@@ -7,9 +7,8 @@ from collections.abc import Callable, Sequence
 import pytest
 import torch
 
-from relocal_pyg.data.items import Item
-from relocal_pyg.datasets.protocol import Protocol
-from relocal_pyg.proposals.sliding import sliding_windows
+from relocal_pyg.data.items import Item, Protocol
+from relocal_pyg.data.proposals import sliding_windows
 
 MakeProtocol = Callable[..., Protocol]
 

@@ -7,11 +7,11 @@ import pytest
 import torch
 from torch_geometric.loader import DataLoader
 
-from relocal_pyg.data.resample import resample
-from relocal_pyg.datasets.protocol import Protocol
-from relocal_pyg.models.aft_srm import AFTSRM, FusionTensor
+from relocal_pyg.data.items import Protocol
+from relocal_pyg.data.pair_data import resample
+from relocal_pyg.data.proposals import sliding_windows
+from relocal_pyg.models.baselines.aft_srm import AFTSRM, FusionTensor
 from relocal_pyg.moments import decode_offsets
-from relocal_pyg.proposals.sliding import sliding_windows
 
 MakeProtocol = Callable[..., Protocol]
 
@@ -59,7 +59,7 @@ def test_any_number_of_steps(num_steps: int) -> None:
 
 
 def test_rank_equals_one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("relocal_pyg.models.aft_srm.CHUNK", 7)
+    monkeypatch.setattr("relocal_pyg.models.baselines.aft_srm.CHUNK", 7)
     model = small().eval()
     query, reference = torch.randn(5, 12), torch.randn(40, 12)
     windows = sliding_windows(40, [4, 15])

@@ -14,25 +14,23 @@ from sklearn.model_selection import PredefinedSplit, cross_val_score
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from relocal_pyg.datasets.protocol import Protocol
+from relocal_pyg.data.items import Protocol
 from relocal_pyg.datasets.synthetic import SyntheticConfig, synthetic
 from relocal_pyg.errors import CheckpointError, UsageError
 from relocal_pyg.models import ContrastMatcher, MultiGraphRelocalizer, load_model
 from relocal_pyg.models.base import Ranking
-from relocal_pyg.models.calibration import (
-    FILE,
-    calibrate,
-    calibrate_run,
-    read_confidence,
-    write_confidence,
-)
-from relocal_pyg.models.confidence import (
+from relocal_pyg.models.calibrated import (
     FACTS,
+    FILE,
     PENALTIES,
     Confidence,
     Logistic,
     answer_facts,
+    calibrate,
+    calibrate_run,
     meetings,
+    read_confidence,
+    write_confidence,
 )
 from relocal_pyg.moments import Moment
 

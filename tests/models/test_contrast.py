@@ -8,8 +8,9 @@ import torch
 from numpy.typing import NDArray
 
 from relocal_pyg.data.pairs import make_pairs
+from relocal_pyg.data.proposals import geometric_lengths, query_windows, sliding_windows
 from relocal_pyg.datasets.custom import custom
-from relocal_pyg.models.contrast import (
+from relocal_pyg.models.matchers import (
     ContrastMatcher,
     CosineMatcher,
     contrast_scores,
@@ -17,7 +18,6 @@ from relocal_pyg.models.contrast import (
     step_similarity,
 )
 from relocal_pyg.moments import tiou
-from relocal_pyg.proposals.sliding import geometric_lengths, query_windows, sliding_windows
 
 Array = NDArray[np.float64]
 

@@ -8,11 +8,16 @@ import torch
 from torch import Tensor
 from torch_geometric.data import Batch
 
-from relocal_pyg.data.items import Item
-from relocal_pyg.datasets.protocol import Protocol
-from relocal_pyg.models.cross_gated import CrossGated, LabelledPairs, decode, step_labels
+from relocal_pyg.data.items import Item, Protocol
+from relocal_pyg.models.baselines.cross_gated import (
+    CrossGated,
+    CrossMatching,
+    LabelledPairs,
+    decode,
+    reset_like_tensorflow,
+    step_labels,
+)
 from relocal_pyg.moments import tiou
-from relocal_pyg.nn.cross_matching import CrossMatching, reset_like_tensorflow
 
 MakeProtocol = Callable[..., Protocol]
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from relocal_pyg.models.frame_level import (
+from relocal_pyg.models.baselines.frame_level import (
     FrameLevel,
     Variant,
     diagonal_blocks,

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch_geometric.data import Batch
 
-from relocal_pyg.data.lists import SOFT_TARGET, ListDataset
+from relocal_pyg.data.samples import SOFT_TARGET, ListDataset
 from relocal_pyg.models import MultiGraphRelocalizer
 from relocal_pyg.models.listwise import OFFSET_TIOU
 from relocal_pyg.training import RECOMMENDED
@@ -64,7 +64,7 @@ def test_few_items_are_trained_towards_a_soft_target(planted, monkeypatch):
     network = dataclasses.replace(RECOMMENDED.network, target_temperature=0.02)
     model = MultiGraphRelocalizer.from_config(protocol.features.dim, network)
     few = model.training_set(protocol, **options)[0]
-    monkeypatch.setattr("relocal_pyg.data.lists.FEW_ITEMS", len(protocol.splits["train"]))
+    monkeypatch.setattr("relocal_pyg.data.samples.FEW_ITEMS", len(protocol.splits["train"]))
     enough = model.training_set(protocol, **options)[0]
     assert few.temperature.item() == pytest.approx(SOFT_TARGET)
     assert enough.temperature.item() == pytest.approx(0.02)

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch_geometric.data import Batch
 
-from relocal_pyg.data.pair import PairData
+from relocal_pyg.data.pair_data import PairData
 from relocal_pyg.errors import CheckpointError, FeatureError, UsageError
 from relocal_pyg.models import ContrastMatcher, MultiGraphRelocalizer, NetworkConfig, load_model
 from relocal_pyg.models.checkpoint import load_weights
@@ -212,7 +212,7 @@ def test_edited_config_is_refused(tmp_path: Path, old: str, new: str, reason: st
     small().save(folder)
     file = folder / "config.json"
     file.write_text(file.read_text().replace(old, new))
-    from relocal_pyg.storage import write_manifest
+    from relocal_pyg.io.write import write_manifest
 
     write_manifest(folder)
     with pytest.raises(CheckpointError, match=reason):

@@ -8,10 +8,10 @@ import math
 import pytest
 import torch
 
+from relocal_pyg.data.proposals import sliding_windows
 from relocal_pyg.models import MultiGraphRelocalizer
 from relocal_pyg.models.refining import REFINEMENTS, ROUNDS, SEEDS, finer_windows, refine
 from relocal_pyg.moments import decode_offsets, tiou
-from relocal_pyg.proposals.sliding import sliding_windows
 from relocal_pyg.search import PairScorer
 from relocal_pyg.training import RECOMMENDED
 

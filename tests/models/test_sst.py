@@ -8,9 +8,8 @@ from torch.nn import functional
 from torch_geometric.data import Batch
 from torch_geometric.loader import DataLoader
 
-from relocal_pyg.data.items import Item
-from relocal_pyg.datasets.protocol import Protocol
-from relocal_pyg.models.sst import SST, AnchorSamples, block_means
+from relocal_pyg.data.items import Item, Protocol
+from relocal_pyg.models.baselines.sst import SST, AnchorSamples, block_means
 from relocal_pyg.moments import tiou
 
 MakeProtocol = Callable[..., Protocol]
@@ -37,7 +36,7 @@ def test_labels_equal_the_loop(planted: MakeProtocol) -> None:
 
 
 def test_samples_show_the_moment_and_every_class(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("relocal_pyg.models.sst.TRAINING_BLOCKS", 10)
+    monkeypatch.setattr("relocal_pyg.models.baselines.sst.TRAINING_BLOCKS", 10)
     items = (
         Item("v#0", "v", "a", (0, 40), (12, 18), ((12, 18),)),
         Item("v#1", "v", "b", (0, 40), (19, 21), ((19, 21),)),

@@ -4,9 +4,9 @@ from collections import Counter
 
 import torch
 
-from relocal_pyg.models.trivial import CentreHalf, Chance, RandomMoment, WholeReference
+from relocal_pyg.data.proposals import sliding_windows
+from relocal_pyg.models.matchers import CentreHalf, Chance, RandomMoment, WholeReference
 from relocal_pyg.moments import tiou
-from relocal_pyg.proposals.sliding import sliding_windows
 
 
 def pair(n: int, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:

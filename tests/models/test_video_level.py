@@ -7,16 +7,16 @@ import torch
 from torch_geometric.data import Batch
 from torch_geometric.loader import DataLoader
 
-from relocal_pyg.datasets.protocol import Protocol
+from relocal_pyg.data.items import Protocol
+from relocal_pyg.data.proposals import sliding_windows
 from relocal_pyg.errors import AnnotationError
-from relocal_pyg.models.video_level import (
+from relocal_pyg.models.baselines.video_level import (
     SegmentTriplets,
     VideoLevel,
     distant_windows,
     similar_windows,
 )
 from relocal_pyg.moments import tiou
-from relocal_pyg.proposals.sliding import sliding_windows
 
 MakeProtocol = Callable[..., Protocol]
 
@@ -91,7 +91,7 @@ def test_windows_equal_clips_one_by_one(monkeypatch: pytest.MonkeyPatch) -> None
     together = model.embed([reference[a:b] for a, b in windows.tolist()])
     torch.testing.assert_close(together, singly)
     torch.testing.assert_close(model.embed_windows(reference, windows), singly)
-    monkeypatch.setattr("relocal_pyg.models.video_level.CHUNK_VALUES", 1000)
+    monkeypatch.setattr("relocal_pyg.models.baselines.video_level.CHUNK_VALUES", 1000)
     torch.testing.assert_close(model.embed_windows(reference, windows), singly)
 
 

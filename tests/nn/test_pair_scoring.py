@@ -7,9 +7,8 @@ import torch
 
 from relocal_pyg.models import MultiGraphRelocalizer, NetworkConfig
 from relocal_pyg.models.window_scorer import encode_windows
+from relocal_pyg.nn.inference import PairScoring, window_states
 from relocal_pyg.nn.losses import triplet_loss
-from relocal_pyg.nn.pair_scoring import PairScoring
-from relocal_pyg.nn.window_states import window_states
 
 OPTIONS = {
     "paper": {},

@@ -6,9 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from relocal_pyg.data.items import Item
-from relocal_pyg.datasets.protocol import Protocol
-from relocal_pyg.proposals import sliding_windows
+from relocal_pyg.data.items import Item, Protocol
+from relocal_pyg.data.proposals import sliding_windows
 
 WIDTH = 12
 

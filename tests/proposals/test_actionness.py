@@ -11,16 +11,15 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from relocal_pyg.data.items import Item
-from relocal_pyg.datasets.protocol import Protocol
+from relocal_pyg.data.items import Item, Protocol
 from relocal_pyg.errors import AnnotationError, CheckpointError, FeatureError, UsageError
+from relocal_pyg.io.write import write_manifest
 from relocal_pyg.proposals.actionness import (
     UNKNOWN,
     ActionnessClassifier,
     actionness_labels,
     fit_actionness,
 )
-from relocal_pyg.storage import write_manifest
 
 
 class TestLabels:

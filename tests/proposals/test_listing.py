@@ -11,12 +11,12 @@ import pytest
 import torch
 
 from relocal_pyg.data.features import FeatureStore
-from relocal_pyg.data.proposal_lists import read_proposal_list
-from relocal_pyg.datasets.protocol import Protocol
+from relocal_pyg.data.items import Protocol
+from relocal_pyg.data.proposals import read_proposal_list
 from relocal_pyg.errors import FeatureError, OutputError, ProposalError
 from relocal_pyg.moments import tiou
 from relocal_pyg.proposals import ActionnessClassifier, fit_actionness, propose, tag_proposals
-from relocal_pyg.proposals.listing import describe
+from relocal_pyg.proposals.tag import describe
 
 
 @pytest.fixture

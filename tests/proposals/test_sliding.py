@@ -9,15 +9,15 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from relocal_pyg.errors import UsageError
-from relocal_pyg.moments import tiou
-from relocal_pyg.proposals.sliding import (
+from relocal_pyg.data.proposals import (
     QUERY_SCALES,
     default_proposals,
     geometric_lengths,
     query_windows,
     sliding_windows,
 )
+from relocal_pyg.errors import UsageError
+from relocal_pyg.moments import tiou
 
 
 def enumerate_windows(num_steps: int, lengths: list[int], fraction: float) -> list[list[float]]:

@@ -8,11 +8,17 @@ import pytest
 import torch
 
 from relocal_pyg import proposals as room
-from relocal_pyg.datasets.protocol import Protocol
+from relocal_pyg.data.items import Protocol
 from relocal_pyg.moments import tiou
 from relocal_pyg.proposals.actionness import ActionnessClassifier, fit_actionness
-from relocal_pyg.proposals.tag import PAPER, SSN_CODE, group
-from relocal_pyg.proposals.tag_source import TagSource, fallback_windows, tag_proposals
+from relocal_pyg.proposals.tag import (
+    PAPER,
+    SSN_CODE,
+    TagSource,
+    fallback_windows,
+    group,
+    tag_proposals,
+)
 
 
 @pytest.fixture

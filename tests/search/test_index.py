@@ -8,11 +8,12 @@ import torch
 
 from relocal_pyg.errors import FeatureError, SearchIndexError, UsageError
 from relocal_pyg.models import ContrastMatcher, MultiGraphRelocalizer
-from relocal_pyg.models.contrast import contrast_scores, step_similarity
+from relocal_pyg.models.matchers import contrast_scores, step_similarity
 from relocal_pyg.moments import clip_moments, nms
-from relocal_pyg.search import PairScorer, SearchIndex, add_videos, build_index, building
+from relocal_pyg.search import PairScorer, SearchIndex, add_videos, build_index
 from relocal_pyg.search.engines import fingerprint
-from relocal_pyg.search.pooling import AdaptedPooling, CentredPooling
+from relocal_pyg.search.index import index_proposals
+from relocal_pyg.search.scorer import AdaptedPooling, CentredPooling
 
 
 def videos(count: int, first: int = 0):
@@ -44,7 +45,7 @@ def by_hand(model, query, count: int, top_k: int):
     """Rank every video alone, suppress inside it, merge."""
     hits = []
     for name, features, seconds in videos(count):
-        ranking = model.rank(query, features, building.index_proposals(len(features)))
+        ranking = model.rank(query, features, index_proposals(len(features)))
         moments = clip_moments(ranking.moments, len(features))
         for i in nms(moments, ranking.scores, 0.5).tolist():
             start, end = (moments[i] * seconds).tolist()
@@ -54,7 +55,7 @@ def by_hand(model, query, count: int, top_k: int):
 
 @pytest.mark.parametrize("name", MODELS)
 def test_exhaustive_search_is_each_video_ranked_alone(tmp_path, monkeypatch, name):
-    monkeypatch.setattr(building, "SHARD_BYTES", 8_000)
+    monkeypatch.setattr("relocal_pyg.search.index.SHARD_BYTES", 8_000)
     model, query = MODELS[name](), torch.randn(6, 8)
     assert build_index(tmp_path, model, videos(12), state_dtype=torch.float32) == 12
     opened = SearchIndex(tmp_path, model)
@@ -97,7 +98,7 @@ def test_of_the_videos_that_answer_every_proposal_is_looked_at(tmp_path, name):
 def test_a_direction_gives_the_score_of_the_matcher(bare):
     query, features = torch.randn(5, 8), torch.randn(30, 8) + 0.5
     around = None if bare else torch.randn(20, 8)
-    proposals, pooling = building.index_proposals(30), CentredPooling()
+    proposals, pooling = index_proposals(30), CentredPooling()
     vectors, shifts = pooling.pool(features, proposals)
     wanted = ContrastMatcher().rank(query, features, proposals, query_video=around).scores
     mean = features.mean(dim=0, keepdim=True)
@@ -119,7 +120,7 @@ def test_vectors_of_a_network_that_compares_hold_its_prior(bare):
     means = torch.stack([features.mean(dim=0) for features in references])
     directions = pooling.directions(query, around, means).expand(5, -1)
     for features, direction in zip(references, directions, strict=True):
-        proposals = building.index_proposals(len(features))
+        proposals = index_proposals(len(features))
         wanted = model.inputs.compare(query, features, around).prior(proposals).detach()
         assert wanted.std() > 0.05
         inside, outside = pooling.pool(features, proposals)[0].chunk(2, dim=1)
@@ -175,7 +176,7 @@ def test_many_videos_at_once_are_scored_as_each_alone(name, bare):
     proposals = []
     for number, reference in enumerate(references):
         odd = torch.tensor([[0.5, 3.5], [len(reference) - 0.4, len(reference)]])
-        windows = building.index_proposals(len(reference))
+        windows = index_proposals(len(reference))
         proposals.append(torch.cat([odd, windows])[: 6 * number + 1])
     scores, offsets = PairScorer(model).score_videos(query, references, proposals, around)
     with torch.no_grad():
@@ -262,7 +263,7 @@ def test_bad_input_is_named(tmp_path):
 @pytest.mark.parametrize("name", ["no model", "paper"])
 def test_an_index_can_be_searched_while_videos_are_added(tmp_path, monkeypatch, name):
     """Every reader sees whole shards: those that were there when it opened, then and later."""
-    monkeypatch.setattr(building, "SHARD_BYTES", 8_000)
+    monkeypatch.setattr("relocal_pyg.search.index.SHARD_BYTES", 8_000)
     model, query = MODELS[name](), torch.randn(6, 8)
     folder, readers = tmp_path / "index", []
     build_index(folder, model, videos(3), state_dtype=torch.float32)
@@ -295,7 +296,7 @@ def test_an_empty_index_answers_nothing(tmp_path):
 
 @pytest.mark.parametrize("first_stage", ["scan", None])
 def test_finer_windows_around_the_best_moments_of_all_videos(tmp_path, monkeypatch, first_stage):
-    monkeypatch.setattr(building, "SHARD_BYTES", 8_000)
+    monkeypatch.setattr("relocal_pyg.search.index.SHARD_BYTES", 8_000)
     model = network(
         similarity=True, prior="contrast", objective="listwise", finer_windows=True, context=0.25
     )
@@ -313,7 +314,7 @@ def test_finer_windows_around_the_best_moments_of_all_videos(tmp_path, monkeypat
         place = torch.tensor([[hit.start, hit.end]]) / seconds
         score, _ = model.score_proposals(query, features, place)
         assert hit.score == pytest.approx(score.item(), abs=1e-5)
-        windows = building.index_proposals(len(features))
+        windows = index_proposals(len(features))
         new += not (windows - place).abs().sum(dim=1).lt(1e-3).any()
     assert new
     assert fine[0].score > coarse[0].score

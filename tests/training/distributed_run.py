@@ -10,8 +10,8 @@ from pathlib import Path
 import torch
 
 from relocal_pyg.datasets.synthetic import SyntheticConfig, synthetic
+from relocal_pyg.io.seeding import seed_torch
 from relocal_pyg.models import MultiGraphRelocalizer
-from relocal_pyg.seeding import seed_torch
 from relocal_pyg.training import PAPER, RECOMMENDED, TrainingConfig, fit
 
 

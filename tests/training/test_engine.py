@@ -8,16 +8,16 @@ import pytest
 import torch
 from torch_geometric.data import Batch
 
+from relocal_pyg.data.items import Protocol
 from relocal_pyg.data.pairs import make_pairs
-from relocal_pyg.datasets.protocol import Protocol
 from relocal_pyg.datasets.synthetic import SyntheticConfig, synthetic
 from relocal_pyg.errors import CheckpointError, RunError, UsageError
+from relocal_pyg.io.seeding import seed_torch
 from relocal_pyg.models import ContrastMatcher, MultiGraphRelocalizer, load_model
 from relocal_pyg.moments import clip_moments, tiou
 from relocal_pyg.nn.losses import listwise_loss
-from relocal_pyg.seeding import seed_torch
 from relocal_pyg.training import PAPER, RECOMMENDED, TrainingConfig, fit
-from relocal_pyg.training.schedule import learning_rate_factor
+from relocal_pyg.training.loop import learning_rate_factor
 from relocal_pyg.training.validation import SELECTION_THRESHOLDS, validate
 
 CONFIG = TrainingConfig(

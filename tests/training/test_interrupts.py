@@ -10,10 +10,10 @@ import pytest
 import torch
 
 from relocal_pyg.datasets.synthetic import SyntheticConfig, synthetic
+from relocal_pyg.io.read import read_tensors
 from relocal_pyg.models import MultiGraphRelocalizer
-from relocal_pyg.training import TrainingConfig, engine, fit
-from relocal_pyg.training.interrupts import Interrupts
-from relocal_pyg.weights import read_tensors
+from relocal_pyg.training import TrainingConfig, fit, loop
+from relocal_pyg.training.loop import Interrupts
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
@@ -92,10 +92,10 @@ def interrupt_at(monkeypatch, owner: object, name: str, call: int) -> None:
     ("owner", "name", "call"),
     [
         (torch.optim.Adam, "step", 3),
-        (engine, "validate", 1),
-        (engine, "validate", 2),
-        (engine, "save_model", 1),
-        (engine, "save_state", 1),
+        (loop, "validate", 1),
+        (loop, "validate", 2),
+        (loop, "save_model", 1),
+        (loop, "save_state", 1),
     ],
 )
 def test_a_run_interrupted_inside_a_step_or_a_validation_ends_the_same(

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from relocal_pyg.errors import UsageError, VideoError
-from relocal_pyg.video import opening, picture
+from relocal_pyg.video import decode
 from relocal_pyg.video.decode import VideoWarning, frames, probe
 
 av = pytest.importorskip("av")
@@ -260,7 +260,7 @@ def test_arguments_out_of_range_are_refused_at_once(steps_video, options):
 
 
 def test_a_huge_frame_is_refused(steps_video, monkeypatch):
-    monkeypatch.setattr(picture, "MAX_PIXELS", 64 * 48 - 1)
+    monkeypatch.setattr(decode, "MAX_PIXELS", 64 * 48 - 1)
     with pytest.raises(VideoError, match="64 x 48 pixels") as caught:
         list(frames(steps_video))
     assert caught.value.file == str(steps_video)
@@ -275,19 +275,19 @@ def test_memory_is_bounded(steps_video):
 
         __hash__ = object.__hash__  # type: ignore[assignment]
 
-    original = picture.np.ascontiguousarray
+    original = decode.np.ascontiguousarray
 
     def watched(array):
         copy = original(array).view(Watched)
         alive.add(copy)
         return copy
 
-    picture.np.ascontiguousarray, undo = watched, original
+    decode.np.ascontiguousarray, undo = watched, original
     try:
         for _ in frames(steps_video):
             most = max(most, len(alive))
     finally:
-        picture.np.ascontiguousarray = undo
+        decode.np.ascontiguousarray = undo
     assert most <= 2
 
 
@@ -301,7 +301,7 @@ def test_without_pyav_the_extra_is_named(steps_video, monkeypatch):
 
     monkeypatch.delitem(sys.modules, "av")
     monkeypatch.setattr(builtins, "__import__", refuse)
-    for cached in (opening.failures, opening._readable_formats):
+    for cached in (decode.failures, decode._readable_formats):
         cached.cache_clear()
     with pytest.raises(UsageError, match=r"pip install 'relocal_pyg\[video\]'"):
         list(frames(steps_video))

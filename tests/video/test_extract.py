@@ -9,9 +9,8 @@ import torch
 from relocal_pyg.errors import FeatureError, OutputError, UsageError, VideoError
 from relocal_pyg.video import extract as module
 from relocal_pyg.video.backbones import FunctionBackbone
-from relocal_pyg.video.cache import FeatureCache
 from relocal_pyg.video.decode import VideoWarning, frames
-from relocal_pyg.video.extract import extract_video, progress_bar, sampling_rate
+from relocal_pyg.video.extract import FeatureCache, extract_video, progress_bar, sampling_rate
 
 pytest.importorskip("av")
 

@@ -14,7 +14,7 @@ import torch
 
 pytest.importorskip("av")
 
-from relocal_pyg.cli import main
+from relocal_pyg.apps.cli import main
 from relocal_pyg.errors import FeatureError, UsageError, VideoError
 from relocal_pyg.models import ContrastMatcher, MultiGraphRelocalizer
 from relocal_pyg.moments import Moment, tiou
@@ -27,8 +27,7 @@ from relocal_pyg.video import (
     write_found_page,
 )
 from relocal_pyg.video.moment_files import moments_table, write_moments_srt
-from relocal_pyg.video.page import timeline_svg
-from relocal_pyg.video.thumbnails import thumbnails
+from relocal_pyg.video.page import thumbnails, timeline_svg
 
 WriteVideo = Callable[..., Path]
 
@@ -134,8 +133,8 @@ def test_the_map_is_the_cosine_of_centred_rows(planted):
 
 def test_long_maps_are_pooled(planted, monkeypatch):
     whole = find_moments(planted["clip"], planted["reference"], backbone=BLOCKS).step_map
-    monkeypatch.setattr("relocal_pyg.video.search.MAP_ROWS", 8)
-    monkeypatch.setattr("relocal_pyg.video.search.MAP_COLUMNS", 25)
+    monkeypatch.setattr("relocal_pyg.video.find.MAP_ROWS", 8)
+    monkeypatch.setattr("relocal_pyg.video.find.MAP_COLUMNS", 25)
     small = find_moments(planted["clip"], planted["reference"], backbone=BLOCKS).step_map
     assert small.shape == (8, 25)
     assert small[:, 12:16].min() > 0.8

@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 import torch
 
+from relocal_pyg.data.annotations import Quarantine
 from relocal_pyg.data.features import FeatureStore, write_features
-from relocal_pyg.data.quarantine import Quarantine
 from relocal_pyg.errors import FeatureError, OutputError, UsageError, VideoError
-from relocal_pyg.reading import id_problem
+from relocal_pyg.io.read import id_problem
 from relocal_pyg.video.backbones import FunctionBackbone
 from relocal_pyg.video.decode import VideoWarning
 from relocal_pyg.video.extract import extract_video

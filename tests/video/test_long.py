@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 import torch
 
-from relocal_pyg.models.contrast import mean_row, step_similarity
-from relocal_pyg.video.rows import RowWriter
+from relocal_pyg.models.matchers import mean_row, step_similarity
+from relocal_pyg.video.extract import RowWriter
 
 pytest.importorskip("av")
 

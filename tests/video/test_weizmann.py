@@ -7,13 +7,12 @@ import json
 import pytest
 import torch
 
-from relocal_pyg.models.contrast import contrast_scores, step_similarity
+from relocal_pyg.data.proposals import query_windows
+from relocal_pyg.models.matchers import contrast_scores, step_similarity
 from relocal_pyg.moments import seconds_to_steps, tiou
-from relocal_pyg.proposals.sliding import query_windows
 from relocal_pyg.video.backbones import EfficientNetLite0
-from relocal_pyg.video.cache import FeatureCache
 from relocal_pyg.video.decode import frames, probe
-from relocal_pyg.video.extract import extract_video, sampling_rate
+from relocal_pyg.video.extract import FeatureCache, extract_video, sampling_rate
 
 pytest.importorskip("av")
 pytest.importorskip("efficientnet_lite_pytorch")

@@ -1,0 +1,126 @@
+"""``relocal check``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import tyro
+
+from relocal_pyg.apps.cli.options import BackboneOptions, DataOptions, load_backbone, load_protocol
+
+if TYPE_CHECKING:
+    from relocal_pyg.data.annotations import Quarantine
+    from relocal_pyg.video.folder import Extraction
+
+
+def extract(
+    videos: Annotated[Path, tyro.conf.Positional],
+    network: BackboneOptions = BackboneOptions(),  # noqa: B008 - frozen
+    *,
+    output: Annotated[Path, tyro.conf.arg(aliases=["-o"])],
+    rate: float | None = None,
+    workers: int = 1,
+    cache: Path | None = None,
+    key: str = "c3d_features",
+    report: Path | None = None,
+    strict: bool = False,
+) -> None:
+    """Extract features of a folder of videos into one HDF5 file; run it again to go on.
+
+    Args:
+        videos: A folder, searched with its subfolders, or one video file.
+        network: Which network turns frames into features.
+        output: The HDF5 file to write: VIDEO_ID/c3d_features and VIDEO_ID/times.
+        rate: Frames per second; 3.125 for efficientnet-lite0, the video's own for c3d if left out.
+        workers: Videos at a time.
+        cache: Folder of finished videos; OUTPUT.cache where left out.
+        key: Name of the feature array inside a video's group.
+        report: Write the videos that could not be used as JSON here.
+        strict: Stop at the first bad video with exit code 2.
+    """
+    from relocal_pyg.data.annotations import Quarantine
+    from relocal_pyg.video.folder import extract_folder
+
+    quarantine = Quarantine(strict=strict)
+    backbone = load_backbone(network)
+    try:
+        done = extract_folder(
+            videos,
+            output,
+            backbone,
+            rate,
+            workers=workers,
+            cache=cache,
+            quarantine=quarantine,
+            key=key,
+        )
+    finally:
+        if report is not None:
+            quarantine.save(report)
+    print_extraction(done, quarantine)
+    print(f"features: {output} ({backbone.name}, {backbone.dim} channels)")
+
+
+def print_extraction(done: Extraction, quarantine: Quarantine) -> None:
+    """Print how many videos were extracted, reused and left out, and which."""
+    print(f"{done.computed} videos extracted, {done.reused} reused")
+    for record in quarantine.records:
+        print(f"left out: {record.file}: {record.reason}")
+
+
+def propose(
+    out: Annotated[Path, tyro.conf.Positional],
+    data: DataOptions = DataOptions(),  # noqa: B008 - frozen
+    *,
+    tag: Literal["paper", "ssn-code"] = "paper",
+    steps: int = 500,
+    seed: int = 0,
+) -> None:
+    """Train an actionness classifier on the training split and write TAG proposals of every video.
+
+    Args:
+        out: Proposal list to write, in the released text format.
+        data: Which data.
+        tag: Thresholds and tolerances: the article's even grid, or those of the released code.
+        steps: Optimiser steps of the classifier.
+        seed: Seed of the classifier.
+    """
+    from relocal_pyg.proposals import PAPER, SSN_CODE, fit_actionness
+    from relocal_pyg.proposals import propose as write_proposals
+
+    protocol = load_protocol(data)
+    classifier = fit_actionness(protocol, steps=steps, seed=seed)
+    config = PAPER if tag == "paper" else SSN_CODE
+    records = write_proposals(protocol, classifier, out, config=config, show_progress=True)
+    total = sum(len(record.moments) for record in records)
+    print(f"{total} proposals of {len(records)} videos: {out}")
+
+
+def check(
+    features: Annotated[Path, tyro.conf.Positional],
+    annotations: Annotated[Path, tyro.conf.Positional],
+    *,
+    key: str = "c3d_features",
+    report: Path | None = None,
+    strict: bool = False,
+) -> None:
+    """Read a data set and report every bad record.
+
+    Args:
+        features: HDF5 file of features.
+        annotations: ActivityNet JSON or CSV.
+        key: Name of the feature array inside a video's group.
+        report: Write the bad records as JSON here.
+        strict: Stop at the first bad record with exit code 2.
+    """
+    from relocal_pyg.data.checks import check_dataset
+    from relocal_pyg.errors import ascii_line
+
+    quarantine = check_dataset(features, annotations, key=key, strict=strict)
+    for record in quarantine.records:
+        print(ascii_line(f"{record.file}: {record.record}: {record.reason}"))
+    print(quarantine.summary())
+    if report is not None:
+        quarantine.save(report)
+        print(f"report: {report}")

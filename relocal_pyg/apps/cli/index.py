@@ -1,0 +1,77 @@
+"""``relocal index``."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import tyro
+
+from relocal_pyg.apps.cli.extract import print_extraction
+from relocal_pyg.apps.cli.find import choose_matcher
+from relocal_pyg.apps.cli.options import BackboneOptions, load_network
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+def index(
+    folder: Annotated[Path, tyro.conf.Positional],
+    features: Annotated[Path, tyro.conf.Positional],
+    network: BackboneOptions = BackboneOptions(),  # noqa: B008 - frozen
+    *,
+    model: Path | None = None,
+    rate: float | None = None,
+    workers: int = 1,
+    seconds_per_step: float = 1.0,
+    key: str = "c3d_features",
+) -> None:
+    """Make FOLDER a search index of the videos of FEATURES, or add them to the one it holds.
+
+    Videos that the index holds already are left out.
+
+    Args:
+        folder: The index.
+        features: HDF5 file of features, or a folder of video files or one of them, whose features
+            are then kept in FOLDER.features.h5.
+        network: Videos: which network turns frames into features; that of the run's own videos
+            where left out.
+        model: A trained run or checkpoint; the training-free contrast matcher where left out.
+        rate: Videos: frames per second; where left out that of the run's own videos, or 3.125 (25
+            for c3d).
+        workers: Videos: how many at a time.
+        seconds_per_step: Features: duration of one step.
+        key: Name of the feature array inside a video's group.
+    """
+    from relocal_pyg.data.features import FeatureStore
+    from relocal_pyg.search.index import SearchIndex, add_videos, build_index
+    from relocal_pyg.video.folder import VIDEO_SUFFIXES
+
+    matcher, why = choose_matcher(model)
+    if features.is_dir() or features.suffix.lower() in VIDEO_SUFFIXES:
+        from relocal_pyg.data.annotations import Quarantine
+        from relocal_pyg.video.index import index_features
+
+        quarantine = Quarantine()
+        backbone, rate = load_network(network, rate, model, matcher)
+        made, done = index_features(
+            features, folder, backbone, rate, workers=workers, quarantine=quarantine, key=key
+        )
+        print_extraction(done, quarantine)
+        features, seconds_per_step = made.features, backbone.clip_stride / made.rate_hz
+    print(f"matcher: {why}")
+    store = FeatureStore(features, key=key)
+    known: set[str] = set()
+    there = (folder / "index.json").exists()  # perhaps without a video: a run was killed early
+    if there:
+        opened = SearchIndex(folder, matcher, verify=False)
+        known = {name for shard in opened.shards for name in shard.ids}
+
+    def videos() -> Iterator[tuple[str, Tensor, float]]:
+        for video_id in store.ids:
+            if video_id not in known:
+                yield video_id, store.read(video_id), seconds_per_step
+
+    added = (add_videos if there else build_index)(folder, matcher, videos())
+    print(f"{added} videos added, {len(known)} there before: {folder}")

@@ -1,0 +1,259 @@
+"""Options of commands that read video files. No torch is imported before a function needs it."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from relocal_pyg.errors import CheckpointError, UsageError
+
+if TYPE_CHECKING:
+    from relocal_pyg.data.items import Protocol
+    from relocal_pyg.models.base import Relocalizer
+    from relocal_pyg.video.backbones import Backbone
+
+
+ProtocolName = Literal[
+    "synthetic",
+    "custom",
+    "anet-vrl",
+    "anet12-80-10-10",
+    "thumos14-14-6",
+    "simulated-anet-vrl",
+]
+
+
+@dataclass(frozen=True)
+class DataOptions:
+    """Which data, split how."""
+
+    protocol: ProtocolName = "synthetic"
+    """The data set and its split; "custom" is any HDF5 of features with ActivityNet JSON or CSV."""
+    root: Path | None = None
+    """Folder with the data set's own files (annotations, lists)."""
+    features: Path | None = None
+    """HDF5 file of features; features.h5 inside --root where left out."""
+    annotations: Path | None = None
+    """Annotation file; annotations.json inside --root where left out (anet12-80-10-10:
+    activity_net.v1-2.json; anet-vrl needs none, its times are steps without one)."""
+    proposals: Path | None = None
+    """Proposal list in the released format; sliding windows where left out."""
+    subsample: int = 1
+    """Use every SUBSAMPLE-th step of the file: 2 for the published C3D features of anet-vrl."""
+    key: str = "c3d_features"
+    """Name of the feature array inside a video's group."""
+    unseen_classes: int = 0
+    """custom: how many classes to keep out of training and test apart."""
+    holdout: Literal["subject", "video"] = "video"
+    """custom: what training and test never share."""
+    background: str = "background"
+    """custom: label that is never an action."""
+    seconds_per_step: float | None = None
+    """custom: duration of a step; each video's duration divided by its steps where left out."""
+    split_seed: int = 0
+    """Seed of the split, where the protocol draws one."""
+    strict: bool = False
+    """Stop at the first bad record instead of setting it aside."""
+
+
+def load_protocol(options: DataOptions) -> Protocol:
+    """Open the protocol that the options name.
+
+    Raises:
+        UsageError: An option that the protocol needs is missing.
+        RelocalError: A file cannot be used.
+    """
+    if options.protocol == "synthetic":
+        from relocal_pyg.datasets.synthetic import SyntheticConfig, synthetic
+
+        return synthetic(_seeded(SyntheticConfig(), options.split_seed))
+    if options.root is None and (options.protocol != "custom" or options.features is None):
+        raise UsageError(f"--root is needed for the protocol {options.protocol}")
+    root = options.root or Path()
+    if options.protocol == "custom":
+        return _custom(options, root)
+    if options.protocol == "simulated-anet-vrl":
+        from relocal_pyg.datasets.simulation import simulated_anet_vrl
+
+        return simulated_anet_vrl(root, options.annotations)
+    from relocal_pyg.data.features import FeatureStore
+    from relocal_pyg.datasets import anet12, anet_vrl, thumos14
+
+    path = options.features or root / "features.h5"
+    features = FeatureStore(path, key=options.key, subsample=options.subsample)
+    if options.protocol == "anet-vrl":
+        return anet_vrl(root, features, options.annotations)
+    seed, proposals = options.split_seed, options.proposals
+    if options.protocol == "anet12-80-10-10":
+        annotations = options.annotations or root / "activity_net.v1-2.json"
+        return anet12(annotations, features, seed=seed, proposals=proposals)
+    return thumos14(root, features, seed=seed, proposals=proposals)
+
+
+def describe(options: DataOptions) -> dict[str, Any]:
+    """The options as plain values, for a run's record; paths are made absolute."""
+    return {
+        key: str(value.resolve()) if isinstance(value, Path) else value
+        for key, value in dataclasses.asdict(options).items()
+    }
+
+
+def restore(record: dict[str, Any]) -> DataOptions:
+    """The options that :func:`describe` recorded."""
+    paths = ("root", "features", "annotations", "proposals")
+    values: dict[str, Any] = {
+        key: Path(value) if key in paths and value is not None else value
+        for key, value in record.items()
+    }
+    return DataOptions(**values)
+
+
+def _custom(options: DataOptions, root: Path) -> Protocol:
+    from relocal_pyg.data.checks import Quarantine
+    from relocal_pyg.datasets.custom import custom
+
+    quarantine = Quarantine(strict=options.strict)
+    protocol = custom(
+        options.features or root / "features.h5",
+        options.annotations or root / "annotations.json",
+        key=options.key,
+        proposals=options.proposals,
+        unseen_classes=options.unseen_classes,
+        holdout=options.holdout,
+        background=options.background,
+        seconds_per_step=options.seconds_per_step,
+        seed=options.split_seed,
+        quarantine=quarantine,
+    )
+    if quarantine.records:
+        print(quarantine.summary())
+    return protocol
+
+
+def _seeded(config: Any, seed: int) -> Any:
+    return dataclasses.replace(config, world=dataclasses.replace(config.world, seed=seed))
+
+
+@dataclass(frozen=True)
+class BackboneOptions:
+    """Which network turns frames into features."""
+
+    backbone: Literal["efficientnet-lite0", "c3d"] = "efficientnet-lite0"
+    """Network; the weights of efficientnet-lite0 come with the extra "video"."""
+    weights: Path | None = None
+    """c3d: file of its published weights (.pickle, .pt, .pth or .safetensors)."""
+    pca: Path | None = None
+    """Project the features by a PCA that relocal_pyg.video.fit_pca fitted and saved."""
+
+
+def load_backbone(options: BackboneOptions) -> Backbone:
+    """Build the network that the options name.
+
+    Raises:
+        UsageError: c3d without weights, or weights for a network that brings its own.
+        CheckpointError: A file cannot be read.
+    """
+    from relocal_pyg.video.pca import PCA
+
+    network: Backbone
+    if options.backbone == "c3d":
+        from relocal_pyg.video.c3d import C3D
+
+        if options.weights is None:
+            raise UsageError("c3d needs --weights: its published weights are not in this package")
+        network = c3d = C3D()
+        c3d.load_weights(options.weights)
+    elif options.weights is not None:
+        raise UsageError(f"{options.backbone} brings its own weights: leave --weights out")
+    else:
+        from relocal_pyg.video.backbones import EfficientNetLite0
+
+        network = EfficientNetLite0()
+    return network if options.pca is None else PCA.load(options.pca).after(network)
+
+
+def describe_extraction(
+    options: BackboneOptions, backbone: Backbone, rate_hz: float
+) -> dict[str, Any]:
+    """What a run records of how its videos were turned into features, as plain values."""
+    network = {
+        key: str(value.resolve()) if isinstance(value, Path) else value
+        for key, value in asdict(options).items()
+    }
+    return {"backbone": backbone.name, "rate_hz": rate_hz, "network": network}
+
+
+def load_network(
+    options: BackboneOptions, rate_hz: float | None, run: Path | None, model: Relocalizer
+) -> tuple[Backbone, float | None]:
+    """The network for the videos of a search, and the frames per second.
+
+    A model that "relocal train --videos" trained has to see features made as those it learned from:
+    where the options say nothing, its run does.
+
+    Args:
+        options: What the user asked for.
+        rate_hz: Frames per second that the user asked for.
+        run: Run folder or checkpoint of the model; None for a model without one.
+        model: The model.
+
+    Returns:
+        The network, and the rate: the user's, else the run's, else None.
+
+    Raises:
+        UsageError: The options name another network than that of the run.
+        CheckpointError: ``run.json`` is damaged, or a file that it names cannot be read.
+        FeatureError: The model takes features of another width.
+    """
+    from relocal_pyg.video.find import check_width
+
+    record = None if run is None else _recorded_extraction(run)
+    if record is None:
+        backbone = load_backbone(options)
+    else:
+        said = options != BackboneOptions()
+        backbone = load_backbone(options if said else record.network)
+        if backbone.name != record.backbone:
+            raise UsageError(
+                f"was trained on features of {record.backbone}, this is {backbone.name}"
+                + (": leave --backbone, --weights and --pca out" if said else ""),
+                file=run,
+            )
+        rate_hz = record.rate_hz if rate_hz is None else rate_hz
+    check_width(model, backbone, run)
+    return backbone, rate_hz
+
+
+@dataclass(frozen=True)
+class _Recorded:
+    backbone: str
+    rate_hz: float
+    network: BackboneOptions
+
+
+def _recorded_extraction(run: Path) -> _Recorded | None:
+    """What :func:`describe_extraction` recorded; None where the features came from elsewhere."""
+    from relocal_pyg.io.read import read_json
+
+    files = [folder / "run.json" for folder in (run, run.parent)]
+    file = next((file for file in files if file.is_file()), None)
+    if file is None:
+        return None
+    record = read_json(file, CheckpointError)
+    try:
+        made = record.get("features")
+        if made is None:
+            return None
+        network = made["network"]
+        weights, pca = (
+            None if network[k] is None else Path(network[k]) for k in ("weights", "pca")
+        )
+        options = BackboneOptions(network["backbone"], weights, pca)
+        recorded = _Recorded(str(made["backbone"]), float(made["rate_hz"]), options)
+        if options.backbone not in ("efficientnet-lite0", "c3d") or not recorded.rate_hz > 0:
+            raise ValueError
+    except (AttributeError, KeyError, TypeError, ValueError):
+        raise CheckpointError("does not say how its features were made", file=file) from None
+    return recorded

@@ -1,0 +1,141 @@
+"""``relocal search``."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import tyro
+
+from relocal_pyg.apps.cli.find import choose_matcher, cut_steps, is_features, read_features
+from relocal_pyg.apps.cli.options import BackboneOptions, load_network
+from relocal_pyg.video.moment_files import clock
+
+if TYPE_CHECKING:
+    from relocal_pyg.models.base import Relocalizer
+    from relocal_pyg.search.index import FirstStageName, SearchIndex
+    from relocal_pyg.video.find import VideoQuery
+    from relocal_pyg.video.index import FoundVideos
+
+
+def search(
+    folder: Annotated[Path, tyro.conf.Positional],
+    query: Annotated[str, tyro.conf.Positional],
+    network: BackboneOptions = BackboneOptions(),  # noqa: B008 - frozen
+    *,
+    model: Path | None = None,
+    query_start: float | None = None,
+    query_end: float | None = None,
+    top_k: int = 10,
+    first_stage: Literal["scan", "faiss", "none"] = "scan",
+    candidates: int = 1000,
+    seconds_per_step: float = 1.0,
+    key: str = "c3d_features",
+    json_file: Annotated[Path | None, tyro.conf.arg(name="json")] = None,
+) -> None:
+    """Find the moments of all videos of the index FOLDER that mean the same as QUERY.
+
+    QUERY is a video file where the index was made from video files; else features: an array "x.npy"
+    of [steps, channels], or "features.h5::VIDEO_ID".
+
+    Args:
+        folder: The index, made by "relocal index".
+        query: The clip, or with --query-start/--query-end the longer video that it is part of.
+        network: Videos: the network that the index was made with.
+        model: The run or checkpoint that the index was made with.
+        query_start: Seconds at which the clip starts inside QUERY.
+        query_end: Seconds at which the clip ends inside QUERY.
+        top_k: How many moments at most.
+        first_stage: Which proposals the model looks at: the best of a scan, those that faiss finds
+            (approximate, faster on large indexes), or all of them.
+        candidates: How many proposals the model looks at after a first stage.
+        seconds_per_step: Features: duration of one step of QUERY.
+        key: Name of the feature array inside a video's group of an HDF5 file.
+        json_file: Write the answers here as JSON.
+    """
+    from relocal_pyg.io.write import write_json
+    from relocal_pyg.search.index import SearchIndex, judge_hits
+
+    if not is_features(query):  # a wrong name is said before an index is read
+        from relocal_pyg.video.decode import probe
+
+        probe(query)
+    matcher, why = choose_matcher(model)
+    opened = SearchIndex(folder, matcher)
+    stage: FirstStageName | None = None if first_stage == "none" else first_stage
+    if is_features(query):
+        around = read_features(query, key)
+        clip = cut_steps(around, query_start, query_end, seconds_per_step)
+        whole = around if len(clip) < len(around) else None
+        hits = opened.search(
+            clip, top_k, first_stage=stage, candidates=candidates, query_video=whole
+        )
+        hits = judge_hits(hits, opened, matcher, clip, whole)
+    else:
+        from relocal_pyg.video.find import VideoQuery
+
+        stretch = VideoQuery(Path(query), query_start, query_end)
+        found = search_video(
+            stretch, opened, folder, network, model, matcher, top_k, stage, candidates
+        )
+        hits = judge_hits(found.hits, opened, matcher, found.query, found.query_video)
+    print(f"matcher: {why}")
+    width = max([len(hit.video_id) for hit in hits] + [5])
+    print(
+        f"{'rank':>4} {'video':<{width}} {'start s':>10} {'end s':>10} {'start':>13} {'score':>7}"
+        + (" probability" if matcher.calibration is not None else "")
+    )
+    for rank, hit in enumerate(hits, start=1):
+        print(
+            f"{rank:>4} {hit.video_id:<{width}} {hit.start:>10.2f} {hit.end:>10.2f} "
+            f"{clock(hit.start):>13} {hit.score:>7.3f}"
+            + ("" if hit.probability is None else f" {hit.probability:>11.2f}")
+        )
+    if json_file is not None:
+        facts = {"query": query, "matcher": why, "unit": "seconds"}
+        write_json(json_file, {**facts, "hits": [asdict(hit) for hit in hits]})
+
+
+def search_video(
+    query: VideoQuery,
+    index: SearchIndex,
+    folder: Path,
+    network: BackboneOptions,
+    model: Path | None,
+    matcher: Relocalizer,
+    top_k: int,
+    first_stage: FirstStageName | None,
+    candidates: int,
+) -> FoundVideos:
+    """Search for a stretch of a video file, with a bar on the terminal; damage is printed.
+
+    Raises:
+        SearchIndexError: The index was not made from video files, or with another network.
+        VideoError: The file cannot be decoded.
+    """
+    from contextlib import ExitStack
+
+    from relocal_pyg.video.extract import Progress, progress_bar
+    from relocal_pyg.video.index import IndexedVideos, find_in_index
+
+    made = IndexedVideos.load(folder)
+    backbone, _ = load_network(network, None, model, matcher)
+    with ExitStack() as bars:
+
+        def bar(title: str) -> Progress:
+            return bars.enter_context(progress_bar(title))
+
+        found = find_in_index(
+            query,
+            index,
+            made,
+            backbone,
+            top_k=top_k,
+            first_stage=first_stage,
+            candidates=candidates,
+            progress=bar,
+        )
+    for problem in found.problems:
+        print(f"damaged: {problem}")
+    return found

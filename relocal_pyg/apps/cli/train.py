@@ -1,0 +1,223 @@
+"""``relocal train``."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import tyro
+
+from relocal_pyg.apps.cli.options import (
+    BackboneOptions,
+    DataOptions,
+    describe,
+    describe_extraction,
+    load_backbone,
+    load_protocol,
+)
+from relocal_pyg.errors import UsageError
+from relocal_pyg.training.presets import PRESETS, Preset
+
+if TYPE_CHECKING:
+    from relocal_pyg.data.items import Protocol
+    from relocal_pyg.models.multi_graph import MultiGraphRelocalizer
+    from relocal_pyg.training.loop import FitResult
+
+
+PresetName = Literal["recommended", "paper"]
+Precision = Literal["32", "bf16-mixed", "auto"]
+
+
+def train(
+    out: Annotated[Path, tyro.conf.Positional],
+    data: DataOptions = DataOptions(),  # noqa: B008 - frozen
+    network: BackboneOptions = BackboneOptions(),  # noqa: B008 - frozen
+    *,
+    videos: Path | None = None,
+    rate: float | None = None,
+    workers: int = 1,
+    preset: PresetName = "recommended",
+    steps: int | None = None,
+    seed: int = 0,
+    resume: bool = False,
+    precision: Precision | None = None,
+    accelerator: str = "cpu",
+    devices: int = 1,
+) -> None:
+    """Train the network of the paper on a protocol; then "relocal evaluate OUT".
+
+    With --videos and --annotations: extract the features of your own videos, train on them and
+    evaluate, in one go.
+
+    Args:
+        out: Run folder to write: checkpoints, settings, history, log.
+        data: Which data.
+        network: With --videos: which network turns frames into features.
+        videos: A folder of video files, annotated by --annotations (JSON, or a CSV of
+            video,start,end,label; a video is named by its file without the suffix).
+        rate: With --videos: frames per second; follows the length of the actions if left out.
+        workers: With --videos: videos at a time.
+        preset: "recommended", or "paper" for the paper's recipe to the letter.
+        steps: Optimiser steps at most, instead of the preset's.
+        seed: Seed of weights, samples and dropout.
+        resume: Go on with the run that OUT holds.
+        precision: Arithmetic, instead of the preset's.
+        accelerator: Kind of device: cpu, cuda, auto.
+        devices: How many devices.
+    """
+    chosen = choose_preset(preset, steps, precision)
+    identity: dict[str, object] = {}
+    if videos is not None:
+        data, identity["features"] = extract_for_training(videos, data, network, out, rate, workers)
+    print(chosen)
+    result = train_network(
+        load_protocol(data),
+        chosen,
+        out,
+        seed=seed,
+        resume=resume,
+        identity={"data": describe(data), **identity},
+        accelerator=accelerator,
+        devices=devices,
+    )
+    print(f"best validation score {result.best_score:.3f} at step {result.best_step}")
+    print(f"validation: {result.choice}")
+    print(f"checkpoint: {out / 'best'}")
+    if videos is None:
+        print(f"next: relocal evaluate {out}")
+    else:
+        from relocal_pyg.apps.cli.evaluate import evaluate
+
+        evaluate((out,))
+
+
+def extract_for_training(
+    videos: Path,
+    data: DataOptions,
+    network: BackboneOptions,
+    out: Path,
+    rate: float | None,
+    workers: int,
+) -> tuple[DataOptions, dict[str, object]]:
+    """Extract into ``OUT/features.h5``.
+
+    Returns:
+        The options that use them, and how they were made.
+
+    Raises:
+        UsageError: No annotations are given, or features beside the videos.
+    """
+    if data.annotations is None:
+        raise UsageError("--videos needs --annotations: JSON, or CSV of video,start,end,label")
+    if data.features is not None:
+        raise UsageError("give --videos or --features, not both")
+    from relocal_pyg.apps.cli.extract import print_extraction
+    from relocal_pyg.data.annotations import Quarantine
+    from relocal_pyg.video.folder import features_from_videos
+
+    backbone = load_backbone(network)
+    quarantine = Quarantine(strict=data.strict)
+    features = out / "features.h5"
+    done, seconds_per_step = features_from_videos(
+        videos,
+        data.annotations,
+        features,
+        backbone,
+        rate,
+        workers=workers,
+        background=data.background,
+        quarantine=quarantine,
+        key=data.key,
+    )
+    print_extraction(done, quarantine)
+    used = replace(
+        data, protocol="custom", features=features, seconds_per_step=seconds_per_step, subsample=1
+    )
+    # Rounded: 49 a second would come back as 49.00000000000001.
+    rate_hz = round(backbone.clip_stride / seconds_per_step, 9)
+    return used, describe_extraction(network, backbone, rate_hz)
+
+
+def choose_preset(name: str, steps: int | None, precision: Precision | None = None) -> Preset:
+    """A preset with the few settings that the command line overrides."""
+    preset = PRESETS[name]
+    training = preset.training
+    if steps is not None:
+        training = replace(
+            training, steps=steps, validate_every=max(1, min(training.validate_every, steps))
+        )
+    if precision is not None:
+        training = replace(training, precision=precision)
+    return replace(preset, training=training)
+
+
+def train_network(
+    protocol: Protocol,
+    preset: Preset,
+    out: Path,
+    *,
+    seed: int,
+    resume: bool,
+    identity: dict[str, object],
+    accelerator: str = "cpu",
+    devices: int = 1,
+    calibration_pairs: int | None = None,
+) -> FitResult:
+    """Build the network of a preset with seeded weights, train it and calibrate it.
+
+    Args:
+        protocol: What to train on.
+        preset: Network and training.
+        out: Run folder.
+        seed: Seed of weights, samples and dropout.
+        resume: Go on with the run that ``out`` holds.
+        identity: Further facts of the run.
+        accelerator: Kind of device.
+        devices: How many.
+        calibration_pairs: Validation pairs for the probabilities; those of the preset where None.
+    """
+    from lightning_fabric.utilities.rank_zero import rank_zero_only
+
+    from relocal_pyg.models.calibrated import calibrate_run
+    from relocal_pyg.training import fit
+
+    spare_threads(preset)
+    model = build_network(protocol.features.dim, preset, seed)
+    result = fit(
+        model,
+        protocol,
+        config=preset.training,
+        seed=seed,
+        out=out,
+        resume=resume,
+        accelerator=accelerator,
+        devices=devices,
+        identity={"preset": preset.name, **identity},
+    )
+    if getattr(rank_zero_only, "rank", 0) == 0:
+        limit = calibration_pairs or preset.training.max_validation_pairs
+        print(calibrate_run(model, protocol, out, limit=limit))
+    return result
+
+
+def spare_threads(preset: Preset) -> None:
+    """Compute in one thread where the network is small and the user did not say otherwise.
+
+    Small products gain nothing from a second thread, and on cores that others use too the threads
+    wait for each other: the demonstration was then measured six times slower.
+    """
+    import torch
+
+    if preset.network.hidden_channels <= 128 and "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(1)
+
+
+def build_network(in_channels: int, preset: Preset, seed: int) -> MultiGraphRelocalizer:
+    """The network of a preset, its first weights drawn from ``seed``."""
+    from relocal_pyg.io.seeding import seed_torch
+    from relocal_pyg.models.multi_graph import MultiGraphRelocalizer
+
+    seed_torch(seed, "weights")
+    return MultiGraphRelocalizer.from_config(in_channels, preset.network)

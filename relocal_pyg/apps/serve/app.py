@@ -1,0 +1,240 @@
+"""The web application: routes and limits. Starlette does the serving."""
+
+from __future__ import annotations
+
+import mimetypes
+import re
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from pathlib import Path
+from urllib.parse import unquote
+
+from starlette.applications import Starlette
+from starlette.concurrency import run_in_threadpool
+from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.middleware.trustedhost import TrustedHostMiddleware
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import FileResponse, JSONResponse, Response
+from starlette.routing import Route
+
+from relocal_pyg.apps.serve.answers import answer, describe
+from relocal_pyg.apps.serve.answers import report as make_report
+from relocal_pyg.apps.serve.jobs import SearchQueue, Work
+from relocal_pyg.apps.serve.library import Collection, Entry, Library
+from relocal_pyg.apps.serve.requests import Guard, read_search, receive, refuse, seconds
+from relocal_pyg.errors import RelocalError, UsageError, VideoError
+from relocal_pyg.models.base import Relocalizer
+from relocal_pyg.search.index import judge_hits
+from relocal_pyg.video.backbones import Backbone
+from relocal_pyg.video.extract import FeatureCache, Progress
+from relocal_pyg.video.find import Found, VideoQuery, find_moments
+from relocal_pyg.video.index import FoundVideos, find_in_index
+
+_STATIC = Path(__file__).parent / "static"
+_MAX_UPLOADS = 2
+
+
+def make_app(
+    library: Library,
+    searches: SearchQueue,
+    cache: FeatureCache,
+    matcher: Relocalizer,
+    backbone: Backbone,
+    *,
+    rate_hz: float | None = None,
+    collection: Collection | None = None,
+    hosts: tuple[str, ...] = ("127.0.0.1", "localhost"),
+) -> Starlette:
+    """Build the application.
+
+    Args:
+        library: The videos.
+        searches: Closed when the application shuts down.
+        cache: Features of videos met before.
+        matcher: The model that ranks.
+        backbone: The network that turns frames into features.
+        rate_hz: Frames per second of searches in one video; follows the query where None.
+        collection: Videos that can be searched together.
+        hosts: Names in the ``Host`` header that are answered. A page elsewhere that points a name
+            of its own at this machine (DNS rebinding) is not.
+    """
+    uploading = 0
+    indexed = 0 if collection is None else len(collection)
+
+    async def videos(request: Request) -> Response:
+        return JSONResponse([describe(entry) for entry in library.entries()])
+
+    async def index(request: Request) -> Response:
+        playable = 0 if collection is None else len(collection.entries)
+        return JSONResponse({"videos": indexed, "playable": playable})
+
+    async def upload(request: Request) -> Response:
+        nonlocal uploading
+        # This type cannot come from a plain form of another page.
+        if request.headers.get("content-type") != "application/octet-stream":
+            return refuse(415, "Content-Type application/octet-stream wanted")
+        stated = request.headers.get("content-length", "")
+        size = int(stated) if re.fullmatch(r"[0-9]{1,15}", stated) else None
+        if size is None:
+            return refuse(411, "the size of the file has to be stated")
+        if size > library.max_bytes:
+            return refuse(413, f"the file is larger than {library.max_bytes / 2**20:.0f} MB")
+        if uploading >= _MAX_UPLOADS:
+            return refuse(503, "other files are being uploaded: try again in a moment")
+        if not library.reserve(size):
+            return refuse(507, "there is no room for more uploads: start relocal serve anew")
+        uploading += 1
+        place, kept = library.place(), False
+        try:
+            await receive(request, place, size)
+            name = Path(unquote(request.headers.get("x-file-name", ""))).name
+            entry = await run_in_threadpool(library.add, place, name, uploaded=True)
+            kept = True
+            return JSONResponse(describe(entry), 201)
+        except VideoError as error:
+            return refuse(415, error.reason)
+        except ClientDisconnect:
+            return refuse(400, "broken off")
+        except OSError:
+            return refuse(507, "the file could not be stored")
+        finally:
+            uploading -= 1
+            if not kept:
+                place.unlink(missing_ok=True)
+                library.release(size)
+
+    async def play(request: Request) -> Response:
+        entry = library.get(request.path_params["key"])
+        if entry is None:
+            return refuse(404, "no such video")
+        kind = mimetypes.guess_type(entry.name)[0] or ""
+        kind = kind if kind.startswith("video/") else "video/mp4"
+        return FileResponse(entry.path, media_type=kind)
+
+    async def search(request: Request) -> Response:
+        try:
+            wanted = await read_search(request)
+            everywhere = wanted.get("index") is True
+            query, reference = (library.get(wanted.get(name)) for name in ("query", "reference"))
+            if query is None or (reference is None and not everywhere):
+                return refuse(404, "no such video: choose a query and a reference")
+            if everywhere and collection is None:
+                return refuse(404, "no index here: relocal serve --index opens one")
+            start, end = (seconds(wanted.get(name)) for name in ("query_start", "query_end"))
+            clip = VideoQuery(query.path, start, end)
+            top_k = wanted.get("top_k", 10 if everywhere else 5)
+            if type(top_k) is not int or not 1 <= top_k <= 50:
+                raise UsageError("top_k: 1 to 50 wanted")
+        except RelocalError as error:
+            return refuse(400, error.reason)
+        if everywhere:
+            work, place = in_index(query, clip, top_k), f"{indexed} videos"
+        else:
+            assert reference is not None
+            work, place = in_video(query, clip, reference, top_k), reference.name
+        job = searches.submit(work, (query.name, place))
+        if job is None:
+            return refuse(429, "too many searches are waiting: try again when one is done")
+        return JSONResponse({"id": job.key, "state": job.state}, 202)
+
+    def in_video(query: Entry, clip: VideoQuery, reference: Entry, top_k: int) -> Work:
+        def work(progress: Callable[[str], Progress]) -> Found:
+            return find_moments(
+                clip,
+                reference.path,
+                model=matcher,
+                backbone=backbone,
+                top_k=top_k,
+                rate_hz=rate_hz,
+                cache=cache,
+                progress=lambda file: progress(
+                    query.name if file == query.path.name else reference.name
+                ),
+            )
+
+        return work
+
+    def in_index(query: Entry, clip: VideoQuery, top_k: int) -> Work:
+        def work(progress: Callable[[str], Progress]) -> FoundVideos:
+            assert collection is not None
+            found = find_in_index(
+                clip,
+                collection.index,
+                collection.made,
+                backbone,
+                top_k=top_k,
+                cache=cache,
+                progress=lambda file: progress(query.name),
+            )
+            rows = found.query, found.query_video
+            hits = judge_hits(found.hits, collection.index, collection.model, *rows)
+            # Answers are remembered; rows of long videos need not be.
+            return replace(found, hits=hits, query=found.query[:0].clone(), query_video=None)
+
+        return work
+
+    async def state(request: Request) -> Response:
+        job = searches.get(request.path_params["key"])
+        return (
+            refuse(404, "no such search") if job is None else JSONResponse(answer(job, collection))
+        )
+
+    async def cancel(request: Request) -> Response:
+        job = searches.get(request.path_params["key"])
+        if job is None:
+            return refuse(404, "no such search")
+        searches.cancel(job)
+        return JSONResponse({"state": job.state})
+
+    async def report(request: Request) -> Response:
+        job = searches.get(request.path_params["key"])
+        if job is None or not isinstance(job.found, Found):
+            return refuse(404, "no such answer")
+        html = await run_in_threadpool(make_report, job.found, job.names)
+        # The page forbids itself everything but its own pictures and style.
+        policy = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
+        return Response(html, media_type="text/html", headers={"Content-Security-Policy": policy})
+
+    async def favicon(request: Request) -> Response:
+        return Response(status_code=204)
+
+    def static(name: str, kind: str) -> Route:
+        async def serve(request: Request) -> Response:
+            return FileResponse(_STATIC / name, media_type=kind)
+
+        return Route("/" if name == "index.html" else f"/{name}", serve)
+
+    @asynccontextmanager
+    async def lifespan(app: Starlette) -> AsyncIterator[None]:
+        yield
+        await run_in_threadpool(searches.close)
+
+    return Starlette(
+        routes=[
+            static("index.html", "text/html"),
+            static("page.css", "text/css"),
+            static("page.js", "text/javascript"),
+            Route("/favicon.ico", favicon),
+            Route("/api/videos", videos),
+            Route("/api/videos", upload, methods=["POST"]),
+            Route("/api/videos/{key}", play),
+            Route("/api/index", index),
+            Route("/api/searches", search, methods=["POST"]),
+            Route("/api/searches/{key}", state),
+            Route("/api/searches/{key}", cancel, methods=["DELETE"]),
+            Route("/api/searches/{key}/report", report),
+        ],
+        middleware=[
+            Middleware(Guard),
+            Middleware(TrustedHostMiddleware, allowed_hosts=list(hosts), www_redirect=False),
+        ],
+        exception_handlers={HTTPException: _http_error},
+        lifespan=lifespan,
+    )
+
+
+async def _http_error(request: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    return refuse(error.status_code, error.detail)

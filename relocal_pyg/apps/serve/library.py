@@ -1,0 +1,172 @@
+"""The videos of a search index: searched together, played one by one."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import threading
+from dataclasses import dataclass
+from pathlib import Path
+
+from relocal_pyg.errors import SearchIndexError, UsageError, VideoError
+from relocal_pyg.models.base import Relocalizer
+from relocal_pyg.search.index import SearchIndex
+from relocal_pyg.video.decode import VideoInfo, probe
+from relocal_pyg.video.folder import find_videos
+from relocal_pyg.video.index import IndexedVideos
+
+#: Characters of a file's name that are shown.
+_NAME_LENGTH = 120
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A video that may be searched and played.
+
+    Attributes:
+        key: Random name, the only one by which a browser can ask for it.
+        name: File name for people; never a path.
+        path: Where it is.
+        duration: Seconds that its header states, or None.
+        uploaded: Came from the browser, not from the served folder.
+    """
+
+    key: str
+    name: str
+    path: Path
+    duration: float | None
+    uploaded: bool
+
+
+class Library:
+    """Videos by random key.
+
+    Args:
+        uploads: An existing folder in which uploads are kept under random names.
+        folder: Videos of this folder and its subfolders are offered; links that lead out of it and
+            files that are no videos are not.
+        max_bytes: Size of one upload.
+        max_total: Size of all uploads together.
+
+    Raises:
+        UsageError: ``folder`` is none or holds no videos.
+    """
+
+    def __init__(
+        self,
+        uploads: Path,
+        folder: Path | None = None,
+        *,
+        max_bytes: int = 2 * 2**30,
+        max_total: int = 10 * 2**30,
+    ) -> None:
+        self.uploads, self.max_bytes, self.max_total = uploads, max_bytes, max_total
+        self._entries: dict[str, Entry] = {}
+        self._by_path: dict[Path, Entry] = {}
+        self._lock = threading.Lock()
+        self._reserved = 0
+        if folder is not None:
+            self._add_folder(folder)
+
+    def entries(self) -> list[Entry]:
+        """Every video, in the order in which they came."""
+        with self._lock:
+            return list(self._entries.values())
+
+    def get(self, key: object) -> Entry | None:
+        """The video of a key, or None."""
+        with self._lock:
+            return self._entries.get(key) if isinstance(key, str) else None
+
+    def reserve(self, size: int) -> bool:
+        """Set room aside for bytes about to be written; False where there is none."""
+        with self._lock:
+            if self._reserved + size > self.max_total:
+                return False
+            self._reserved += size
+            return True
+
+    def release(self, size: int) -> None:
+        """Give back room of an upload that was not kept."""
+        with self._lock:
+            self._reserved -= size
+
+    def place(self) -> Path:
+        """A fresh random file name inside the folder of uploads."""
+        return self.uploads / f"{secrets.token_hex(16)}.upload"
+
+    def add(self, path: Path, name: str, *, uploaded: bool) -> Entry:
+        """Add a file after a look inside; one that is there already stays as it is.
+
+        Raises:
+            VideoError: It is no video.
+        """
+        with self._lock:
+            known = self._by_path.get(path)
+        if known is not None:
+            return known
+        info: VideoInfo = probe(path)
+        shown = "".join(c if c.isprintable() else "_" for c in name)[:_NAME_LENGTH] or "video"
+        entry = Entry(secrets.token_urlsafe(16), shown, path, info.duration, uploaded)
+        with self._lock:
+            self._entries[entry.key] = self._by_path[path] = entry
+        return entry
+
+    def _add_folder(self, folder: Path) -> None:
+        root = Path(os.path.realpath(folder))
+        if not root.is_dir():
+            raise UsageError("is no folder", file=folder)
+        for file in find_videos(root).values():
+            real = Path(os.path.realpath(file))
+            if not real.is_relative_to(root):
+                continue
+            try:
+                self.add(real, file.relative_to(root).as_posix(), uploaded=False)
+            except VideoError:
+                continue
+        if not self._entries:
+            raise UsageError("holds no videos that can be read", file=folder)
+
+
+class Collection:
+    """An index that ``relocal index`` made from video files.
+
+    Args:
+        folder: The index. Videos added to it later are not seen.
+        model: The model that it was made with.
+        library: Is given the videos that are still where they were when they were indexed.
+
+    Attributes:
+        index: The index, opened.
+        made: How its videos were turned into features.
+        model: The model.
+        entries: The videos that can be played, by their id in the index.
+
+    Raises:
+        SearchIndexError: No index there, damaged, made with another model, or not from video files.
+        UsageError: It holds no video.
+    """
+
+    def __init__(self, folder: Path, model: Relocalizer, library: Library) -> None:
+        self.index = SearchIndex(folder, model)
+        self.made = IndexedVideos.load(folder)
+        self.model = model
+        if not len(self.index):
+            raise UsageError("holds no video yet: relocal index adds some", file=folder)
+        if not self.made.files:
+            raise SearchIndexError(
+                "does not say where its videos are: run relocal index again", file=folder
+            )
+        self.entries: dict[str, Entry] = {}
+        for shard in self.index.shards:
+            for video_id in shard.ids:
+                file = self.made.files.get(video_id)
+                if file is None:
+                    continue
+                try:
+                    self.entries[video_id] = library.add(file, file.name, uploaded=False)
+                except VideoError:  # moved or changed since: found, but not played
+                    continue
+
+    def __len__(self) -> int:
+        return len(self.index)

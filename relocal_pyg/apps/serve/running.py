@@ -1,0 +1,94 @@
+"""Serving until interrupted."""
+
+from __future__ import annotations
+
+import socket
+import tempfile
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+
+import uvicorn
+
+from relocal_pyg.apps.serve.app import make_app
+from relocal_pyg.apps.serve.jobs import SearchQueue
+from relocal_pyg.apps.serve.library import Collection, Library
+from relocal_pyg.errors import UsageError
+from relocal_pyg.models import ContrastMatcher
+from relocal_pyg.models.base import Relocalizer
+from relocal_pyg.video.backbones import Backbone, EfficientNetLite0
+from relocal_pyg.video.extract import FeatureCache
+from relocal_pyg.video.find import check_width
+
+#: Connections at once; more are answered 503. A browser opens six.
+MAX_CONNECTIONS = 64
+
+
+def run(
+    folder: Path | None = None,
+    *,
+    index: Path | None = None,
+    host: str = "127.0.0.1",
+    port: int = 8765,
+    model: Relocalizer | None = None,
+    backbone: Backbone | None = None,
+    rate_hz: float | None = None,
+    max_bytes: int = 2 * 2**30,
+    started: Callable[[], None] | None = None,
+) -> None:
+    """Serve the page until interrupted; uploads and features are removed at the end.
+
+    Args:
+        folder: Videos to offer beside uploads.
+        index: An index of videos to search together and to offer.
+        host: Address to listen on.
+        port: Port to listen on.
+        model: The training-free contrast matcher where None.
+        backbone: EfficientNet-Lite0 where None.
+        rate_hz: Frames per second of searches in one video; follows the query where None.
+        max_bytes: Size of one upload.
+        started: Called once the port is open.
+
+    Raises:
+        UsageError: The port is taken, or the folder or the index holds no videos.
+        SearchIndexError: The index cannot be used, or was made with another model or network.
+        FeatureError: The model takes other features than the network gives.
+    """
+    with tempfile.TemporaryDirectory(prefix="relocal-serve-") as scratch:
+        uploads = Path(scratch) / "uploads"
+        uploads.mkdir(mode=0o700)
+        library = Library(uploads, folder, max_bytes=max_bytes)
+        network = EfficientNetLite0() if backbone is None else backbone
+        matcher = ContrastMatcher() if model is None else model
+        check_width(matcher, network)
+        collection = None
+        if index is not None:
+            collection = Collection(index, matcher, library)
+            collection.made.check(network)
+        try:
+            listening = socket.create_server((host, port))
+        except OSError as error:
+            raise UsageError(
+                f"port {port} of {host} cannot be opened ({error.strerror}): try another --port"
+            ) from None
+        with listening:
+            app = make_app(
+                library,
+                SearchQueue(),
+                FeatureCache(Path(scratch) / "features"),
+                matcher,
+                network,
+                rate_hz=rate_hz,
+                collection=collection,
+                hosts=tuple({"127.0.0.1", "localhost", host}),
+            )
+            config = uvicorn.Config(
+                app,
+                log_level="warning",
+                server_header=False,
+                limit_concurrency=MAX_CONNECTIONS,
+            )
+            if started is not None:
+                started()
+            with suppress(KeyboardInterrupt):  # the usual end
+                uvicorn.Server(config).run(sockets=[listening])

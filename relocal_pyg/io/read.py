@@ -1,0 +1,250 @@
+"""Tensors of a file: written and read with honest errors, compared with the model they are for."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+import stat
+import sys
+import unicodedata
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load, save_file
+
+from relocal_pyg.errors import CheckpointError, RelocalError
+
+#: Larger text files are refused before they are read.
+MAX_BYTES = 1 << 30
+
+#: Where JSON is nested too deep for Python, the line that first reaches this depth is named.
+_DEPTH = 500
+_TOKEN = re.compile(r'"(?:[^"\\]|\\.)*"|[{}\[\]]|[^\s"{}\[\],:]+')
+_COLON = re.compile(r"\s*:")
+
+
+def read_text(path: str | Path, error: type[RelocalError]) -> str:
+    """Read a UTF-8 text file; a byte order mark is dropped.
+
+    Args:
+        path: A regular file.
+        error: Kind of error to raise.
+
+    Raises:
+        RelocalError: Of kind ``error``: missing, not a regular file, too large, or not UTF-8.
+    """
+    try:
+        status = Path(path).stat()
+        if not stat.S_ISREG(status.st_mode):
+            raise error("is not a regular file", file=path)
+        if status.st_size > MAX_BYTES:
+            raise error(f"is over {MAX_BYTES} bytes", file=path)
+        data = Path(path).read_bytes()
+    except FileNotFoundError:
+        raise error("does not exist", file=path) from None
+    except (OSError, ValueError) as problem:
+        reason = getattr(problem, "strerror", None) or problem
+        raise error(f"cannot be read ({reason})", file=path) from None
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as problem:
+        line = data[: problem.start].count(b"\n") + 1
+        raise error("is not UTF-8 text", file=path, record=f"line {line}") from None
+
+
+def read_json(path: str | Path, error: type[RelocalError], *, allow_nan: bool = False) -> Any:
+    """Read JSON strictly: duplicate keys and numbers that are not finite are errors.
+
+    Args:
+        path: A UTF-8 file, with or without a byte order mark.
+        error: Kind of error to raise.
+        allow_nan: Let ``NaN``, ``Infinity`` and overflowing numbers through, for a caller that
+            checks each number itself.
+
+    Raises:
+        RelocalError: Of kind ``error``, naming the line.
+    """
+    text = read_text(path, error)
+    if not text.strip():
+        raise error("is empty", file=path)
+    hooks: dict[str, Any] = {"object_pairs_hook": _unique}
+    if not allow_nan:
+        hooks |= {"parse_constant": _refuse, "parse_float": _finite}
+    try:
+        return json.loads(text, **hooks)
+    except json.JSONDecodeError as problem:
+        reason, line = f"is not JSON: {problem.msg}", problem.lineno
+    except (ValueError, RecursionError) as problem:
+        reason, line = _locate(text, allow_nan) or (str(problem), 0)
+    raise error(reason, file=path, record=f"line {line}" if line else None)
+
+
+def read_array(path: str | Path, error: type[RelocalError]) -> np.ndarray[Any, Any]:
+    """Read an array that ``numpy.save`` wrote; what it declares has to be there, and no pickle is.
+
+    Args:
+        path: A ``.npy`` file.
+        error: Kind of error to raise.
+
+    Raises:
+        RelocalError: Of kind ``error``: missing, no such file, damaged, or holding objects.
+    """
+    if not Path(path).is_file():
+        raise error("does not exist or is not a regular file", file=path)
+    try:
+        # Mapped, a file that declares more than it holds is refused before anything is allocated.
+        return np.array(np.lib.format.open_memmap(path, mode="r"))
+    except Exception as problem:  # numpy raises whatever the parser of its header meets
+        raise error(f"is not a readable .npy file of numbers ({problem})", file=path) from None
+
+
+def id_problem(video_id: str) -> str | None:
+    r"""Say why a video id must not be used as a name, or None where it may.
+
+    Example:
+        >>> id_problem("../etc/passwd")
+        "holds '/'"
+        >>> id_problem("répas-01") is None
+        True
+    """
+    if video_id == "":
+        return "is empty"
+    if video_id in (".", ".."):
+        return "is a folder name"
+    for char in "/\\\0":
+        if char in video_id:
+            return f"holds {char!r}"
+    try:
+        size = len(video_id.encode("utf-8"))
+    except UnicodeEncodeError:
+        return "holds a lone surrogate"
+    return "is over 255 bytes" if size > 255 else None
+
+
+def refuse_look_alikes(ids: Iterable[str], path: str | Path, error: type[RelocalError]) -> None:
+    """Refuse ids that look the same on screen.
+
+    Raises:
+        RelocalError: Of kind ``error``: two ids differ in Unicode normalisation alone.
+    """
+    seen: dict[str, str] = {}
+    for video_id in ids:
+        plain = unicodedata.normalize("NFC", video_id)
+        if plain in seen:
+            raise error(
+                f"two ids look the same and differ in Unicode normalisation: {seen[plain]!a} and "
+                f"{video_id!a}",
+                file=path,
+                record=video_id,
+            )
+        seen[plain] = video_id
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    result = dict(pairs)
+    if len(result) < len(pairs):
+        raise ValueError("a key occurs twice in one object")
+    return result
+
+
+def _refuse(constant: str) -> float:
+    raise ValueError(f"{constant} is not JSON")
+
+
+def _finite(number: str) -> float:
+    value = float(number)
+    if not math.isfinite(value):
+        raise ValueError(f"{number} is too large")
+    return value
+
+
+def _locate(text: str, allow_nan: bool) -> tuple[str, int] | None:
+    """The first defect, other than of syntax, that the parser met in a text, and its line."""
+    digits = sys.get_int_max_str_digits() or math.inf
+    seen: list[set[str]] = []
+    for match in _TOKEN.finditer(text):
+        token, reason = match.group(), None
+        if token in "{[":
+            seen.append(set())
+            if len(seen) > _DEPTH:
+                reason = "is nested too deep"
+        elif token in "}]":
+            seen.pop()
+        elif token[0] == '"':
+            if _COLON.match(text, match.end()):
+                key = json.loads(token, strict=False)
+                if key in seen[-1]:
+                    reason = f"key {key[:100]!r} occurs twice in one object"
+                seen[-1].add(key)
+        elif token.lstrip("-").isdigit():
+            if len(token.lstrip("-")) > digits:
+                reason = f"a number has {len(token)} digits"
+        elif not (allow_nan or token in ("true", "false", "null")) and not _is_finite(token):
+            reason = f"{token[:40]} is not a finite number"
+        if reason:
+            return reason, text.count("\n", 0, match.start()) + 1
+    return None
+
+
+def _is_finite(token: str) -> bool:
+    try:
+        return math.isfinite(float(token))
+    except ValueError:
+        return False
+
+
+def save_tensors(tensors: dict[str, torch.Tensor], path: Path) -> None:
+    """Write tensors as safetensors.
+
+    Raises:
+        OSError: The disk is full, which the library reports by an error of its own.
+    """
+    try:
+        save_file(tensors, path)
+    except SafetensorError as error:
+        raise OSError(str(error)) from error
+
+
+def read_tensors(file: Path, refusal: str = "cannot be read") -> dict[str, torch.Tensor]:
+    """Read a safetensors file.
+
+    The library's ``load_file`` turns a Ctrl-C that meets it half-way into a ValueError; reading the
+    bytes first does not.
+
+    Args:
+        file: The file.
+        refusal: What the error says of it.
+
+    Raises:
+        CheckpointError: Not there, or no such file.
+    """
+    try:
+        return load(file.read_bytes())
+    except (OSError, SafetensorError, KeyError, ValueError) as error:  # KeyError: a kind of number
+        raise CheckpointError(f"{refusal} ({error})", file=file) from None
+
+
+def check_tensors(
+    given: dict[str, torch.Tensor], wanted: dict[str, torch.Tensor], file: Path
+) -> None:
+    """Compare names and shapes, naming the first tensor that does not fit.
+
+    Raises:
+        CheckpointError: A tensor is missing, extra, of another shape, or not finite.
+    """
+    for name, tensor in wanted.items():
+        if name not in given:
+            raise CheckpointError("is missing", file=file, record=name)
+        if given[name].shape != tensor.shape:
+            shapes = f"{list(given[name].shape)}, wanted {list(tensor.shape)}"
+            raise CheckpointError(f"has shape {shapes}", file=file, record=name)
+        if given[name].is_floating_point() and not torch.isfinite(given[name]).all():
+            raise CheckpointError("is not finite", file=file, record=name)
+    extra = sorted(set(given) - set(wanted))
+    if extra:
+        raise CheckpointError("is not part of this model", file=file, record=extra[0])

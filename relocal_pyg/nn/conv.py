@@ -1,0 +1,340 @@
+"""The Multi-Graph Feature Fusion layer (section 4.5, Fig. 7)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, Final, cast
+
+import torch
+from torch import Tensor, nn
+from torch_geometric import EdgeIndex
+from torch_geometric.nn.conv import MessagePassing
+from torch_geometric.nn.dense.linear import Linear
+from torch_geometric.nn.inits import zeros
+from torch_geometric.typing import Adj, OptPairTensor, OptTensor, Size
+from torch_geometric.utils import is_torch_sparse_tensor, spmm
+
+from relocal_pyg.errors import UsageError
+from relocal_pyg.graph import PairGraph
+from relocal_pyg.nn.products import linear, tanh
+
+# No `from __future__ import annotations`: PyG reads the annotations of message functions.
+
+
+class SumConv(MessagePassing):
+    r"""The graph convolution of section 4.4, before its nonlinearity.
+
+    From the `"Graph Neural Network for Video Relocalization"
+    <https://arxiv.org/abs/2007.09877>`_ paper:
+
+    .. math::
+        \mathbf{X}^{\prime} = \mathbf{A} \mathbf{X} \mathbf{W}, \qquad
+        \mathbf{x}^{\prime}_i = \mathbf{W}^{\top} \sum_{j \in \mathcal{N}(i)} e_{j,i} \mathbf{x}_j
+
+    where :math:`e_{j,i}` denotes the edge weight from source node :obj:`j` to target node
+    :obj:`i` (default: :obj:`1`). Nothing is normalised and no self-loop is added: the result is
+    that of :class:`~torch_geometric.nn.conv.GCNConv` with :obj:`normalize=False` and
+    :obj:`add_self_loops=False`.
+
+    The graph comes in one of four forms, with the same numbers from each: a COO
+    :obj:`edge_index`; an :class:`~torch_geometric.EdgeIndex`; a :obj:`torch.sparse` CSR matrix
+    :obj:`adj_t` with rows as targets; or a :class:`~relocal_pyg.graph.PairGraph`, which needs no
+    edges at all.
+
+    Args:
+        in_channels (int): Size of each input sample, or :obj:`-1` to derive the size from the
+            first input to the forward method.
+        out_channels (int): Size of each output sample.
+        bias (bool, optional): If set to :obj:`True`, the layer learns an additive bias; the
+            equation has none. (default: :obj:`False`)
+        **kwargs (optional): Additional arguments of
+            :class:`torch_geometric.nn.conv.MessagePassing`.
+
+    Shapes:
+        - **input:**
+          node features :math:`(*, |\mathcal{V}|, F_{in})`, or a pair of them if bipartite;
+          edge indices :math:`(2, |\mathcal{E}|)`, or a sparse matrix
+          :math:`(|\mathcal{V}|, |\mathcal{V}|)`, or a :obj:`PairGraph` of :math:`2T` nodes, where
+          :math:`|\mathcal{V}|` may be :math:`B \cdot 2T`: :math:`B` pairs, one after the other;
+          edge weights :math:`(|\mathcal{E}|)` *(optional)*;
+          node mask :math:`(*, |\mathcal{V}|)` *(optional)*
+        - **output:** node features :math:`(*, |\mathcal{V}|, F_{out})`
+
+    Example:
+        >>> import torch
+        >>> conv, graph = SumConv(16, 8), PairGraph(num_steps=5, k=2)
+        >>> x = torch.randn(10, 16)
+        >>> torch.allclose(conv(x, graph), conv(x, graph.edge_index()), atol=1e-5)
+        True
+    """
+
+    SUPPORTS_FUSED_EDGE_INDEX: Final[bool] = True
+
+    def __init__(
+        self, in_channels: int, out_channels: int, bias: bool = False, **kwargs: Any
+    ) -> None:
+        kwargs.setdefault("aggr", "sum")
+        super().__init__(**kwargs)
+        self.in_channels = in_channels
+        self.out_channels = out_channels
+        self.lin = Linear(in_channels, out_channels, bias=False, weight_initializer="glorot")
+        self.bias = nn.Parameter(self.lin.weight.new_empty(out_channels)) if bias else None
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        r"""Resets all learnable parameters of the module."""
+        super().reset_parameters()
+        self.lin.reset_parameters()
+        zeros(self.bias)
+
+    def forward(
+        self,
+        x: Tensor | OptPairTensor,
+        edge_index: Adj | PairGraph,
+        edge_weight: OptTensor = None,
+        size: Size = None,
+        mask: OptTensor = None,
+    ) -> Tensor:
+        r"""Runs the forward pass of the module.
+
+        Args:
+            x (torch.Tensor or (torch.Tensor, torch.Tensor)): The node features, with any number
+                of leading dimensions that share one graph.
+            edge_index (torch.Tensor, EdgeIndex, torch.sparse or PairGraph): The graph.
+            edge_weight (torch.Tensor, optional): One weight per edge; a sparse matrix and a
+                :obj:`PairGraph` carry their own. (default: :obj:`None`)
+            size ((int, int), optional): Numbers of source and target nodes.
+                (default: :obj:`None`)
+            mask (torch.Tensor, optional): The real nodes, bool; edges that touch another node
+                are dropped, and the sums of other nodes are 0. (default: :obj:`None`)
+        """
+        if isinstance(x, tuple):
+            target = x[1]
+            if size is None and target is not None:
+                size = (x[0].size(self.node_dim), target.size(self.node_dim))
+            out = self.sum_neighbors((self.lin(x[0]), None), edge_index, edge_weight, size, mask)
+        else:
+            out = self.sum_neighbors(self.lin(x), edge_index, edge_weight, size, mask)
+        return out if self.bias is None else out + self.bias
+
+    def sum_neighbors(
+        self,
+        x: Tensor | OptPairTensor,
+        edge_index: Adj | PairGraph,
+        edge_weight: OptTensor = None,
+        size: Size = None,
+        mask: OptTensor = None,
+    ) -> Tensor:
+        r"""Multiply by :math:`\mathbf{A}` alone; arguments as in :meth:`forward`.
+
+        Raises:
+            UsageError: Weights come twice, a mask meets a bipartite graph, or the number of nodes
+                is no multiple of the :obj:`PairGraph`'s.
+        """
+        if isinstance(edge_index, PairGraph):
+            if edge_weight is not None:
+                raise UsageError("a PairGraph carries its own weights: set its `weight`")
+            if isinstance(x, tuple):
+                raise UsageError("a PairGraph is not bipartite: give one tensor of 2T nodes")
+            return _sum_pairs(x, edge_index, mask)
+        if is_torch_sparse_tensor(edge_index) and edge_weight is not None:
+            raise UsageError("a sparse matrix carries its own weights: leave edge_weight out")
+        if mask is not None:
+            if isinstance(x, tuple):
+                raise UsageError("a mask needs one tensor of nodes, not a bipartite pair")
+            x = x.masked_fill(~mask.unsqueeze(-1), 0)
+        if isinstance(edge_index, EdgeIndex) and self.flow == "target_to_source":
+            # The fused product of a matrix sorted by column knows one direction only.
+            edge_index = edge_index.as_tensor()
+        pair = x if isinstance(x, tuple) else (x, x)
+        # propagate_type: (x: OptPairTensor, edge_weight: OptTensor)
+        out = self.propagate(edge_index, x=pair, edge_weight=edge_weight, size=size)
+        return out if mask is None else out.masked_fill(~mask.unsqueeze(-1), 0)
+
+    def message(self, x_j: Tensor, edge_weight: OptTensor) -> Tensor:
+        """Weigh each neighbour."""
+        return x_j if edge_weight is None else edge_weight.view(-1, 1) * x_j
+
+    def message_and_aggregate(
+        self, edge_index: Adj, x: OptPairTensor, edge_weight: OptTensor
+    ) -> Tensor:
+        """One sparse product; leading dimensions become channels, as it takes matrices only."""
+        source = x[0]
+        flat = source if source.dim() == 2 else source.movedim(-2, 0).flatten(1)
+        if isinstance(edge_index, EdgeIndex):
+            if edge_weight is None and flat.dtype != torch.float32:
+                # The weights that EdgeIndex assumes are float32, and types do not mix here.
+                edge_weight = flat.new_ones(edge_index.size(1))
+            out = edge_index.matmul(
+                other=flat, input_value=edge_weight, reduce="sum", transpose=True
+            )
+        else:
+            out = spmm(edge_index.to(flat.dtype), flat, reduce="sum")
+        if source.dim() == 2:
+            return out
+        return out.unflatten(1, (*source.shape[:-2], source.shape[-1])).movedim(0, -2)
+
+
+def _sum_pairs(x: Tensor, graph: PairGraph, mask: OptTensor) -> Tensor:
+    if x.size(-2) == graph.num_nodes:
+        return graph.matmul(x, mask)
+    if x.size(-2) % graph.num_nodes:
+        raise UsageError(
+            f"x has {x.size(-2)} nodes, a multiple of the graph's {graph.num_nodes} wanted"
+        )
+    pairs = x.unflatten(-2, (-1, graph.num_nodes))
+    real = None if mask is None else mask.unflatten(-1, (-1, graph.num_nodes))
+    return graph.matmul(pairs, real).flatten(-3, -2)
+
+
+#: The first two products of a layer are merged from so many nodes a channel.
+MERGED_ROWS = 4
+
+
+class MultiGraphConv(nn.Module):
+    r"""The Multi-Graph Feature Fusion layer (section 4.5, Fig. 7).
+
+    From the `"Graph Neural Network for Video Relocalization"
+    <https://arxiv.org/abs/2007.09877>`_ paper:
+
+    .. math::
+        \tilde{\mathbf{X}} &= \mathbf{X} \mathbf{W}_{\mathrm{in}} + \mathbf{b}_{\mathrm{in}}
+
+        \mathbf{X}^{\prime} &= \left[ \sigma(\mathbf{A}_1 \tilde{\mathbf{X}} \mathbf{W}_1) \, \Vert
+        \, \ldots \, \Vert \, \sigma(\mathbf{A}_K \tilde{\mathbf{X}} \mathbf{W}_K) \right]
+        \mathbf{W}_{\mathrm{out}} + \mathbf{b}_{\mathrm{out}}
+
+    A 1x1 convolution projects the features, one :class:`SumConv` per graph sums over neighbours,
+    the branches are concatenated along the features, as the equation says (the caption of Fig. 7
+    says time), and a second 1x1 convolution fuses them. The graphs may be any :math:`K` edge sets
+    over the same nodes.
+
+    Args:
+        in_channels (int): Size of each input sample, or :obj:`-1` to derive the size from the
+            first input to the forward method.
+        out_channels (int): Size of each output sample and of each branch.
+        num_graphs (int): Number of graphs :math:`K`.
+        hidden_channels (int, optional): Size after the first 1x1 convolution. If set to
+            :obj:`None`, equals :obj:`out_channels`. (default: :obj:`None`)
+        graph_conv (bool, optional): If set to :obj:`False`, every branch drops its graph,
+            :math:`\sigma(\tilde{\mathbf{X}} \mathbf{W}_k)`: the paper's "Ours (CNN)".
+            (default: :obj:`True`)
+        act (Callable, optional): The nonlinearity :math:`\sigma`. (default: :obj:`torch.tanh`)
+
+    Shapes:
+        - **input:**
+          node features :math:`(*, |\mathcal{V}|, F_{in})`;
+          :math:`K` graphs, each in one of the forms that :class:`SumConv` takes;
+          node mask :math:`(*, |\mathcal{V}|)` *(optional)*
+        - **output:** node features :math:`(*, |\mathcal{V}|, F_{out})`
+
+    Example:
+        >>> conv = MultiGraphConv(16, 32, num_graphs=2)
+        >>> graphs = [PairGraph(num_steps=5, k=1), PairGraph(num_steps=5, k=2)]
+        >>> conv(torch.randn(4, 10, 16), graphs).shape
+        torch.Size([4, 10, 32])
+        >>> conv(torch.randn(10, 16), [graph.edge_index() for graph in graphs]).shape
+        torch.Size([10, 32])
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        num_graphs: int,
+        hidden_channels: int | None = None,
+        graph_conv: bool = True,
+        act: Callable[[Tensor], Tensor] = torch.tanh,
+    ) -> None:
+        super().__init__()
+        if num_graphs < 1:
+            raise UsageError(f"num_graphs {num_graphs}: at least 1 wanted")
+        hidden = out_channels if hidden_channels is None else hidden_channels
+        self.in_channels = in_channels
+        self.out_channels = out_channels
+        self.hidden_channels = hidden
+        self.num_graphs = num_graphs
+        self.graph_conv = graph_conv
+        self.act = act
+        self.lin_in = Linear(in_channels, hidden)
+        branches = (SumConv(hidden, out_channels) for _ in range(num_graphs))
+        self.convs = cast("Sequence[SumConv]", nn.ModuleList(branches))
+        self.lin_out = Linear(num_graphs * out_channels, out_channels)
+
+    def reset_parameters(self) -> None:
+        r"""Resets all learnable parameters of the module."""
+        self.lin_in.reset_parameters()
+        for conv in self.convs:
+            conv.reset_parameters()
+        self.lin_out.reset_parameters()
+
+    def forward(
+        self,
+        x: Tensor,
+        graphs: Sequence[Adj | PairGraph] | None,
+        edge_weights: Sequence[Tensor | None] | None = None,
+        mask: Tensor | None = None,
+    ) -> Tensor:
+        r"""Runs the forward pass of the module.
+
+        Args:
+            x (torch.Tensor): The node features.
+            graphs (Sequence): One graph per branch, in the order of the branches; :obj:`None` is
+                enough where :obj:`graph_conv=False`.
+            edge_weights (Sequence, optional): For each graph one weight per edge, or
+                :obj:`None`. (default: :obj:`None`)
+            mask (torch.Tensor, optional): The real nodes, bool; edges that touch another node
+                are dropped, and the rows of other nodes are 0. (default: :obj:`None`)
+
+        Raises:
+            UsageError: Not one graph (and weight) per branch.
+        """
+        active = self.branches(x, graphs, edge_weights, mask)
+        out = linear(active, self.lin_out.weight, self.lin_out.bias)
+        return out if mask is None else out.masked_fill(~mask.unsqueeze(-1), 0)
+
+    def branches(
+        self,
+        x: Tensor,
+        graphs: Sequence[Adj | PairGraph] | None,
+        edge_weights: Sequence[Tensor | None] | None = None,
+        mask: Tensor | None = None,
+    ) -> Tensor:
+        r"""The concatenated branches before the last 1x1 convolution, :math:`(*, |V|, K F_{out})`.
+
+        The arguments are those of :meth:`forward`. Whatever is linear, an average over nodes for
+        instance, may be done on them first.
+        """
+        # A (X W) = (A X) W: the branches share one wide product.
+        weight = torch.cat([conv.lin.weight for conv in self.convs])
+        if self.lin_in.in_channels < 0:
+            # A size that is not known yet is found by calling the module itself.
+            branches = linear(self.lin_in(x), weight)
+        elif (
+            # Which way is cheaper is a question of the batch, which a traced graph must not ask.
+            torch.compiler.is_compiling()
+            or x.numel() < MERGED_ROWS * self.hidden_channels * x.shape[-1]
+        ):
+            branches = linear(linear(x, self.lin_in.weight, self.lin_in.bias), weight)
+        else:
+            # Both products are one where multiplying the weights costs less than the nodes.
+            bias = torch.mv(weight, self.lin_in.bias)
+            branches = linear(x, weight @ self.lin_in.weight, bias)
+        if self.graph_conv:
+            weights = [None] * self.num_graphs if edge_weights is None else edge_weights
+            if graphs is None or not len(graphs) == len(weights) == self.num_graphs:
+                raise UsageError(f"{self.num_graphs} graphs wanted, one per branch")
+            parts = branches.split(self.out_channels, dim=-1)
+            items = zip(self.convs, parts, graphs, weights, strict=True)
+            branches = torch.cat(
+                [conv.sum_neighbors(part, graph, w, mask=mask) for conv, part, graph, w in items],
+                dim=-1,
+            )
+        return tanh(branches) if self.act is torch.tanh else self.act(branches)
+
+    def __repr__(self) -> str:
+        kind = "" if self.graph_conv else ", graph_conv=False"
+        return (
+            f"{self.__class__.__name__}({self.in_channels}, {self.out_channels}, "
+            f"num_graphs={self.num_graphs}{kind})"
+        )

@@ -1,0 +1,300 @@
+"""``index.json`` of a search index: what it was made with and which shards count."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from relocal_pyg.errors import CheckpointError, SearchIndexError
+from relocal_pyg.io.read import read_array, read_json
+from relocal_pyg.io.write import (
+    MANIFEST,
+    replace_folder,
+    sha256_file,
+    verify_manifest,
+    write_json,
+)
+
+#: Format of an index and its shards, raised when the layout changes. 2: ``index.json`` carries a
+#: checksum of itself and of every shard's manifest.
+FORMAT = 2
+
+#: Arrays of a shard and their dimensions: rows of every video one after the other.
+ARRAYS = {
+    "features": 2,
+    "means": 2,
+    "proposals": 2,
+    "lengths": 1,
+    "vectors": 2,
+    "shifts": 1,
+    "states": 3,
+}
+
+#: Of those, the ones with a row a video, or a step; the others have a row a proposal.
+_PER_VIDEO, _PER_STEP = ("means",), ("features",)
+
+
+@dataclass(frozen=True)
+class VideoEntry:
+    """What an index keeps of one video, as tensors.
+
+    Attributes:
+        video_id: Its name.
+        seconds_per_step: Duration of a feature step.
+        features: ``[n, F]``.
+        means: ``[1, F]``, the mean step.
+        proposals: ``[M, 2]`` in steps.
+        lengths: ``[M]``, steps of each proposal that are not padding for the network.
+        vectors: ``[M, F]``, pooled proposals for a first stage.
+        shifts: ``[M]``, what the first stage takes off.
+        states: ``[M, T, d]``, or ``[M, 0, 0]`` where states differ from query to query.
+    """
+
+    video_id: str
+    seconds_per_step: float
+    features: Tensor
+    means: Tensor
+    proposals: Tensor
+    lengths: Tensor
+    vectors: Tensor
+    shifts: Tensor
+    states: Tensor
+
+    @property
+    def num_bytes(self) -> int:
+        """Memory that the arrays take."""
+        return sum(getattr(self, name).nbytes for name in ARRAYS)
+
+
+@dataclass(frozen=True)
+class ListedShard:
+    """A shard as an index lists it.
+
+    Attributes:
+        name: Its folder inside the index.
+        manifest: SHA-256 of its manifest, which holds that of every file.
+        ids: Its videos.
+    """
+
+    name: str
+    manifest: str
+    ids: list[str]
+
+
+def write_shard(folder: Path, entries: Sequence[VideoEntry], fingerprint: str) -> ListedShard:
+    """Write a shard, all or nothing.
+
+    Returns:
+        What an index has to remember of it.
+
+    Raises:
+        OutputError: The folder cannot be written.
+    """
+    with replace_folder(folder) as temporary:
+        for name in ARRAYS:
+            rows = torch.cat([getattr(entry, name) for entry in entries])
+            np.save(temporary / f"{name}.npy", _storable(rows), allow_pickle=False)
+        ids = [entry.video_id for entry in entries]
+        record = {
+            "format": FORMAT,
+            "fingerprint": fingerprint,
+            "ids": ids,
+            "seconds_per_step": [entry.seconds_per_step for entry in entries],
+            "steps": [len(entry.features) for entry in entries],
+            "proposals": [len(entry.proposals) for entry in entries],
+        }
+        write_json(temporary / "shard.json", record)
+    return ListedShard(folder.name, sha256_file(folder / MANIFEST), ids)
+
+
+class Shard:
+    """A shard opened for reading; arrays are mapped, not loaded.
+
+    Args:
+        folder: Folder of the index.
+        listed: What the index remembers of the shard.
+        fingerprint: Of the model that asks.
+        verify: Compare every file with its checksum, which reads all of it.
+
+    Raises:
+        SearchIndexError: Damaged, of another format, not the shard that the index lists, or made
+            with another model.
+    """
+
+    def __init__(
+        self, folder: Path, listed: ListedShard, fingerprint: str, *, verify: bool = True
+    ) -> None:
+        folder = folder / listed.name
+        try:
+            manifest = sha256_file(folder / MANIFEST)
+        except OSError as error:
+            raise SearchIndexError(
+                f"cannot be read ({error.strerror})", file=folder / MANIFEST
+            ) from None
+        if manifest != listed.manifest:
+            raise SearchIndexError("is not the one that the index lists", file=folder / MANIFEST)
+        try:
+            if verify:
+                verify_manifest(folder)
+        except CheckpointError as error:
+            raise SearchIndexError(error.reason, file=error.file, record=error.record) from None
+        record = read_json(folder / "shard.json", SearchIndexError)
+        self.folder = folder
+        self._check(record, listed.ids, fingerprint)
+        self.ids: list[str] = record["ids"]
+        self.seconds_per_step: list[float] = record["seconds_per_step"]
+        self.first_step = _starts(record["steps"])
+        self.first_proposal = _starts(record["proposals"])
+        self._arrays = {name: self._map(name) for name in ARRAYS}
+
+    def rows(self, name: str, start: int, end: int) -> Tensor:
+        """Rows of an array as a tensor of their own."""
+        return _tensor(self._arrays[name][start:end])
+
+    def take(self, name: str, rows: np.ndarray) -> Tensor:
+        """Rows of an array, in the order asked for."""
+        return _tensor(self._arrays[name][rows])
+
+    def _check(self, record: Any, ids: list[str], fingerprint: str) -> None:
+        file = self.folder / "shard.json"
+        wanted = {"ids", "seconds_per_step", "steps", "proposals", "format", "fingerprint"}
+        if not isinstance(record, dict) or not wanted <= set(record):
+            raise SearchIndexError("is not a shard of a search index", file=file)
+        if record["format"] != FORMAT:
+            raise SearchIndexError(
+                f"has format {record['format']!r}, this version reads {FORMAT}", file=file
+            )
+        if record["fingerprint"] != fingerprint or record["ids"] != ids:
+            raise SearchIndexError("is not the one that the index lists", file=file)
+        for name, kind in (("seconds_per_step", int | float), ("steps", int), ("proposals", int)):
+            values = record[name]
+            sound = isinstance(values, list) and len(values) == len(ids)
+            if not sound or not all(isinstance(value, kind) and value >= 0 for value in values):
+                raise SearchIndexError("is damaged", file=file, record=name)
+
+    def _map(self, name: str) -> np.ndarray:
+        file = self.folder / f"{name}.npy"
+        try:
+            array: np.ndarray = np.lib.format.open_memmap(file, mode="r")
+        except Exception:  # numpy raises whatever the parser of its header meets
+            array = read_array(file, SearchIndexError)  # an empty array cannot be mapped
+        wanted = int(self.first_proposal[-1])
+        if name in _PER_STEP:
+            wanted = int(self.first_step[-1])
+        elif name in _PER_VIDEO:
+            wanted = len(self.ids)
+        if array.ndim != ARRAYS[name] or array.dtype.kind not in "fiu" or len(array) != wanted:
+            raise SearchIndexError(
+                f"holds {list(array.shape)} {array.dtype}, {wanted} rows wanted", file=file
+            )
+        return array
+
+
+def _starts(counts: Sequence[int]) -> np.ndarray:
+    return np.concatenate([[0], np.cumsum(counts, dtype=np.int64)])
+
+
+def _storable(rows: Tensor) -> np.ndarray:
+    """bfloat16 as its bits: numpy has no such type."""
+    rows = rows.detach().cpu().contiguous()
+    array: np.ndarray = (rows.view(torch.uint16) if rows.dtype == torch.bfloat16 else rows).numpy()
+    return array
+
+
+def _tensor(array: np.ndarray) -> Tensor:
+    tensor = torch.from_numpy(np.array(array))
+    return tensor.view(torch.bfloat16) if tensor.dtype == torch.uint16 else tensor
+
+
+_NAME = "index.json"
+
+
+@dataclass
+class ShardList:
+    """The shards of an index, in the order in which they were added.
+
+    The file carries the SHA-256 of everything else in it and of the manifest of every shard, so
+    that one flipped bit anywhere in an index is found.
+
+    Attributes:
+        fingerprint: Of the model that the index serves.
+        model: Title of that model, for people.
+        state_dtype: How the states of proposals are kept: a name of ``torch``.
+        channels: Feature channels; 0 until there is a video.
+        shards: The shards.
+    """
+
+    fingerprint: str
+    model: str
+    state_dtype: str
+    channels: int = 0
+    shards: list[ListedShard] = field(default_factory=list)
+
+    @staticmethod
+    def exists(folder: Path) -> bool:
+        """Whether a folder holds an index."""
+        return (folder / _NAME).exists()
+
+    @classmethod
+    def load(cls, folder: Path, fingerprint: str) -> ShardList:
+        """Read the list of an index and check that it is whole and belongs to a model.
+
+        Raises:
+            SearchIndexError: Missing, damaged, of another format, or made with another model.
+        """
+        file = folder / _NAME
+        if not file.is_file():
+            raise SearchIndexError(f"no index here: {_NAME} is missing", file=folder)
+        record = read_json(file, SearchIndexError)
+        if not isinstance(record, dict) or not isinstance(record.get("format"), int):
+            raise SearchIndexError("is not a search index", file=file)
+        layout, told = record.pop("format"), record.pop("sha256", None)
+        if layout > FORMAT:
+            raise SearchIndexError(
+                f"format {layout} is newer than this version reads ({FORMAT}): upgrade relocal_pyg",
+                file=file,
+            )
+        if layout < FORMAT:
+            raise SearchIndexError(
+                f"format {layout} is older than this version reads ({FORMAT}): build it anew",
+                file=file,
+            )
+        if told != _digest(record):
+            raise SearchIndexError("is damaged: its SHA-256 is not the one it names", file=file)
+        try:
+            shards = [ListedShard(**shard) for shard in record.pop("shards")]
+            made = cls(**record, shards=shards)
+        except (TypeError, KeyError):
+            raise SearchIndexError("is not a search index", file=file) from None
+        if made.state_dtype not in ("bfloat16", "float16", "float32"):
+            raise SearchIndexError("names an unknown type of numbers", file=file)
+        if made.fingerprint != fingerprint:
+            raise SearchIndexError(
+                "was made with another model: search with that one, or build the index anew",
+                file=file,
+            )
+        names = [shard.name for shard in made.shards]
+        if names != [f"shard-{number:05d}" for number in range(len(names))]:
+            raise SearchIndexError("names a shard that does not exist", file=file)
+        return made
+
+    def save(self, folder: Path) -> None:
+        """Write the list, all or nothing.
+
+        Raises:
+            OutputError: The folder cannot be written.
+        """
+        record = asdict(self)
+        write_json(folder / _NAME, {"format": FORMAT, "sha256": _digest(record), **record})
+
+
+def _digest(record: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()

@@ -1,0 +1,276 @@
+"""From a video file to ranked moments of all videos of an index."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from relocal_pyg.data.annotations import Quarantine
+from relocal_pyg.errors import SearchIndexError, UsageError
+from relocal_pyg.io.read import read_json
+from relocal_pyg.io.write import write_json
+from relocal_pyg.moments import tiou
+from relocal_pyg.search.index import FirstStageName, Hit, SearchIndex
+from relocal_pyg.video.backbones import Backbone
+from relocal_pyg.video.extract import DEFAULT_RATE_HZ, FeatureCache, Progress, extract_video
+from relocal_pyg.video.find import VideoQuery, clip_steps
+from relocal_pyg.video.folder import Extraction, extract_folder, find_videos
+
+
+@dataclass(frozen=True)
+class IndexedVideos:
+    """How the videos of an index were turned into features; queries have to be treated alike.
+
+    Attributes:
+        index: Folder of the index; the features lie beside it.
+        rate_hz: Frames per second.
+        backbone: Name of the backbone.
+        files: Where each video was, by its id; absolute, links resolved.
+    """
+
+    index: Path
+    rate_hz: float
+    backbone: str
+    files: dict[str, Path] = field(default_factory=dict)
+
+    @property
+    def features(self) -> Path:
+        """The HDF5 file of the features."""
+        return self.index.with_name(f"{self.index.name}.features.h5")
+
+    @classmethod
+    def record_of(cls, index: Path) -> Path:
+        """The file that keeps this record."""
+        return index.with_name(f"{index.name}.videos.json")
+
+    @classmethod
+    def load(cls, index: str | Path) -> IndexedVideos:
+        """Read the record of an index.
+
+        Raises:
+            SearchIndexError: The index was not made from video files, or the record is damaged.
+        """
+        file = cls.record_of(Path(index))
+        if not file.is_file():
+            raise SearchIndexError(
+                "was made from features, not from video files: the query has to be features too",
+                file=index,
+            )
+        record = read_json(file, SearchIndexError)
+        try:
+            rate, backbone = float(record["rate_hz"]), str(record["backbone"])
+            files = {name: Path(place) for name, place in record["files"].items()}
+        except (AttributeError, TypeError, KeyError, ValueError):
+            raise SearchIndexError(
+                "is damaged: remove it and run relocal index again", file=file
+            ) from None
+        return cls(Path(index), rate, backbone, files)
+
+    def save(self) -> None:
+        """Write the record.
+
+        Raises:
+            OutputError: It cannot be written.
+        """
+        files = {name: str(place) for name, place in sorted(self.files.items())}
+        record = {"rate_hz": self.rate_hz, "backbone": self.backbone, "files": files}
+        write_json(self.record_of(self.index), record)
+
+    def check(self, backbone: Backbone) -> None:
+        """Refuse another backbone than that of the index.
+
+        Raises:
+            SearchIndexError: The backbone is another one.
+        """
+        if backbone.name != self.backbone:
+            raise SearchIndexError(
+                f"was made with {self.backbone}, the query with {backbone.name}", file=self.index
+            )
+
+
+def index_features(
+    videos: str | Path,
+    index: str | Path,
+    backbone: Backbone,
+    rate_hz: float | None = None,
+    *,
+    workers: int = 1,
+    quarantine: Quarantine | None = None,
+    key: str = "c3d_features",
+) -> tuple[IndexedVideos, Extraction]:
+    """Extract the videos of a folder for an index, resumable.
+
+    Args:
+        videos: The folder.
+        index: Folder of the index; ``<index>.features.h5`` and ``<index>.videos.json`` are written
+            beside it.
+        backbone: See :class:`relocal_pyg.video.backbones.Backbone`.
+        rate_hz: Frames per second; where None that of an index that is there already, else
+            3.125 (25 for a clip network).
+        workers: Videos at a time.
+        quarantine: Collects videos that cannot be used.
+        key: Name of the feature array.
+
+    Raises:
+        SearchIndexError: The index that is there was made with another backbone.
+        UsageError: It was made at another rate.
+        VideoError: No video could be used.
+    """
+    index = Path(index)
+    if IndexedVideos.record_of(index).is_file():
+        made = IndexedVideos.load(index)
+        made.check(backbone)
+        if rate_hz not in (None, made.rate_hz):
+            raise UsageError(f"the index has {made.rate_hz:g} frames a second", file=index)
+    else:
+        usual = 25.0 if backbone.clip_frames > 1 else DEFAULT_RATE_HZ
+        made = IndexedVideos(index, usual if rate_hz is None else rate_hz, backbone.name)
+    done = extract_folder(
+        videos,
+        made.features,
+        backbone,
+        made.rate_hz,
+        workers=workers,
+        quarantine=quarantine,
+        key=key,
+    )
+    files = {
+        name: Path(os.path.realpath(file))
+        for name, file in find_videos(videos).items()
+        if name in done.digests
+    }
+    made = replace(made, files={**made.files, **files})
+    made.save()
+    return made, done
+
+
+#: Lengths of hits as multiples of the query's: those of ``find_moments``, and a grid's step more.
+SCALES = (0.4, 2.5)
+#: Steps of the shortest window of an index.
+SHORTEST_WINDOW = 4
+
+
+@dataclass(frozen=True)
+class FoundVideos:
+    """What :func:`find_in_index` gives.
+
+    Attributes:
+        hits: Best first, in seconds of their videos.
+        span: Start and end of the clip in seconds of the query's file.
+        settings: What else decided the answer, plain values.
+        problems: Damage met in the query's file, one line each.
+        query: Features ``[m, F]`` of the clip.
+        query_video: Features ``[v, F]`` of its whole file, where the clip is a part of it.
+    """
+
+    hits: list[Hit]
+    span: tuple[float, float]
+    settings: dict[str, Any]
+    query: Tensor
+    query_video: Tensor | None = None
+    problems: tuple[str, ...] = ()
+
+
+def find_in_index(
+    query: str | Path | VideoQuery,
+    index: SearchIndex,
+    made: IndexedVideos,
+    backbone: Backbone,
+    *,
+    top_k: int = 10,
+    first_stage: FirstStageName | None = "scan",
+    candidates: int = 1000,
+    nms_threshold: float = 0.2,
+    cache: FeatureCache | None = None,
+    progress: Callable[[str], Progress] | None = None,
+) -> FoundVideos:
+    """Find the moments of all videos of an index that mean the same as a clip.
+
+    The query's file is turned into features as the videos of the index were. Where the clip is a
+    stretch of it, what surrounds the clip says what is special about it.
+
+    Args:
+        query: The clip: a video file, or a :class:`VideoQuery` for a stretch of one.
+        index: The index, opened with its model.
+        made: How its videos were turned into features.
+        backbone: The network that did.
+        top_k: How many moments at most; those much shorter or longer than the clip are left out.
+        first_stage: See :meth:`relocal_pyg.search.SearchIndex.search`.
+        candidates: See :meth:`relocal_pyg.search.SearchIndex.search`.
+        nms_threshold: Of two moments of one video with a larger tIoU only the better is given; low,
+            because people want other places, not other cuts of one place.
+        cache: Features of videos met before.
+        progress: Called with the name of the file; what it gives is told the seconds done.
+
+    Raises:
+        SearchIndexError: The index was made with another backbone.
+        VideoError: The file cannot be decoded.
+        UsageError: The query range lies outside its file.
+    """
+    clip = query if isinstance(query, VideoQuery) else VideoQuery(Path(query))
+    made.check(backbone)
+    problems: list[str] = []
+    video = extract_video(
+        clip.path,
+        backbone,
+        made.rate_hz,
+        cache=cache,
+        progress=None if progress is None else progress(clip.path.name),
+        report=lambda problem: problems.append(f"{clip.path}: {problem}"),
+    )
+    first, last = clip_steps(clip, video)
+    rows = video.features[first:last]
+    around = video.features if len(rows) < len(video.features) else None
+    hits = index.search(
+        rows,
+        max(candidates, top_k),
+        first_stage=first_stage,
+        candidates=candidates,
+        nms_threshold=1.0,
+        query_video=around,
+    )
+    step = video.seconds_per_step
+    hits = _fitting(hits, len(rows) * step, SHORTEST_WINDOW * step)
+    end = video.duration if clip.end is None else min(clip.end, video.duration)
+    return FoundVideos(
+        hits=_places(hits, nms_threshold, top_k),
+        span=(clip.start or 0.0, end),
+        settings={
+            "backbone": backbone.name,
+            "frames_per_second": made.rate_hz,
+            "seconds_per_step": video.seconds_per_step,
+            "query_steps": len(rows),
+            "query_centred_by": "each video" if around is None else "its own video",
+            "videos": len(index),
+        },
+        query=rows,
+        query_video=around,
+        problems=tuple(problems),
+    )
+
+
+def _fitting(hits: list[Hit], seconds: float, shortest: float) -> list[Hit]:
+    """Hits about as long as the query, where there are any.
+
+    An index holds windows of every length, since it was made before the query was known. Short ones
+    inside an action score high too and would fill the list with pieces of one answer.
+    """
+    low, high = SCALES[0] * seconds, SCALES[1] * max(seconds, shortest)
+    return [hit for hit in hits if low <= hit.end - hit.start <= high] or hits
+
+
+def _places(hits: list[Hit], threshold: float, top_k: int) -> list[Hit]:
+    """The best hit of each place of each video, at most ``top_k``."""
+    kept: list[Hit] = []
+    for hit in hits:
+        spans = [(other.start, other.end) for other in kept if other.video_id == hit.video_id]
+        if not spans or float(tiou([hit.start, hit.end], spans).max()) <= threshold:
+            kept.append(hit)
+        if len(kept) == top_k:
+            break
+    return kept

@@ -1,0 +1,256 @@
+from __future__ import annotations
+
+import csv
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from relocal_pyg import cli
+from relocal_pyg.apps.cli import main
+from relocal_pyg.apps.cli.evaluate import slug
+from relocal_pyg.apps.cli.options import DataOptions, describe, load_protocol, restore
+from relocal_pyg.apps.cli.train import choose_preset
+from relocal_pyg.datasets.synthetic import SyntheticConfig, write_synthetic
+from relocal_pyg.models import MultiGraphRelocalizer
+from relocal_pyg.models.checkpoint import save_model
+from relocal_pyg.video.moment_files import clock
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small data set in the layout of people's own."""
+    folder = tmp_path_factory.mktemp("own")
+    config = SyntheticConfig(
+        train_classes=5, val_classes=2, test_classes=2, train_videos=6, val_videos=3, test_videos=3
+    )
+    write_synthetic(folder, config)
+    return folder
+
+
+@pytest.fixture
+def short(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Few validation pairs and a narrow network, so that a command takes seconds."""
+    import dataclasses
+
+    from relocal_pyg.training import presets
+
+    for name, preset in presets.PRESETS.items():
+        network = dataclasses.replace(preset.network, hidden_channels=8, num_steps=6)
+        training = dataclasses.replace(preset.training, batch_size=2, max_validation_pairs=3)
+        small = dataclasses.replace(preset, network=network, training=training)
+        monkeypatch.setitem(presets.PRESETS, name, small)
+
+
+def own(root: Path) -> list[str]:
+    return ["--protocol", "custom", "--root", str(root), "--unseen-classes", "2"]
+
+
+def test_train_evaluate_and_find(root: Path, tmp_path: Path, short: None, capsys):
+    run = tmp_path / "run"
+    assert main(["train", str(run), *own(root), "--steps", "2"]) == 0
+    printed = capsys.readouterr().out
+    assert "best validation score" in printed
+    assert json.loads((run / "run.json").read_text())["preset"] == "recommended"
+
+    assert main(["evaluate", str(run), "--limit", "4"]) == 0
+    printed = capsys.readouterr().out
+    for name in ("recommended", "Contrast matcher", "Whole reference", "Proposal oracle"):
+        assert name in printed
+    for split in ("test_seen", "test_unseen"):
+        folder = run / "evaluation" / split
+        results = json.loads((folder / "results.json").read_text())
+        assert results["pairs"] == 4
+        assert {file.name for file in folder.iterdir()} == {
+            "answers",
+            "nulls.json",
+            "pairs.json",
+            "report.html",
+            "results.json",
+            "results.md",
+            "results.tex",
+        }
+
+    video = sorted(json.loads((root / "annotations.json").read_text())["database"])[0]
+    place = f"{root / 'features.h5'}::{video}"
+    found = [tmp_path / "found.json", tmp_path / "found.csv"]
+    arguments = ["find", place, place, "--model", str(run), "--query-start", "4"]
+    arguments += ["--query-end", "9", "--seconds-per-step", "0.5", "--top-k", "3"]
+    assert main([*arguments, "--json", str(found[0]), "--csv", str(found[1])]) == 0
+    assert "Multi-graph fusion" in capsys.readouterr().out
+    moments = json.loads(found[0].read_text())["moments"]
+    assert 1 <= len(moments) <= 3
+    with found[1].open() as stream:
+        rows = list(csv.DictReader(stream))
+    assert [float(row["start"]) for row in rows] == [moment["start"] for moment in moments]
+
+
+def test_find_without_a_model_finds_a_planted_clip(tmp_path: Path, capsys):
+    rng = np.random.default_rng(0)
+    reference = rng.normal(size=(60, 16))
+    pattern = rng.normal(size=16)
+    reference[30:40] += 5 * pattern
+    query = rng.normal(size=(10, 16)) + 5 * pattern
+    np.save(tmp_path / "query.npy", query)
+    np.save(tmp_path / "reference.npy", reference)
+    arguments = [str(tmp_path / "query.npy"), str(tmp_path / "reference.npy")]
+    assert main(["find", *arguments, "--seconds-per-step", "2", "--top-k", "1"]) == 0
+    printed = capsys.readouterr().out
+    assert "Contrast matcher" in printed
+    first = printed.splitlines()[-1].split()
+    assert [float(first[1]), float(first[2])] == [60.0, 80.0]
+
+
+def test_ablate_goes_on_where_it_stopped(root: Path, tmp_path: Path, short: None, capsys):
+    arguments = [*own(root), "--steps", "1", "--layers", "1", "--graphs", "1", "2"]
+    arguments += ["--limit", "4", "--split", "test_seen"]
+    assert main(["ablate", str(tmp_path / "one"), *arguments]) == 0
+    first = capsys.readouterr().out
+    assert "n=1, k=1" in first
+    assert "n=1, k=2" in first
+    # One cell done, then interrupted: the same line finishes the grid.
+    again = tmp_path / "two"
+    only_one = [*arguments[:-6], "1", *arguments[-4:]]
+    assert only_one.count("2") == 1
+    assert main(["ablate", str(again), *only_one]) == 0
+    capsys.readouterr()
+    assert main(["ablate", str(again), *arguments]) == 0
+    assert capsys.readouterr().out.count("training in") == 1
+
+    def scores(folder: Path) -> list[object]:
+        rows = json.loads((folder / "test_seen" / "results.json").read_text())["rows"]
+        return [(row["title"], row["scores"]) for row in rows]
+
+    assert scores(tmp_path / "one") == scores(again)
+
+
+def test_propose_writes_a_released_format_list(root: Path, tmp_path: Path, capsys):
+    target = tmp_path / "proposals.txt"
+    assert main(["propose", str(target), *own(root), "--steps", "5"]) == 0
+    from relocal_pyg.data.proposals import read_proposal_list
+
+    records = read_proposal_list(target)
+    videos = json.loads((root / "annotations.json").read_text())["database"]
+    assert set(records) <= set(videos)
+    assert f"{len(records)} videos" in capsys.readouterr().out
+
+
+def test_check_reports_each_bad_record(root: Path, tmp_path: Path, capsys):
+    annotations = json.loads((root / "annotations.json").read_text())
+    video = sorted(annotations["database"])[0]
+    annotations["database"][video]["annotations"][0]["segment"] = [9.0, 3.0]
+    bad = tmp_path / "annotations.json"
+    bad.write_text(json.dumps(annotations))
+    report = tmp_path / "report.json"
+    features = str(root / "features.h5")
+    assert main(["check", features, str(bad), "--report", str(report)]) == 0
+    assert video in capsys.readouterr().out
+    assert report.is_file()
+    assert main(["check", features, str(bad), "--strict"]) == 2
+    message = capsys.readouterr().err
+    assert message.startswith("relocal: ")
+    assert video in message
+    assert len(message.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["find", "missing.npy", "missing.npy"], "missing.npy"),
+        (["find", "clip.avi2", "clip.avi2"], "clip.avi2"),
+        (["evaluate"], "--out"),
+        (["evaluate", "nowhere"], "nowhere"),
+        (["train", "out", "--protocol", "custom"], "--root"),
+        (["train", "out", "--protocol", "anet-vrl", "--root", "nowhere"], "nowhere"),
+        (["check", "nowhere.h5", "nowhere.json"], "nowhere"),
+    ],
+)
+def test_bad_input_is_one_line_and_code_2(arguments, words, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert main(arguments) == 2
+    captured = capsys.readouterr()
+    assert "Traceback" not in captured.err + captured.out
+    assert words in captured.err
+    assert len(captured.err.splitlines()) == 1
+
+
+def test_wrong_usage_is_code_2(capsys):
+    assert main(["fnd"]) == 2
+    assert main(["train"]) == 2
+    assert main(["--help"]) == 0
+
+
+def test_range_outside_the_query_is_refused(tmp_path, capsys):
+    np.save(tmp_path / "a.npy", np.random.default_rng(0).normal(size=(8, 4)))
+    place = str(tmp_path / "a.npy")
+    assert main(["find", place, place, "--query-start", "20"]) == 2
+    assert "not inside" in capsys.readouterr().err
+
+
+def test_a_pickle_is_not_run(tmp_path, capsys):
+    marker = tmp_path / "ran"
+
+    class Payload:
+        def __reduce__(self):
+            return (Path.touch, (marker,))
+
+    np.save(tmp_path / "a.npy", np.array([Payload()], dtype=object), allow_pickle=True)
+    assert main(["find", str(tmp_path / "a.npy"), str(tmp_path / "a.npy")]) == 2
+    assert not marker.exists()
+
+
+def test_interrupts_and_failed_runs_have_their_codes(monkeypatch, capsys):
+    from relocal_pyg.errors import RunError
+
+    def raise_interrupt() -> None:
+        """Stop."""
+        raise KeyboardInterrupt
+
+    def fail() -> None:
+        """Fail."""
+        raise RunError("no luck")
+
+    monkeypatch.setitem(cli.COMMANDS, "stop", raise_interrupt)
+    monkeypatch.setitem(cli.COMMANDS, "fail", fail)
+    assert main(["stop"]) == 130
+    assert main(["fail"]) == 1
+    assert "no luck" in capsys.readouterr().err
+
+
+def test_help_does_not_import_torch():
+    code = "import sys; from relocal_pyg.apps.cli import main; main(['--help']); "
+    code += "main(['train', '--help']); sys.exit('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, check=False)
+    assert done.returncode == 0, done.stderr.decode()
+
+
+def test_options_survive_the_run_record(tmp_path: Path):
+    options = DataOptions(protocol="custom", root=tmp_path, unseen_classes=3)
+    assert restore(json.loads(json.dumps(describe(options)))) == options
+
+
+def test_synthetic_seed_changes_the_data():
+    one, two = (load_protocol(DataOptions(split_seed=seed)) for seed in (0, 1))
+    item = one.splits["test"][0]
+    assert not torch.equal(one.reference(item)[:5], two.reference(two.splits["test"][0])[:5])
+
+
+def test_small_pieces():
+    assert slug("AFT+SRM (reconstruction)") == "aft-srm-reconstruction"
+    assert clock(59.9996) == "0:01:00.000"
+    preset = choose_preset("paper", 7, "bf16-mixed")
+    assert (preset.training.steps, preset.training.validate_every) == (7, 7)
+    assert preset.training.precision == "bf16-mixed"
+
+
+def test_a_checkpoint_of_other_features_is_refused(tmp_path: Path, capsys):
+    model = MultiGraphRelocalizer(5, hidden_channels=4, num_steps=4)
+    save_model(model, tmp_path / "model")
+    np.save(tmp_path / "a.npy", np.random.default_rng(0).normal(size=(8, 4)))
+    place = str(tmp_path / "a.npy")
+    assert main(["find", place, place, "--model", str(tmp_path / "model")]) == 2
+    assert "channels" in capsys.readouterr().err

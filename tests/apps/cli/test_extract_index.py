@@ -1,0 +1,120 @@
+"""``relocal index`` and ``relocal search`` on video files."""
+
+from __future__ import annotations
+
+import json
+from fractions import Fraction
+from importlib import import_module
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+av = pytest.importorskip("av")
+
+from relocal_pyg.apps.cli import main  # noqa: E402
+from relocal_pyg.errors import SearchIndexError  # noqa: E402
+from relocal_pyg.models import ContrastMatcher  # noqa: E402
+from relocal_pyg.search import build_index  # noqa: E402
+from relocal_pyg.video import FunctionBackbone  # noqa: E402
+from relocal_pyg.video.index import IndexedVideos, index_features  # noqa: E402
+
+BLOCKS = FunctionBackbone(
+    lambda frames: frames.float().reshape(len(frames), 6, 8, 8, 8, 3).mean((2, 4)).flatten(1),
+    "blocks",
+    dim=144,
+    size=(48, 64),
+)
+
+
+def texture(seed: int, count: int) -> list[np.ndarray]:
+    rng = np.random.default_rng(seed)
+    picture = rng.integers(30, 225, size=(6, 8, 3)).repeat(8, 0).repeat(8, 1)
+    noise = rng.normal(scale=6, size=(count, 48, 64, 3))
+    return list(np.clip(picture + noise, 0, 255).astype(np.uint8))
+
+
+def write(path: Path, pictures: list[np.ndarray]) -> Path:
+    with av.open(str(path), "w") as output:
+        stream = output.add_stream("mpeg4", rate=10)
+        stream.height, stream.width, stream.pix_fmt = 48, 64, "yuv420p"
+        for number, picture in enumerate(pictures):
+            frame = av.VideoFrame.from_ndarray(picture, format="rgb24")
+            frame.pts, frame.time_base = number, Fraction(1, 10)
+            output.mux(stream.encode(frame))
+        output.mux(stream.encode())
+    return path
+
+
+@pytest.fixture
+def blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The commands use a network that knows textures."""
+    for name in ("index", "search"):
+        # The package's attribute of that name is the command.
+        module = import_module(f"relocal_pyg.apps.cli.{name}")
+        monkeypatch.setattr(module, "load_network", lambda options, rate, *_: (BLOCKS, rate))
+
+
+def test_the_right_video_and_time_are_found(tmp_path: Path, blocks: None, capsys):
+    films = tmp_path / "films"
+    films.mkdir()
+    for number, name in enumerate(("one", "two", "three")):
+        middle = 99 if name == "two" else 10 + number
+        parts = [*texture(20 + number, 40), *texture(middle, 20), *texture(30 + number, 30)]
+        write(films / f"{name}.mp4", parts)
+    query = write(tmp_path / "query.mp4", [*texture(50, 20), *texture(99, 20)])
+    index = tmp_path / "index"
+    assert main(["index", str(index), str(films), "--rate", "5"]) == 0
+    assert "3 videos extracted" in capsys.readouterr().out
+    found = tmp_path / "found.json"
+    arguments = ["search", str(index), str(query), "--query-start", "2", "--top-k", "3"]
+    assert main([*arguments, "--json", str(found)]) == 0
+    best = json.loads(found.read_text())["hits"][0]
+    assert best["video_id"] == "two"
+    assert best["start"] == pytest.approx(4.0, abs=0.41)
+    assert best["end"] == pytest.approx(6.0, abs=0.41)
+
+    assert IndexedVideos.load(index).files == {
+        name: (films / f"{name}.mp4").resolve() for name in ("one", "two", "three")
+    }
+
+    # Another folder: what was there stays known.
+    (tmp_path / "more").mkdir()
+    write(tmp_path / "more" / "four.mp4", texture(60, 40))
+    films = tmp_path / "more"
+    assert main(["index", str(index), str(films)]) == 0
+    printed = capsys.readouterr().out
+    assert "1 videos extracted, 0 reused" in printed
+    assert "1 videos added, 3 there before" in printed
+    assert sorted(IndexedVideos.load(index).files) == ["four", "one", "three", "two"]
+    assert main(["index", str(index), str(films), "--rate", "2"]) == 2
+    assert "5 frames a second" in capsys.readouterr().err
+
+
+def test_another_backbone_or_no_record_is_refused(tmp_path: Path, blocks: None, capsys):
+    write(tmp_path / "a.mp4", texture(1, 30))
+    made, _ = index_features(tmp_path / "a.mp4", tmp_path / "index", BLOCKS)
+    assert made.rate_hz == 3.125
+    assert IndexedVideos.load(tmp_path / "index") == made
+    other = FunctionBackbone(BLOCKS.function, "other", dim=144, size=(48, 64))
+    with pytest.raises(SearchIndexError, match="made with blocks, the query with other"):
+        index_features(tmp_path / "a.mp4", tmp_path / "index", other)
+    assert main(["search", str(tmp_path / "nothing"), str(tmp_path / "a.mp4")]) == 2
+    assert "no index here" in capsys.readouterr().err
+    with pytest.raises(SearchIndexError, match="not from video files"):
+        IndexedVideos.load(tmp_path / "nothing")
+    assert main(["search", str(tmp_path / "nothing"), str(tmp_path / "b.mp4")]) == 2
+    assert "b.mp4: no such file" in capsys.readouterr().err
+    IndexedVideos.record_of(tmp_path / "index").write_text("{}")
+    with pytest.raises(SearchIndexError, match="damaged"):
+        IndexedVideos.load(tmp_path / "index")
+
+
+def test_an_index_without_a_video_yet_is_filled(tmp_path: Path, blocks: None, capsys):
+    (tmp_path / "films").mkdir()
+    write(tmp_path / "films" / "a.mp4", texture(1, 30))
+    index = tmp_path / "index"
+    build_index(index, ContrastMatcher(), [])  # killed before the first shard
+    # One file does where a folder is not wanted.
+    assert main(["index", str(index), str(tmp_path / "films" / "a.mp4")]) == 0
+    assert "1 videos added, 0 there before" in capsys.readouterr().out

@@ -1,0 +1,141 @@
+"""Probabilities on the command line: find, search, evaluate."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+
+from relocal_pyg.apps.cli import main
+from relocal_pyg.io.write import sha256_file, write_json
+from relocal_pyg.models import MultiGraphRelocalizer
+from relocal_pyg.models.calibrated import FACTS, Confidence, Logistic, write_confidence
+
+CHANNELS = 8
+
+
+def always(probability: float) -> Logistic:
+    """The same probability whatever the facts."""
+    zeros, ones = (0.0,) * len(FACTS), (1.0,) * len(FACTS)
+    return Logistic(zeros, ones, zeros, float(np.log(probability / (1 - probability))))
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    """A run whose weights are sure of moments at 0.7 and doubt references at 0.25."""
+    model = MultiGraphRelocalizer(
+        CHANNELS,
+        hidden_channels=4,
+        num_steps=4,
+        prior="contrast",
+        similarity=True,
+        appearance=False,
+        normalization="mean",
+        mask_padding=True,
+    )
+    model.save(tmp_path / "run" / "best")
+    weights = sha256_file(tmp_path / "run" / "best" / "model.safetensors")
+    confidence = Confidence(always(0.25), always(0.7), 20, 20, 15)
+    matcher = Confidence(always(0.9), always(0.6), 20, 20, 15)
+    write_confidence(tmp_path / "run", weights, confidence, matcher)
+    return tmp_path / "run"
+
+
+@pytest.fixture
+def features(tmp_path: Path) -> Path:
+    rng = np.random.default_rng(0)
+    with h5py.File(tmp_path / "features.h5", "w") as file:
+        for name in ("a", "b"):
+            rows = rng.normal(size=(50, CHANNELS)).astype(np.float32)
+            file.create_dataset(f"{name}/c3d_features", data=rows)
+    return tmp_path / "features.h5"
+
+
+def arguments(features: Path) -> list[str]:
+    return [f"{features}::a", f"{features}::b", "--query-start", "5", "--query-end", "15"]
+
+
+def test_find_gives_probabilities_and_says_when_it_doubts(
+    run: Path, features: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    files = ["--json", str(tmp_path / "a.json"), "--csv", str(tmp_path / "a.csv")]
+    assert main(["find", *arguments(features), "--model", str(run), *files]) == 0
+    printed = capsys.readouterr().out
+    assert "probability" in printed.splitlines()[1]
+    assert printed.splitlines()[2].endswith("0.70")
+    assert "the reference may not hold it: probability 0.25, below 0.5" in printed
+    content = json.loads((tmp_path / "a.json").read_text())
+    assert content["presence"] == pytest.approx(0.25)
+    assert [m["probability"] for m in content["moments"]] == pytest.approx(
+        [0.7] * len(content["moments"])
+    )
+    with (tmp_path / "a.csv").open(newline="") as stream:
+        assert {round(float(row["probability"]), 6) for row in csv.DictReader(stream)} == {0.7}
+
+
+def test_the_matcher_that_validation_preferred_has_its_own(
+    run: Path, features: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_json(run / "choice.json", {"trained": 0.1, "matcher": 0.2, "step": 5, "pairs": 20})
+    assert main(["find", *arguments(features), "--model", str(run)]) == 0
+    printed = capsys.readouterr().out
+    assert "Contrast matcher, not" in printed
+    assert "probability that the reference holds it: 0.90" in printed
+
+
+def test_without_a_calibration_nothing_is_said(
+    run: Path, features: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (run / "confidence.json").unlink()
+    files = ["--json", str(tmp_path / "a.json"), "--csv", str(tmp_path / "a.csv")]
+    assert main(["find", *arguments(features), "--model", str(run), *files]) == 0
+    assert "probability" not in capsys.readouterr().out
+    assert "probability" not in (tmp_path / "a.json").read_text()
+    assert (tmp_path / "a.csv").read_text().startswith("rank,start,end,score\n")
+
+
+def test_a_spoilt_calibration_is_one_line_and_code_2(
+    run: Path, features: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = (run / "confidence.json").read_text()
+    (run / "confidence.json").write_text(text.replace("0.0", "0.5", 1))
+    assert main(["find", *arguments(features), "--model", str(run)]) == 2
+    error = capsys.readouterr().err
+    assert "confidence.json: was changed" in error
+    assert len(error.splitlines()) == 1
+
+
+def test_search_gives_probabilities_of_its_hits(
+    run: Path, features: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = str(tmp_path / "index")
+    assert main(["index", folder, str(features), "--model", str(run)]) == 0
+    query = [f"{features}::a", "--query-start", "5", "--query-end", "15"]
+    capsys.readouterr()
+    found = tmp_path / "found.json"
+    assert main(["search", folder, *query, "--model", str(run), "--json", str(found)]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[1].endswith("probability")
+    assert all(line.endswith("0.70") for line in lines[2:])
+    hits = json.loads(found.read_text())["hits"]
+    assert len(hits) == len(lines) - 2 > 0
+    assert [hit["presence"] for hit in hits] == pytest.approx([0.25] * len(hits))
+
+
+def test_find_writes_what_made_the_score(
+    run: Path, features: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "why.json"
+    assert main(["find", *arguments(features), "--explain", str(file)]) == 0
+    content = json.loads(file.read_text())
+    table = np.array(content["contributions"])
+    assert table.shape == (10, 50)
+    # The contrast matcher's contributions are exact.
+    assert table.sum() == pytest.approx(content["moment"]["score"], abs=1e-5)
+    arguments_of_run = [*arguments(features), "--model", str(run), "--explain", str(file)]
+    assert main(["find", *arguments_of_run]) == 0
+    assert np.array(json.loads(file.read_text())["contributions"]).shape == (10, 50)

@@ -1,0 +1,354 @@
+"""What the server answers, and what it refuses."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import math
+import socket
+import threading
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from relocal_pyg.apps.cli import main
+from relocal_pyg.apps.serve import Library, SearchQueue
+from relocal_pyg.errors import UsageError
+from relocal_pyg.models.calibrated import FACTS, Confidence, Logistic
+from relocal_pyg.video import FunctionBackbone
+
+
+def test_upload_search_and_play(served, films):
+    code, clip = served.upload(films["clip"].read_bytes(), "my%20clip.mp4")
+    assert (code, clip["name"], clip["uploaded"]) == (201, "my clip.mp4", True)
+    listed = json.loads(served.ask("GET", "/api/videos")[2])
+    assert [video["name"] for video in listed] == ["reference.mp4", "my clip.mp4"]
+    code, job = served.search(query=clip["id"], reference=served.reference(), top_k=2)
+    assert code == 202
+    done = served.outcome(job["id"])
+    assert done["state"] == "done", done["error"]
+    best = done["moments"][0]
+    assert abs(best["start"] - 4) <= 0.08
+    assert abs(best["end"] - 6) <= 0.08
+    assert len(done["moments"]) <= 2
+    assert len(done["curve"]) == done["settings"]["reference_steps"]
+
+    code, headers, body = served.ask("GET", f"/api/videos/{clip['id']}", Range="bytes=4-11")
+    assert code == 206
+    assert headers["content-type"] == "video/mp4"
+    assert body == films["clip"].read_bytes()[4:12]
+    code, headers, body = served.ask("GET", f"/api/searches/{job['id']}/report")
+    assert code == 200
+    assert b"my clip.mp4 in reference.mp4" in body
+    assert str(served.library.uploads).encode() not in body
+
+
+def test_a_calibrated_model_says_how_sure_it_is(served, served_index, films):
+    zeros, ones = (0.0,) * len(FACTS), (1.0,) * len(FACTS)
+    doubt, sure = Logistic(zeros, ones, zeros, -2.0), Logistic(zeros, ones, zeros, 2.0)
+    place = {"reference": served.reference()}
+    for server, where in ((served, place), (served_index, {"index": True})):
+        _, clip = server.upload(films["clip"].read_bytes())
+        silent = server.outcome(server.search(query=clip["id"], **where)[1]["id"])
+        assert {moment["probability"] for moment in silent["moments"]} == {None}
+        assert silent["presence"] == ""
+        server.model.calibration = Confidence(doubt, sure, 20, 20, 15)
+        told = server.outcome(server.search(query=clip["id"], **where)[1]["id"])
+        for moment in told["moments"]:
+            assert moment["probability"] == pytest.approx(1 / (1 + math.exp(-2)))
+        if server is served:
+            assert told["presence"] == "the reference may not hold it: probability 0.12, below 0.5"
+
+
+def test_every_answer_carries_the_policy(served):
+    for path in ("/", "/page.js", "/page.css", "/api/videos", "/nothing", "/api/videos/x"):
+        _, headers, _ = served.ask("GET", path)
+        assert "default-src 'none'" in headers["content-security-policy"]
+        assert "unsafe" not in headers["content-security-policy"]
+        assert headers["x-content-type-options"] == "nosniff"
+        assert headers["cross-origin-resource-policy"] == "same-origin"
+
+
+@pytest.mark.parametrize(
+    "name", ["evil.example", "evil.example:8765", "127.0.0.1.evil.example", ""]
+)
+def test_another_name_for_this_machine_is_refused(served, name):
+    code, _, body = served.ask("GET", "/api/videos", Host=name)
+    assert code == 400
+    assert b"reference" not in body
+    assert served.ask("GET", "/api/videos", Host=f"localhost:{served.port}")[0] == 200
+
+
+def test_requests_of_other_pages_are_refused(served, films):
+    key = served.reference()
+    wanted = {"query": key, "reference": key}
+    for headers in (
+        {"Origin": "http://evil.example"},
+        {"Origin": "null"},
+        {"Origin": f"http://127.0.0.1:{served.port + 1}"},
+        {"Sec_Fetch_Site": "cross-site"},
+    ):
+        assert served.ask("POST", "/api/searches", wanted, **headers)[0] == 403
+        assert served.upload(films["clip"].read_bytes(), **headers)[0] == 403
+    # What a plain form can send.
+    for kind in ("text/plain", "multipart/form-data; boundary=x"):
+        assert served.upload(films["clip"].read_bytes(), Content_Type=kind)[0] == 415
+        assert served.ask("POST", "/api/searches", wanted, Content_Type=kind)[0] == 400
+    own = {"Origin": f"http://127.0.0.1:{served.port}", "Sec_Fetch_Site": "same-origin"}
+    assert served.ask("POST", "/api/searches", wanted, **own)[0] == 202
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/../../../../etc/passwd",
+        "/api/videos/../../etc/passwd",
+        "/api/videos/..%2f..%2f..%2fetc%2fpasswd",
+        "/api/videos/%2fetc%2fpasswd",
+        "/api/videos/reference.mp4",
+        "/static/../app.py",
+        "/page.js/../../app.py",
+        "/%2e%2e/app.py",
+    ],
+)
+def test_no_path_leads_anywhere(served, path):
+    code, _, body = served.ask("GET", path)
+    assert code == 404
+    assert b"root:" not in body
+
+
+@pytest.mark.parametrize(
+    "name", ["../../evil.mp4", "..%2F..%2Fevil.mp4", "%00", "/etc/evil.mp4", ""]
+)
+def test_names_of_uploads_are_only_shown(served, films, name, tmp_path):
+    code, video = served.upload(films["clip"].read_bytes(), name)
+    assert code == 201
+    assert "/" not in video["name"]
+    entry = served.library.get(video["id"])
+    assert entry.path.parent == served.library.uploads
+    assert entry.path.suffix == ".upload"
+    assert not list(tmp_path.rglob("evil*"))
+
+
+@pytest.mark.parametrize("content", [b"", b"a shopping list\n" * 50, b"\0" * 4096])
+def test_only_videos_are_kept(served, content):
+    code, answer = served.upload(content)
+    assert code == 415
+    assert str(served.library.uploads) not in answer["error"]
+    assert list(served.library.uploads.iterdir()) == []
+    assert len(served.library.entries()) == 1
+
+
+def test_a_playlist_is_not_followed(served, films):
+    text = f"ffconcat version 1.0\nfile {films['clip']}\n".encode()
+    assert served.upload(text)[0] == 415
+
+
+@pytest.mark.parametrize("served", [{"max_bytes": 1000}], indirect=True)
+def test_large_files_are_refused_unread(served, films):
+    code, answer = served.upload(b"x" * 1001)
+    assert code == 413
+    assert "larger" in answer["error"]
+    # A body that states no length cannot be bounded before it is read.
+    connection = http.client.HTTPConnection("127.0.0.1", served.port, timeout=60)
+    kind = {"Content-Type": "application/octet-stream"}
+    connection.request("POST", "/api/videos", iter([b"x" * 10]), kind, encode_chunked=True)
+    assert connection.getresponse().status == 411
+    connection.close()
+    assert list(served.library.uploads.iterdir()) == []
+
+
+def test_room_is_bounded_and_given_back(served, films):
+    size = films["clip"].stat().st_size
+    served.library.max_total = size + 10
+    assert served.upload(b"x" * size)[0] == 415  # no video: its room is free again
+    assert served.upload(films["clip"].read_bytes())[0] == 201
+    assert served.upload(films["clip"].read_bytes())[0] == 507
+
+
+def test_a_broken_off_upload_leaves_nothing(served, films):
+    connection = http.client.HTTPConnection("127.0.0.1", served.port, timeout=60)
+    connection.putrequest("POST", "/api/videos")
+    connection.putheader("Content-Type", "application/octet-stream")
+    connection.putheader("Content-Length", "100000")
+    connection.endheaders(b"x" * 100)
+    connection.close()
+    # The server answers others and, once it has noticed, holds nothing of it.
+    for _ in range(200):
+        assert served.ask("GET", "/api/videos")[0] == 200
+        if not list(served.library.uploads.iterdir()):
+            break
+    assert list(served.library.uploads.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("change", "code"),
+    [
+        ({"query": "x"}, 404),
+        ({"query": None}, 404),
+        ({"reference": ["a"]}, 404),
+        ({"query_start": 5, "query_end": 5}, 400),
+        ({"query_start": -1}, 400),
+        ({"query_start": "<b>"}, 400),
+        ({"query_end": True}, 400),
+        ({"top_k": 0}, 400),
+        ({"top_k": 10**9}, 400),
+        ({"top_k": True}, 400),
+        ({"more": "x" * 20_000}, 400),
+    ],
+)
+def test_bad_searches_are_refused(served, change, code):
+    key = served.reference()
+    assert served.search(**{"query": key, "reference": key, **change})[0] == code
+
+
+@pytest.mark.parametrize(
+    "body", [b"", b"{", b"[]", b"\xff", b"[" * 9000, b'{"query_start": 1e999}']
+)
+def test_bad_json_is_refused(served, body):
+    code, _, _ = served.ask("POST", "/api/searches", body, Content_Type="application/json")
+    assert code in (400, 404)
+
+
+def test_a_range_behind_the_end_fails_in_words(served):
+    key = served.reference()
+    _, job = served.search(query=key, reference=key, query_start=100)
+    done = served.outcome(job["id"])
+    assert done["state"] == "failed"
+    assert "its video ends at 9 s" in done["error"]
+    assert served.ask("GET", f"/api/searches/{job['id']}/report")[0] == 404
+
+
+def test_the_queue_is_bounded_and_searches_can_be_stopped(served):
+    key, inside, go_on = served.reference(), threading.Event(), threading.Event()
+
+    def block(progress: Any) -> Any:
+        inside.set()
+        go_on.wait(60)
+        progress("a")(0.0, 1.0)
+        raise AssertionError("was not stopped")
+
+    running = served.searches.submit(block, ("a", "b"))
+    assert inside.wait(60)
+    code, waiting = served.search(query=key, reference=key)
+    assert code == 202
+    code, answer = served.search(query=key, reference=key)
+    assert code == 429
+    assert "too many" in answer["error"]
+    for job in (running.key, waiting["id"]):
+        assert served.ask("DELETE", f"/api/searches/{job}")[0] == 200
+    go_on.set()
+    assert served.outcome(running.key)["state"] == "cancelled"
+    assert served.outcome(waiting["id"])["state"] == "cancelled"
+    assert served.ask("DELETE", "/api/searches/x")[0] == 404
+    assert served.ask("GET", "/api/searches/x")[0] == 404
+
+
+def test_an_accident_ends_one_search_only():
+    searches, after = SearchQueue(), threading.Event()
+
+    def fail(progress: Any) -> Any:
+        raise RuntimeError("/secret/path")
+
+    job = searches.submit(fail, ("a", "b"))
+    searches.submit(lambda progress: after.set(), ("a", "b"))
+    assert after.wait(60)
+    searches.close()
+    assert job.state == "failed"
+    assert job.error == "failed unexpectedly (RuntimeError)"
+
+
+def test_old_answers_are_forgotten(monkeypatch):
+    monkeypatch.setattr("relocal_pyg.apps.serve.jobs.KEPT", 2)
+    searches, keys = SearchQueue(), []
+    for _ in range(5):
+        done = threading.Event()
+
+        def work(progress: Any, done: threading.Event = done) -> Any:
+            done.set()
+
+        keys.append(searches.submit(work, ("a", "b")).key)
+        assert done.wait(60)
+    searches.close()
+    assert searches.get(keys[-1]) is not None
+    assert searches.get(keys[0]) is None
+
+
+def test_a_folder_offers_its_own_videos_only(films, tmp_path):
+    folder = tmp_path / "mine"
+    (folder / "sub").mkdir(parents=True)
+    (folder / "sub" / "a.mp4").write_bytes(films["clip"].read_bytes())
+    (folder / "text.mp4").write_text("no video")
+    (folder / "out.mp4").symlink_to(films["clip"])
+    library = Library(tmp_path, folder)
+    assert [entry.name for entry in library.entries()] == ["sub/a.mp4"]
+    (folder / "sub" / "a.mp4").unlink()
+    with pytest.raises(UsageError, match="no videos"):
+        Library(tmp_path, folder)
+    for none in (folder / "text.mp4", folder / "missing"):
+        with pytest.raises(UsageError, match="is no folder"):
+            Library(tmp_path, none)
+
+
+@pytest.fixture
+def starts(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
+    """What uvicorn is started with, instead of starting it."""
+    started: list[dict[str, Any]] = []
+
+    class Server:
+        def __init__(self, config: Any) -> None:
+            self.config = config
+
+        def run(self, sockets: list[socket.socket]) -> None:
+            started.append({"at": sockets[0].getsockname(), "app": self.config.app})
+
+    monkeypatch.setattr("uvicorn.Server", Server)
+    return started
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        return int(listening.getsockname()[1])
+
+
+def test_the_command_checks_and_starts(starts, films, capsys, tmp_path: Path):
+    port = free_port()
+    assert main(["serve", str(films["folder"]), "--port", str(port)]) == 0
+    assert [start["at"] for start in starts] == [("127.0.0.1", port)]
+    printed = capsys.readouterr().out
+    assert f"http://127.0.0.1:{port}" in printed
+    assert "Contrast matcher" in printed
+    assert main(["serve", "--host", "0.0.0.0", "--port", str(port)]) == 0
+    assert "no password" in capsys.readouterr().out
+    assert main(["serve", "--port", "0"]) == 2
+    capsys.readouterr()
+    assert main(["serve", str(tmp_path), "--port", str(port)]) == 2
+    with socket.create_server(("127.0.0.1", port)):
+        assert main(["serve", "--port", str(port)]) == 2
+    printed = capsys.readouterr()
+    assert "open http" not in printed.out
+    assert "try another --port" in printed.err
+    assert len(starts) == 2
+
+
+def test_the_command_opens_an_index(starts, index, blocks, monkeypatch, capsys, tmp_path: Path):
+    monkeypatch.setattr(
+        import_module("relocal_pyg.apps.cli.serve"), "load_network", lambda *_: (blocks, None)
+    )
+    command = ["serve", "--port", str(free_port()), "--index"]
+    assert main([*command, str(index)]) == 0
+    assert len(starts) == 1
+    capsys.readouterr()
+    assert main([*command, str(tmp_path / "nothing")]) == 2
+    assert "no index here" in capsys.readouterr().err
+    other = FunctionBackbone(blocks.function, "other", dim=144, size=(48, 64))
+    monkeypatch.setattr(
+        import_module("relocal_pyg.apps.cli.serve"), "load_network", lambda *_: (other, None)
+    )
+    assert main([*command, str(index)]) == 2
+    error = capsys.readouterr().err
+    assert "made with blocks, the query with other" in error
+    assert len(error.splitlines()) == 1
+    assert len(starts) == 1

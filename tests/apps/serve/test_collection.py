@@ -1,0 +1,103 @@
+"""Searching all videos of an index from the page."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+
+from relocal_pyg.apps.serve import Collection, Library
+from relocal_pyg.errors import SearchIndexError, UsageError
+from relocal_pyg.models import ContrastMatcher, CosineMatcher
+from relocal_pyg.search import build_index
+from relocal_pyg.video.index import IndexedVideos
+
+
+def test_hits_of_all_videos_can_be_played(served_index, films, index):
+    served = served_index
+    assert json.loads(served.ask("GET", "/api/index")[2]) == {"videos": 3, "playable": 3}
+    listed = json.loads(served.ask("GET", "/api/videos")[2])
+    assert [video["name"] for video in listed] == ["one.mp4", "three.mp4", "two.mp4"]
+    _, clip = served.upload(films["clip"].read_bytes(), "clip.mp4")
+    code, job = served.search(query=clip["id"], index=True, top_k=4)
+    assert code == 202
+    done = served.outcome(job["id"])
+    assert done["state"] == "done", done["error"]
+    # Texture 7 for two seconds, in two films.
+    first, second = sorted(done["moments"][:2], key=lambda moment: moment["name"])
+    assert (first["name"], second["name"]) == ("three.mp4", "two.mp4")
+    for hit, start in ((first, 4), (second, 2)):
+        assert abs(hit["start"] - start) <= 0.5
+        assert abs(hit["end"] - start - 2) <= 0.5
+        assert hit["end"] <= hit["duration"] == pytest.approx(6)
+    assert len(done["moments"]) <= 4
+    assert done["settings"]["videos"] == 3
+    played = served.ask("GET", f"/api/videos/{second['video']}")[2]
+    assert played == IndexedVideos.load(index).files["two"].read_bytes()
+    # A report is of one video.
+    assert served.ask("GET", f"/api/searches/{job['id']}/report")[0] == 404
+    assert str(index.parent) not in json.dumps(done)
+
+
+def test_a_stretch_of_an_indexed_video_is_a_query(served_index):
+    keys = {entry.name: entry.key for entry in served_index.library.entries()}
+    _, job = served_index.search(query=keys["two.mp4"], index=True, query_start=2, query_end=4)
+    done = served_index.outcome(job["id"])
+    assert done["settings"]["query_centred_by"] == "its own video"
+    assert {hit["name"] for hit in done["moments"][:2]} == {"two.mp4", "three.mp4"}
+    kept = served_index.searches.get(job["id"]).found
+    assert kept.query.untyped_storage().nbytes() == 0
+    assert kept.query_video is None
+
+
+def test_only_an_index_that_is_open_is_searched(served, served_index):
+    key = served.reference()
+    assert json.loads(served.ask("GET", "/api/index")[2]) == {"videos": 0, "playable": 0}
+    code, answer = served.search(query=key, index=True)
+    assert code == 404
+    assert "--index" in answer["error"]
+    assert served.search(query=key, index="../../etc")[0] == 404
+    own = served_index.reference()
+    assert served_index.search(query="x", index=True)[0] == 404
+    assert served_index.search(query=own)[0] == 404
+    assert served_index.search(query=own, index=True, top_k=1000)[0] == 400
+    assert served_index.ask("GET", "/api/videos/two")[0] == 404
+
+
+def test_a_video_that_is_gone_is_found_but_not_played(index, tmp_path):
+    made = IndexedVideos.load(index)
+    made.files["two"].unlink()
+    made.files["three"].write_text("no video any more")
+    library = Library(tmp_path)
+    collection = Collection(index, ContrastMatcher(), library)
+    assert len(collection) == 3
+    assert list(collection.entries) == ["one"]
+    assert [entry.name for entry in library.entries()] == ["one.mp4"]
+
+
+def test_a_video_of_folder_and_index_is_listed_once(index, tmp_path):
+    library = Library(tmp_path, tmp_path / "indexed")
+    before = library.entries()
+    collection = Collection(index, ContrastMatcher(), library)
+    assert library.entries() == before
+    assert sorted(collection.entries) == ["one", "three", "two"]
+
+
+def test_an_index_that_cannot_be_served_says_why(index, tmp_path):
+    library = Library(tmp_path)
+    with pytest.raises(SearchIndexError, match="another model"):
+        Collection(index, CosineMatcher(), library)
+    made = IndexedVideos.load(index)
+    IndexedVideos(index, made.rate_hz, made.backbone).save()
+    with pytest.raises(SearchIndexError, match="where its videos are"):
+        Collection(index, ContrastMatcher(), library)
+    build_index(tmp_path / "empty", ContrastMatcher(), [])
+    IndexedVideos(tmp_path / "empty", 12.5, "blocks").save()
+    with pytest.raises(UsageError, match="holds no video yet"):
+        Collection(tmp_path / "empty", ContrastMatcher(), library)
+    build_index(tmp_path / "rows", ContrastMatcher(), [("a", torch.randn(9, 4), 1.0)])
+    with pytest.raises(SearchIndexError, match="not from video files"):
+        Collection(tmp_path / "rows", ContrastMatcher(), library)
+    with pytest.raises(SearchIndexError, match="no index here"):
+        Collection(tmp_path / "nothing", ContrastMatcher(), library)
