@@ -51,8 +51,11 @@ def _rebuild(
     return kind(reason, file=file, record=record)
 
 
-class UsageError(RelocalError):
-    """The call itself is wrong: an unknown name, an option out of range, a missing argument."""
+class UsageError(RelocalError, ValueError):
+    """The call itself is wrong: an unknown name, an option out of range, a missing argument.
+
+    As everywhere in Python, a wrong argument is a ``ValueError`` too.
+    """
 
 
 class FeatureError(RelocalError):

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from relocal_pyg import errors
 from relocal_pyg.errors import RelocalError, ascii_line
+from relocal_pyg.graph import PairGraph
 
 KINDS = [
     kind
@@ -33,6 +34,11 @@ def test_every_error_pickles_with_its_parts(kind: type[RelocalError]) -> None:
 def test_there_is_one_base_class_and_several_kinds() -> None:
     assert len(KINDS) > 5
     assert issubclass(RelocalError, Exception)
+
+
+def test_a_wrong_argument_is_a_value_error_as_everywhere_in_python() -> None:
+    with pytest.raises(ValueError, match="at least 1"):
+        PairGraph(num_steps=0)
 
 
 @pytest.mark.parametrize(
