@@ -29,7 +29,7 @@ def test_files_fit_their_schema(schema: str):
 
 
 def test_workflows_install_as_the_readme_says():
-    installs = re.compile(r"pip install -c constraints\.txt -e '\.\[test\]'")
+    installs = re.compile(r"pip install (-q )?-c constraints\.txt -e '\.\[test\]'")
     assert installs.search((GITHUB / "workflows/tests.yml").read_text(encoding="utf-8"))
     assert installs.search((ROOT / "README.md").read_text(encoding="utf-8"))
     assert installs.search((ROOT / ".ci/run").read_text(encoding="utf-8"))
