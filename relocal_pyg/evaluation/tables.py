@@ -11,10 +11,12 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
 import torch
+from markupsafe import Markup
 from torch import Tensor
 
 from relocal_pyg.errors import UsageError, ascii_line
 from relocal_pyg.evaluation.metrics import THRESHOLDS, above
+from relocal_pyg.evaluation.pages import render
 from relocal_pyg.evaluation.presence import PresenceRow, presence_rows
 from relocal_pyg.evaluation.results import Estimate, Evaluation, estimate_scores
 from relocal_pyg.evaluation.run import replay
@@ -473,41 +475,13 @@ def to_latex(comparison: Comparison) -> str:
     return "\n".join(lines) + "\n"
 
 
-def to_html(comparison: Comparison) -> str:
+def to_html(comparison: Comparison) -> Markup:
     """For a page: a ``table`` with a caption and headed rows and columns, and its footnotes."""
-    first, count = 1, len(THRESHOLDS)
-    heads = [
-        f'<th scope="col" abbr="{html.escape(c.full)}">{html.escape(c.heading)}</th>'
-        for c in COLUMNS
-    ]
-    lines = [
-        "<table>",
-        f"<caption>{_html(comparison.header())}</caption>",
-        "<thead>",
-        f'<tr><td></td><th scope="colgroup" colspan="{count}">'
-        f"{_html(COLUMNS[first].group)}</th>"
-        f'<td colspan="{len(COLUMNS) - 1 - count}"></td></tr>',
-        f"<tr>{''.join(heads)}</tr>",
-        "</thead>",
-    ]
-    for row, before in zip(comparison.rows, _previous(comparison), strict=True):
-        if before is None or before.kind != row.kind:
-            lines += ["</tbody>"] if before else []
-            lines.append(f'<tbody class="{row.kind}">')
-        cells = [_html(column.show(row)) for column in COLUMNS]
-        data = "".join(f"<td>{cell}</td>" for cell in cells[1:])
-        lines.append(f'<tr><th scope="row">{cells[0]}</th>{data}</tr>')
-    lines += ["</tbody>", "</table>", '<ul class="footnotes">']
-    lines += [f"<li>{_html(line)}</li>" for line in comparison.footnotes()]
-    return "\n".join([*lines, "</ul>"]) + "\n"
+    return render("results.html", comparison=comparison, columns=COLUMNS)
 
 
 def _previous(comparison: Comparison) -> list[Row | None]:
     return [None, *comparison.rows[:-1]]
-
-
-def _html(text: str) -> str:
-    return html.escape(ascii_line(text))
 
 
 def _markdown(text: str) -> str:

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import base64
 import io
 import math
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from markupsafe import Markup, escape
 from torch import Tensor
 from torch.nn import functional
 
-from relocal_pyg.errors import UsageError, VideoError
+from relocal_pyg.errors import UsageError, VideoError, ascii_line
+from relocal_pyg.evaluation.pages import data_url, render, templates
 from relocal_pyg.evaluation.plots import BLUE, DARK, ORANGE, colour_bar, explanation_map, new_figure
-from relocal_pyg.evaluation.report import page, picture, table, text
 from relocal_pyg.io.write import replace_file
 from relocal_pyg.moments import Moment
 from relocal_pyg.version import __version__
@@ -131,7 +131,13 @@ def write_found_page(
         ("map", "Which step met which", _map(found)),
         ("settings", "Settings", _settings(found, why, query, reference)),
     ]
-    html = page(" in ".join(titles), _lead(found), sections, style=_STYLE)
+    html = render(
+        "base.html",
+        title=" in ".join(titles),
+        lead=_lead(found),
+        sections=[(anchor, heading, Markup(body)) for anchor, heading, body in sections],
+        style=Markup(_STYLE),
+    )
     with replace_file(path) as temporary:
         temporary.write_text(html, encoding="utf-8")
 
@@ -182,6 +188,17 @@ def timeline_svg(found: Found) -> str:
         f'aria-label="Timeline of the reference, {len(found.moments)} moments">'
         f"{''.join(shapes)}</svg>"
     )
+
+
+def text(value: object) -> Markup:
+    """A value inert and printable in HTML, inside an element or a quoted attribute."""
+    return escape(ascii_line(str(value)))
+
+
+def picture(figure: Figure, description: str, caption: str) -> str:
+    """A picture inside the page, with words for those who cannot see it."""
+    parts: Any = templates().get_template("parts.html").module
+    return str(parts.picture(figure, description, caption))
 
 
 def _lead(found: Found) -> str:
@@ -237,10 +254,9 @@ def _strip(path: Path, start: float, end: float, count: int, name: str) -> str:
     items = []
     for time, jpeg in zip(times, thumbnails(path, times), strict=True):
         if jpeg is not None:
-            data = base64.b64encode(jpeg).decode()
             items.append(
                 f'<li><img alt="{text(name)} at {time:.2f} s" '
-                f'src="data:image/jpeg;base64,{data}">{time:.2f} s</li>'
+                f'src="{data_url(jpeg, "image/jpeg")}">{time:.2f} s</li>'
             )
     return f'<ul class="strip">{"".join(items)}</ul>'
 
@@ -313,7 +329,8 @@ def _settings(found: Found, why: str, query: str, reference: str) -> str:
         ("relocal_pyg", __version__),
         ("torch", torch.__version__),
     ]
-    body = table("What was used", ("setting", "value"), rows, names=True)
+    parts: Any = templates().get_template("parts.html").module
+    body = str(parts.table("What was used", ("setting", "value"), rows, names=True))
     if found.problems:
         problems = "".join(f"<li>{text(problem)}</li>" for problem in found.problems)
         body += f"<p>Damage in the files:</p><ul>{problems}</ul>"
