@@ -1,0 +1,285 @@
+"""Moments of videos on their way into a file: what a format has to know, and frames and timecode.
+
+Times are seconds until a format counts frames; then a moment is ``[first, stop)``, stop exclusive.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import re
+import warnings
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+from typing import TYPE_CHECKING
+from urllib.parse import quote
+
+from relocal_pyg.errors import UsageError
+
+if TYPE_CHECKING:
+    from relocal_pyg.moments import Moment
+
+#: Frame rates of editing timelines; a measured rate this close to one is that one.
+TIMELINE_RATES = tuple(
+    sorted(
+        [Fraction(base) for base in (24, 25, 30, 48, 50, 60)]
+        + [Fraction(base * 1000, 1001) for base in (24, 30, 48, 60)]
+    )
+)
+_SNAP = Fraction(4, 10_000)
+
+_TIMECODE = re.compile(r"(\d{1,2}):(\d{2}):(\d{2})([:;.,])(\d{2,3})")
+# What XML 1.0 cannot hold, and what ends a line somewhere.
+_CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff\ufffe\uffff]+")
+
+
+@dataclass(frozen=True)
+class Source:
+    """A video that moments were found in.
+
+    Attributes:
+        path: Its file, or its name where there is no file.
+        duration: Seconds, where known.
+        frame_rate: Frames per second, where known.
+        frame_count: Number of frames, where known.
+        timecode: Of the first frame, ``hh:mm:ss:ff`` (``;`` before ``ff``: drop-frame), where the
+            file carries one.
+        size: Width and height in pixels, where known.
+        audio: Whether it has sound.
+        variable_rate: Whether its frames are not evenly spaced.
+    """
+
+    path: str
+    duration: float | None = None
+    frame_rate: Fraction | None = None
+    frame_count: int | None = None
+    timecode: str | None = None
+    size: tuple[int, int] | None = None
+    audio: bool = False
+    variable_rate: bool = False
+
+    @property
+    def name(self) -> str:
+        """File name, on one line."""
+        return one_line(re.split(r"[/\\]", self.path)[-1]) or "video"
+
+    @property
+    def video_id(self) -> str:
+        """File name without its suffix: what annotations call the video."""
+        return one_line(Path(self.name).stem)
+
+    @property
+    def url(self) -> str:
+        """Percent-encoded ``file:`` address of the file."""
+        return "file://" + quote(os.fsencode(os.path.abspath(self.path)))
+
+    def rate(self, what: str) -> Fraction:
+        """Frames per second; a warning where frames are not evenly spaced.
+
+        Args:
+            what: The format that asks, for the message.
+
+        Raises:
+            UsageError: The rate is unknown.
+        """
+        if self.frame_rate is None:
+            raise UsageError(
+                f"{what} counts frames, and the frame rate is not known: choose a format in "
+                "seconds, such as .vtt or .llc",
+                file=self.path,
+            )
+        if self.variable_rate:
+            warnings.warn(
+                f"{self.path}: frames are not evenly spaced, so the frame numbers of {what} drift:"
+                " convert the video first (ffmpeg -i IN -fps_mode cfr OUT)",
+                stacklevel=2,
+            )
+        return self.frame_rate
+
+
+@dataclass(frozen=True)
+class Clip:
+    """A moment as a file shows it.
+
+    Attributes:
+        source: The video.
+        start: Start in seconds.
+        end: End in seconds, exclusive.
+        name: Such as ``"moment 1"``.
+        label: What happens there, for annotation tools; the name of the query.
+        rank: 1 for the best answer.
+        score: The model's score, where there is one.
+        probability: Of the moment being right, where the model is calibrated.
+        subject: Who performs, where known.
+    """
+
+    source: Source
+    start: float
+    end: float
+    name: str
+    label: str
+    rank: int = 1
+    score: float | None = None
+    probability: float | None = None
+    subject: str = ""
+
+    @property
+    def caption(self) -> str:
+        """Name and score on one line."""
+        scored = "" if self.score is None else f", score {self.score:.3f}"
+        return one_line(self.name) + scored
+
+
+def to_clips(
+    moments: Iterable[tuple[Source, Moment]], label: str, padding: float = 0.0
+) -> list[Clip]:
+    """Name ranked moments and put them in order: by video, then by time.
+
+    Args:
+        moments: Videos and moments (seconds), best first.
+        label: What was looked for.
+        padding: Seconds to add at both ends, as far as the video goes.
+
+    Raises:
+        UsageError: ``padding`` is negative or not finite.
+    """
+    if not (math.isfinite(padding) and padding >= 0):
+        raise UsageError(f"the padding is {padding:g} s: 0 or more wanted")
+    clips, place = [], dict[str, int]()
+    for rank, (source, moment) in enumerate(moments, start=1):
+        place.setdefault(source.path, len(place))
+        last = math.inf if source.duration is None else max(source.duration, moment.end)
+        clips.append(
+            Clip(
+                source,
+                max(moment.start - padding, 0.0),
+                min(moment.end + padding, last),
+                f"moment {rank}",
+                label,
+                rank,
+                moment.score,
+                moment.probability,
+            )
+        )
+    return sorted(clips, key=lambda clip: (place[clip.source.path], clip.start, clip.rank))
+
+
+def lanes(clips: Sequence[Clip]) -> list[list[Clip]]:
+    """Deal clips of one video into as few rows as possible in which no two overlap."""
+    rows: list[list[Clip]] = []
+    for clip in sorted(clips, key=lambda clip: (clip.start, clip.end)):
+        row = next((row for row in rows if row[-1].end <= clip.start), None)
+        if row is None:
+            rows.append(row := [])
+        row.append(clip)
+    return rows
+
+
+def one_line(text: str) -> str:
+    r"""Text without line breaks, control characters and lone surrogates.
+
+    Example:
+        >>> one_line("a\nb\x00 c")
+        'a b c'
+    """
+    return " ".join(_CONTROL.sub(" ", text).split())
+
+
+def timeline_rate(rate: float | Fraction) -> Fraction:
+    """The exact rate behind a measured or rounded one; others stay as they are.
+
+    Example:
+        >>> timeline_rate(29.97), timeline_rate(Fraction(19001, 634)), timeline_rate(12.5)
+        (Fraction(30000, 1001), Fraction(30000, 1001), Fraction(25, 2))
+    """
+    exact = Fraction(rate).limit_denominator(1_000_000)
+    nearest = min(TIMELINE_RATES, key=lambda known: abs(known - exact))
+    return nearest if abs(nearest - exact) <= _SNAP * nearest else exact
+
+
+def clip_frames(clip: Clip, rate: Fraction) -> tuple[int, int]:
+    """First frame of a clip and the frame after its last; at least one frame, inside the video."""
+    first = max(round(Fraction(clip.start) * rate), 0)
+    stop = max(round(Fraction(clip.end) * rate), first + 1)
+    count = clip.source.frame_count
+    if count is not None and stop > count:
+        stop = max(count, 1)
+        first = min(first, stop - 1)
+    return first, stop
+
+
+def timecode(frame: int, rate: Fraction, drop: bool) -> str:
+    """Timecode of a frame number.
+
+    Drop-frame numbers leave out 2 (59.94: 4) numbers at each minute but every tenth.
+
+    Raises:
+        UsageError: Drop-frame of another rate, or fields of more than two digits.
+
+    Example:
+        >>> timecode(107892, Fraction(30000, 1001), drop=True)
+        '01:00:00;00'
+        >>> timecode(107892, Fraction(30000, 1001), drop=False)
+        '00:59:56:12'
+    """
+    base = round(rate)
+    if drop:
+        skipped = _skipped(rate)
+        tens, rest = divmod(frame, 600 * base - 9 * skipped)
+        frame += 9 * skipped * tens
+        if rest >= skipped:
+            frame += skipped * ((rest - skipped) // (60 * base - skipped))
+    seconds, frames = divmod(frame, base)
+    minutes, seconds = divmod(seconds, 60)
+    hours, minutes = divmod(minutes, 60)
+    if hours > 99 or base > 100:
+        raise UsageError("timecode has two digits for hours and for frames: too long or too fast")
+    return f"{hours:02d}:{minutes:02d}:{seconds:02d}{';' if drop else ':'}{frames:02d}"
+
+
+def frame_number(text: str, rate: Fraction) -> tuple[int, bool]:
+    """Frame number of a timecode, and whether it is drop-frame.
+
+    Raises:
+        UsageError: Not a timecode of this rate.
+
+    Example:
+        >>> frame_number("01:00:00;00", Fraction(30000, 1001))
+        (107892, True)
+    """
+    match, base = _TIMECODE.fullmatch(text.strip()), round(rate)
+    if match is None:
+        raise UsageError(f"{text!r} is not a timecode: hh:mm:ss:ff wanted")
+    hours, minutes, seconds, frames = (int(match[group]) for group in (1, 2, 3, 5))
+    if minutes > 59 or seconds > 59 or frames >= base:
+        raise UsageError(f"{text!r} is not a timecode of {float(rate):g} frames a second")
+    total_minutes = 60 * hours + minutes
+    frame = (60 * total_minutes + seconds) * base + frames
+    drop = match[4] != ":"
+    if drop:
+        frame -= _skipped(rate) * (total_minutes - total_minutes // 10)
+    return frame, drop
+
+
+def start_frame(source: Source, rate: Fraction) -> tuple[int, bool]:
+    """Frame number that a video's own timecode gives its first frame, and whether it drops frames.
+
+    Without a timecode the count begins at 0, drop-frame at the rates that have it. A timecode that
+    makes no sense at this rate is left aside with a warning.
+    """
+    default = 0, rate.denominator == 1001 and round(rate) % 30 == 0
+    if source.timecode is None:
+        return default
+    try:
+        return frame_number(source.timecode, rate)
+    except UsageError as problem:
+        warnings.warn(f"{source.path}: {problem.reason}: counted from 0", stacklevel=2)
+        return default
+
+
+def _skipped(rate: Fraction) -> int:
+    if rate not in (Fraction(30000, 1001), Fraction(60000, 1001)):
+        raise UsageError(f"{float(rate):g} frames a second have no drop-frame timecode")
+    return round(rate) // 15

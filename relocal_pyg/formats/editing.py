@@ -1,0 +1,329 @@
+"""Moments as cuts and markers of editing programs: EDL, OpenTimelineIO, Final Cut Pro 7 and X.
+
+All count frames. An end is exclusive; a source's own start timecode is added where the format
+counts from it (EDL, OTIO, FCPXML) and stated where it does not (Final Cut Pro 7).
+"""
+
+from __future__ import annotations
+
+import json
+import xml.etree.ElementTree as ET
+from collections.abc import Sequence
+from fractions import Fraction
+from itertools import accumulate
+from typing import Any
+
+from relocal_pyg.errors import UsageError
+from relocal_pyg.formats.clips import (
+    TIMELINE_RATES,
+    Clip,
+    Source,
+    clip_frames,
+    frame_number,
+    one_line,
+    start_frame,
+    timecode,
+)
+
+_MAX_EVENTS = 999
+
+
+def resolve_markers(clips: Sequence[Clip], timeline_start: str = "01:00:00:00") -> str:
+    """Markers for a timeline of DaVinci Resolve that begins with the video.
+
+    Args:
+        clips: Clips of one video.
+        timeline_start: Timecode of the timeline's first frame (Resolve's default is one hour).
+
+    Raises:
+        UsageError: The frame rate is unknown or none of a timeline, or ``timeline_start`` is no
+            timecode.
+    """
+    rate = _shared_rate(clips, "Resolve markers", TIMELINE_RATES)
+    begin, drop = frame_number(timeline_start, rate)
+    lines = [f"TITLE: {clips[0].source.name}", _count_mode(drop), ""]
+    for number, clip in enumerate(clips, start=1):
+        first, stop = clip_frames(clip, rate)
+        at, after = (timecode(begin + frame, rate, drop) for frame in (first, first + 1))
+        name = one_line(clip.name.replace("|", "/"))
+        lines += [
+            f"{number:03d}  001      V     C        {at} {after} {at} {after}",
+            f" |C:ResolveColorBlue |M:{name} |D:{stop - first}",
+            "",
+        ]
+    return "\n".join(lines) + "\n"
+
+
+def cut_list(clips: Sequence[Clip]) -> str:
+    """A CMX3600 cut list: the clips one after the other. The rate is not in the file.
+
+    Raises:
+        UsageError: The frame rate is unknown, none of a timeline, or not the same everywhere, or
+            there are more than 999 clips.
+    """
+    rate = _shared_rate(clips, "a cut list", TIMELINE_RATES)
+    if len(clips) > _MAX_EVENTS:
+        raise UsageError(f"a cut list holds {_MAX_EVENTS} cuts, these are {len(clips)}")
+    drop = start_frame(clips[0].source, rate)[1]
+    lines = [f"TITLE: {clips[0].source.name}", _count_mode(drop), ""]
+    for number, (clip, first, stop, at) in enumerate(_in_a_row(clips, rate), start=1):
+        begin, source_drop = start_frame(clip.source, rate)
+        times = [timecode(begin + frame, rate, source_drop) for frame in (first, stop)]
+        times += [timecode(frame, rate, drop) for frame in (at, at + stop - first)]
+        lines += [
+            f"{number:03d}  AX       V     C        {' '.join(times)}",
+            f"* FROM CLIP NAME: {clip.source.name}",
+            f"* COMMENT: {clip.caption}",
+            "",
+        ]
+    return "\n".join(lines) + "\n"
+
+
+def otio(clips: Sequence[Clip]) -> str:
+    """An OpenTimelineIO timeline: the clips one after the other, each with a marker on it.
+
+    Raises:
+        UsageError: The frame rate is unknown or not the same everywhere.
+    """
+    rate = _shared_rate(clips, "OpenTimelineIO")
+
+    def span(first: int, length: int) -> dict[str, Any]:
+        time = {"OTIO_SCHEMA": "RationalTime.1", "rate": float(rate)}
+        return {
+            "OTIO_SCHEMA": "TimeRange.1",
+            "start_time": {**time, "value": float(first)},
+            "duration": {**time, "value": float(length)},
+        }
+
+    children = []
+    for clip, first, stop, _ in _in_a_row(clips, rate):
+        begin, _ = start_frame(clip.source, rate)
+        cut = span(begin + first, stop - first)
+        count = clip.source.frame_count
+        facts = {
+            "rank": clip.rank,
+            "score": clip.score,
+            "probability": clip.probability,
+            "label": clip.label,
+            "start_seconds": clip.start,
+            "end_seconds": clip.end,
+        }
+        children.append(
+            {
+                "OTIO_SCHEMA": "Clip.2",
+                "name": one_line(clip.name),
+                "source_range": cut,
+                "metadata": {"relocal": facts},
+                "markers": [
+                    {
+                        "OTIO_SCHEMA": "Marker.2",
+                        "name": clip.caption,
+                        "color": "BLUE",
+                        "marked_range": cut,
+                        "metadata": {},
+                    }
+                ],
+                "effects": [],
+                "enabled": True,
+                "media_references": {
+                    "DEFAULT_MEDIA": {
+                        "OTIO_SCHEMA": "ExternalReference.1",
+                        "name": clip.source.name,
+                        "target_url": clip.source.url,
+                        "available_range": None if count is None else span(begin, count),
+                        "metadata": {},
+                    }
+                },
+                "active_media_reference_key": "DEFAULT_MEDIA",
+            }
+        )
+    track = {"OTIO_SCHEMA": "Track.1", "name": "V1", "kind": "Video", "children": children}
+    stack = {"OTIO_SCHEMA": "Stack.1", "name": "tracks", "children": [track]}
+    timeline = {"OTIO_SCHEMA": "Timeline.1", "name": clips[0].source.name, "tracks": stack}
+    return json.dumps(timeline, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def xmeml(clips: Sequence[Clip]) -> str:
+    """A Final Cut Pro 7 sequence (Premiere Pro, Resolve): the clips one after the other.
+
+    Raises:
+        UsageError: The frame rate is unknown, none of a timeline, or not the same everywhere.
+    """
+    rate = _shared_rate(clips, "Final Cut Pro 7 XML", TIMELINE_RATES)
+    rows = _in_a_row(clips, rate)
+    total = rows[-1][3] + rows[-1][2] - rows[-1][1]
+    root = ET.Element("xmeml", version="5")
+    sequence = ET.SubElement(root, "sequence", id="sequence-1")
+    _text(sequence, name=clips[0].source.name, duration=total)
+    _rate(sequence, rate)
+    drop = start_frame(clips[0].source, rate)[1]
+    _timecode(sequence, rate, 0, drop)
+    video = ET.SubElement(ET.SubElement(sequence, "media"), "video")
+    size = clips[0].source.size
+    if size is not None:
+        characteristics = ET.SubElement(
+            ET.SubElement(video, "format"), "samplecharacteristics"
+        )
+        _rate(characteristics, rate)
+        _text(characteristics, width=size[0], height=size[1])
+    track = ET.SubElement(video, "track")
+    files: dict[str, str] = {}
+    for number, (clip, first, stop, at) in enumerate(rows, start=1):
+        item = ET.SubElement(track, "clipitem", id=f"clipitem-{number}")
+        length = clip.source.frame_count or stop
+        _text(item, name=one_line(clip.name), duration=length)
+        _rate(item, rate)
+        _text(item, start=at, end=at + stop - first, enabled="TRUE")
+        for name, frame in (("in", first), ("out", stop)):
+            ET.SubElement(item, name).text = str(frame)
+        source = clip.source
+        if source.path in files:  # in full once, afterwards by its id
+            ET.SubElement(item, "file", id=files[source.path])
+        else:
+            files[source.path] = identifier = f"file-{len(files) + 1}"
+            _file(ET.SubElement(item, "file", id=identifier), source, rate, length)
+        marker = ET.SubElement(item, "marker")
+        _text(marker, name=clip.caption, comment=one_line(clip.label))
+        for name, frame in (("in", first), ("out", stop)):
+            ET.SubElement(marker, name).text = str(frame)
+    return _xml(root, "xmeml")
+
+
+def fcpxml(clips: Sequence[Clip]) -> str:
+    """A Final Cut Pro project (FCPXML 1.9): the clips one after the other, a marker on each.
+
+    Raises:
+        UsageError: The frame rate is unknown or not the same everywhere.
+    """
+    rate = _shared_rate(clips, "FCPXML")
+
+    def time(frame: int) -> str:
+        return f"{frame * rate.denominator}/{rate.numerator}s" if frame else "0s"
+
+    rows = _in_a_row(clips, rate)
+    root = ET.Element("fcpxml", version="1.9")
+    resources = ET.SubElement(root, "resources")
+    layout = {"id": "r1", "frameDuration": time(1)}
+    size = clips[0].source.size
+    if size is not None:
+        layout |= {"width": str(size[0]), "height": str(size[1])}
+    ET.SubElement(resources, "format", layout)
+    assets: dict[str, str] = {}
+    for clip in clips:
+        source = clip.source
+        if source.path in assets:
+            continue
+        assets[source.path] = identifier = f"r{len(assets) + 2}"
+        stops = [stop for other, _, stop, _ in rows if other.source.path == source.path]
+        facts = {"hasVideo": "1", "format": "r1", "videoSources": "1"}
+        if source.audio:
+            facts |= {"hasAudio": "1", "audioSources": "1"}
+        asset = ET.SubElement(
+            resources,
+            "asset",
+            id=identifier,
+            name=source.name,
+            start=time(start_frame(source, rate)[0]),
+            duration=time(source.frame_count or max(stops)),
+            **facts,
+        )
+        ET.SubElement(asset, "media-rep", kind="original-media", src=source.url)
+    library = ET.SubElement(root, "library")
+    event = ET.SubElement(library, "event", name="relocal")
+    project = ET.SubElement(event, "project", name=clips[0].source.name)
+    sequence = ET.SubElement(
+        project,
+        "sequence",
+        format="r1",
+        duration=time(rows[-1][3] + rows[-1][2] - rows[-1][1]),
+        tcStart="0s",
+        tcFormat=_mode(start_frame(clips[0].source, rate)[1]),
+    )
+    spine = ET.SubElement(sequence, "spine")
+    for clip, first, stop, at in rows:
+        begin, drop = start_frame(clip.source, rate)
+        item = ET.SubElement(
+            spine,
+            "asset-clip",
+            ref=assets[clip.source.path],
+            name=one_line(clip.name),
+            offset=time(at),
+            start=time(begin + first),
+            duration=time(stop - first),
+            tcFormat=_mode(drop),
+        )
+        marker = {"start": time(begin + first), "duration": time(1), "value": clip.caption}
+        ET.SubElement(item, "marker", marker, note=one_line(clip.label))
+    return _xml(root, "fcpxml")
+
+
+def _shared_rate(
+    clips: Sequence[Clip], what: str, known: Sequence[Fraction] | None = None
+) -> Fraction:
+    """The frame rate of all clips, among ``known`` ones where those are given."""
+    sources = {clip.source.path: clip.source for clip in clips}
+    rates = {path: source.rate(what) for path, source in sources.items()}
+    rate = next(iter(rates.values()))
+    for path, other in rates.items():
+        if other != rate:
+            raise UsageError(
+                f"has {float(other):.5g} frames a second, another video {float(rate):.5g}: {what} "
+                "holds one rate; write a file for each",
+                file=path,
+            )
+        if known is not None and other not in known:
+            raise UsageError(
+                f"{float(other):.5g} frames a second are no rate of {what}: export .otio, or a "
+                "format in seconds, or convert the video first",
+                file=path,
+            )
+    return rate
+
+
+def _in_a_row(clips: Sequence[Clip], rate: Fraction) -> list[tuple[Clip, int, int, int]]:
+    """Clips with their first frame, the frame after the last, and where each starts in a row."""
+    spans = [clip_frames(clip, rate) for clip in clips]
+    starts = accumulate((stop - first for first, stop in spans), initial=0)
+    return [(clip, *span, at) for clip, span, at in zip(clips, spans, starts, strict=False)]
+
+
+def _count_mode(drop: bool) -> str:
+    return "FCM: DROP FRAME" if drop else "FCM: NON-DROP FRAME"
+
+
+def _mode(drop: bool) -> str:
+    return "DF" if drop else "NDF"
+
+
+def _text(parent: ET.Element, **values: Any) -> None:
+    for name, value in values.items():
+        ET.SubElement(parent, name).text = str(value)
+
+
+def _rate(parent: ET.Element, rate: Fraction) -> None:
+    ntsc = "TRUE" if rate.denominator == 1001 else "FALSE"
+    _text(ET.SubElement(parent, "rate"), timebase=round(rate), ntsc=ntsc)
+
+
+def _timecode(parent: ET.Element, rate: Fraction, frame: int, drop: bool) -> None:
+    element = ET.SubElement(parent, "timecode")
+    _rate(element, rate)
+    _text(element, string=timecode(frame, rate, drop), frame=frame, displayformat=_mode(drop))
+
+
+def _file(element: ET.Element, source: Source, rate: Fraction, length: int) -> None:
+    address = source.url.replace("file:///", "file://localhost/", 1)
+    _text(element, name=source.name, pathurl=address)
+    _rate(element, rate)
+    _text(element, duration=length)
+    _timecode(element, rate, *start_frame(source, rate))
+    video = ET.SubElement(ET.SubElement(element, "media"), "video")
+    if source.size is not None:
+        characteristics = ET.SubElement(video, "samplecharacteristics")
+        _text(characteristics, width=source.size[0], height=source.size[1])
+
+
+def _xml(root: ET.Element, doctype: str) -> str:
+    ET.indent(root, " ")
+    head = f'<?xml version="1.0" encoding="UTF-8"?>\n<!DOCTYPE {doctype}>\n'
+    return head + ET.tostring(root, encoding="unicode") + "\n"
