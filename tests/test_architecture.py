@@ -21,6 +21,7 @@ ROOMS = [
     "moments",
     "graph",
     "io",
+    "formats",
     "nn",
     "data",
     "datasets",

@@ -8,10 +8,12 @@ from __future__ import annotations
 import csv
 import io
 import json
+import mimetypes
 import xml.etree.ElementTree as ET
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from fractions import Fraction
+from itertools import count
 from typing import Any
 
 from relocal_pyg.errors import UsageError
@@ -36,33 +38,31 @@ def elan(clips: Sequence[Clip]) -> str:
         },
     )
     header = ET.SubElement(root, "HEADER", MEDIA_FILE="", TIME_UNITS="milliseconds")
-    suffix = source.name.rsplit(".", 1)[-1].lower()
-    kind = {"mpg": "mpeg", "m4v": "mp4", "mov": "quicktime", "ts": "mp2t"}.get(suffix, suffix)
     ET.SubElement(
         header,
         "MEDIA_DESCRIPTOR",
         MEDIA_URL=source.url,
-        MIME_TYPE=f"video/{one_line(kind)}",
+        MIME_TYPE=mimetypes.guess_type(source.name)[0] or "unknown",
         RELATIVE_MEDIA_URL=f"./{source.url.rsplit('/', 1)[-1]}",
     )
     order = ET.SubElement(root, "TIME_ORDER")
-    slots, number = 0, 0
-    moments = [_milliseconds(clip) for clip in clips]
+    moments = [_on_grid(clip, 1000) for clip in clips]
+    times = sorted({time for clip in moments for time in (clip.start, clip.end)})
+    slots = {time: f"ts{number}" for number, time in enumerate(times, start=1)}
+    for time, slot in slots.items():
+        value = str(round(time * 1000))
+        ET.SubElement(order, "TIME_SLOT", TIME_SLOT_ID=slot, TIME_VALUE=value)
+    numbers = count(1)
     for lane, row in enumerate(lanes(moments), start=1):
         name = "relocal" if lane == 1 else f"relocal-{lane}"
         tier = ET.SubElement(root, "TIER", LINGUISTIC_TYPE_REF="default-lt", TIER_ID=name)
         for clip in row:
-            for seconds in (clip.start, clip.end):
-                slots += 1
-                value = str(round(seconds * 1000))
-                ET.SubElement(order, "TIME_SLOT", TIME_SLOT_ID=f"ts{slots}", TIME_VALUE=value)
-            number += 1
             annotation = ET.SubElement(
                 ET.SubElement(tier, "ANNOTATION"),
                 "ALIGNABLE_ANNOTATION",
-                ANNOTATION_ID=f"a{number}",
-                TIME_SLOT_REF1=f"ts{slots - 1}",
-                TIME_SLOT_REF2=f"ts{slots}",
+                ANNOTATION_ID=f"a{next(numbers)}",
+                TIME_SLOT_REF1=slots[clip.start],
+                TIME_SLOT_REF2=slots[clip.end],
             )
             ET.SubElement(annotation, "ANNOTATION_VALUE").text = one_line(clip.label)
     ET.SubElement(
@@ -195,12 +195,12 @@ def cvat(clips: Sequence[Clip]) -> str:
     if source.size is None:
         raise UsageError("CVAT needs the size of the picture, which is not known", file=source.path)
     spans = [clip_frames(clip, rate) for clip in clips]
-    count = source.frame_count or max(stop for _, stop in spans)
+    frames = source.frame_count or max(stop for _, stop in spans)
     width, height = (str(side) for side in source.size)
     root = ET.Element("annotations")
     ET.SubElement(root, "version").text = "1.1"
     task = ET.SubElement(ET.SubElement(root, "meta"), "task")
-    facts = {"name": source.video_id, "size": count, "mode": "interpolation"}
+    facts = {"name": source.video_id, "size": frames, "mode": "interpolation"}
     for name, value in (*facts.items(), ("source", source.name)):
         ET.SubElement(task, name).text = str(value)
     shape = ET.SubElement(task, "original_size")
@@ -212,7 +212,7 @@ def cvat(clips: Sequence[Clip]) -> str:
         )
         marks = [(first, "0")]
         # A frame after the end hides the box; where the video ends there is no such frame.
-        marks += [(stop, "1")] if stop < count else [(stop - 1, "0")] if stop - 1 > first else []
+        marks += [(stop, "1")] if stop < frames else [(stop - 1, "0")] if stop - 1 > first else []
         for frame, outside in marks:
             ET.SubElement(
                 track,
@@ -239,7 +239,7 @@ def textgrid(clips: Sequence[Clip]) -> str:
     """A TextGrid of Praat: interval tiers without gaps; overlapping clips go to further tiers."""
     end = max(clip.end for clip in clips)
     end = max(end, clips[0].source.duration or end)
-    rows = lanes([_microseconds(clip) for clip in clips])
+    rows = lanes([_on_grid(clip, 1_000_000) for clip in clips])
     lines = [
         'File type = "ooTextFile"',
         'Object class = "TextGrid"',
@@ -290,11 +290,12 @@ def activitynet(clips: Sequence[Clip]) -> str:
         rows = [
             {"segment": [clip.start, clip.end], "label": one_line(clip.label)} for clip in group
         ]
-        database[source.video_id] = {**entry, "subset": "", "annotations": rows}
-        results[source.video_id] = [
+        entry = database.setdefault(source.video_id, {**entry, "subset": "", "annotations": []})
+        entry["annotations"] += rows
+        results.setdefault(source.video_id, []).extend(
             row | ({} if clip.score is None else {"score": clip.score})
             for row, clip in zip(rows, group, strict=True)
-        ]
+        )
     return json_text({"version": "relocal", "database": database, "results": results})
 
 
@@ -342,14 +343,6 @@ def _by_source(clips: Sequence[Clip]) -> list[tuple[Source, list[Clip]]]:
     for clip in clips:
         groups.setdefault(clip.source.path, []).append(clip)
     return [(group[0].source, group) for group in groups.values()]
-
-
-def _milliseconds(clip: Clip) -> Clip:
-    return _on_grid(clip, 1000)
-
-
-def _microseconds(clip: Clip) -> Clip:
-    return _on_grid(clip, 1_000_000)
 
 
 def _on_grid(clip: Clip, per_second: int) -> Clip:

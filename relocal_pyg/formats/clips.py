@@ -211,12 +211,12 @@ def clip_frames(clip: Clip, rate: Fraction) -> tuple[int, int]:
 
 
 def timecode(frame: int, rate: Fraction, drop: bool) -> str:
-    """Timecode of a frame number.
+    """Timecode of a frame number; it starts again after 24 hours.
 
     Drop-frame numbers leave out 2 (59.94: 4) numbers at each minute but every tenth.
 
     Raises:
-        UsageError: Drop-frame of another rate, or fields of more than two digits.
+        UsageError: Drop-frame of another rate, or frames of more than two digits.
 
     Example:
         >>> timecode(107892, Fraction(30000, 1001), drop=True)
@@ -234,9 +234,9 @@ def timecode(frame: int, rate: Fraction, drop: bool) -> str:
     seconds, frames = divmod(frame, base)
     minutes, seconds = divmod(seconds, 60)
     hours, minutes = divmod(minutes, 60)
-    if hours > 99 or base > 100:
-        raise UsageError("timecode has two digits for hours and for frames: too long or too fast")
-    return f"{hours:02d}:{minutes:02d}:{seconds:02d}{';' if drop else ':'}{frames:02d}"
+    if base > 100:
+        raise UsageError(f"timecode has two digits for frames: {base} a second are too many")
+    return f"{hours % 24:02d}:{minutes:02d}:{seconds:02d}{';' if drop else ':'}{frames:02d}"
 
 
 def frame_number(text: str, rate: Fraction) -> tuple[int, bool]:

@@ -161,9 +161,7 @@ def xmeml(clips: Sequence[Clip]) -> str:
     video = ET.SubElement(ET.SubElement(sequence, "media"), "video")
     size = clips[0].source.size
     if size is not None:
-        characteristics = ET.SubElement(
-            ET.SubElement(video, "format"), "samplecharacteristics"
-        )
+        characteristics = ET.SubElement(ET.SubElement(video, "format"), "samplecharacteristics")
         _rate(characteristics, rate)
         _text(characteristics, width=size[0], height=size[1])
     track = ET.SubElement(video, "track")
@@ -218,15 +216,13 @@ def fcpxml(clips: Sequence[Clip]) -> str:
         facts = {"hasVideo": "1", "format": "r1", "videoSources": "1"}
         if source.audio:
             facts |= {"hasAudio": "1", "audioSources": "1"}
-        asset = ET.SubElement(
-            resources,
-            "asset",
-            id=identifier,
-            name=source.name,
-            start=time(start_frame(source, rate)[0]),
-            duration=time(source.frame_count or max(stops)),
-            **facts,
-        )
+        facts |= {
+            "id": identifier,
+            "name": source.name,
+            "start": time(start_frame(source, rate)[0]),
+            "duration": time(source.frame_count or max(stops)),
+        }
+        asset = ET.SubElement(resources, "asset", facts)
         ET.SubElement(asset, "media-rep", kind="original-media", src=source.url)
     library = ET.SubElement(root, "library")
     event = ET.SubElement(library, "event", name="relocal")

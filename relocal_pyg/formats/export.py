@@ -8,12 +8,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from xml.sax.saxutils import escape
 
 from relocal_pyg.errors import UsageError
 from relocal_pyg.formats import annotating, editing
-from relocal_pyg.formats.annotating import json_text, plain, table
+from relocal_pyg.formats.annotating import json_text, table
 from relocal_pyg.formats.clips import Clip, one_line
-from relocal_pyg.storage import replace_file
+from relocal_pyg.io.write import replace_file
 
 #: What YouTube asks of chapters: this long at least, and this many.
 YOUTUBE_SECONDS, YOUTUBE_CHAPTERS = 10, 3
@@ -38,19 +39,12 @@ class Format:
 
 def webvtt(clips: Sequence[Clip]) -> str:
     """Subtitles for web players (WebVTT)."""
-    cues = [
-        f"{number}\n{_clock(clip.start, '.')} --> {_clock(clip.end, '.')}\n{_escape(clip.caption)}\n"
-        for number, clip in enumerate(clips, start=1)
-    ]
-    return "WEBVTT\n\n" + "\n".join(cues)
+    return "WEBVTT\n\n" + _cues(clips, ".", escape)
 
 
 def srt(clips: Sequence[Clip]) -> str:
     """Subtitles (SubRip)."""
-    return "\n".join(
-        f"{number}\n{_clock(clip.start, ',')} --> {_clock(clip.end, ',')}\n{clip.caption}\n"
-        for number, clip in enumerate(clips, start=1)
-    )
+    return _cues(clips, ",", str)
 
 
 def ffmpeg_chapters(clips: Sequence[Clip]) -> str:
@@ -80,7 +74,8 @@ def ffmpeg_chapters(clips: Sequence[Clip]) -> str:
         title = one_line(name)
         for char in "\\=;#":
             title = title.replace(char, "\\" + char)
-        lines.append(f"title={title}")
+        # A backslash at the end, escaped or not, joins the next line to this one in FFmpeg.
+        lines.append(f"title={title}" + " " * title.endswith("\\"))
     return "\n".join(lines) + "\n"
 
 
@@ -100,7 +95,7 @@ def youtube_chapters(clips: Sequence[Clip]) -> str:
         if start - before >= YOUTUBE_SECONDS and start <= latest:
             chapters.append((start, name))
             continue
-        joined += before > 0 or text != "Start"
+        joined += start > before
         chapters[-1] = before, name if text == "Start" else f"{text}, {name}"
     if joined:
         warnings.warn(
@@ -221,10 +216,10 @@ def render(name: str, clips: Sequence[Clip], timeline_start: str = "01:00:00:00"
         timeline_start: For Resolve's markers: timecode of the timeline's first frame.
 
     Raises:
-        UsageError: There are no clips, they are of several videos where the format holds one, or
-            what the format needs of a video is not known.
+        UsageError: There are no clips (csv, srt and webvtt are then empty), they are of several
+            videos where the format holds one, or what it needs of a video is not known.
     """
-    if not clips:
+    if not clips and name not in ("csv", "srt", "webvtt"):
         raise UsageError(f"there are no moments to write as {name}")
     form = FORMATS[name]
     if not form.several and len({clip.source.path for clip in clips}) > 1:
@@ -290,5 +285,9 @@ def _short_clock(seconds: int) -> str:
     return f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes}:{seconds:02d}"
 
 
-def _escape(text: str) -> str:
-    return text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+def _cues(clips: Sequence[Clip], point: str, quote: Callable[[str], str]) -> str:
+    return "\n".join(
+        f"{number}\n{_clock(clip.start, point)} --> {_clock(clip.end, point)}\n"
+        f"{quote(clip.caption)}\n"
+        for number, clip in enumerate(clips, start=1)
+    )
