@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from relocal_pyg.errors import CheckpointError
-from relocal_pyg.io.read import read_tensors
+from relocal_pyg.io.tensors import read_tensors
 
 
 @pytest.mark.parametrize("kind", ["F8_E8M0", "F4", "nonsense"])

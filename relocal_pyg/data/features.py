@@ -9,17 +9,18 @@ import stat
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import h5py
 import numpy as np
-import torch
 from numpy.typing import ArrayLike
-from torch import Tensor
 
 from relocal_pyg.errors import FeatureError, UsageError
 from relocal_pyg.io.read import id_problem, refuse_look_alikes
 from relocal_pyg.io.write import replace_file
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 #: Largest array that a record may declare, unless the caller says otherwise.
 MAX_BYTES = 8 << 30
@@ -359,6 +360,8 @@ class FeatureStore:
         bad = first_bad_step(values) if self.check else None
         if bad is not None:
             raise FeatureError(f"step {start + bad} is not finite", file=self.path, record=name)
+        import torch  # looking into a file needs none
+
         return torch.from_numpy(np.ascontiguousarray(values))
 
     def close(self) -> None:

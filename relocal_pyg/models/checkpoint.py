@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from relocal_pyg.errors import CheckpointError
-from relocal_pyg.io.read import check_tensors, read_json, read_tensors, save_tensors
+from relocal_pyg.io.read import read_json
+from relocal_pyg.io.tensors import check_tensors, read_tensors, save_tensors
 from relocal_pyg.io.write import replace_folder, sha256_file, verify_manifest
 from relocal_pyg.models.base import TrainableRelocalizer
 from relocal_pyg.models.calibrated import FILE, Confidence, read_confidence, write_confidence
@@ -19,10 +20,10 @@ FORMAT = 1
 
 _MODULES = {
     "MultiGraphRelocalizer": "multi_graph",
-    "VideoLevel": "video_level",
-    "SST": "sst",
-    "CrossGated": "cross_gated",
-    "AFTSRM": "aft_srm",
+    "VideoLevel": "baselines.video_level",
+    "SST": "baselines.sst",
+    "CrossGated": "baselines.cross_gated",
+    "AFTSRM": "baselines.aft_srm",
 }
 
 

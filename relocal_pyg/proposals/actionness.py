@@ -16,8 +16,9 @@ from torch import Tensor, nn
 
 from relocal_pyg.data.items import Item, Protocol
 from relocal_pyg.errors import AnnotationError, CheckpointError, FeatureError, UsageError
-from relocal_pyg.io.read import check_tensors, read_json, read_tensors
+from relocal_pyg.io.read import read_json
 from relocal_pyg.io.seeding import derive_seed, generator
+from relocal_pyg.io.tensors import check_tensors, read_tensors
 from relocal_pyg.io.write import MANIFEST, replace_folder, verify_manifest, write_json
 from relocal_pyg.version import __version__
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from relocal_pyg.errors import CheckpointError, UsageError
-from relocal_pyg.io.read import read_tensors
+from relocal_pyg.io.tensors import read_tensors
 
 #: Convolutions in order with their output channels, and the pool after each (kernel in t, y, x).
 LAYERS: tuple[tuple[str, int, tuple[int, int, int] | None], ...] = (

@@ -13,7 +13,7 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
 from relocal_pyg.errors import CheckpointError, FeatureError, UsageError
-from relocal_pyg.io.read import read_tensors, save_tensors
+from relocal_pyg.io.tensors import read_tensors, save_tensors
 from relocal_pyg.io.write import replace_file
 from relocal_pyg.video.backbones import Backbone, FunctionBackbone
 

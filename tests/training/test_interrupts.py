@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from relocal_pyg.datasets.synthetic import SyntheticConfig, synthetic
-from relocal_pyg.io.read import read_tensors
+from relocal_pyg.io.tensors import read_tensors
 from relocal_pyg.models import MultiGraphRelocalizer
 from relocal_pyg.training import TrainingConfig, fit, loop
 from relocal_pyg.training.loop import Interrupts

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from relocal_pyg import cli
+from relocal_pyg.apps import cli
 from relocal_pyg.apps.cli import main
 from relocal_pyg.apps.cli.evaluate import slug
 from relocal_pyg.apps.cli.options import DataOptions, describe, load_protocol, restore

@@ -1,0 +1,63 @@
+"""Tensors of a file: written and read with honest errors, compared with the model they are for."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load, save_file
+
+from relocal_pyg.errors import CheckpointError
+
+
+def save_tensors(tensors: dict[str, torch.Tensor], path: Path) -> None:
+    """Write tensors as safetensors.
+
+    Raises:
+        OSError: The disk is full, which the library reports by an error of its own.
+    """
+    try:
+        save_file(tensors, path)
+    except SafetensorError as error:
+        raise OSError(str(error)) from error
+
+
+def read_tensors(file: Path, refusal: str = "cannot be read") -> dict[str, torch.Tensor]:
+    """Read a safetensors file.
+
+    The library's ``load_file`` turns a Ctrl-C that meets it half-way into a ValueError; reading the
+    bytes first does not.
+
+    Args:
+        file: The file.
+        refusal: What the error says of it.
+
+    Raises:
+        CheckpointError: Not there, or no such file.
+    """
+    try:
+        return load(file.read_bytes())
+    except (OSError, SafetensorError, KeyError, ValueError) as error:  # KeyError: a kind of number
+        raise CheckpointError(f"{refusal} ({error})", file=file) from None
+
+
+def check_tensors(
+    given: dict[str, torch.Tensor], wanted: dict[str, torch.Tensor], file: Path
+) -> None:
+    """Compare names and shapes, naming the first tensor that does not fit.
+
+    Raises:
+        CheckpointError: A tensor is missing, extra, of another shape, or not finite.
+    """
+    for name, tensor in wanted.items():
+        if name not in given:
+            raise CheckpointError("is missing", file=file, record=name)
+        if given[name].shape != tensor.shape:
+            shapes = f"{list(given[name].shape)}, wanted {list(tensor.shape)}"
+            raise CheckpointError(f"has shape {shapes}", file=file, record=name)
+        if given[name].is_floating_point() and not torch.isfinite(given[name]).all():
+            raise CheckpointError("is not finite", file=file, record=name)
+    extra = sorted(set(given) - set(wanted))
+    if extra:
+        raise CheckpointError("is not part of this model", file=file, record=extra[0])
