@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
@@ -74,6 +75,111 @@ def mean_row(rows: Tensor | Blocks) -> Tensor:
     for block in rows.split(_BLOCK):
         total = total.to(block.device) + block.sum(dim=0, dtype=torch.float64)
     return (total / len(rows)).to(block.dtype)
+
+
+#: What the local standard deviation counts beside the smoothed row, see :func:`motion_similarity`.
+MOTION = 0.5
+
+
+@dataclass(frozen=True)
+class LocalRows:
+    """Mean, or standard deviation, of the steps around each step: rows made block by block.
+
+    Args:
+        rows: ``[n, F]``.
+        half: Steps to either side that count, fewer at the ends of the video.
+        deviation: The standard deviation instead of the mean.
+    """
+
+    rows: Tensor | Blocks
+    half: int
+    deviation: bool = False
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def split(self, size: int, /) -> Iterator[Tensor]:
+        """Blocks of about ``size`` rows, in order."""
+        kept: Tensor | None = None
+        context, left = 0, len(self.rows)
+        for block in self.rows.split(size):
+            kept = block if kept is None else torch.cat([kept, block])
+            left -= len(block)
+            ready = len(kept) if left == 0 else len(kept) - self.half
+            if ready > context:
+                yield self._local(kept)[context:ready]
+                drop = max(ready - self.half, 0)
+                kept, context = kept[drop:], ready - drop
+
+    def _local(self, rows: Tensor) -> Tensor:
+        def mean(values: Tensor) -> Tensor:
+            return functional.avg_pool1d(
+                values.T[None], 2 * self.half + 1, 1, self.half, count_include_pad=False
+            )[0].T
+
+        # In float64, because a difference of squares loses digits; what is left of them where
+        # nothing changes is no motion.
+        double = rows.double()
+        average = mean(double)
+        if self.deviation:
+            square = mean(double.square())
+            average = (square * (1 - 1e-10) - average.square()).clamp(min=0).sqrt()
+        return average.to(rows.dtype)
+
+
+def motion_rows(
+    rows: Tensor | Blocks, seconds_per_step: float | None
+) -> tuple[tuple[float, Tensor | Blocks], ...]:
+    """Rows that see motion: steps smoothed over a second, and how much they change meanwhile.
+
+    Chosen on Weizmann, where it is worth .12 of recall on bare clips and .06 on cut ones; windows
+    of .4 to 2 s and weights of .25 to 1 all gain. Ours, the paper has nothing like it.
+
+    Args:
+        rows: ``[n, F]``.
+        seconds_per_step: Duration of a step; where it is a second or more, or None, rows stay as
+            they are.
+
+    Returns:
+        What each kind of row counts, and the rows, ``[n, F]`` each.
+    """
+    half = 0 if seconds_per_step is None else round(0.5 / seconds_per_step)
+    if half == 0:
+        return ((1.0, rows),)
+    shares = 1 / (1 + MOTION), MOTION / (1 + MOTION)
+    return (shares[0], LocalRows(rows, half)), (shares[1], LocalRows(rows, half, deviation=True))
+
+
+def motion_similarity(
+    query: Tensor,
+    reference: Tensor | Blocks,
+    query_video: Tensor | Blocks | None = None,
+    *,
+    seconds_per_step: float | None = None,
+    centre_query: bool = True,
+) -> Tensor:
+    """:func:`step_similarity` of :func:`motion_rows`: each kind of row centred by itself.
+
+    Args:
+        query: ``[m, F]``.
+        reference: ``[n, F]``.
+        query_video: ``[l, F]`` or None.
+        seconds_per_step: Of all three; None compares rows as they are.
+        centre_query: See :func:`step_similarity`.
+
+    Returns:
+        ``[n]`` values in ``[-1, 1]``, one a step.
+    """
+    sides = [
+        motion_rows(rows, seconds_per_step)
+        for rows in (query, reference, query if query_video is None else query_video)
+    ]
+    total = torch.zeros(())
+    for (share, clip), (_, long), (_, video) in zip(*sides, strict=True):
+        clip = torch.cat(list(clip.split(_BLOCK)))
+        around = None if query_video is None else video
+        total = total + share * step_similarity(clip, long, around, centre_query=centre_query)
+    return total
 
 
 def nearest_steps(proposals: Tensor, num_steps: Tensor | int) -> Tensor:
@@ -180,9 +286,19 @@ class ContrastMatcher(Relocalizer):
         proposals: Tensor,
         *,
         query_video: Tensor | Blocks | None = None,
+        seconds_per_step: float | None = None,
     ) -> Ranking:
-        """Rank the proposals (in steps) by inside minus around."""
-        similarity = step_similarity(query, reference, query_video, centre_query=self.centre_query)
+        """Rank the proposals (in steps) by inside minus around.
+
+        Where it is known how long a step lasts, motion counts: :func:`motion_similarity`.
+        """
+        similarity = motion_similarity(
+            query,
+            reference,
+            query_video,
+            seconds_per_step=seconds_per_step,
+            centre_query=self.centre_query,
+        )
         scores = contrast_scores(similarity, proposals, self.contrast)
         return Ranking.sort(proposals, scores, proposals)
 
@@ -192,6 +308,7 @@ class ContrastMatcher(Relocalizer):
         reference: Tensor,
         moment: tuple[float, float],
         query_video: Tensor | None = None,
+        seconds_per_step: float | None = None,
     ) -> Tensor:
         """What each meeting of two steps adds to the score: exact, they sum to it.
 
@@ -203,15 +320,11 @@ class ContrastMatcher(Relocalizer):
             reference: ``[n, F]``.
             moment: Start and end in steps.
             query_video: ``[v, F]`` or None.
+            seconds_per_step: As it was ranked with.
 
         Returns:
             ``[m, n]``.
         """
-        mean = mean_row(reference)
-        rows = query
-        if self.centre_query:
-            rows = query - (mean if query_video is None else mean_row(query_video))
-        rows = rows / (len(rows) * rows.mean(dim=0).norm().clamp(min=1e-12))
         count = len(reference)
         start, end = nearest_steps(torch.tensor([moment]), count)[0].tolist()
         side = max(1, round((end - start) / 2))
@@ -220,7 +333,16 @@ class ContrastMatcher(Relocalizer):
         shares[start:end] = 0
         shares *= -self.contrast / shares.sum().clamp(min=1)
         shares[start:end] = 1 / (end - start)
-        return rows @ functional.normalize(reference - mean, dim=1).T * shares
+        videos = (query, reference, query if query_video is None else query_video)
+        total = torch.zeros(len(query), count)
+        for kinds in zip(*(motion_rows(rows, seconds_per_step) for rows in videos), strict=True):
+            clip, long = (torch.cat(list(rows.split(_BLOCK))) for _, rows in kinds[:2])
+            mean = mean_row(long)
+            if self.centre_query:
+                clip = clip - (mean if query_video is None else mean_row(kinds[2][1]))
+            clip = clip / (len(clip) * clip.mean(dim=0).norm().clamp(min=1e-12))
+            total += kinds[0][0] * (clip @ functional.normalize(long - mean, dim=1).T)
+        return total * shares
 
 
 class CosineMatcher(Relocalizer):

@@ -13,7 +13,9 @@ from relocal_pyg.datasets.custom import custom
 from relocal_pyg.models.matchers import (
     ContrastMatcher,
     CosineMatcher,
+    LocalRows,
     contrast_scores,
+    motion_similarity,
     nearest_steps,
     step_similarity,
 )
@@ -192,3 +194,50 @@ def test_real_videos_within_the_interval_measured_before(shared_data: Path) -> N
     # the standard error of the difference is .08 and .10.
     assert abs(hits["Cosine of means"] - 0.16) < 0.08
     assert abs(hits["Contrast matcher"] - 0.34) < 0.10
+
+
+@pytest.mark.parametrize("block", [1, 3, 7, 1000])
+@pytest.mark.parametrize("half", [1, 4, 40])
+def test_local_rows_equal_the_loop(block: int, half: int) -> None:
+    rows = torch.randn(30, 5, generator=torch.Generator().manual_seed(0)) + 4
+    for deviation in (False, True):
+        made = torch.cat(list(LocalRows(rows, half, deviation).split(block)))
+        for step in range(30):
+            near = rows[max(step - half, 0) : step + half + 1].double()
+            expected = near.std(0, correction=0) if deviation else near.mean(0)
+            torch.testing.assert_close(made[step].double(), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_motion_tells_two_alike_pictures_apart_by_how_they_change() -> None:
+    """Same mean everywhere; what moves is one channel in the query, another elsewhere."""
+    generator = torch.Generator().manual_seed(1)
+
+    def scene(channel: int, steps: int) -> torch.Tensor:
+        rows = 0.01 * torch.randn(steps, 6, generator=generator) + 3
+        rows[:, channel] += (-1.0) ** torch.arange(steps)
+        return rows
+
+    reference = torch.cat([scene(0, 40), scene(1, 20), scene(2, 40)])
+    query = scene(1, 20)
+    similarity = motion_similarity(query, reference, seconds_per_step=0.16)
+    assert similarity.abs().max() <= 1 + 1e-6
+    inside, outside = similarity[43:57], torch.cat([similarity[:37], similarity[63:]])
+    assert inside.mean() > outside.mean() + 0.2
+    matcher = ContrastMatcher()
+    windows = sliding_windows(100, [20], 0.05)
+    ranking = matcher.rank(query, reference, windows, seconds_per_step=0.16)
+    assert abs(float(ranking.moments[0, 0]) - 40) <= 2
+    explained = matcher.explain(query, reference, (40.0, 60.0), seconds_per_step=0.16)
+    score = matcher.rank(
+        query, reference, torch.tensor([[40.0, 60.0]]), seconds_per_step=0.16
+    ).scores
+    torch.testing.assert_close(explained.sum(), score[0], rtol=1e-4, atol=1e-5)
+
+
+def test_long_steps_and_still_videos_have_no_motion() -> None:
+    rows = torch.randn(9, 4, generator=torch.Generator().manual_seed(2))
+    for seconds in (None, 1.0, 3.0):
+        expected = step_similarity(rows[:3], rows)
+        assert torch.equal(motion_similarity(rows[:3], rows, seconds_per_step=seconds), expected)
+    still = torch.rand(1, 300, generator=torch.Generator().manual_seed(3)).expand(20, -1) * 7
+    assert motion_similarity(still[:4], still, seconds_per_step=0.1).abs().max() == 0
