@@ -22,7 +22,7 @@ from relocal_pyg.models.base import Relocalizer
 from relocal_pyg.models.calibrated import calibrate
 from relocal_pyg.training.sweep import train_all
 
-#: Test pairs of a split at most, the first of the hashed list.
+#: Test pairs of a split at most, drawn at random from the hashed list.
 MOST_PAIRS = 300
 
 

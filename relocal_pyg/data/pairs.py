@@ -6,7 +6,7 @@ import hashlib
 import json
 from collections import defaultdict
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
@@ -49,6 +49,19 @@ class PairList:
         """SHA-256 of the list as canonical JSON: equal for equal lists, on every machine."""
         text = json.dumps(self._plain(), sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(text.encode("ascii")).hexdigest()
+
+    def sample(self, limit: int | None) -> PairList:
+        """At most ``limit`` of the pairs, in their order; all where None.
+
+        Drawn at random by a hash, so that they are of many videos: neighbours in the list share
+        one. The draw depends on the list's seed and its queries alone, and a smaller sample is part
+        of a larger one.
+        """
+        if limit is None or limit >= len(self):
+            return self
+        drawn = sorted(self.pairs, key=lambda p: derive_seed(self.seed, "sample", p.query.item_id))
+        kept = set(drawn[:limit])
+        return replace(self, pairs=tuple(pair for pair in self.pairs if pair in kept))
 
     def save(self, path: str | Path) -> None:
         """Write the list as JSON with its hash.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -57,7 +57,9 @@ def custom(
         holdout: What no two splits share: ``"subject"`` or ``"video"``; subjects where every video
             names one, if None.
         test_share: Share of the subjects (or videos) held out for testing.
-        val_share: Share of the subjects (or videos) held out for validation.
+        val_share: Share of the subjects (or videos) held out for validation. They are dealt so that
+            each training class has two validation videos and keeps two for training, where that can
+            be; for this up to twice the share is taken.
         background: Label that is no action.
         seed: Names the draws.
         seconds_per_step: Duration of a step; each video's duration divided by its steps where None.
@@ -159,7 +161,15 @@ def split_custom(
     labels.discard(background or "")
     seen, unseen = _classes(labels, unseen_classes, seed)
     groups, holdout = _groups(videos, holdout)
-    held = _hold_out(groups, {"test": test_share, "val": val_share}, holdout, seed)
+    shown = {
+        group: Counter(
+            label
+            for name in names
+            for label in {segment.label for segment in videos[name].segments} & set(seen)
+        )
+        for group, names in groups.items()
+    }
+    held = _hold_out(groups, shown, test_share, val_share, holdout, seed)
     used = {split: sorted(v for n in names for v in groups[n]) for split, names in held.items()}
 
     def items(ids: Sequence[str], wanted: Sequence[str]) -> list[Item]:
@@ -231,19 +241,55 @@ def _groups(
 
 
 def _hold_out(
-    groups: Mapping[str, list[str]], shares: Mapping[str, float], holdout: str, seed: int
+    groups: Mapping[str, list[str]],
+    shown: Mapping[str, Counter[str]],
+    test_share: float,
+    val_share: float,
+    holdout: str,
+    seed: int,
 ) -> dict[str, list[str]]:
-    """Deal groups out; every held-out part gets two videos at least, so that it has pairs."""
-    if not all(0 < share < 1 for share in shares.values()) or sum(shares.values()) >= 1:
-        raise UsageError(f"shares are {dict(shares)}: above 0 and together below 1 wanted")
+    """Deal groups out; every held-out part gets two videos at least, so that it has pairs.
+
+    Args:
+        groups: Ids of videos by group.
+        shown: How many videos of each group show each training class.
+        test_share: Share of the groups for testing, drawn.
+        val_share: Share of the groups for validation, dealt by class; see :func:`custom`.
+        holdout: What a group is.
+        seed: Names the draws.
+    """
+    if not (test_share > 0 and val_share > 0 and test_share + val_share < 1):
+        given = {"test": test_share, "val": val_share}
+        raise UsageError(f"shares are {given}: above 0 and together below 1 wanted")
     left = sorted(groups, key=lambda name: derive_seed(seed, "holdout", name))
-    held: dict[str, list[str]] = {}
-    for split, share in shares.items():
-        wanted = round(share * len(groups))
-        names: list[str] = []
-        while left and (len(names) < wanted or sum(len(groups[n]) for n in names) < 2):
-            names.append(left.pop(0))
-        held[split] = names
+    held: dict[str, list[str]] = {"test": [], "val": []}
+
+    def full(split: str, share: float) -> bool:
+        names = held[split]
+        enough = len(names) >= round(share * len(groups))
+        return enough and sum(len(groups[name]) for name in names) >= 2
+
+    while left and not full("test", test_share):
+        held["test"].append(left.pop(0))
+    have: Counter[str] = Counter()
+    remain = sum((shown[name] for name in left), Counter())
+
+    def worth(name: str) -> tuple[bool, int]:
+        """Whether training keeps two videos of each class; what validation gains towards two."""
+        counts = shown[name].items()
+        spared = all(remain[label] - num >= 2 for label, num in counts)
+        # The second video of a class makes pairs, the first alone makes none.
+        value = (0, 1, 3)
+        gain = (value[min(have[k] + num, 2)] - value[min(have[k], 2)] for k, num in counts)
+        return spared, sum(gain)
+
+    while left:
+        best = max(left, key=worth)  # of equals the first
+        if full("val", val_share) and (worth(best) <= (True, 0) or full("val", 2 * val_share)):
+            break
+        left.remove(best)
+        held["val"].append(best)
+        have, remain = have + shown[best], remain - shown[best]
     if sum(len(groups[name]) for name in left) < 2:
         raise AnnotationError(
             f"{len(groups)} {holdout}s cannot be split into training, validation and test with two "

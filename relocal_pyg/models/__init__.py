@@ -18,11 +18,13 @@ if TYPE_CHECKING:
         Chance,
         ContrastMatcher,
         CosineMatcher,
+        DiagonalMatcher,
         RandomMoment,
         WholeReference,
     )
     from relocal_pyg.models.multi_graph import MultiGraphRelocalizer
     from relocal_pyg.models.network_config import NetworkConfig
+    from relocal_pyg.models.refining import FinerWindows
 
 _WHERE = {
     "AFTSRM": "baselines.aft_srm",
@@ -35,6 +37,8 @@ _WHERE = {
     "load_model": "checkpoint",
     "ContrastMatcher": "matchers",
     "CosineMatcher": "matchers",
+    "DiagonalMatcher": "matchers",
+    "FinerWindows": "refining",
     "FrameLevel": "baselines.frame_level",
     "MultiGraphRelocalizer": "multi_graph",
     "NetworkConfig": "network_config",
@@ -53,6 +57,8 @@ __all__ = [
     "Chance",
     "ContrastMatcher",
     "CosineMatcher",
+    "DiagonalMatcher",
+    "FinerWindows",
     "FrameLevel",
     "MultiGraphRelocalizer",
     "NetworkConfig",

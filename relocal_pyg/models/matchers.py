@@ -371,6 +371,48 @@ class CosineMatcher(Relocalizer):
         return Ranking.sort(proposals, scores.float(), proposals)
 
 
+class DiagonalMatcher(Relocalizer):
+    """Mean cosine along the diagonal of each proposal: for actions that keep order and pace.
+
+    Query and proposal are read at the same shares of their lengths, each side centred by its own
+    video as in :func:`step_similarity`. Our baseline; where order says little it is the worst.
+
+    Args:
+        num_points: Points along the diagonal.
+    """
+
+    title = "Mean along the diagonal"
+
+    def __init__(self, num_points: int = 24) -> None:
+        self.num_points = num_points
+
+    def rank(
+        self,
+        query: Tensor,
+        reference: Tensor | Blocks,
+        proposals: Tensor,
+        *,
+        query_video: Tensor | Blocks | None = None,
+    ) -> Ranking:
+        """Rank the proposals (in steps), moved to the :func:`nearest_steps`."""
+        mean = mean_row(reference)
+        points = torch.arange(self.num_points, device=query.device)
+        shares = (points + 0.5) / self.num_points
+        rows = query[(shares * len(query)).long()]
+        rows = rows - (mean if query_video is None else mean_row(query_video))
+        rows = functional.normalize(rows, dim=1)
+        table = torch.cat(
+            [
+                rows @ functional.normalize(block - mean, dim=1).T
+                for block in reference.split(_BLOCK)
+            ],
+            dim=1,
+        )
+        start, end = nearest_steps(proposals, len(reference)).unbind(dim=1)
+        steps = start[:, None] + (shares * (end - start)[:, None]).long()
+        return Ranking.sort(proposals, table[points, steps].mean(dim=1), proposals)
+
+
 class WholeReference(Relocalizer):
     """Answers ``[0, n)``, the whole reference.
 

@@ -8,7 +8,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from relocal_pyg.models.base import Ranking
+from relocal_pyg.models.base import Ranking, Relocalizer
 from relocal_pyg.moments import decode_offsets, nms
 
 #: ``"none"``: proposals as they are; ``"offsets"``: moved by the regression head (section 4.8);
@@ -57,6 +57,44 @@ def refine(
             origins = torch.cat([origins, origins[best][seed]])
             raw = torch.cat([raw, score(finer)])
     return Ranking.sort(moments, torch.tanh(raw), origins)
+
+
+class FinerWindows(Relocalizer):
+    """Any model that scores windows, and finer windows around its best ones scored as well.
+
+    Args:
+        model: It ranks the proposals, and whatever else it is shown.
+    """
+
+    title = "Finer windows"
+
+    def __init__(self, model: Relocalizer) -> None:
+        self.model = model
+
+    def rank(
+        self,
+        query: Tensor,
+        reference: Tensor,
+        proposals: Tensor,
+        *,
+        query_video: Tensor | None = None,
+    ) -> Ranking:
+        """Rank the proposals (in steps) and what :func:`finer_windows` makes of the best."""
+        ranking = self.model.rank(query, reference, proposals, query_video=query_video)
+        moments, scores = ranking.moments, ranking.scores
+        origins = moments if ranking.proposals is None else ranking.proposals
+        for shares in ROUNDS:
+            best = nms(moments, scores, 0.5, limit=SEEDS)
+            finer, seed = finer_windows(moments[best], len(reference), shares)
+            if len(finer) == 0:
+                continue
+            found = self.model.rank(query, reference, finer, query_video=query_video)
+            # Rankings are sorted: which of the windows, all different, is each?
+            which = (found.moments[:, None] == finer).all(dim=2).int().argmax(dim=1)
+            moments = torch.cat([moments, found.moments])
+            scores = torch.cat([scores, found.scores])
+            origins = torch.cat([origins, origins[best][seed[which]]])
+        return Ranking.sort(moments, scores, origins)
 
 
 def finer_windows(

@@ -34,7 +34,7 @@ class TrainingConfig:
     patience: int = 8
     """Validations without a better mAP before training stops."""
     max_validation_pairs: int = 300
-    """Validation pairs used at most, the first of the hashed list."""
+    """Validation pairs used at most, drawn at random from the hashed list."""
     precision: Literal["32", "bf16-mixed", "auto"] = "32"
     """Arithmetic of forward and backward."""
     num_workers: int = 0

@@ -136,6 +136,26 @@ def test_wrong_options_and_items() -> None:
         draw([ITEMS[0], ITEMS[0]])
 
 
+def test_a_sample_is_of_many_videos_and_in_order() -> None:
+    rows = [
+        Item(f"{video:02d}#{i}", f"{video:02d}", "run", (0, 40), (i, i + 2), ((i, i + 2),))
+        for video in range(20)
+        for i in range(10)
+    ]
+    pairs = make_pairs(rows, split="val", protocol="p")
+    small, large = pairs.sample(20), pairs.sample(60)
+    assert [len(small), len(large), len(pairs)] == [20, 60, 200]
+    assert len({pair.query.video_id for pair in small.pairs}) > 8
+    assert set(small.pairs) < set(large.pairs) < set(pairs.pairs)
+    for sample in (small, large):
+        assert list(sample.pairs) == [pair for pair in pairs.pairs if pair in set(sample.pairs)]
+        assert sample.sha256 != pairs.sha256
+    assert pairs.sample(20) == small
+    assert pairs.sample(None) is pairs.sample(200) is pairs
+    other = make_pairs(rows, split="val", protocol="p", seed=7).sample(20)
+    assert {p.query for p in other.pairs} != {p.query for p in small.pairs}
+
+
 def test_a_saved_list_comes_back(tmp_path: Path) -> None:
     pairs = draw([*ITEMS, item("v", 0, "lonely", (0, 4))])
     pairs.save(tmp_path / "pairs.json")

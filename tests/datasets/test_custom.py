@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pickle
+from collections import Counter
 from pathlib import Path
 
 import h5py
@@ -72,6 +73,42 @@ def test_held_out_people_and_classes(tmp_path: Path, seed: int) -> None:
     for split, items in splits.items():
         pairs = make_pairs(items, split=split, protocol=protocol.name)
         assert len(pairs) == len(items)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_validation_gets_two_videos_of_each_class_where_it_can(seed: int) -> None:
+    """One action a video, as in ActivityNet: drawn blindly, most classes would make no pair."""
+    videos = {
+        f"{label}-{number}": Video(f"{label}-{number}", 9.0, (Segment(1.0, 3.0, label),))
+        for label in "abcdefgh"
+        for number in range(8)
+    }
+    steps = dict.fromkeys(videos, 18)
+    items = split_custom(videos, steps, holdout="video", val_share=0.13, seed=seed).items
+    found = {split: Counter(item.label for item in items[split]) for split in items}
+    dealt = 0
+    for label in "abcdefgh":
+        if found["test_seen"][label] <= 4:
+            assert found["train"][label] >= 2
+            assert found["val"][label] == 2
+        dealt += found["val"][label]
+    assert 8 <= dealt <= 17
+    # The test part is drawn as ever, whatever validation is given.
+    other = split_custom(videos, steps, holdout="video", val_share=0.3, seed=seed).items
+    assert other["test_seen"] == items["test_seen"]
+
+
+def test_a_class_is_validated_whole_before_another_is_begun() -> None:
+    videos = {
+        f"{label}-{number}": Video(f"{label}-{number}", 9.0, (Segment(1.0, 3.0, label),))
+        for label in "abcdefghij"
+        for number in range(10)
+    }
+    steps = dict.fromkeys(videos, 18)
+    items = split_custom(videos, steps, holdout="video", val_share=0.02, seed=3).items
+    counts = Counter(item.label for item in items["val"])
+    assert set(counts.values()) == {2}
+    assert 2 <= sum(counts.values()) <= 4
 
 
 def test_items_and_features_agree(tmp_path: Path) -> None:

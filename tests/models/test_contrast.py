@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ from relocal_pyg.datasets.custom import custom
 from relocal_pyg.models.matchers import (
     ContrastMatcher,
     CosineMatcher,
+    DiagonalMatcher,
     LocalRows,
     contrast_scores,
     motion_similarity,
@@ -147,6 +149,39 @@ def test_matchers_work_on_a_bare_clip() -> None:
     for model in (ContrastMatcher(), ContrastMatcher(centre_query=False), CosineMatcher()):
         (best,) = model.localize(query, reference, top_k=1)
         assert 18 <= best.start < best.end <= 33
+
+
+@pytest.mark.parametrize("with_video", [True, False])
+def test_diagonal_matcher_equals_the_loop(with_video: bool) -> None:
+    query, reference, video = torch.randn(7, 5), torch.randn(30, 5), torch.randn(12, 5)
+    around = video if with_video else None
+    windows = torch.tensor([[0.0, 7.0], [4.4, 19.0], [29.0, 30.0], [2.0, 30.0]])
+    ranking = DiagonalMatcher(num_points=9).rank(query, reference, windows, query_video=around)
+    centre = (video if with_video else reference).mean(dim=0)
+    wanted = []
+    for start, end in [(0, 7), (4, 19), (29, 30), (2, 30)]:
+        cosines = []
+        for point in range(9):
+            share = (point + 0.5) / 9
+            row = query[math.floor(share * 7)] - centre
+            step = reference[start + math.floor(share * (end - start))] - reference.mean(dim=0)
+            cosines.append(torch.cosine_similarity(row, step, dim=0))
+        wanted.append(torch.stack(cosines).mean())
+    order = torch.stack(wanted).argsort(descending=True)
+    assert torch.equal(ranking.moments, windows[order])
+    assert torch.allclose(ranking.scores, torch.stack(wanted)[order], atol=1e-5)
+
+
+def test_diagonal_matcher_sees_order_and_pace() -> None:
+    rows = torch.randn(8, 16)
+    slow, backwards = rows.repeat_interleave(2, dim=0), rows.flip(0)
+    reference = torch.cat([torch.randn(10, 16), slow, torch.randn(10, 16), backwards])
+    best = DiagonalMatcher().rank(
+        rows, reference, torch.tensor([[0.0, 8.0], [36.0, 44.0], [10.0, 26.0]])
+    )
+    assert best.moments[0].tolist() == [10, 26]
+    assert best.scores[0] > 0.9
+    assert best.scores[1] < 0.5
 
 
 def test_cosine_matcher_equals_the_loop() -> None:

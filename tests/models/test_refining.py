@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from relocal_pyg.data.proposals import sliding_windows
-from relocal_pyg.models import MultiGraphRelocalizer
+from relocal_pyg.models import ContrastMatcher, FinerWindows, MultiGraphRelocalizer
 from relocal_pyg.models.refining import REFINEMENTS, ROUNDS, SEEDS, finer_windows, refine
 from relocal_pyg.moments import decode_offsets, tiou
 from relocal_pyg.search import PairScorer
@@ -114,6 +114,27 @@ def test_a_network_scores_each_window_as_it_is(way):
     place = torch.tensor([model.scored_span(answer)])
     scored, _ = model.score_proposals(query, reference, place, video)
     assert scored.item() == pytest.approx(answer.score, abs=1e-5)
+
+
+def test_a_matcher_answers_with_the_best_of_all_windows_that_it_scored() -> None:
+    query, reference = torch.randn(6, 8), torch.randn(60, 8)
+    reference[23:36] += 3 * query.mean(dim=0)
+    windows = torch.tensor([[float(s), float(s + 10)] for s in range(0, 50, 5)])
+    plain = ContrastMatcher().rank(query, reference, windows)
+    fine = FinerWindows(ContrastMatcher()).rank(query, reference, windows)
+    everything = torch.tensor([[s, e] for s in range(60) for e in range(s + 1, 61)]).float()
+    scored = ContrastMatcher().rank(query, reference, everything)
+    places = map(tuple, scored.moments.tolist())
+    known = dict(zip(places, scored.scores.tolist(), strict=True))
+    for moment, score in zip(fine.moments.tolist(), fine.scores.tolist(), strict=True):
+        assert score == pytest.approx(known[tuple(moment)], abs=1e-6)
+    assert fine.scores[0] > plain.scores[0]
+    assert tiou(fine.moments[0], [23.0, 36.0]) > tiou(plain.moments[0], [23.0, 36.0])
+    # What each was made of is a proposal, and overlaps it.
+    given = set(map(tuple, windows.tolist()))
+    assert {tuple(row) for row in fine.proposals.tolist()} <= given
+    assert (tiou(fine.moments, fine.proposals) > 0.2).all()
+    assert len(set(map(tuple, fine.moments.tolist()))) <= len(fine.moments)
 
 
 @pytest.mark.parametrize("num_steps", [1, 2, 3, 40])

@@ -52,7 +52,7 @@ def evaluate(
         steps: Optimiser steps at most of every system for "all", instead of its own number.
         seeds: Training seeds for "all".
         split: One test split; every one where left out.
-        limit: Use the first LIMIT pairs of the hashed list only.
+        limit: Use LIMIT pairs of the hashed list only, drawn at random by their hash.
     """
     options = _data_of(runs) if runs and data == DataOptions() else data
     from relocal_pyg.training.choice import read_choice
@@ -88,20 +88,19 @@ def draw_pairs(protocol: Protocol, split: str, limit: int | None = None) -> Pair
 
     if split not in protocol.splits:
         raise UsageError(f"no split {split!r}: {', '.join(protocol.splits)}")
-    pairs = make_pairs(
+    return make_pairs(
         protocol.splits[split], split=split, protocol=protocol.name, exclude=protocol.exclude
-    )
-    return pairs if limit is None else dataclasses.replace(pairs, pairs=pairs.pairs[:limit])
+    ).sample(limit)
 
 
 def draw_nulls(protocol: Protocol, pairs: PairList, limit: int | None = None) -> PairList:
-    """References without the action for the queries of a pair list, or for the first of them."""
+    """References without the action for the queries of a pair list, or for some of them."""
     from relocal_pyg.data.pairs import make_null_pairs
 
     asked = {pair.query.item_id for pair in pairs.pairs}
     nulls = make_null_pairs(protocol, pairs.split)
-    chosen = tuple(pair for pair in nulls.pairs if pair.query.item_id in asked)[:limit]
-    return dataclasses.replace(nulls, pairs=chosen)
+    chosen = tuple(pair for pair in nulls.pairs if pair.query.item_id in asked)
+    return dataclasses.replace(nulls, pairs=chosen).sample(limit)
 
 
 def evaluate_trained(
@@ -236,7 +235,7 @@ def ablate(
         steps: Optimiser steps at most, instead of the preset's.
         seeds: Training seeds.
         split: Test split; the first one where left out.
-        limit: Use the first LIMIT pairs of the hashed list only.
+        limit: Use LIMIT pairs of the hashed list only, drawn at random by their hash.
     """
     from relocal_pyg.training.sweep import ablation, edge_weights, train_all
 
