@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import functools
 import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -15,7 +17,7 @@ from relocal_pyg.errors import UsageError
 
 #: :meth:`PairGraph.matmul` multiplies by the dense matrix up to this many steps per bit of ``k``,
 #: and uses the closed form beyond. Measured on one CPU core, forward and backward, float32, 500
-#: channels: the two meet near T = 30, 55 and 100 for k = 1, 3 and 10.
+#: channels, 32 pairs: the two meet near T = 30, 50 and 85 for k = 1, 3 and 10.
 DENSE_STEPS_PER_BIT = 30
 
 
@@ -143,7 +145,7 @@ class PairGraph:
             fits = self.num_steps <= DENSE_STEPS_PER_BIT * min(self.k, self.num_steps).bit_length()
             closed = method == "closed_form" or (method == "auto" and not fits)
         if mask is None and not closed:
-            return torch.matmul(_cached_dense(self, x.dtype, x.device), x)
+            return torch.matmul(_kept(PairGraph.dense, self, x), x)
         if mask is None:
             ones = x.new_ones(self.num_nodes, 1)
         else:
@@ -161,9 +163,9 @@ class PairGraph:
     def _sum(self, x: Tensor, closed: bool) -> Tensor:
         """Multiply by the weights before normalisation."""
         if not closed:
-            return torch.matmul(_cached_base(self, x.dtype, x.device), x)
+            return torch.matmul(_kept(_base_matrix, self, x), x)
         sides = x.unflatten(-2, (2, self.num_steps))
-        out = (_box_sum(sides, self.k) + _comb_sum(sides, self.k).flip(-3)).flatten(-3, -2)
+        out = _neighbour_sum(sides, self.k).flatten(-3, -2)
         return out + x if self.weight == "laplacian" else out
 
     def _scales(self, degree: Tensor) -> tuple[Tensor | None, Tensor | None]:
@@ -198,56 +200,140 @@ def _base_matrix(graph: PairGraph, dtype: torch.dtype, device: torch.device | st
     return matrix
 
 
-def _cached_dense(graph: PairGraph, dtype: torch.dtype, device: torch.device) -> Tensor:
-    # A compiler traces the construction instead, and folds it into a constant.
-    if torch.compiler.is_compiling():
-        return graph.dense(dtype, device)
-    return _keep_dense(graph, dtype, device)
-
-
-def _cached_base(graph: PairGraph, dtype: torch.dtype, device: torch.device) -> Tensor:
-    if torch.compiler.is_compiling():
-        return _base_matrix(graph, dtype, device)
-    return _keep_base(graph, dtype, device)
+def _kept(make: Callable[..., Tensor], graph: PairGraph, like: Tensor) -> Tensor:
+    """A matrix of a graph, of the type and on the device of ``like``; made once."""
+    # A compiler traces the construction and folds it into a constant; what a mode of its own has
+    # wrapped (a fake tensor) must not stay when the mode is left.
+    if torch.compiler.is_compiling() or type(like) is not Tensor:
+        return make(graph, like.dtype, like.device)
+    return _keep(make, graph, like.dtype, like.device)
 
 
 # An inference tensor in the cache would break the first training step that meets it.
-@functools.lru_cache(maxsize=32)
+@functools.lru_cache(maxsize=64)
 @torch.inference_mode(mode=False)
-def _keep_dense(graph: PairGraph, dtype: torch.dtype, device: torch.device) -> Tensor:
-    return graph.dense(dtype, device)
+def _keep(
+    make: Callable[..., Tensor], graph: PairGraph, dtype: torch.dtype, device: torch.device
+) -> Tensor:
+    # torch.func wraps what is made inside a transform.
+    matrix: Tensor = torch.func.debug_unwrap(make(graph, dtype, device))
+    return matrix
 
 
-@functools.lru_cache(maxsize=32)
-@torch.inference_mode(mode=False)
-def _keep_base(graph: PairGraph, dtype: torch.dtype, device: torch.device) -> Tensor:
-    return _base_matrix(graph, dtype, device)
+#: Numbers in one block of the closed form on a CPU: few enough for a processor's cache.
+BLOCK_NUMBERS = 1 << 18
+#: Bytes from which a result is taken from NumPy. PyTorch gets memory of this size from the system
+#: in fresh 4 KiB pages each time, which costs more than the sums; NumPy asks for large pages.
+LARGE_BYTES = 1 << 25
 
 
-def _box_sum(x: Tensor, k: int) -> Tensor:
-    """Sum over steps at most ``k`` away, ``[..., T, F] -> [..., T, F]``, in ``log2(k)`` rounds."""
+class _NeighbourSum(torch.autograd.Function):
+    """Sum over the neighbours of binary weights, ``[..., 2, T, F]``, in blocks of steps.
+
+    The matrix is symmetric, so that the gradient is the same sum.
+    """
+
+    @staticmethod
+    def forward(x: Tensor, k: int) -> Tensor:
+        steps, reach, period = x.shape[-2], min(k, x.shape[-2] - 1), min(k, x.shape[-2])
+        rows = steps
+        if x.device.type == "cpu":
+            rows = max(BLOCK_NUMBERS * steps // max(1, x.numel()), 2 * reach)
+            rows = min(-(-rows // period) * period, steps)
+        blocks = [(start, min(rows, steps - start)) for start in range(0, steps, rows)]
+        sums = x.new_zeros(*x.shape[:-2], -(-rows // period) * period, x.shape[-1])
+        for start, count in blocks:
+            sums.narrow(-2, 0, count).add_(x.narrow(-2, start, count))
+        received = _spread(_class_sums(sums, period).flip(-3), rows)
+        spare = [x.new_empty(*x.shape[:-2], rows + 2 * reach, x.shape[-1]) for _ in range(2)]
+        out = _empty_like(x)
+        for start, count in blocks:
+            before, after = max(0, start - reach), min(steps, start + count + reach)
+            window = x.narrow(-2, before, after - before)
+            pads = before - (start - reach), start + count + reach - after
+            if any(pads):
+                window = F.pad(window, (0, 0, *pads))
+            base, result = received.narrow(-2, 0, count), out.narrow(-2, start, count)
+            _add_box_sums(base, window, reach, result, spare)
+        return out
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, int], output: Tensor) -> None:
+        ctx.k = inputs[1]
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        return _NeighbourSum.apply(grad, ctx.k), None
+
+    @staticmethod
+    def jvp(ctx: Any, tangent: Tensor, _: None) -> Tensor:
+        out: Tensor = _NeighbourSum.apply(tangent, ctx.k)
+        return out
+
+    @staticmethod
+    def vmap(info: Any, in_dims: tuple[int, None], x: Tensor, k: int) -> tuple[Tensor, int]:
+        return _NeighbourSum.apply(x.movedim(in_dims[0], 0), k), 0
+
+
+def _neighbour_sum(x: Tensor, k: int) -> Tensor:
+    if not torch.compiler.is_compiling():
+        out: Tensor = _NeighbourSum.apply(x, k)
+        return out
     steps = x.shape[-2]
-    k = min(k, steps - 1)
-    window, offset, width = F.pad(x, (0, 0, k, k)), 0, 1
-    total = torch.zeros_like(x)
-    # window[i] holds the sum of `width` steps from i on; the binary digits of 2k + 1 say which
+    received = _spread(_class_sums(x, min(k, steps)).flip(-3), steps)
+    reach = min(k, steps - 1)
+    return _add_box_sums(received, F.pad(x, (0, 0, reach, reach)), reach)
+
+
+def _add_box_sums(
+    base: Tensor,
+    window: Tensor,
+    k: int,
+    out: Tensor | None = None,
+    spare: Sequence[Tensor | None] = (None, None),
+) -> Tensor:
+    """Add to ``base [..., n, F]`` the sums over ``2k + 1`` rows of ``window [..., n + 2k, F]``.
+
+    Takes ``log2(k)`` rounds. The result is written to ``out`` and what is between to two ``spare``
+    tensors, where given.
+    """
+    offset, width = 0, 1
+    # window[i] holds the sum of `width` rows from i on; the binary digits of 2k + 1 say which
     # widths tile the whole box.
     for digit in reversed(f"{2 * k + 1:b}"):
         if width > 1:
-            half, rows = width // 2, window.shape[-2] - width // 2
-            window = window.narrow(-2, 0, rows) + window.narrow(-2, half, rows)
+            rows, free = window.shape[-2] - width // 2, spare[0]
+            window = torch.add(
+                window.narrow(-2, 0, rows),
+                window.narrow(-2, width // 2, rows),
+                out=None if free is None else free.narrow(-2, 0, rows),
+            )
+            spare = spare[::-1]
         if digit == "1":
-            total = total + window.narrow(-2, offset, steps)
+            base = torch.add(base, window.narrow(-2, offset, base.shape[-2]), out=out)
             offset += width
         width *= 2
-    return total
+    return base
 
 
-def _comb_sum(x: Tensor, k: int) -> Tensor:
-    """For each step the sum over the steps of its residue class modulo ``k``, ``[..., T, F]``."""
-    steps = x.shape[-2]
-    k = min(k, steps)  # with k >= T every step is alone in its class
-    rounds = -(-steps // k)
-    padded = F.pad(x, (0, 0, 0, rounds * k - steps)).unflatten(-2, (rounds, k))
-    classes = padded.sum(-3, keepdim=True).expand_as(padded)
-    return classes.flatten(-3, -2).narrow(-2, 0, steps)
+def _class_sums(x: Tensor, k: int) -> Tensor:
+    """Sums over the steps of each residue class modulo ``k <= T``, ``[..., k, F]``."""
+    rounds, rest = divmod(x.shape[-2], k)
+    sums = x.narrow(-2, 0, rounds * k).unflatten(-2, (rounds, k)).sum(-3, dtype=x.dtype)
+    if rest:
+        sums = sums + F.pad(x.narrow(-2, rounds * k, rest), (0, 0, 0, k - rest))
+    return sums
+
+
+def _spread(classes: Tensor, steps: int) -> Tensor:
+    """Give each of ``steps`` steps the row of its class, ``[..., k, F]`` to ``[..., steps, F]``."""
+    k = classes.shape[-2]
+    rows = classes.unsqueeze(-3).expand(*classes.shape[:-2], -(-steps // k), *classes.shape[-2:])
+    return rows.flatten(-3, -2).narrow(-2, 0, steps)
+
+
+def _empty_like(x: Tensor) -> Tensor:
+    size = x.numel() * x.element_size()
+    if x.device.type != "cpu" or size < LARGE_BYTES or type(x) is not Tensor:
+        return torch.empty(x.shape, dtype=x.dtype, device=x.device)
+    return torch.from_numpy(np.empty(size, np.uint8)).view(x.dtype).view(x.shape)

@@ -9,9 +9,10 @@ import shutil
 import pytest
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from relocal_pyg.errors import UsageError
-from relocal_pyg.graph import DENSE_STEPS_PER_BIT, PairGraph
+from relocal_pyg.graph import DENSE_STEPS_PER_BIT, PairGraph, _kept
 
 SHAPES = [(1, 1), (1, 4), (2, 1), (2, 2), (3, 2), (5, 3), (8, 3), (8, 5), (7, 7), (6, 9), (40, 3)]
 WEIGHTS = [
@@ -165,15 +166,55 @@ def test_gradients(method: str) -> None:
     graph = PairGraph(4, 3, "laplacian")
     x = torch.randn(2, 8, 2, dtype=torch.float64, requires_grad=True)
     mask = torch.rand(2, 8) < 0.7
-    assert torch.autograd.gradcheck(lambda x: graph.matmul(x, method=method), x)
-    assert torch.autograd.gradcheck(lambda x: graph.matmul(x, mask, method=method), x)
+    for used in (None, mask):
+
+        def run(x: Tensor, used: Tensor | None = used) -> Tensor:
+            return graph.matmul(x, used, method=method)
+
+        assert torch.autograd.gradcheck(run, x, check_forward_ad=True, check_batched_grad=True)
+        assert torch.autograd.gradgradcheck(lambda x: run(x).square(), x)
+
+
+@pytest.mark.parametrize("k", [1, 2, 3, 7, 40, 299, 400])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.int64])
+def test_blocks_of_the_closed_form_join_without_a_seam(
+    k: int, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    graph = PairGraph(300, k)
+    x = torch.randint(-8, 8, (2, 600, 3)).to(dtype)
+    expected = (graph.dense(torch.float64) @ x.double()).to(dtype)
+    for numbers in (1, 500, 1 << 18):
+        monkeypatch.setattr("relocal_pyg.graph.BLOCK_NUMBERS", numbers)
+        monkeypatch.setattr("relocal_pyg.graph.LARGE_BYTES", numbers)
+        out = graph.matmul(x, method="closed_form")
+        tolerance = 2.0 if dtype == torch.bfloat16 else 1e-4
+        torch.testing.assert_close(out, expected, rtol=0.02, atol=tolerance)
+        spread = x[:1].expand(4, -1, -1).transpose(0, 1).contiguous().transpose(0, 1)
+        torch.testing.assert_close(graph.matmul(spread, method="closed_form")[3], out[0])
+
+
+@pytest.mark.parametrize("steps", [6, 110])
+def test_a_transform_or_a_mode_leaves_nothing_behind_in_the_cache(steps: int) -> None:
+    graph, x = PairGraph(steps, 2, "laplacian"), torch.randn(3, 2 * steps, 4)
+    expected = graph.dense() @ x
+    torch.func.grad(lambda x: graph.matmul(x).sum())(x)
+    with FakeTensorMode() as mode:
+        assert graph.matmul(mode.from_tensor(x)).shape == x.shape
+    other = PairGraph(steps, 3)
+    with FakeTensorMode() as mode:
+        other.matmul(mode.from_tensor(x))
+    torch.testing.assert_close(graph.matmul(x), expected)
+    torch.testing.assert_close(other.matmul(x), other.dense() @ x)
+    kept = _kept(PairGraph.dense, graph, x)
+    assert torch.equal(copy.deepcopy(kept), graph.dense())
+    assert pickle.dumps(kept)  # a wrapper of torch.func has no storage to write
 
 
 def test_auto_uses_the_closed_form_for_long_videos(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: object) -> None:
         raise AssertionError("the dense matrix was built")
 
-    monkeypatch.setattr("relocal_pyg.graph._cached_dense", refuse)
+    monkeypatch.setattr("relocal_pyg.graph._kept", refuse)
     for k in (1, 3, 10):
         long = PairGraph(DENSE_STEPS_PER_BIT * k.bit_length() + 1, k)
         long.matmul(torch.randn(long.num_nodes, 2))
