@@ -1,0 +1,201 @@
+from __future__ import annotations
+
+import json
+import math
+import random
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from relocal_pyg.datasets.synthetic import SyntheticConfig, synthetic
+from relocal_pyg.errors import AnnotationError, UsageError
+from relocal_pyg.evaluation.few_shot import (
+    Detection,
+    EpisodeList,
+    average_precision,
+    combined,
+    draw_episodes,
+    evaluate_few_shot,
+    read_pair_list,
+)
+from relocal_pyg.models import ContrastMatcher
+from relocal_pyg.models.base import Ranking
+from relocal_pyg.moments import tiou
+
+
+def overlap(a: tuple[float, float], b: tuple[float, float]) -> float:
+    inside = max(0.0, min(a[1], b[1]) - max(a[0], b[0]))
+    return inside / (max(a[1], b[1]) - min(a[0], b[0]))
+
+
+def brute(detections: list[Detection], truths: dict, threshold: float) -> float:
+    """ActivityNet's own procedure: match greedily, integrate the envelope over recall steps."""
+    ordered = sorted(detections, key=lambda d: -d.score)
+    taken: set[tuple[str, int]] = set()
+    tp, fp = [], []
+    for d in ordered:
+        ranked = sorted(
+            range(len(truths[d.episode_id])),
+            key=lambda g, d=d: -overlap((d.start, d.end), truths[d.episode_id][g]),
+        )
+        hit = False
+        for g in ranked:
+            if overlap((d.start, d.end), truths[d.episode_id][g]) < threshold:
+                break
+            if (d.episode_id, g) not in taken:
+                taken.add((d.episode_id, g))
+                hit = True
+                break
+        tp.append(float(hit))
+        fp.append(float(not hit))
+    total = sum(len(moments) for moments in truths.values())
+    recall, precision, t, f = [0.0], [0.0], 0.0, 0.0
+    for a, b in zip(tp, fp, strict=True):
+        t, f = t + a, f + b
+        recall.append(t / total)
+        precision.append(t / (t + f))
+    recall.append(1.0)
+    precision.append(0.0)
+    for i in range(len(precision) - 2, -1, -1):
+        precision[i] = max(precision[i], precision[i + 1])
+    return sum((recall[i] - recall[i - 1]) * precision[i] for i in range(1, len(recall)))
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_average_precision_equals_a_brute_force_count(seed: int):
+    rng = random.Random(seed)
+    truths = {
+        str(e): [(s, s + rng.randint(2, 9)) for s in rng.sample(range(40), rng.randint(1, 3))]
+        for e in range(4)
+    }
+    found = []
+    for _ in range(24):
+        episode = str(rng.randrange(4))
+        start, end = rng.choice(truths[episode])
+        start += rng.randint(-2, 2)
+        found.append(
+            Detection(episode, "", start, max(end + rng.randint(-2, 2), start + 1), rng.random())
+        )
+    for threshold in (0.3, 0.5, 0.75):
+        area = float(average_precision(found, truths, [threshold])[0])
+        assert area == pytest.approx(brute(found, truths, threshold))
+
+
+def test_average_precision_by_hand():
+    truths = {"a": [(0.0, 10.0)]}
+    hit, miss = Detection("a", "", 0, 10, 0.9), Detection("a", "", 50, 60, 0.95)
+    assert float(average_precision([hit], truths, [0.5])) == 1
+    assert float(average_precision([miss, hit], truths, [0.5])) == 0.5
+    twice = [hit, replace(hit, score=0.8)]
+    assert float(average_precision(twice, truths, [0.5])) == 1
+    assert float(average_precision([*twice, miss, replace(miss, score=0.1)], truths, [0.5])) == 0.5
+    half = Detection("a", "", 0, 5, 1.0)
+    assert average_precision([half], truths, [0.5, 0.55]).tolist() == [1, 0]
+    many = {str(n): [(0.0, 10.0)] for n in range(10)}
+    three = [Detection(str(n), "", 0, 10, 1 - n / 100) for n in range(3)]
+    assert float(average_precision(three, many, [0.5])) == pytest.approx(0.3)
+
+
+def test_random_order_at_hit_rate_a_has_a_squared():
+    rng = random.Random(0)
+    truths = {str(n): [(0.0, 10.0)] for n in range(3000)}
+    found = [
+        Detection(str(n), "", *((0, 10) if n < 0.6 * 3000 else (20, 30)), rng.random())
+        for n in range(3000)
+    ]
+    area = float(average_precision(found, truths, [0.5])[0])
+    assert area == pytest.approx(0.36, abs=0.02)
+
+
+def test_a_monotone_map_changes_nothing_and_thresholds_only_take():
+    protocol = synthetic(small())
+    episodes = draw_episodes(protocol, "test", count=30)
+
+    class Mapped(ContrastMatcher):
+        def rank(self, *arguments, **options):
+            ranking = super().rank(*arguments, **options)
+            return replace(ranking, scores=ranking.scores.exp() * 3)
+
+    plain = evaluate_few_shot(ContrastMatcher(), protocol, episodes)
+    assert evaluate_few_shot(Mapped(), protocol, episodes) == plain
+    agnostic = evaluate_few_shot(ContrastMatcher(), protocol, episodes, pool="agnostic")
+    assert agnostic["map@0.5"] >= agnostic["map@0.75"]
+
+
+def small() -> SyntheticConfig:
+    return SyntheticConfig(
+        train_classes=3, val_classes=2, test_classes=3, train_videos=3, val_videos=3, test_videos=8
+    )
+
+
+def test_episodes_are_nested_disjoint_and_stable(tmp_path: Path):
+    protocol = synthetic(small())
+    one = draw_episodes(protocol, "test", shots=1, count=40)
+    five = draw_episodes(protocol, "test", shots=5, count=40)
+    for first, more in zip(one.episodes, five.episodes, strict=True):
+        assert first.supports[0] == more.supports[0]
+        assert first.reference == more.reference
+        videos = [support.video_id for support in more.supports]
+        assert len({*videos, more.reference.video_id}) == 6
+        assert {support.label for support in more.supports} == {more.reference.label}
+        assert len(first.reference.moments) == 1
+    assert one.sha256 == draw_episodes(protocol, "test", shots=1, count=40).sha256 != five.sha256
+    one.save(tmp_path / "list.json")
+    assert EpisodeList.load(tmp_path / "list.json") == one
+    content = json.loads((tmp_path / "list.json").read_text())
+    content["seed"] = 7
+    (tmp_path / "list.json").write_text(json.dumps(content))
+    with pytest.raises(AnnotationError, match="changed"):
+        EpisodeList.load(tmp_path / "list.json")
+
+
+def test_requests_that_cannot_be_met():
+    protocol = synthetic(small())
+    with pytest.raises(UsageError, match="no such split"):
+        draw_episodes(protocol, "nowhere")
+    with pytest.raises(UsageError):
+        draw_episodes(protocol, "test", shots=0)
+    with pytest.raises(AnnotationError, match="20 other videos"):
+        draw_episodes(protocol, "test", shots=20)
+
+
+def test_one_example_many_times_is_one_example():
+    moments = torch.tensor([[0.0, 4.0], [2.0, 6.0], [10.0, 12.0]])
+    ranking = Ranking.sort(moments, torch.tensor([0.3, 0.9, 0.1]))
+    once, scores = combined([ranking])
+    again, same = combined([ranking] * 5)
+    order = [once.tolist().index(row) for row in again.tolist()]
+    torch.testing.assert_close(same, scores[order])
+    assert float(tiou(moments[:1], moments[1:2])) < 0.7
+
+
+def test_more_examples_help_where_they_agree():
+    """Five noisy examples of one direction against one: better by a clear margin."""
+    protocol = synthetic(small())
+    area = [
+        evaluate_few_shot(
+            ContrastMatcher(), protocol, draw_episodes(protocol, "test", shots=s, count=60)
+        )
+        for s in (1, 5)
+    ]
+    assert area[1]["map@0.5"] > area[0]["map@0.5"] + 0.05
+    assert not math.isnan(area[0]["map"])
+
+
+def test_a_list_of_others(tmp_path: Path):
+    protocol = synthetic(small())
+    items = protocol.splits["test"]
+    first, second = items[0], next(i for i in items if i.video_id != items[0].video_id)
+    rows = ["query,query_start,query_end,reference,start,end,label"]
+    for start, end in ((0, 5), (9, 14)):
+        rows.append(f"{first.video_id},2,8,{second.video_id},{start},{end},jump")
+    path = tmp_path / "pairs.csv"
+    path.write_text("\n".join(rows) + "\n")
+    episodes = read_pair_list(path, items, protocol="theirs", split="test")
+    assert [e.reference.truths for e in episodes.episodes] == [[(0, 5), (9, 14)]]
+    assert evaluate_few_shot(ContrastMatcher(), protocol, episodes)["episodes"] == 1
+    path.write_text(rows[0] + f"\n{first.video_id},2,8,nobody,0,5,jump\n")
+    with pytest.raises(AnnotationError, match="line 2"):
+        read_pair_list(path, items, protocol="theirs", split="test")
