@@ -13,16 +13,15 @@ import numpy as np
 
 from relocal_pyg.errors import OutputError, UsageError, VideoError
 from relocal_pyg.io.write import replace_file
-from relocal_pyg.video.decode import (
+from relocal_pyg.video.container import (
     check_file,
     failures,
-    frames,
     import_av,
     open_video,
-    probe,
     reason,
     seek_before,
 )
+from relocal_pyg.video.decode import frames, probe
 
 # Exact for the usual frame rates and for milliseconds, and not too fine for MPEG-4.
 _TIME_BASE = Fraction(1, 60_000)

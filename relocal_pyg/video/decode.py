@@ -1,18 +1,19 @@
-"""Streaming video decoding with PyAV: frames and the times at which they are shown.
+"""Streaming video decoding with PyAV: pictures and the times at which they are shown.
 
-Every time is a presentation timestamp counted from the start of the video stream, never a frame
-number over a frame rate: variable frame rates, dropped frames and wrong headers do not shift it.
-PyAV is the extra ``relocal_pyg[video]`` and is imported when the first file is opened.
+Every time is one of the file's own clock, as ``ffmpeg -ss`` and players count it: 0 is where the
+container begins, which may be before its first picture. It is never a frame number over a frame
+rate, so variable rates, dropped frames and wrong headers do not shift it.
 """
 
 from __future__ import annotations
 
 import math
+import os
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cache
+from functools import lru_cache
+from itertools import chain, islice, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -20,121 +21,22 @@ import numpy as np
 from numpy.typing import NDArray
 
 from relocal_pyg.errors import UsageError, VideoError
-
-#: Containers that point at other files or addresses; a stranger's video must not open those.
-INDIRECT_FORMATS = frozenset(
-    [
-        *("concat", "dash", "hls", "imf", "lavfi", "rtp", "rtsp", "sap", "sdp", "tty", "vobsub"),
-        *("alsa", "fbdev", "kmsgrab", "oss", "video4linux2,v4l2", "webm_dash_manifest", "x11grab"),
-    ]
+from relocal_pyg.video.container import (
+    MAX_PIXELS,
+    Clock,
+    check_file,
+    choose_stream,
+    codec_name,
+    failures,
+    open_video,
+    reason,
+    seek_before,
+    stated_end,
+    stated_rate,
 )
 
-
-@contextmanager
-def open_video(path: str | Path) -> Iterator[tuple[Any, Any]]:
-    """Open a file and its first video stream, cover pictures aside.
-
-    Args:
-        path: The video file.
-
-    Yields:
-        The ``av`` container and stream.
-
-    Raises:
-        VideoError: Missing, empty, a directory, not a video, or without a video stream.
-        UsageError: PyAV is not installed.
-    """
-    av = import_av()
-    file = check_file(path)
-    options = {"protocol_whitelist": "file", "format_whitelist": _readable_formats()}
-    try:
-        # "file:" keeps a colon in the name from being read as a protocol; tags may be in any
-        # encoding and are of no use here.
-        container = av.open(f"file:{file}", metadata_errors="ignore", options=options)
-    except failures() as error:
-        raise VideoError(f"is not a video FFmpeg reads: {reason(error)}", file=path) from None
-    with container:
-        cover = av.stream.Disposition.attached_pic
-        streams = [s for s in container.streams.video if not s.disposition & cover]
-        if not streams:
-            raise VideoError("has no video stream", file=path)
-        stream = streams[0]
-        if stream.codec_context is None:
-            raise VideoError("its codec is not known to this FFmpeg", file=path)
-        # Without threads of its own the decoder is faster at small sizes and repeatable.
-        stream.thread_type = "NONE"
-        yield container, stream
-
-
-def seek_before(container: Any, stream: Any, seconds: float) -> bool:
-    """Go to the key frame at or before a time, counted from the start of the stream.
-
-    Some containers land elsewhere all the same: look at what comes.
-
-    Returns:
-        Whether the container could seek at all.
-    """
-    if stream.start_time is None:
-        return False
-    try:
-        # Half a millisecond more, so that rounding does not lead to the key frame before.
-        offset = stream.start_time + math.floor((seconds + 5e-4) / stream.time_base)
-        container.seek(offset, stream=stream, backward=True)
-    except failures():
-        return False
-    return True
-
-
-def check_file(path: str | Path) -> Path:
-    """Give the absolute path of a file that exists, is no directory and is not empty.
-
-    Raises:
-        VideoError: It is not such a file.
-    """
-    file = Path(path)
-    try:
-        if file.is_dir():
-            raise VideoError("is a directory, a video file wanted", file=path)
-        if not file.exists():
-            raise VideoError("no such file", file=path)
-        if file.stat().st_size == 0:
-            raise VideoError("is empty", file=path)
-    except (OSError, ValueError) as error:
-        raise VideoError(f"cannot be opened: {reason(error)}", file=path) from None
-    return file.absolute()
-
-
-@cache
-def failures() -> tuple[type[Exception], ...]:
-    """What PyAV raises on bad files; its own errors share no base with the built-in ones."""
-    return (import_av().FFmpegError, OSError, ValueError, LookupError, OverflowError)
-
-
-def reason(error: BaseException) -> str:
-    """The words of an error, without the numbers and the path FFmpeg adds."""
-    return str(getattr(error, "strerror", None) or error or type(error).__name__)
-
-
-def import_av() -> Any:
-    """Give the ``av`` module.
-
-    Raises:
-        UsageError: PyAV is not installed.
-    """
-    try:
-        import av
-    except ImportError:
-        raise UsageError("reading videos needs PyAV: pip install 'relocal_pyg[video]'") from None
-    return av
-
-
-@cache
-def _readable_formats() -> str:
-    return ",".join(sorted(import_av().formats_available - INDIRECT_FORMATS))
-
-
-#: Frames larger than this many pixels are refused: a forged header must not take the memory.
-MAX_PIXELS = 8192 * 8192
+# AVFMT_TS_DISCONT: formats made for joining, whose clock may start again.
+_JOINABLE = 0x0200
 
 
 class Orientation:
@@ -181,7 +83,10 @@ class Orientation:
 
 
 def to_rgb(
-    frame: Any, orientation: Orientation, size: tuple[int, int] | None = None
+    frame: Any,
+    orientation: Orientation,
+    size: tuple[int, int] | None = None,
+    interpolation: str = "BICUBIC",
 ) -> NDArray[np.uint8]:
     """Scale and convert a frame, then turn it.
 
@@ -189,6 +94,7 @@ def to_rgb(
         frame: An ``av.VideoFrame``.
         orientation: Of its video.
         size: Height and width after turning; the displayed size where None.
+        interpolation: FFmpeg's: ``"BICUBIC"`` keeps detail, ``"AREA"`` is a third faster.
 
     Returns:
         RGB uint8 ``[height, width, 3]``, contiguous and owned by the caller.
@@ -198,8 +104,7 @@ def to_rgb(
     """
     if frame.width * frame.height > MAX_PIXELS:
         raise ValueError(f"{frame.width} x {frame.height} pixels are too many")
-    # FFmpeg smooths before it shrinks; bicubic keeps more detail than its default, bilinear.
-    wanted: dict[str, Any] = {"interpolation": "BICUBIC"}
+    wanted: dict[str, Any] = {"interpolation": interpolation}
     if size is not None:
         height, width = reversed(size) if orientation.swaps_axes else size
         wanted |= {"width": width, "height": height}
@@ -208,10 +113,12 @@ def to_rgb(
 
 # Some containers (Matroska) keep whole milliseconds: a frame due at .1667 s is stamped .167 s.
 _TOLERANCE = 1e-3
-# A jump beyond this is a damaged timestamp, not a long still.
+# A jump beyond this, and beyond the end that the file states, is a damaged time stamp.
 _MAX_JUMP = 3600.0
+# Packets that are looked at to learn a file's rate, and what may be left undecoded.
+_SAMPLE = 60
 
-Timed = tuple[float, float, Any]  # time in seconds, duration in seconds, PyAV frame
+Timed = tuple[float, float, Any]  # seconds at which a picture appears and goes, PyAV frame
 Shown = tuple[float, NDArray[np.uint8]]
 
 
@@ -221,16 +128,20 @@ class VideoWarning(UserWarning):
 
 @dataclass(frozen=True)
 class VideoInfo:
-    """What the header and the first frame say about a video.
+    """What the header and the first pictures say about a video; times are of the file's clock.
 
     Attributes:
-        duration: Seconds the header states, or None; an estimate.
-        fps_nominal: Average frames per second the header states, or None.
+        duration: Seconds at which the pictures end as the header states, or None; an estimate.
+        fps_nominal: Frames per second of the first pictures where they follow each other fastest
+            (a picture that stays on does not make a file slow); the header's where there are no
+            time stamps, or None.
         width: Pixels, as displayed (after rotation).
         height: Pixels, as displayed (after rotation).
         rotation: Clockwise degrees (0, 90, 180, 270) that a player turns the stored picture.
         num_frames_estimate: Frame count of the header, or duration times rate, or None.
         codec: FFmpeg's name of the codec.
+        start: Seconds at which the first picture appears.
+        stream: Which stream this is of, and why.
     """
 
     duration: float | None
@@ -240,29 +151,34 @@ class VideoInfo:
     rotation: int
     num_frames_estimate: int | None
     codec: str
+    start: float = 0.0
+    stream: str = ""
 
 
-def probe(path: str | Path) -> VideoInfo:
+def probe(path: str | Path, stream: int | None = None) -> VideoInfo:
     """Describe a video; its first frame is decoded, so a file that passes holds at least one.
 
     Args:
         path: The video file.
+        stream: Number of the stream in the file; the default one where None.
 
     Raises:
         VideoError: Missing, empty, not a video, without a video stream, or nothing decodes.
-        UsageError: PyAV is not installed.
+        UsageError: No such stream, or PyAV is not installed.
     """
-    with open_video(path) as (container, stream):
-        _, _, frame = _first(path, _timed(container, stream, _ignore))
-        duration = _stated_duration(container, stream)
-        rate = _stated_rate(stream)
-        count: int | None = int(stream.frames) or None
-        if count is None and duration is not None and rate is not None:
-            count = round(duration * rate)
+    with open_video(path, stream) as (container, video):
+        why = choose_stream(container, path, stream)[1]
+        begin, _, frame = _first(path, timed(container, video, _ignore))
+        duration = stated_end(container, video)
         orientation = Orientation(frame)
         width, height = frame.width, frame.height
         if orientation.swaps_axes:
             width, height = height, width
+    with open_video(path, stream) as (container, video):
+        rate = _real_rate(container, video)
+        count: int | None = int(video.frames) or None
+        if count is None and duration is not None and rate is not None:
+            count = round((duration - begin) * rate)
         return VideoInfo(
             duration=duration,
             fps_nominal=rate,
@@ -270,7 +186,9 @@ def probe(path: str | Path) -> VideoInfo:
             height=height,
             rotation=orientation.rotation,
             num_frames_estimate=count,
-            codec=str(stream.codec_context.name),
+            codec=codec_name(video.codec_context),
+            start=begin,
+            stream=why,
         )
 
 
@@ -287,24 +205,26 @@ def frames(
     end: float | None = None,
     size: tuple[int, int] | None = None,
     report: Callable[[str], None] | None = None,
+    stream: int | None = None,
 ) -> Iterator[Shown]:
     """Decode a video one frame at a time, in memory that does not grow with its length.
 
     With ``rate_hz`` item k is the picture on the screen at ``start + k / rate_hz``: a picture that
     stays on longer is given again (the same array), one that is too short is left out, and k times
-    the step is a time in seconds whatever the frame rate does. With ``every`` each n-th decoded
-    frame is given; with neither, every frame.
+    the step is a time in seconds whatever the frame rate does; before the first picture appears it
+    is that one. With ``every`` each n-th decoded frame is given; with neither, every frame.
 
     Args:
         path: The video file.
         rate_hz: Items per second.
         every: Keep each n-th frame; excludes ``rate_hz``.
-        start: Seconds; decoding begins at the key frame before it.
+        start: Seconds of the file's own clock; decoding begins at the key frame before it.
         end: Seconds, exclusive; the end of the video where None.
         size: Height and width to scale to (the whole picture, its aspect is not kept); the
             displayed size where None.
         report: Called with one line for each kind of damage met; where None, a
             :class:`VideoWarning` that names the file.
+        stream: Number of the stream in the file; the default one where None.
 
     Yields:
         Time in seconds at which the picture appears, and RGB uint8 ``[height, width, 3]``, turned
@@ -316,8 +236,8 @@ def frames(
     """
     if rate_hz is not None and every is not None:
         raise UsageError("give rate_hz or every, not both")
-    if rate_hz is not None and not (0 < rate_hz <= 1000):
-        raise UsageError(f"rate_hz is {rate_hz}, more than 0 and at most 1000 wanted")
+    if rate_hz is not None:
+        check_rate(rate_hz)
     if every is not None and every < 1:
         raise UsageError(f"every is {every}, at least 1 wanted")
     if not (math.isfinite(start) and start >= 0) or (end is not None and not end > start):
@@ -325,133 +245,215 @@ def frames(
     if size is not None and not all(1 <= side <= 8192 for side in size):
         raise UsageError(f"size is {size}, sides of 1 to 8192 pixels wanted")
     check_file(path)
-    timed = _timed_from(path, start, report or warn_of(path))
+    shown = pictures(path, start, end, stream=stream, report=report or warn_of(path))
     if rate_hz is not None:
-        return _on_grid(path, timed, rate_hz, start, end, size)
-    return _each(path, timed, every or 1, start, end, size)
+        return _on_grid(path, shown, rate_hz, start, end, size)
+    return _each(path, shown, every or 1, start, size)
+
+
+def check_rate(rate_hz: float) -> None:
+    """Refuse a rate that is not one.
+
+    Raises:
+        UsageError: Not above 0 and at most 1000.
+    """
+    if not 0 < rate_hz <= 1000:
+        raise UsageError(f"rate_hz is {rate_hz}, more than 0 and at most 1000 wanted")
 
 
 def _each(
     path: str | Path,
-    timed: Iterator[Timed],
+    shown: Iterator[Timed],
     every: int,
     start: float,
-    end: float | None,
     size: tuple[int, int] | None,
 ) -> Iterator[Shown]:
-    seen, paint = 0, _painter(path, size)
-    for time, _, frame in timed:
+    seen, paint = 0, painter(path, size)
+    for time, _, frame in shown:
         if time < start - _TOLERANCE:
             continue
-        if end is not None and time >= end - _TOLERANCE:
-            break
         if seen % every == 0:
             yield time, paint(frame)
         seen += 1
     if seen == 0:
-        raise VideoError(f"shows no frame between {start} s and {end or 'its end'}", file=path)
+        raise VideoError(f"shows no frame from {start:g} s on", file=path)
 
 
 def _on_grid(
     path: str | Path,
-    timed: Iterator[Timed],
+    shown: Iterator[Timed],
     rate_hz: float,
     start: float,
     end: float | None,
     size: tuple[int, int] | None,
 ) -> Iterator[Shown]:
-    stop = math.inf if end is None else end
-    step, paint = 0, _painter(path, size)
-
-    def shown(time: float, frame: Any, until: float) -> Iterator[Shown]:
-        nonlocal step
-        picture = None
-        while start + step / rate_hz < min(until, stop) - _TOLERANCE:
-            # Converted only when it is wanted, and once however often it is shown.
-            picture = paint(frame) if picture is None else picture
+    paint = painter(path, size)
+    for time, count, frame in grid(shown, rate_hz, start, end):
+        # Converted only when it is wanted, and once however often it is shown.
+        picture = paint(frame)
+        for _ in range(count):
             yield time, picture
-            step += 1
 
-    last: Timed | None = None
-    for time, length, frame in timed:
-        if last is not None:
-            yield from shown(last[0], last[2], until=time)
-        last = time, length, frame
-        if time >= stop:
+
+def grid(
+    shown: Iterator[Timed], rate_hz: float, start: float = 0.0, end: float | None = None
+) -> Iterator[tuple[float, int, Any]]:
+    """What is on the screen at ``start + k / rate_hz``, as runs: a picture and how many steps.
+
+    Args:
+        shown: Of :func:`pictures`.
+        rate_hz: Steps per second.
+        start: Seconds of the first step.
+        end: Seconds, exclusive.
+
+    Yields:
+        Time in seconds at which the picture appears, steps (at least 1), and the PyAV frame.
+    """
+    stop = math.inf if end is None else end
+    step = 0
+    for time, until, frame in shown:
+        past = math.ceil((min(until, stop) - _TOLERANCE - start) * rate_hz)
+        if past > step:
+            yield time, past - step, frame
+            step = past
+
+
+def pictures(
+    path: str | Path,
+    start: float = 0.0,
+    end: float | None = None,
+    *,
+    stream: int | None = None,
+    report: Callable[[str], None],
+    skip: str = "DEFAULT",
+    threads: int = 1,
+) -> Iterator[Timed]:
+    """Every picture on the screen during a stretch, as it is.
+
+    Args:
+        path: The video file.
+        start: Seconds of the file's clock.
+        end: Seconds, exclusive; the end of the video where None.
+        stream: As in :func:`open_video`.
+        report: Called with one line for each kind of damage met.
+        skip: FFmpeg's ``skip_frame``: which frames are not decoded, see :func:`droppable`.
+        threads: Threads of the decoder.
+
+    Yields:
+        Seconds at which it appears and goes, and the PyAV frame. The first may have appeared
+        before ``start``.
+
+    Raises:
+        VideoError: Nothing decodes, or nothing is shown during the stretch.
+        UsageError: No such stream.
+    """
+    found = False
+    for item in _timed_from(path, start, stream, report, skip, threads):
+        if end is not None and item[0] >= end - _TOLERANCE and found:
             break
-    if last is not None:
-        yield from shown(last[0], last[2], until=last[0] + max(last[1], 2 * _TOLERANCE))
-    if step == 0:
-        raise VideoError(f"shows no frame between {start} s and {end or 'its end'}", file=path)
+        if item[1] > start + _TOLERANCE:
+            if end is not None and item[0] >= end - _TOLERANCE:
+                break
+            found = True
+            yield item
+    if not found:
+        raise VideoError(f"shows no frame between {start:g} s and {end or 'its end'}", file=path)
 
 
-def _timed_from(path: str | Path, start: float, report: Callable[[str], None]) -> Iterator[Timed]:
-    """Time, duration and frame from the key frame before ``start`` on; never later than that."""
-    if start > 0:
-        with open_video(path) as (container, stream):
+def _timed_from(
+    path: str | Path,
+    start: float,
+    number: int | None,
+    report: Callable[[str], None],
+    skip: str,
+    threads: int,
+) -> Iterator[Timed]:
+    """Pictures from the key frame before ``start`` on; never later than that."""
+    if start > 0 and not _restarts(path, number):
+        with open_video(path, number, threads) as (container, stream):
+            stream.codec_context.skip_frame = skip
             if seek_before(container, stream, start):
-                timed = _timed(container, stream, report)
-                head = next(timed, None)
+                found = timed(container, stream, report)
+                head = next(found, None)
                 # Some containers seek past the mark, and a broken index can lead anywhere.
                 if head is not None and head[0] <= start + _TOLERANCE:
                     yield head
-                    yield from timed
+                    yield from found
                     return
-    with open_video(path) as (container, stream):
-        timed = _timed(container, stream, report)
-        yield _first(path, timed)
-        yield from timed
+    with open_video(path, number, threads) as (container, stream):
+        stream.codec_context.skip_frame = skip
+        found = timed(container, stream, report)
+        yield _first(path, found)
+        yield from found
 
 
-def _timed(container: Any, stream: Any, report: Callable[[str], None]) -> Iterator[Timed]:
-    """Time in seconds, duration in seconds and frame, in rising order of time; damage is reported.
+def _restarts(path: str | Path, number: int | None) -> bool:
+    """Whether the clock of a file that may be joined of several starts again somewhere."""
+    state = os.stat(check_file(path))
+    return _restarts_of(os.fspath(path), number, state.st_size, state.st_mtime_ns)
+
+
+@lru_cache(maxsize=64)
+def _restarts_of(path: str, number: int | None, size: int, changed: int) -> bool:
+    with open_video(path, number) as (container, stream):
+        if not container.format.flags & _JOINABLE:
+            return False
+        clock = Clock(container, stream)
+        for packet in packets_of(container, stream, _ignore):
+            clock.note(packet)
+            if clock.restarting:
+                return True
+    return False
+
+
+def timed(container: Any, stream: Any, report: Callable[[str], None]) -> Iterator[Timed]:
+    """Pictures with the seconds at which they appear and go, in order; damage is reported.
 
     Packets are decoded one by one, because a damaged packet ends ``container.decode``.
+
+    Args:
+        container: Of :func:`open_video`; where it was sought to, pictures follow from there.
+        stream: Its stream.
+        report: Called with one line for each kind of damage met.
     """
-    base = None if stream.start_time is None else float(stream.start_time * stream.time_base)
-    rate = _stated_rate(stream)
-    previous, length = -math.inf, 1 / rate if rate else 0.0
+    clock = Clock(container, stream)
+    stated = stated_end(container, stream)
+    held: tuple[float, Any] | None = None
     damaged = backwards = 0
-    for packet in _packets(container, stream, report):
+    for packet in packets_of(container, stream, report):
+        clock.note(packet)
         try:
             decoded = stream.decode(packet)
         except failures():
             damaged += 1
             continue
         for frame in decoded:
-            if frame.duration:
-                length = float(frame.duration * frame.time_base)
-            if frame.pts is None:
-                # A raw stream keeps no timestamps: the durations its own headers give are summed.
-                time = 0.0 if previous == -math.inf else previous + length
-                base = 0.0
-            else:
-                stamp = float(frame.pts * frame.time_base)
-                base = stamp if base is None else base
-                time = stamp - base
-            if time > previous + _MAX_JUMP and previous > -math.inf:
-                report(f"jumps from {previous:.1f} s to {time:.1f} s: used up to the jump")
-                return
-            if time <= previous:
+            time = clock.time(frame)
+            if time is None:
                 backwards += 1
                 continue
-            # MP4 keeps durations in order of decoding: with an uneven rate they are not those of
-            # the pictures, and the last one may be far too long.
-            length = min(length, time - previous)
-            previous = time
-            yield time, length, frame
-    if previous == -math.inf:
+            if held is not None:
+                if time > max(held[0] + _MAX_JUMP, (stated or 0.0) + 1.0):
+                    report(f"jumps from {held[0]:.1f} s to {time:.1f} s: used up to the jump")
+                    yield held[0], held[0] + clock.length, held[1]
+                    return
+                yield held[0], time, held[1]
+            held = time, frame
+    if held is None:
         return  # the caller says that nothing decodes
+    whole = not damaged and _is_read_to_its_end(stream, clock)
+    until = _last_end(clock, held, stated, whole)
+    yield held[0], until, held[1]
     if damaged:
         report(f"{damaged} damaged packets were skipped")
     if backwards:
         report(f"{backwards} frames whose time runs backwards were skipped")
-    stated = _stated_duration(container, stream)
-    if stated is not None and previous + length < stated - max(1.0, 0.02 * stated):
-        report(f"ends at {max(previous + length, 0.0):.1f} s of the stated {stated:.1f} s")
+    if not whole and stated is not None and until < stated - max(1.0, 0.02 * stated):
+        report(f"ends at {max(until, 0.0):.1f} s of the stated {stated:.1f} s")
 
 
-def _packets(container: Any, stream: Any, report: Callable[[str], None]) -> Iterator[Any]:
+def packets_of(container: Any, stream: Any, report: Callable[[str], None]) -> Iterator[Any]:
+    """Packets of a stream until its end; a file that breaks off is reported."""
     packets = container.demux(stream)
     while True:
         try:
@@ -464,43 +466,109 @@ def _packets(container: Any, stream: Any, report: Callable[[str], None]) -> Iter
         yield packet
 
 
-def _first(path: str | Path, timed: Iterator[Timed]) -> Timed:
-    head = next(timed, None)
+def _is_read_to_its_end(stream: Any, clock: Clock) -> bool:
+    """Whether the last packet that the header lists has been read (MP4 lists them all)."""
+    listed = stream.index_entries
+    return stream.frames > 0 and len(listed) > 0 and clock.has_read(listed[-1].timestamp)
+
+
+def _last_end(clock: Clock, held: tuple[float, Any], stated: float | None, whole: bool) -> float:
+    """When the last picture goes: it may stay on for long, as the file says."""
+    time, frame = held
+    if whole and stated is not None and stated > time + _TOLERANCE:
+        return stated
+    own = float(frame.duration * frame.time_base) if frame.duration else clock.length
+    # Believed where the header bears it out; where there is none, for an hour.
+    most = time + _MAX_JUMP if stated is None else max(stated, time + clock.length)
+    return max(min(time + own, most), time + 2 * _TOLERANCE)
+
+
+@lru_cache(maxsize=64)
+def _droppable(path: str, number: int | None, rate_hz: float, size: int, changed: int) -> str:
+    whole = _trial(path, number, "DEFAULT")
+    for skip in ("NONKEY", "BIDIR", "NONREF"):
+        kept = _trial(path, number, skip)
+        gaps = [after - before for before, after in pairwise(sorted([*kept, max(whole)]))]
+        if (
+            len(kept) < len(whole)
+            and max(gaps, default=math.inf) <= 1.1 / rate_hz
+            and all(stamp in whole and np.array_equal(whole[stamp], kept[stamp]) for stamp in kept)
+        ):
+            return skip
+    return "DEFAULT"
+
+
+def droppable(path: str | Path, rate_hz: float, stream: int | None = None) -> str:
+    """Which frames need not be decoded for so many pictures a second: FFmpeg's ``skip_frame``.
+
+    Frames that no other is predicted from cost half of the decoding. What can be left out differs
+    from file to file, so the beginning is decoded with and without: the pictures that stay have to
+    be the same, and no further apart than a step.
+
+    Args:
+        path: The video file.
+        rate_hz: Pictures per second wanted.
+        stream: As in :func:`relocal_pyg.video.container.open_video`.
+    """
+    state = os.stat(check_file(path))
+    return _droppable(os.fspath(path), stream, rate_hz, state.st_size, state.st_mtime_ns)
+
+
+def _trial(path: str, number: int | None, skip: str) -> dict[float, NDArray[np.uint8]]:
+    """Small pictures of the first packets, by their time stamps in seconds."""
+    found: dict[float, NDArray[np.uint8]] = {}
+    small = {"format": "gray", "width": 64, "height": 64, "interpolation": "AREA"}
+    with open_video(path, number) as (container, stream):
+        stream.codec_context.skip_frame = skip
+        packets = islice(packets_of(container, stream, _ignore), _SAMPLE)
+        for packet in chain(packets, [None]):  # None: what is still inside the decoder
+            try:
+                decoded = stream.decode(packet)
+            except failures():
+                return {}
+            for frame in decoded:
+                if frame.pts is None:
+                    return {}
+                found[float(frame.pts * stream.time_base)] = frame.to_ndarray(**small)
+    return found
+
+
+def _real_rate(container: Any, stream: Any) -> float | None:
+    """Frames per second where the first pictures follow each other fastest."""
+    packets = islice(packets_of(container, stream, _ignore), 2 * _SAMPLE)
+    stamps = sorted({packet.pts for packet in packets if packet.pts is not None})
+    gaps = sorted(float((after - before) * stream.time_base) for before, after in pairwise(stamps))
+    # The fastest tenth: one odd gap decides nothing.
+    return 1 / gaps[len(gaps) // 10] if gaps else stated_rate(stream)
+
+
+def _first(path: str | Path, found: Iterator[Timed]) -> Timed:
+    head = next(found, None)
     if head is None:
         raise VideoError("holds no frame that can be decoded", file=path)
     return head
 
 
-def _painter(path: str | Path, size: tuple[int, int] | None) -> Callable[[Any], NDArray[np.uint8]]:
+def painter(
+    path: str | Path, size: tuple[int, int] | None, interpolation: str = "BICUBIC"
+) -> Callable[[Any], NDArray[np.uint8]]:
+    """Give a function that turns PyAV frames of one video into RGB, see :func:`to_rgb`.
+
+    Raises:
+        VideoError: A frame cannot be converted.
+    """
     orientation: Orientation | None = None
 
     def paint(frame: Any) -> NDArray[np.uint8]:
         nonlocal orientation
         try:
             orientation = orientation or Orientation(frame)
-            return to_rgb(frame, orientation, size)
+            return to_rgb(frame, orientation, size, interpolation)
         except failures() as error:
             raise VideoError(f"a frame cannot be converted: {reason(error)}", file=path) from None
 
     return paint
 
 
-def _stated_rate(stream: Any) -> float | None:
-    rate = stream.average_rate or stream.guessed_rate or stream.base_rate
-    return float(rate) if rate else None
-
-
-def _stated_duration(container: Any, stream: Any) -> float | None:
-    if stream.duration:
-        return float(stream.duration * stream.time_base)
-    if not container.duration:
-        return None
-    duration = container.duration / 1e6
-    if "matroska" in container.format.name and stream.start_time:
-        # Counted there from zero, not from the first frame.
-        duration -= float(stream.start_time * stream.time_base)
-    return float(duration)
-
-
 def _ignore(problem: str) -> None:
-    """Drop a report: :func:`probe` reads only the beginning."""
+    """Drop a report: only the beginning is looked at, or times alone."""

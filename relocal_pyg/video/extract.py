@@ -23,7 +23,8 @@ from tqdm import tqdm
 from relocal_pyg.errors import FeatureError, OutputError, UsageError, VideoError
 from relocal_pyg.io.write import replace_file, sha256_file
 from relocal_pyg.video.backbones import Backbone
-from relocal_pyg.video.decode import Shown, check_file, frames, probe, warn_of
+from relocal_pyg.video.container import check_file
+from relocal_pyg.video.decode import Shown, frames, probe, warn_of
 
 #: Copies of one row written at once: a picture may stay on the screen for hours.
 _COPIES = 1024

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from relocal_pyg.errors import UsageError, VideoError
-from relocal_pyg.video import decode
+from relocal_pyg.video import container, decode
 from relocal_pyg.video.decode import VideoWarning, frames, probe
 
 av = pytest.importorskip("av")
@@ -217,21 +217,30 @@ def test_damage_in_the_middle_is_survived(tmp_path, write_video):
     assert 50 < len(times) < 100
 
 
-def test_times_that_run_backwards_or_far_ahead_are_dropped(tmp_path, write_video):
-    path = write_video(
-        tmp_path / "a.mkv", [flat(20 * i) for i in range(4)], times=[0.0, 0.5, 9000.0, 9000.5]
-    )
+def test_a_jump_is_believed_where_the_header_bears_it_out(tmp_path, write_video):
+    pictures, times = [flat(20 * i) for i in range(4)], [0.0, 0.5, 9000.0, 9000.5]
     problems: list[str] = []
-    times, _ = levels(path, rate_hz=10, report=problems.append)
-    assert len(times) < 30
+    whole = write_video(tmp_path / "a.mkv", pictures, times)
+    assert len(levels(whole, rate_hz=1, report=problems.append)[0]) == 9001
+    assert not problems
+    # Written as a live stream is: no length in the header.
+    live = write_video(tmp_path / "live.mkv", pictures, times, container={"live": "1"})
+    assert len(levels(live, rate_hz=10, report=problems.append)[0]) < 30
     assert any("jumps" in problem for problem in problems)
+
+
+def test_a_clock_that_starts_again_goes_on(tmp_path, write_video):
     once = write_video(tmp_path / "once.ts", [flat(2 * i) for i in range(50)])
-    twice = tmp_path / "twice.ts"
-    twice.write_bytes(once.read_bytes() * 2)
-    problems.clear()
-    times, _ = levels(twice, report=problems.append)
-    assert times == sorted(times)
-    assert any("backwards" in problem for problem in problems)
+    thrice = tmp_path / "thrice.ts"
+    thrice.write_bytes(once.read_bytes() * 3)
+    problems: list[str] = []
+    times, numbers = levels(thrice, report=problems.append)
+    assert times == pytest.approx([i / 25 for i in range(150)], abs=1e-4)
+    assert numbers == pytest.approx(list(range(50)) * 3, abs=1.5)
+    assert not problems
+    times, numbers = levels(thrice, start=3.0, end=4.6)
+    assert times == pytest.approx([i / 25 for i in range(75, 115)], abs=1e-4)
+    assert numbers == pytest.approx([*range(25, 50), *range(15)], abs=1.5)
 
 
 def test_ranges_that_show_nothing(steps_video):
@@ -301,7 +310,7 @@ def test_without_pyav_the_extra_is_named(steps_video, monkeypatch):
 
     monkeypatch.delitem(sys.modules, "av")
     monkeypatch.setattr(builtins, "__import__", refuse)
-    for cached in (decode.failures, decode._readable_formats):
+    for cached in (container.failures, container._readable_formats):
         cached.cache_clear()
     with pytest.raises(UsageError, match=r"pip install 'relocal_pyg\[video\]'"):
         list(frames(steps_video))
