@@ -235,6 +235,8 @@ class _NeighbourSum(torch.autograd.Function):
 
     @staticmethod
     def forward(x: Tensor, k: int) -> Tensor:
+        if _is_wrapped(x):
+            return _plain_neighbour_sum(x, k)
         steps, reach, period = x.shape[-2], min(k, x.shape[-2] - 1), min(k, x.shape[-2])
         rows = steps
         if x.device.type == "cpu":
@@ -276,9 +278,14 @@ class _NeighbourSum(torch.autograd.Function):
 
 
 def _neighbour_sum(x: Tensor, k: int) -> Tensor:
-    if not torch.compiler.is_compiling():
-        out: Tensor = _NeighbourSum.apply(x, k)
-        return out
+    if torch.compiler.is_compiling():
+        return _plain_neighbour_sum(x, k)
+    out: Tensor = _NeighbourSum.apply(x, k)
+    return out
+
+
+def _plain_neighbour_sum(x: Tensor, k: int) -> Tensor:
+    """The same in one block, out of place."""
     steps = x.shape[-2]
     received = _spread(_class_sums(x, min(k, steps)).flip(-3), steps)
     reach = min(k, steps - 1)
@@ -319,7 +326,8 @@ def _add_box_sums(
 def _class_sums(x: Tensor, k: int) -> Tensor:
     """Sums over the steps of each residue class modulo ``k <= T``, ``[..., k, F]``."""
     rounds, rest = divmod(x.shape[-2], k)
-    sums = x.narrow(-2, 0, rounds * k).unflatten(-2, (rounds, k)).sum(-3, dtype=x.dtype)
+    whole = x.narrow(-2, 0, rounds * k).reshape(*x.shape[:-2], rounds, k, x.shape[-1])
+    sums = whole.sum(-3, dtype=x.dtype)
     if rest:
         sums = sums + F.pad(x.narrow(-2, rounds * k, rest), (0, 0, 0, k - rest))
     return sums
@@ -327,9 +335,19 @@ def _class_sums(x: Tensor, k: int) -> Tensor:
 
 def _spread(classes: Tensor, steps: int) -> Tensor:
     """Give each of ``steps`` steps the row of its class, ``[..., k, F]`` to ``[..., steps, F]``."""
-    k = classes.shape[-2]
-    rows = classes.unsqueeze(-3).expand(*classes.shape[:-2], -(-steps // k), *classes.shape[-2:])
-    return rows.flatten(-3, -2).narrow(-2, 0, steps)
+    *leading, k, width = classes.shape
+    rounds = -(-steps // k)
+    rows = classes.unsqueeze(-3).expand(*leading, rounds, k, width)
+    return rows.reshape(*leading, rounds * k, width).narrow(-2, 0, steps)
+
+
+def _is_wrapped(x: Tensor) -> bool:
+    """Whether a vectorised backward pass (``is_grads_batched``) hands over a tensor of tensors."""
+    try:
+        x.untyped_storage()
+    except (NotImplementedError, RuntimeError):
+        return True
+    return False
 
 
 def _empty_like(x: Tensor) -> Tensor:
