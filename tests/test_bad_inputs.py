@@ -32,7 +32,7 @@ from relocal_pyg.data.proposals import TagProposals, read_proposal_list
 from relocal_pyg.datasets.activitynet import read_permutation
 from relocal_pyg.datasets.custom import custom
 from relocal_pyg.errors import CheckpointError, RelocalError
-from relocal_pyg.io.write import write_manifest
+from relocal_pyg.io.record import write_manifest
 from relocal_pyg.models import ContrastMatcher, MultiGraphRelocalizer, load_model
 from relocal_pyg.models.checkpoint import save_model
 
@@ -498,7 +498,7 @@ def test_37_no_payload_is_run(
         refused(command, capsys, file)
     elif where == "model":
         (checkpoint / "model.safetensors").write_bytes(file.read_bytes())
-        write_manifest(checkpoint)
+        write_manifest(checkpoint, "model")
         with pytest.raises(CheckpointError, match="model.safetensors"):
             load_model(checkpoint)
         refused(find_with(checkpoint), capsys, "model.safetensors")
@@ -509,7 +509,7 @@ def test_37_no_payload_is_run(
         optimizer = torch.optim.Adam(model.parameters())
         save_state(tmp_path / "last", model, optimizer, Progress(), {})
         (tmp_path / "last" / "state.pt").write_bytes(file.read_bytes())
-        write_manifest(tmp_path / "last")
+        write_manifest(tmp_path / "last", "checkpoint")
         with pytest.raises(CheckpointError, match="last"):
             load_state(tmp_path / "last", model, optimizer, {})
     elif where == "features":
@@ -585,7 +585,7 @@ def rewrite(checkpoint: Path, change: Callable[[dict[str, torch.Tensor]], object
     weights = load_file(checkpoint / "model.safetensors")
     change(weights)
     save_file(weights, checkpoint / "model.safetensors")
-    write_manifest(checkpoint)
+    write_manifest(checkpoint, "model")
 
 
 def reshape(weights: dict[str, torch.Tensor]) -> None:
@@ -596,7 +596,7 @@ def reshape(weights: dict[str, torch.Tensor]) -> None:
 def configure(checkpoint: Path, **changes: object) -> None:
     file = checkpoint / "config.json"
     file.write_text(json.dumps({**json.loads(file.read_text()), **changes}))
-    write_manifest(checkpoint)
+    write_manifest(checkpoint, "model")
 
 
 CHECKPOINTS: dict[str, tuple[Callable[[Path], object], str]] = {
@@ -613,10 +613,13 @@ CHECKPOINTS: dict[str, tuple[Callable[[Path], object], str]] = {
     "config missing": (lambda c: (c / "config.json").unlink(), "config.json"),
     "changed": (lambda c: (c / "config.json").write_text("{}"), "SHA-256"),
     "no JSON": (
-        lambda c: ((c / "config.json").write_text("["), write_manifest(c)),
+        lambda c: ((c / "config.json").write_text("["), write_manifest(c, "model")),
         "config.json",
     ),
-    "a list": (lambda c: ((c / "config.json").write_text("[]"), write_manifest(c)), "config.json"),
+    "a list": (
+        lambda c: ((c / "config.json").write_text("[]"), write_manifest(c, "model")),
+        "config.json",
+    ),
     "huge": (lambda c: configure(c, config={"in_channels": 10**12}), "config.json"),
 }
 

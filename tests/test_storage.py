@@ -14,15 +14,8 @@ import pytest
 
 import relocal_pyg.io.write as storage
 from relocal_pyg.errors import CheckpointError, OutputError
-from relocal_pyg.io.write import (
-    replace_file,
-    replace_folder,
-    sha256_file,
-    sweep,
-    verify_manifest,
-    write_json,
-    write_manifest,
-)
+from relocal_pyg.io.record import manifest_text, sha256_file, verify_manifest, write_manifest
+from relocal_pyg.io.write import replace_file, replace_folder, sweep, write_json
 
 
 def names(folder: Path) -> list[str]:
@@ -30,9 +23,14 @@ def names(folder: Path) -> list[str]:
 
 
 def fill(folder: Path, **files: str) -> None:
-    with replace_folder(folder) as temporary:
+    with replace_folder(folder, "test") as temporary:
         for name, text in files.items():
             (temporary / name).write_text(text)
+
+
+def write(path: Path, text: str) -> None:
+    with replace_file(path) as temporary:
+        temporary.write_text(text)
 
 
 def python(code: str, *arguments: str) -> subprocess.Popen[str]:
@@ -59,7 +57,7 @@ def test_a_failing_body_leaves_the_old_file_and_nothing_else(
     tmp_path: Path, error: type[BaseException]
 ) -> None:
     target = tmp_path / "a.txt"
-    target.write_text("old")
+    write(target, "old")
 
     def attempt() -> None:
         with replace_file(target) as temporary:
@@ -89,10 +87,9 @@ def test_permissions_are_those_of_an_ordinary_file(tmp_path: Path) -> None:
 
 
 def test_a_link_is_followed_and_kept(tmp_path: Path) -> None:
-    (tmp_path / "real.txt").write_text("old")
+    write(tmp_path / "real.txt", "old")
     (tmp_path / "link.txt").symlink_to("real.txt")
-    with replace_file(tmp_path / "link.txt") as temporary:
-        temporary.write_text("new")
+    write(tmp_path / "link.txt", "new")
     assert (tmp_path / "link.txt").is_symlink()
     assert (tmp_path / "real.txt").read_text() == "new"
 
@@ -124,7 +121,7 @@ def test_a_failing_body_leaves_the_old_folder(tmp_path: Path) -> None:
     fill(target, a="1")
 
     def attempt() -> None:
-        with replace_folder(target) as temporary:
+        with replace_folder(target, "test") as temporary:
             (temporary / "a").write_text("2")
             raise ZeroDivisionError
 
@@ -187,7 +184,7 @@ def die(new, target, *, aside):
     target.rename(aside)
     os.kill(os.getpid(), signal.SIGKILL)
 storage._move_over = die
-with storage.replace_folder(sys.argv[1]) as folder:
+with storage.replace_folder(sys.argv[1], "test") as folder:
     (folder / "b").write_text("2")
 """
     assert python(code, str(tmp_path / "last")).wait() == -signal.SIGKILL
@@ -222,7 +219,7 @@ for step in range(100000):
         with replace_file(path) as temporary:
             temporary.write_text(text)
     else:
-        with replace_folder(path) as temporary:
+        with replace_folder(path, "test") as temporary:
             for name in "ab":
                 (temporary / name).write_text(text)
     print(step, flush=True)
@@ -272,12 +269,12 @@ from relocal_pyg.errors import OutputError
 from relocal_pyg.io.write import write_json, replace_folder
 write_json(sys.argv[1] + "/a.json", [1])
 write_features(sys.argv[1] + "/a.h5", [("v", np.ones((2, 2)))])
-with replace_folder(sys.argv[1] + "/model") as folder:
+with replace_folder(sys.argv[1] + "/model", "model") as folder:
     (folder / "a").write_text("1")
 resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
 big = np.random.default_rng(0).standard_normal((5000, 50))
 def folder():
-    with replace_folder(sys.argv[1] + "/model") as folder:
+    with replace_folder(sys.argv[1] + "/model", "model") as folder:
         (folder / "a").write_bytes(bytes(200_000))
 for attempt in (
     lambda: write_json(sys.argv[1] + "/a.json", list(range(100_000))),
@@ -326,8 +323,8 @@ def test_sha256_is_that_of_the_standard_tool(tmp_path: Path) -> None:
 def test_a_manifest_covers_subfolders(tmp_path: Path) -> None:
     (tmp_path / "deep").mkdir()
     (tmp_path / "deep" / "a").write_text("1")
-    assert write_manifest(tmp_path) == {"deep/a": hashlib.sha256(b"1").hexdigest()}
-    assert verify_manifest(tmp_path) == write_manifest(tmp_path)
+    assert write_manifest(tmp_path, "test") == {"deep/a": hashlib.sha256(b"1").hexdigest()}
+    assert verify_manifest(tmp_path) == write_manifest(tmp_path, "test")
 
 
 def test_every_single_bit_flip_is_found(tmp_path: Path) -> None:
@@ -357,13 +354,28 @@ def test_manifest_errors_name_the_file(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="/b: is damaged"):
         verify_manifest(folder)
     for name in ("../secret", "/etc/passwd"):
-        write_json(folder / "manifest.json", {"files": {name: "0"}})
+        (folder / "manifest.json").write_text(manifest_text("test", {name: "0" * 64}))
         with pytest.raises(CheckpointError, match="outside the folder"):
             verify_manifest(folder)
-    for content in ([], {"files": []}, {}):
-        write_json(folder / "manifest.json", content)
-        with pytest.raises(CheckpointError, match="not a manifest"):
-            verify_manifest(folder)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [[], {"files": []}, {}, {"files": {}}, {"files": {"a": "0"}}, {"name": "a web application"}],
+    ids=str,
+)
+def test_a_manifest_that_lists_nothing_is_refused(tmp_path: Path, content: object) -> None:
+    write_json(tmp_path / "manifest.json", content)
+    with pytest.raises(CheckpointError, match="not a manifest"):
+        verify_manifest(tmp_path)
+
+
+def test_an_older_manifest_is_still_read_but_not_replaced(tmp_path: Path) -> None:
+    (tmp_path / "a").write_text("1")
+    write_json(tmp_path / "manifest.json", {"files": {"a": hashlib.sha256(b"1").hexdigest()}})
+    assert list(verify_manifest(tmp_path, "model")) == ["a"]
+    with pytest.raises(OutputError, match="--force"):
+        fill(tmp_path, a="2")
 
 
 def test_storage_does_not_import_torch() -> None:

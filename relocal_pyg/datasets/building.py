@@ -12,8 +12,8 @@ import torch
 from relocal_pyg.data.annotations import Video
 from relocal_pyg.data.items import Item
 from relocal_pyg.errors import AnnotationError, UsageError
+from relocal_pyg.io.record import sha256_file
 from relocal_pyg.io.seeding import derive_seed
-from relocal_pyg.io.write import sha256_file
 from relocal_pyg.moments import seconds_to_steps
 
 

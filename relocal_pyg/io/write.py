@@ -1,7 +1,14 @@
-"""Writing so that a kill, a full disk or a flipped bit never leaves a half-written or wrong result.
+"""Writing so that nothing is lost: not by a kill or a full disk, and not what others wrote.
 
 A file or folder is written under a private temporary folder beside its target, flushed to the disk
 and then renamed over the target. A reader sees the old content or the new, never a mixture.
+
+Every writer of the package goes through here, and so through one guard: an output never replaces an
+input, whatever name reaches it; what this package did not write, or what was changed since, is not
+replaced unless forced; a folder is this package's only if its manifest says so, by kind; and two
+writers of one target do not meet, since the second is refused. A file is known again by an extended
+attribute that holds its kind, size and time of change: it survives a rename and a backup, not an
+edit. Where a file system keeps none, every file counts as someone else's.
 """
 
 from __future__ import annotations
@@ -15,21 +22,135 @@ import json
 import os
 import secrets
 import shutil
-from collections.abc import Iterator
+import socket
+import stat
+import unicodedata
+from collections.abc import Iterable, Iterator
+from contextvars import ContextVar
+from dataclasses import dataclass, replace
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 from relocal_pyg.errors import CheckpointError, OutputError
-from relocal_pyg.io.read import read_json
+from relocal_pyg.io.record import (
+    MANIFEST,
+    folder_files,
+    manifest_text,
+    read_manifest,
+    write_manifest,
+)
 
-MANIFEST = "manifest.json"
+_MARK = "user.relocal_pyg"
+_LOCK = ".relocal-lock"
 
 _AT_FDCWD = -100
 _RENAME_EXCHANGE = 2
 
 
+@dataclass(frozen=True)
+class _Work:
+    """What the work under way reads, may replace and holds."""
+
+    inputs: tuple[str, ...] = ()
+    force: bool = False
+    held: frozenset[str] = frozenset()
+
+
+_NO_WORK = _Work()
+_WORK: ContextVar[_Work] = ContextVar("work", default=_NO_WORK)
+
+
 @contextlib.contextmanager
-def replace_file(path: str | Path) -> Iterator[Path]:
+def writing(
+    outputs: Iterable[str | Path] = (),
+    *,
+    inputs: Iterable[str | Path] = (),
+    force: bool = False,
+) -> Iterator[None]:
+    """Say once what a piece of work reads and writes; every writer called inside obeys.
+
+    The outputs are checked and locked before the work begins, so that an hour of it is not lost to
+    a name. Blocks nest: inputs add up, and ``force`` holds for what is inside.
+
+    Args:
+        outputs: Files that will be written.
+        inputs: Files and folders that are read. No writer replaces them, nor a file below such a
+            folder, unless it lies in a folder held by :func:`own_folder` or is an earlier output
+            beside strangers' files.
+        force: Replace files and folders that this package did not write (inputs never).
+
+    Raises:
+        OutputError: An output is an input, is named twice, may not be replaced, or is being written
+            by another process.
+    """
+    work = _WORK.get()
+    added = tuple(os.path.realpath(each) for each in inputs if "\0" not in str(each))
+    inside = replace(work, inputs=work.inputs + added, force=work.force or force)
+    token = _WORK.set(inside)
+    try:
+        with contextlib.ExitStack() as locks:
+            seen: dict[str, str | Path] = {}
+            for path in outputs:
+                target = check_output(path)
+                if seen.setdefault(_folded(target), path) is not path:
+                    raise OutputError("two outputs have this name: give each its own", file=path)
+                with _reporting(path):
+                    locks.enter_context(_held(target, target.with_name(f"{_prefix(target)}lock")))
+                check_output(path)
+            yield
+    finally:
+        _WORK.reset(token)
+
+
+def check_output(path: str | Path, kind: str | None = None) -> Path:
+    """Refuse a file that must not be written; nothing is touched.
+
+    Args:
+        path: The file that is to be written.
+        kind: What would be written, as in :func:`replace_file`; not looked at where None.
+
+    Returns:
+        Where it lies, links resolved.
+
+    Raises:
+        OutputError: It is no regular file, is an input of the work under way (by a link, another
+            case or another path), or holds what may not be replaced.
+    """
+    target, work = _resolve(path), _WORK.get()
+    there = os.path.lexists(target)
+    if there and not target.is_file():
+        raise OutputError("is not a regular file: choose another name", file=path)
+    mark = _mark(target) if there else None
+    ours = mark is not None and kind in (None, mark)
+    mine = any(target.is_relative_to(folder) for folder in work.held)
+    twin = target if there else _twin(target)
+    for given in work.inputs:
+        below = not mine and not (ours and _kind_of(Path(given)) is None)
+        if _reaches(target, given) or (twin and _reaches(twin, given, below=below)):
+            raise OutputError(
+                f"is an input of this work ({given}), which is never replaced: choose another name",
+                file=path,
+            )
+    if not there or work.force:
+        return target
+    if mark is None:
+        raise OutputError(
+            "was not written by relocal, or was changed since: choose another name, or replace it "
+            "with --force",
+            file=path,
+        )
+    if kind is not None and mark != kind:
+        raise OutputError(
+            f"holds {mark or 'another kind of output'}: choose another name, or replace it with "
+            "--force",
+            file=path,
+        )
+    return target
+
+
+@contextlib.contextmanager
+def replace_file(path: str | Path, kind: str = "") -> Iterator[Path]:
     """Write a file all or nothing, as a context manager that gives a temporary path.
 
     The body writes ``temporary``, which lies on the same file system. When the body ends, the file
@@ -38,27 +159,30 @@ def replace_file(path: str | Path) -> Iterator[Path]:
 
     Args:
         path: The file to write; missing folders are made, a symbolic link is followed.
+        kind: What it will hold, in words ("features of c3d at 25 Hz"). A file of another kind is
+            not replaced unless forced.
 
     Yields:
         Where the body has to write.
 
     Raises:
-        OutputError: An ``OSError`` on the way (read-only, disk full), or ``path`` is not a file.
+        OutputError: An ``OSError`` on the way (read-only, disk full), or one of
+            :func:`check_output`.
     """
-    target = _resolve(path)
-    if target.exists() and not target.is_file():
-        raise OutputError("is not a regular file: choose another name", file=path)
-    with _scratch(target, path) as scratch:
+    target = check_output(path, kind)
+    with _reporting(path), _scratch(target) as scratch:
         temporary = scratch / target.name
         yield temporary
         _flush(temporary)
+        _set_mark(temporary, kind)
+        check_output(path, kind)
         temporary.replace(target)
         _flush(target.parent)
 
 
 @contextlib.contextmanager
-def replace_folder(path: str | Path) -> Iterator[Path]:
-    """Write a folder all or nothing, with a :func:`write_manifest` of its files.
+def replace_folder(path: str | Path, kind: str) -> Iterator[Path]:
+    """Write a folder all or nothing, with a manifest of its kind and files.
 
     As :func:`replace_file`. An existing folder is exchanged in one system call where the file
     system can do that; elsewhere it is moved aside first, and :func:`sweep` or the next writer puts
@@ -66,27 +190,24 @@ def replace_folder(path: str | Path) -> Iterator[Path]:
 
     Args:
         path: The folder to write.
+        kind: What it will be, such as "model": only a folder of this kind is replaced.
 
     Yields:
         An empty folder for the body to fill.
 
     Raises:
-        OutputError: An ``OSError`` on the way, or ``path`` holds something other than a folder
-            written by this function (which replacing would delete).
+        OutputError: An ``OSError`` on the way, or ``path`` is an input, no folder, of another kind,
+            or holds files that its manifest does not list (which replacing would delete).
     """
-    target = _resolve(path)
-    if target.exists():
-        if not target.is_dir():
-            raise OutputError("is not a folder: choose another name", file=path)
-        if any(target.iterdir()) and not (target / MANIFEST).is_file():
-            raise OutputError(f"holds files but no {MANIFEST}: choose another folder", file=path)
-    with _scratch(target, path) as scratch:
+    target = _check_folder(path, kind)
+    with _reporting(path), _scratch(target) as scratch:
         temporary = scratch / "new"
         temporary.mkdir()
         yield temporary
-        write_manifest(temporary)
+        write_manifest(temporary, kind)
         for entry in (*temporary.rglob("*"), temporary):
             _flush(entry)
+        _check_folder(path, kind)
         if not target.exists():
             temporary.rename(target)
         elif not _exchange(temporary, target):
@@ -94,12 +215,73 @@ def replace_folder(path: str | Path) -> Iterator[Path]:
         _flush(target.parent)
 
 
-def write_json(path: str | Path, value: Any) -> None:
+@contextlib.contextmanager
+def own_folder(path: str | Path, kind: str) -> Iterator[Path]:
+    """Hold a folder that grows (a run, an index, a cache): no other process writes it meanwhile.
+
+    The folder is made, and marked by a manifest of its kind, where it does not exist or is empty.
+    The lock is the kernel's (``flock``) and goes with the process, whatever ends it; the file that
+    carries it says who holds it. Processes of a distributed run other than the first hold nothing.
+
+    Args:
+        path: The folder.
+        kind: What it is.
+
+    Yields:
+        The folder, links resolved.
+
+    Raises:
+        OutputError: It cannot be made, another process holds it, or it holds files and is not
+            marked as a folder of this kind (``force`` takes it over and deletes nothing).
+    """
+    target = _resolve(path)
+    if str(target) in _WORK.get().held or _is_follower():
+        yield target
+        return
+    _refuse_foreign(path, target, kind)
+    with contextlib.ExitStack() as held:
+        with _reporting(path):
+            held.enter_context(_made(target))
+            held.enter_context(_held(target, target / _LOCK))
+            fresh = not _content(target)
+            claim_folder(path, kind)
+        try:
+            yield target
+        finally:
+            if fresh and _content(target) == [MANIFEST]:  # nothing came of it
+                (target / MANIFEST).unlink()
+
+
+def claim_folder(path: str | Path, kind: str) -> Path:
+    """Mark a folder as one of a kind that several processes may add to, such as a cache.
+
+    Args:
+        path: The folder; made where it does not exist.
+        kind: What it is.
+
+    Returns:
+        The folder, links resolved.
+
+    Raises:
+        OutputError: As :func:`own_folder`, but for the lock.
+    """
+    target = _resolve(path)
+    _refuse_foreign(path, target, kind)
+    with _reporting(path):
+        target.mkdir(parents=True, exist_ok=True)
+    if _kind_of(target) != kind:
+        with writing(force=True), replace_file(target / MANIFEST) as temporary:
+            temporary.write_text(manifest_text(kind), encoding="ascii")
+    return target
+
+
+def write_json(path: str | Path, value: Any, kind: str = "") -> None:
     r"""Write a value as JSON, all or nothing; the same value gives the same bytes.
 
     Args:
         path: The file to write.
         value: Plain values only; NaN and infinities are refused, since JSON has none.
+        kind: See :func:`replace_file`.
 
     Raises:
         OutputError: The value is not plain, or the file cannot be written.
@@ -115,62 +297,8 @@ def write_json(path: str | Path, value: Any) -> None:
         text = json.dumps(value, indent=1, allow_nan=False)
     except (TypeError, ValueError, RecursionError) as error:
         raise OutputError(f"cannot be written as JSON: {error}", file=path) from None
-    with replace_file(path) as temporary:
+    with replace_file(path, kind) as temporary:
         temporary.write_text(text + "\n", encoding="ascii")
-
-
-def sha256_file(path: str | Path) -> str:
-    """SHA-256 of a file's bytes, in hexadecimal."""
-    with open(path, "rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
-
-
-def write_manifest(folder: str | Path) -> dict[str, str]:
-    """Write ``manifest.json``: the SHA-256 of every file of a folder and its subfolders.
-
-    Returns:
-        SHA-256 by relative name.
-    """
-    folder = Path(folder)
-    names = [entry.relative_to(folder).as_posix() for entry in folder.rglob("*") if entry.is_file()]
-    names = [name for name in names if name != MANIFEST and not name.startswith(".relocal-")]
-    files = {name: sha256_file(folder / name) for name in sorted(names)}
-    write_json(folder / MANIFEST, {"files": files})
-    return files
-
-
-def verify_manifest(folder: str | Path) -> dict[str, str]:
-    """Check every file that a folder's manifest lists; a single flipped bit is found.
-
-    Files that the manifest does not list are ignored: read only what is in the returned mapping.
-
-    Returns:
-        SHA-256 by relative name.
-
-    Raises:
-        CheckpointError: The manifest is missing or damaged, or a file is missing or was changed.
-    """
-    file = Path(folder) / MANIFEST
-    content = read_json(file, CheckpointError)
-    files = content.get("files") if isinstance(content, dict) else None
-    if not isinstance(files, dict):
-        raise CheckpointError("is not a manifest", file=file)
-    # The manifest has no checksum of its own; being exactly what write_json gives stands in for it.
-    if json.dumps({"files": files}, indent=1) + "\n" != file.read_text("utf-8", "replace"):
-        raise CheckpointError("was changed after it was written", file=file)
-    for name, digest in files.items():
-        entry = Path(folder) / name
-        if Path(name).is_absolute() or ".." in Path(name).parts:
-            raise CheckpointError("lies outside the folder", file=file, record=name)
-        if not entry.is_file():
-            raise CheckpointError(f"is listed in {MANIFEST} but missing", file=entry)
-        try:
-            actual = sha256_file(entry)
-        except OSError as error:
-            raise CheckpointError(f"cannot be read ({error.strerror})", file=entry) from None
-        if actual != digest:
-            raise CheckpointError(f"is damaged: its SHA-256 is not that of {MANIFEST}", file=entry)
-    return files
 
 
 def sweep(path: str | Path) -> None:
@@ -196,21 +324,205 @@ def sweep(path: str | Path) -> None:
                 os.close(handle)
 
 
-@contextlib.contextmanager
-def _scratch(target: Path, shown: str | Path) -> Iterator[Path]:
-    """A private locked folder beside ``target``, removed at the end, come what may."""
+def _twin(target: Path) -> Path | None:
+    """A file beside ``target`` that some file systems take for it: another case or Unicode form."""
+    name = _folded(target.name)
+    with contextlib.suppress(OSError):
+        for other in os.listdir(target.parent):
+            if _folded(other) == name:
+                return target.with_name(other)
+    return None
+
+
+def _reaches(target: Path, given: str, *, below: bool = False) -> bool:
+    """Whether writing ``target`` would change an input, or (``below``) a file inside one."""
+    if _folded(target) == _folded(given):
+        return True
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        sweep(target)
-        scratch, handle = _claim(target)
+        wanted = target.stat()
+    except OSError:
+        return False
+    if not os.path.isdir(given):
+        with contextlib.suppress(OSError):
+            return os.path.samestat(wanted, os.stat(given))
+        return False
+    return below and any(
+        os.path.samestat(wanted, status) for status in _statuses_below(given, {given})
+    )
+
+
+def _statuses_below(folder: str, seen: set[str]) -> Iterator[os.stat_result]:
+    """Every file below a folder, through links too, each folder once."""
+    with contextlib.suppress(OSError), os.scandir(folder) as entries:
+        for entry in entries:
+            with contextlib.suppress(OSError):
+                status = entry.stat()
+                if not stat.S_ISDIR(status.st_mode):
+                    yield status
+                elif (real := os.path.realpath(entry.path)) not in seen:
+                    seen.add(real)
+                    yield from _statuses_below(real, seen)
+
+
+def _folded(path: str | Path) -> str:
+    """A path as a file system sees it that tells neither case nor Unicode forms apart."""
+    return unicodedata.normalize("NFC", unicodedata.normalize("NFC", str(path)).casefold())
+
+
+def _mark(file: Path) -> str | None:
+    """The kind of a file as it was written here; None where it was not, or was changed since."""
+    try:
+        size, changed, kind = os.getxattr(file, _MARK).decode().split(" ", 2)
+        status = file.stat()
+    except (OSError, ValueError, AttributeError):
+        return None
+    return kind if (size, changed) == (str(status.st_size), str(status.st_mtime_ns)) else None
+
+
+def _set_mark(file: Path, kind: str) -> None:
+    status = file.stat()
+    text = f"{status.st_size} {status.st_mtime_ns} {kind}"
+    with contextlib.suppress(OSError, AttributeError):  # no attributes on this file system
+        os.setxattr(file, _MARK, text.encode("utf-8", "surrogatepass")[:2000])
+
+
+def _check_folder(path: str | Path, kind: str) -> Path:
+    target = _resolve(path)
+    _refuse_foreign(path, target, kind)
+    for given in _WORK.get().inputs:
+        if _folded(given).startswith(_folded(target) + os.sep):
+            raise OutputError(f"holds an input of this work ({given}): choose another", file=path)
+    if not target.is_dir() or _WORK.get().force:
+        return target
+    listed = read_manifest(target)[1] if (target / MANIFEST).is_file() else None
+    extra = sorted(set(folder_files(target)) - set(listed or ()))
+    if extra:
+        raise OutputError(
+            f"holds {extra[0]!r}, which was not written with the rest: move it away, choose "
+            "another folder, or replace all with --force",
+            file=path,
+        )
+    return target
+
+
+def _refuse_foreign(path: str | Path, target: Path, kind: str) -> None:
+    work = _WORK.get()
+    for given in work.inputs:
+        if _folded(target) == _folded(given) and not os.path.isdir(given):
+            raise OutputError(f"is an input of this work ({given}): choose another", file=path)
+    if os.path.lexists(target) and not target.is_dir():
+        raise OutputError("is not a folder: choose another name", file=path)
+    if work.force or not _content(target):
+        return
+    found = _kind_of(target)
+    if found != kind:
+        what = f"is a folder of kind {found}" if found else "holds files that relocal did not write"
+        raise OutputError(
+            f"{what}, and no manifest of kind {kind}: choose another folder, or take it with "
+            "--force",
+            file=path,
+        )
+
+
+def _kind_of(folder: Path) -> str | None:
+    """What the manifest of a folder says it is; None where there is none of this package."""
+    try:
+        return read_manifest(folder)[0]
+    except CheckpointError:
+        return None
+
+
+def _content(folder: Path) -> list[str]:
+    """Names in a folder but those that writers keep there."""
+    with contextlib.suppress(OSError):
+        return sorted(name for name in os.listdir(folder) if not name.startswith(".relocal-"))
+    return []
+
+
+@contextlib.contextmanager
+def _made(folder: Path) -> Iterator[None]:
+    """Make a folder and those above it; removed again where nothing was put into them."""
+    missing = [each for each in (folder, *folder.parents) if not each.exists()]
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        yield
+    finally:
+        with contextlib.suppress(OSError):
+            for each in missing:
+                each.rmdir()
+
+
+@contextlib.contextmanager
+def _held(target: Path, place: Path) -> Iterator[None]:
+    """Hold the lock file ``place`` of a target; the same work may enter again."""
+    work = _WORK.get()
+    if str(target) in work.held or _is_follower():
+        yield
+        return
+    with _made(place.parent):
+        handle = _lock(place)
+        token = _WORK.set(replace(work, held=work.held | {str(target)}))
         try:
-            yield scratch
+            yield
         finally:
-            shutil.rmtree(scratch, ignore_errors=True)
+            _WORK.reset(token)
+            with contextlib.suppress(OSError):
+                place.unlink()
+            with contextlib.suppress(OSError):
+                fcntl.flock(handle, fcntl.LOCK_UN)
             os.close(handle)
+
+
+def _lock(place: Path) -> int:
+    while True:
+        handle = os.open(place, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK, 0o666)
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            holder = os.read(handle, 200).decode("utf-8", "replace") or "another process"
+            os.close(handle)
+            raise OutputError(
+                f"is being written by {holder}: wait for it, or stop it ({place.name} is free "
+                "again as soon as that process ends)",
+                file=place.parent,
+            ) from None
+        except OSError:  # no locks on this file system
+            pass
+        with contextlib.suppress(OSError):
+            if os.path.samestat(os.fstat(handle), os.stat(place)):
+                break
+        os.close(handle)  # its last holder removed it meanwhile
+    since = datetime.now().astimezone().isoformat(" ", "seconds")
+    os.ftruncate(handle, 0)
+    os.write(handle, f"process {os.getpid()} on {socket.gethostname()} since {since}".encode())
+    return handle
+
+
+def _is_follower() -> bool:
+    """Whether this is a process of a distributed run other than the first: it does not write."""
+    return any(os.environ.get(name, "0") != "0" for name in ("RANK", "LOCAL_RANK"))
+
+
+@contextlib.contextmanager
+def _reporting(shown: str | Path) -> Iterator[None]:
+    try:
+        yield
     except OSError as error:
         reason = f"cannot be written ({error.strerror or error}); what was there is intact"
         raise OutputError(reason, file=shown) from error
+
+
+@contextlib.contextmanager
+def _scratch(target: Path) -> Iterator[Path]:
+    """A private locked folder beside ``target``, removed at the end, come what may."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    sweep(target)
+    scratch, handle = _claim(target)
+    try:
+        yield scratch
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+        os.close(handle)
 
 
 def _claim(target: Path) -> tuple[Path, int]:

@@ -18,7 +18,8 @@ from relocal_pyg.data.items import Pair, Protocol
 from relocal_pyg.data.pairs import make_null_pairs, make_pairs
 from relocal_pyg.errors import CheckpointError, UsageError
 from relocal_pyg.io.read import read_json
-from relocal_pyg.io.write import sha256_file, write_json
+from relocal_pyg.io.record import sha256_file
+from relocal_pyg.io.write import write_json
 from relocal_pyg.models.base import Ranking, Relocalizer
 from relocal_pyg.models.matchers import Blocks, ContrastMatcher, mean_row
 from relocal_pyg.moments import Moment, clip_moments, nms, tiou

@@ -9,8 +9,9 @@ from typing import Any
 
 from relocal_pyg.errors import CheckpointError
 from relocal_pyg.io.read import read_json
+from relocal_pyg.io.record import sha256_file, verify_manifest
 from relocal_pyg.io.tensors import check_tensors, read_tensors, save_tensors
-from relocal_pyg.io.write import replace_folder, sha256_file, verify_manifest
+from relocal_pyg.io.write import replace_folder
 from relocal_pyg.models.base import TrainableRelocalizer
 from relocal_pyg.models.calibrated import FILE, Confidence, read_confidence, write_confidence
 from relocal_pyg.version import __version__
@@ -33,7 +34,7 @@ def save_model(model: TrainableRelocalizer, folder: str | Path) -> None:
     Raises:
         OutputError: The folder cannot be written; what it held is intact.
     """
-    with replace_folder(Path(folder)) as temporary:
+    with replace_folder(Path(folder), "model") as temporary:
         write_model(model, temporary)
 
 

@@ -17,9 +17,10 @@ from torch import Tensor, nn
 from relocal_pyg.data.items import Item, Protocol
 from relocal_pyg.errors import AnnotationError, CheckpointError, FeatureError, UsageError
 from relocal_pyg.io.read import read_json
+from relocal_pyg.io.record import MANIFEST, verify_manifest
 from relocal_pyg.io.seeding import derive_seed, generator
 from relocal_pyg.io.tensors import check_tensors, read_tensors
-from relocal_pyg.io.write import MANIFEST, replace_folder, verify_manifest, write_json
+from relocal_pyg.io.write import replace_folder, write_json
 from relocal_pyg.version import __version__
 
 #: Raised when the layout on disk changes; a newer one is refused.
@@ -97,7 +98,7 @@ class ActionnessClassifier(nn.Module):
         """
         config = {"format": FORMAT, "version": __version__, "model": type(self).__name__}
         weights = {name: value.contiguous() for name, value in self.state_dict().items()}
-        with replace_folder(folder) as temporary:
+        with replace_folder(folder, "actionness") as temporary:
             # Written here, not by safetensors, so that a full disk is an OSError.
             (temporary / "model.safetensors").write_bytes(save(weights))
             write_json(temporary / "config.json", {**config, "config": self.config()})

@@ -15,6 +15,7 @@ from torch import Tensor
 from relocal_pyg.data.proposals import default_proposals, geometric_lengths, sliding_windows
 from relocal_pyg.errors import FeatureError, UsageError
 from relocal_pyg.io.read import id_problem
+from relocal_pyg.io.write import own_folder
 from relocal_pyg.models.base import Relocalizer, as_features, as_proposals
 from relocal_pyg.models.refining import ROUNDS, finer_windows
 from relocal_pyg.moments import Moment, decode_offsets, nms
@@ -68,12 +69,12 @@ def build_index(
         FeatureError: Features are unusable or differ in width.
         OutputError: The folder cannot be written.
     """
-    folder = Path(folder)
-    if ShardList.exists(folder):
-        raise UsageError(f"{folder} holds an index: add to it, or choose another folder")
-    kept = str(state_dtype).removeprefix("torch.")
-    ShardList(fingerprint(model), model.title, kept).save(folder)
-    return add_videos(folder, model, videos, proposals=proposals)
+    with own_folder(folder, "index") as place:
+        if ShardList.exists(place):
+            raise UsageError(f"{folder} holds an index: add to it, or choose another folder")
+        kept = str(state_dtype).removeprefix("torch.")
+        ShardList(fingerprint(model), model.title, kept).save(place)
+        return _add(place, model, videos, proposals)
 
 
 def add_videos(
@@ -90,7 +91,13 @@ def add_videos(
     Raises:
         SearchIndexError: No index there, damaged, or made with another model.
     """
-    folder = Path(folder)
+    with own_folder(folder, "index") as place:
+        return _add(place, model, videos, proposals)
+
+
+def _add(
+    folder: Path, model: Relocalizer, videos: Videos, proposals: Callable[[int], Tensor]
+) -> int:
     listed = ShardList.load(folder, fingerprint(model))
     engine = engine_of(model, torch.float32)
     state_dtype = getattr(torch, listed.state_dtype)

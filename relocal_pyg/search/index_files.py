@@ -15,13 +15,8 @@ from torch import Tensor
 
 from relocal_pyg.errors import CheckpointError, SearchIndexError
 from relocal_pyg.io.read import read_array, read_json
-from relocal_pyg.io.write import (
-    MANIFEST,
-    replace_folder,
-    sha256_file,
-    verify_manifest,
-    write_json,
-)
+from relocal_pyg.io.record import MANIFEST, sha256_file, verify_manifest
+from relocal_pyg.io.write import replace_folder, write_json
 
 #: Format of an index and its shards, raised when the layout changes. 2: ``index.json`` carries a
 #: checksum of itself and of every shard's manifest.
@@ -98,7 +93,7 @@ def write_shard(folder: Path, entries: Sequence[VideoEntry], fingerprint: str) -
     Raises:
         OutputError: The folder cannot be written.
     """
-    with replace_folder(folder) as temporary:
+    with replace_folder(folder, "shard") as temporary:
         for name in ARRAYS:
             rows = torch.cat([getattr(entry, name) for entry in entries])
             np.save(temporary / f"{name}.npy", _storable(rows), allow_pickle=False)
@@ -143,7 +138,7 @@ class Shard:
             raise SearchIndexError("is not the one that the index lists", file=folder / MANIFEST)
         try:
             if verify:
-                verify_manifest(folder)
+                verify_manifest(folder, "shard")
         except CheckpointError as error:
             raise SearchIndexError(error.reason, file=error.file, record=error.record) from None
         record = read_json(folder / "shard.json", SearchIndexError)

@@ -25,8 +25,9 @@ from relocal_pyg.data.pairs import PairList, make_pairs
 from relocal_pyg.errors import CheckpointError, RelocalError, RunError, UsageError
 from relocal_pyg.evaluation.run import environment
 from relocal_pyg.io.read import read_json
+from relocal_pyg.io.record import verify_manifest
 from relocal_pyg.io.seeding import seed_torch
-from relocal_pyg.io.write import replace_folder, sweep, verify_manifest, write_json
+from relocal_pyg.io.write import own_folder, replace_folder, sweep, write_json
 from relocal_pyg.models.base import TrainableRelocalizer
 from relocal_pyg.models.checkpoint import load_weights, save_model, write_model
 from relocal_pyg.training.choice import Choice, compare_with_matcher
@@ -169,7 +170,7 @@ def save_state(
     Raises:
         OutputError: The folder cannot be written; the old one is intact.
     """
-    with replace_folder(folder) as temporary:
+    with replace_folder(folder, "checkpoint") as temporary:
         write_model(model, temporary)
         packed = (
             io.BytesIO()
@@ -191,7 +192,7 @@ def load_state(
     Raises:
         CheckpointError: Damaged, or written by a run with other settings (the first one is named).
     """
-    verify_manifest(folder)
+    verify_manifest(folder, "checkpoint")
     file = folder / "progress.json"
     record = read_json(file, CheckpointError)
     try:
@@ -315,20 +316,23 @@ def fit(
     for group in optimizer.param_groups:
         group["initial_lr"] = group["lr"]
     progress = Progress()
-    if folder is not None:
-        if fabric.is_global_zero:
-            _open_run(folder, resume, facts, pairs, protocol)
-        fabric.barrier()
-        if (folder / "last").is_dir():
-            progress = load_state(folder / "last", model, optimizer, facts)
-    loop = _Loop(model, protocol, config, seed, folder, fabric, optimizer, progress, pairs, facts)
-    loop.run(show_progress)
-    best_step, best_score = progress.best_step, progress.best_score
-    choice = compare_with_matcher(
-        best_score, best_step, protocol, pairs, config.max_validation_pairs
-    )
-    if folder is not None and fabric.is_global_zero:
-        choice.save(folder)
+    with contextlib.nullcontext() if folder is None else own_folder(folder, "run"):
+        if folder is not None:
+            if fabric.is_global_zero:
+                _open_run(folder, resume, facts, pairs, protocol)
+            fabric.barrier()
+            if (folder / "last").is_dir():
+                progress = load_state(folder / "last", model, optimizer, facts)
+        loop = _Loop(
+            model, protocol, config, seed, folder, fabric, optimizer, progress, pairs, facts
+        )
+        loop.run(show_progress)
+        best_step, best_score = progress.best_step, progress.best_score
+        choice = compare_with_matcher(
+            best_score, best_step, protocol, pairs, config.max_validation_pairs
+        )
+        if folder is not None and fabric.is_global_zero:
+            choice.save(folder)
     return FitResult(best_step, best_score, progress.history, folder, choice)
 
 

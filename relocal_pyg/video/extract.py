@@ -21,7 +21,8 @@ from torch import Tensor
 from tqdm import tqdm
 
 from relocal_pyg.errors import FeatureError, OutputError, UsageError, VideoError
-from relocal_pyg.io.write import replace_file, sha256_file
+from relocal_pyg.io.record import sha256_file
+from relocal_pyg.io.write import replace_file
 from relocal_pyg.video.backbones import Backbone
 from relocal_pyg.video.container import check_file
 from relocal_pyg.video.decode import Shown, frames, probe, warn_of

@@ -32,7 +32,7 @@ from relocal_pyg.data.proposals import read_proposal_list
 from relocal_pyg.datasets.activitynet import read_permutation
 from relocal_pyg.errors import FeatureError, RelocalError
 from relocal_pyg.io.read import read_array
-from relocal_pyg.io.write import sha256_file, write_manifest
+from relocal_pyg.io.record import sha256_file, write_manifest
 from relocal_pyg.models import ContrastMatcher, VideoLevel, load_model
 from relocal_pyg.models.checkpoint import save_model
 from relocal_pyg.search import SearchIndex, build_index
@@ -117,7 +117,7 @@ def trusted(folder: Path, read: Read) -> Read:
     """A folder whose manifest was forged to fit: the files behind it are looked at."""
 
     def forged() -> object:
-        write_manifest(folder)
+        write_manifest(folder, "model")
         return read()
 
     return forged
@@ -173,7 +173,7 @@ def index_shard(name: str) -> Callable[[Path], tuple[Path, Read]]:
         listed = ShardList.load(index, fingerprint(model))
 
         def forged() -> object:
-            write_manifest(index / "shard-00000")
+            write_manifest(index / "shard-00000", "shard")
             digest = sha256_file(index / "shard-00000" / "manifest.json")
             listed.shards[0] = dataclasses.replace(listed.shards[0], manifest=digest)
             listed.save(index)

@@ -212,9 +212,9 @@ def test_edited_config_is_refused(tmp_path: Path, old: str, new: str, reason: st
     small().save(folder)
     file = folder / "config.json"
     file.write_text(file.read_text().replace(old, new))
-    from relocal_pyg.io.write import write_manifest
+    from relocal_pyg.io.record import write_manifest
 
-    write_manifest(folder)
+    write_manifest(folder, "model")
     with pytest.raises(CheckpointError, match=reason):
         load_model(folder)
 

@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 
 from relocal_pyg.data.items import Item, Protocol
 from relocal_pyg.errors import AnnotationError, CheckpointError, FeatureError, UsageError
-from relocal_pyg.io.write import write_manifest
+from relocal_pyg.io.record import write_manifest
 from relocal_pyg.proposals.actionness import (
     UNKNOWN,
     ActionnessClassifier,
@@ -181,7 +181,7 @@ class TestDisk:
     def change(self, folder: Path, **changes: object) -> None:
         config = json.loads((folder / "config.json").read_text())
         (folder / "config.json").write_text(json.dumps({**config, **changes}))
-        write_manifest(folder)
+        write_manifest(folder, "actionness")
 
     def test_round_trip_gives_the_same_logits(self, tmp_path: Path) -> None:
         model = ActionnessClassifier(6, hidden_channels=8, kernel_size=3)
@@ -237,15 +237,15 @@ class TestDisk:
         file = folder / "model.safetensors"
         weights = load_file(file)
         save_file({**weights, "more": torch.zeros(1)}, file)
-        write_manifest(folder)
+        write_manifest(folder, "actionness")
         with pytest.raises(CheckpointError, match="more"):
             ActionnessClassifier.load(folder)
         del weights["out.bias"]
         save_file(weights, file)
-        write_manifest(folder)
+        write_manifest(folder, "actionness")
         with pytest.raises(CheckpointError, match="out.bias"):
             ActionnessClassifier.load(folder)
         file.write_bytes(b"no tensors")
-        write_manifest(folder)
+        write_manifest(folder, "actionness")
         with pytest.raises(CheckpointError, match="cannot be read"):
             ActionnessClassifier.load(folder)

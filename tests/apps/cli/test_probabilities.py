@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 
 from relocal_pyg.apps.cli import main
-from relocal_pyg.io.write import sha256_file, write_json
+from relocal_pyg.io.record import sha256_file
+from relocal_pyg.io.write import write_json
 from relocal_pyg.models import MultiGraphRelocalizer
 from relocal_pyg.models.calibrated import FACTS, Confidence, Logistic, write_confidence
 

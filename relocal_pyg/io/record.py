@@ -1,0 +1,151 @@
+"""Records: one canonical JSON, SHA-256, and the manifest that says what a folder is and holds."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+from relocal_pyg.errors import CheckpointError, RelocalError
+from relocal_pyg.io.read import read_json
+
+MANIFEST = "manifest.json"
+
+#: Raised when the layout of a manifest changes; a newer one is refused.
+FORMAT = 1
+
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+
+
+def canonical_json(value: Any) -> str:
+    r"""The one text that stands for a value wherever it is hashed: sorted keys, no spaces, ASCII.
+
+    Raises:
+        TypeError: The value is not plain.
+        ValueError: It holds NaN or an infinity, which JSON has not.
+
+    Example:
+        >>> canonical_json({"b": [1, 0.5], "a": "é"})
+        '{"a":"\\u00e9","b":[1,0.5]}'
+    """
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
+
+
+def sha256_json(value: Any) -> str:
+    """SHA-256 of :func:`canonical_json`, in hexadecimal."""
+    return hashlib.sha256(canonical_json(value).encode("ascii")).hexdigest()
+
+
+def sha256_file(path: str | Path) -> str:
+    """SHA-256 of a file's bytes, in hexadecimal."""
+    with open(path, "rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def folder_files(folder: Path) -> list[str]:
+    """Relative names of all files of a folder but its manifest and what writers keep there."""
+    names = [entry.relative_to(folder).as_posix() for entry in folder.rglob("*") if _is_file(entry)]
+    return sorted(name for name in names if name != MANIFEST and not name.startswith(".relocal-"))
+
+
+def manifest_text(kind: str, files: dict[str, str] | None = None) -> str:
+    """The text of a manifest.
+
+    Args:
+        kind: What the folder is, such as "model", "run" or "index".
+        files: SHA-256 by relative name, of a folder that is written once and whole; None for one
+            that grows while its owner works.
+    """
+    content = {"format": FORMAT, "kind": kind} | ({} if files is None else {"files": files})
+    return json.dumps({**content, "sha256": sha256_json(content)}, indent=1) + "\n"
+
+
+def write_manifest(folder: str | Path, kind: str) -> dict[str, str]:
+    """Write ``manifest.json``: the kind of a folder and the SHA-256 of every file in it.
+
+    Returns:
+        SHA-256 by relative name.
+    """
+    folder = Path(folder)
+    files = {name: sha256_file(folder / name) for name in folder_files(folder)}
+    (folder / MANIFEST).write_text(manifest_text(kind, files), encoding="ascii")
+    return files
+
+
+def read_manifest(
+    folder: str | Path, error: type[RelocalError] = CheckpointError
+) -> tuple[str | None, dict[str, str] | None]:
+    """Read the manifest of a folder.
+
+    Returns:
+        The kind, None where an older version did not say, and SHA-256 by relative name, None for
+        a folder that grows.
+
+    Raises:
+        RelocalError: Of kind ``error``: missing, damaged, newer, or not written by this package.
+    """
+    file = Path(folder) / MANIFEST
+    content = read_json(file, error)
+    if not isinstance(content, dict):
+        raise error("is not a manifest", file=file)
+    kind, files, layout = content.get("kind"), content.get("files"), content.get("format", 0)
+    if isinstance(layout, int) and layout > FORMAT:
+        raise error(
+            f"format {layout} is newer than this version reads ({FORMAT}): upgrade relocal_pyg",
+            file=file,
+        )
+    if "files" in content:
+        digests = list(files.values()) if isinstance(files, dict) else []
+        if not digests or not all(_SHA256.fullmatch(str(digest)) for digest in digests):
+            raise error("is not a manifest: it lists no files with their SHA-256", file=file)
+    # An older manifest has no checksum of its own; being exactly what was written stands in for it.
+    old = json.dumps({"files": files}, indent=1) + "\n"
+    wanted = old if set(content) == {"files"} else manifest_text(str(kind), files)
+    if wanted != file.read_text("utf-8", "replace"):
+        raise error("is not a manifest, or was changed after it was written", file=file)
+    return kind, files
+
+
+def verify_manifest(
+    folder: str | Path, kind: str | None = None, error: type[RelocalError] = CheckpointError
+) -> dict[str, str]:
+    """Check every file that a folder's manifest lists; a single flipped bit is found.
+
+    Files that the manifest does not list are ignored: read only what is in the returned mapping.
+
+    Args:
+        folder: A folder of :func:`relocal_pyg.io.write.replace_folder`.
+        kind: What it has to be; an older manifest says no kind and is let through.
+        error: Kind of error to raise.
+
+    Returns:
+        SHA-256 by relative name.
+
+    Raises:
+        RelocalError: Of kind ``error``: the manifest is missing, damaged, empty or of another kind,
+            or a file is missing or was changed.
+    """
+    found, files = read_manifest(folder, error)
+    if kind is not None and found not in (None, kind):
+        raise error(f"is of kind {found}, {kind} wanted", file=folder)
+    if files is None:
+        raise error("lists no files: it is a folder that grows", file=Path(folder) / MANIFEST)
+    for name, digest in files.items():
+        entry = Path(folder) / name
+        if Path(name).is_absolute() or ".." in Path(name).parts:
+            raise error("lies outside the folder", file=folder, record=name)
+        if not entry.is_file():
+            raise error(f"is listed in {MANIFEST} but missing", file=entry)
+        try:
+            actual = sha256_file(entry)
+        except OSError as problem:
+            raise error(f"cannot be read ({problem.strerror})", file=entry) from None
+        if actual != digest:
+            raise error(f"is damaged: its SHA-256 is not that of {MANIFEST}", file=entry)
+    return files
+
+
+def _is_file(entry: Path) -> bool:
+    return entry.is_symlink() or not entry.is_dir()
