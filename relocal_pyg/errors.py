@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 
@@ -42,6 +43,59 @@ def ascii_line(text: str) -> str:
         char if char.isprintable() else char.encode("unicode_escape", "surrogatepass").decode()
         for char in text
     )
+
+
+def check_number(
+    value: float,
+    name: str,
+    *,
+    least: float = -math.inf,
+    most: float = 1e12,
+    above: float | None = None,
+    whole: bool = False,
+) -> float:
+    """Let a number through that a caller, a command line, a request or a file gave, or say why not.
+
+    Args:
+        value: The number, as it came.
+        name: What it is called where it came from.
+        least: Smallest value allowed.
+        most: Largest value allowed.
+        above: Largest value that is too small.
+        whole: Refuse fractions.
+
+    Raises:
+        UsageError: Not a number, not finite, not whole or out of range.
+
+    Example:
+        >>> check_number(3, "top_k", least=1, whole=True)
+        3
+        >>> check_number(float("nan"), "rate", above=0)
+        Traceback (most recent call last):
+        relocal_pyg.errors.UsageError: rate is nan, a number above 0 wanted
+    """
+    try:
+        fits = not isinstance(value, str | bytes | bool) and math.isfinite(value)
+        fits = fits and least <= value <= most and (above is None or value > above)
+        fits = fits and (not whole or value == int(value))
+    except (TypeError, ValueError, OverflowError):
+        fits = False
+    if fits:
+        return value
+    wanted = "a whole number" if whole else "a number"
+    if above is not None:
+        wanted += f" above {above:g}"
+    elif least > -math.inf:
+        wanted += f" of at least {least:g}"
+    if isinstance(value, int | float) and value > most:
+        wanted += f" and at most {most:g}"
+    raise UsageError(f"{name} is {shorten(value)}, {wanted} wanted")
+
+
+def shorten(value: object) -> str:
+    """What was given, for an error's text: at most 40 characters, whatever it is."""
+    huge = isinstance(value, int) and abs(value) > 10**40  # Python refuses to print all its digits
+    return f"{'-' if value < 0 else ''}10^40 and more" if huge else str(value)[:40]  # type: ignore[operator]
 
 
 def _rebuild(

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from relocal_pyg.errors import RelocalError
+from relocal_pyg.errors import RelocalError, UsageError, check_number, shorten
 
 #: Larger text files are refused before they are read.
 MAX_BYTES = 1 << 30
@@ -23,6 +23,9 @@ MAX_BYTES = 1 << 30
 _DEPTH = 500
 _TOKEN = re.compile(r'"(?:[^"\\]|\\.)*"|[{}\[\]]|[^\s"{}\[\],:]+')
 _COLON = re.compile(r"\s*:")
+
+_NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", re.ASCII)
+_CLOCK = re.compile(r"(?:(\d{1,6}):(?=\d\d:))?(\d{1,6}):([0-5]\d(?:[.,]\d*)?)", re.ASCII)
 
 
 def read_text(path: str | Path, error: type[RelocalError]) -> str:
@@ -98,6 +101,36 @@ def read_array(path: str | Path, error: type[RelocalError]) -> np.ndarray[Any, A
         return np.array(np.lib.format.open_memmap(path, mode="r"))
     except Exception as problem:  # numpy raises whatever the parser of its header meets
         raise error(f"is not a readable .npy file of numbers ({problem})", file=path) from None
+
+
+def parse_time(text: str | float, name: str = "time") -> float:
+    """Seconds from seconds, ``m:ss`` or ``h:mm:ss``, each with or without a fraction.
+
+    Args:
+        text: As a person or a file wrote it, and as this package prints it.
+        name: What it is called where it came from.
+
+    Raises:
+        UsageError: Not such a time, or not finite.
+
+    Example:
+        >>> parse_time("4.5"), parse_time("0:04"), parse_time("1:02:03.500")
+        (4.5, 4.0, 3723.5)
+    """
+    number: float = math.nan
+    if isinstance(text, int | float) and not isinstance(text, bool):
+        number = text
+    elif _NUMBER.fullmatch(plain := str(text).strip()):
+        number = float(plain)
+    elif (match := _CLOCK.fullmatch(plain)) and (not match[1] or int(match[2]) < 60):
+        number = int(match[1] or 0) * 3600 + int(match[2]) * 60 + float(match[3].replace(",", "."))
+    try:
+        return float(check_number(number, name))
+    except UsageError:
+        shown = shorten(text)
+        raise UsageError(
+            f"{name} is {shown!r}, seconds or h:mm:ss wanted, such as 83.5 or 1:23.5"
+        ) from None
 
 
 def id_problem(video_id: str) -> str | None:

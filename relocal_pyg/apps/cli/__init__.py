@@ -2,39 +2,44 @@
 
 from __future__ import annotations
 
+import contextlib
+import inspect
 import io
 import signal
 import sys
+import typing
 import warnings
 from collections.abc import Callable, Sequence
+from importlib import import_module
 from types import FrameType
-from typing import Any
+from typing import Annotated, Any
 
 import tyro
 
-from relocal_pyg.apps.cli.demo import demo
-from relocal_pyg.apps.cli.evaluate import ablate, evaluate
-from relocal_pyg.apps.cli.extract import check, extract, propose
-from relocal_pyg.apps.cli.find import find
-from relocal_pyg.apps.cli.index import index
-from relocal_pyg.apps.cli.search import search
-from relocal_pyg.apps.cli.serve import serve
-from relocal_pyg.apps.cli.train import train
-from relocal_pyg.errors import RelocalError, RunError, ascii_line
+import relocal_pyg
+from relocal_pyg.apps.cli.options import Output, WrongArgument, paths_of
+from relocal_pyg.errors import RelocalError, RunError, UsageError, ascii_line
+from relocal_pyg.io.write import own_folder, writing
 
-COMMANDS: dict[str, Callable[..., Any]] = {
-    "demo": demo,
-    "train": train,
-    "evaluate": evaluate,
-    "ablate": ablate,
-    "find": find,
-    "extract": extract,
-    "propose": propose,
-    "index": index,
-    "search": search,
-    "serve": serve,
-    "check": check,
+#: Commands by name, each in the module that it is imported from when it is asked for.
+COMMANDS = {
+    "demo": "demo",
+    "train": "train",
+    "evaluate": "evaluate",
+    "ablate": "evaluate",
+    "find": "find",
+    "extract": "extract",
+    "propose": "extract",
+    "index": "index",
+    "search": "search",
+    "serve": "serve",
+    "check": "extract",
 }
+
+#: The option that the guard of :func:`command` adds.
+Force = Annotated[
+    bool, tyro.conf.arg(help="Replace files and folders that relocal did not write (inputs never).")
+]
 
 DESCRIPTION = "Find the moment of a long video that means the same as a query clip."
 
@@ -55,13 +60,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
     try:
-        tyro.extras.subcommand_cli_from_dict(
-            COMMANDS,
-            prog="relocal",
-            description=DESCRIPTION,
-            args=arguments,
-            config=(tyro.conf.OmitArgPrefixes,),
-        )
+        _run(list(sys.argv[1:] if arguments is None else arguments))
     except RunError as error:
         print(f"relocal: {error}", file=sys.stderr)
         return 1
@@ -82,6 +81,75 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except SystemExit as stop:  # tyro: 0 after --help, 2 after a wrong argument
         return stop.code if isinstance(stop.code, int) else 2
     return 0
+
+
+def command(name: str) -> Callable[..., None]:
+    """The function behind a command, guarded: what it is given to read is never written over.
+
+    A parameter marked by :class:`relocal_pyg.apps.cli.options.Output` is written; every other path
+    is an input. The guard adds the option ``--force``.
+    """
+    body = getattr(import_module(f"relocal_pyg.apps.cli.{COMMANDS[name]}"), name)
+    hints = typing.get_type_hints(body, include_extras=True)
+    marks = {
+        key: mark
+        for key, hint in hints.items()
+        for mark in getattr(hint, "__metadata__", ())
+        if isinstance(mark, Output)
+    }
+    signature = inspect.signature(body)
+
+    def guarded(*given: Any, force: bool = False, **named: Any) -> None:
+        values = signature.bind(*given, **named).arguments
+        files = [values[key] for key, mark in marks.items() if mark.is_file and values.get(key)]
+        inputs = [path for key in values if key not in marks for path in paths_of(values[key])]
+        with writing(files, inputs=inputs, force=force), contextlib.ExitStack() as folders:
+            for key, mark in marks.items():
+                if mark.folder and values.get(key):
+                    folders.enter_context(own_folder(values[key], mark.folder))
+            body(*given, **named)
+
+    guarded.__name__, guarded.__doc__ = name, body.__doc__
+    guarded.__signature__ = signature  # type: ignore[attr-defined]
+    guarded.__annotations__ = hints
+    if marks:
+        option = inspect.Parameter(
+            "force", inspect.Parameter.KEYWORD_ONLY, default=False, annotation=Force
+        )
+        guarded.__signature__ = signature.replace(  # type: ignore[attr-defined]
+            parameters=[*signature.parameters.values(), option]
+        )
+        guarded.__annotations__ = {**hints, "force": Force}
+    return guarded
+
+
+def _run(arguments: list[str]) -> None:
+    if arguments[:1] == ["--version"]:
+        print(f"relocal {relocal_pyg.__version__}")
+        return
+    config = (tyro.conf.OmitArgPrefixes,)
+    try:
+        if arguments and arguments[0] in COMMANDS:
+            name, rest = arguments[0], arguments[1:]
+            tyro.cli(command(name), prog=f"relocal {name}", args=rest, config=config)
+        else:
+            tyro.extras.subcommand_cli_from_dict(
+                {name: command(name) for name in COMMANDS},
+                prog="relocal",
+                description=f"{DESCRIPTION} relocal --version says which version this is.",
+                args=arguments,
+                config=config,
+            )
+    except WrongArgument as error:
+        raise UsageError(f"{_option_of(error.word, arguments)} {error.reason}") from None
+
+
+def _option_of(word: str, arguments: list[str]) -> str:
+    """The option that an argument belongs to, as it was typed."""
+    for before, argument in zip(arguments, arguments[1:], strict=False):
+        if argument == word and before.startswith("-"):
+            return before
+    return next((each.split("=")[0] for each in arguments if each.endswith(f"={word}")), "a number")
 
 
 def _interrupt(signum: int, frame: FrameType | None) -> None:

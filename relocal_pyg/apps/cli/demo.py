@@ -3,17 +3,25 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Annotated
 
-from relocal_pyg.apps.cli.options import DataOptions, describe, load_protocol
+from relocal_pyg.apps.cli.options import (
+    DataOptions,
+    Natural,
+    Output,
+    Steps,
+    describe,
+    load_protocol,
+)
 from relocal_pyg.apps.cli.train import PresetName, choose_preset, train_network
 
 
 def demo(
-    out: Path = Path("relocal_demo"),
+    out: Annotated[Path, Output(folder="demo")] = Path("relocal_demo"),
     *,
-    steps: int | None = None,
+    steps: Steps = None,
     preset: PresetName = "recommended",
-    seed: int = 0,
+    seed: Natural = 0,
 ) -> None:
     """Make synthetic data, train on it, test on unseen classes, write a report.
 

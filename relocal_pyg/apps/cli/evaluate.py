@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
-from relocal_pyg.apps.cli.options import DataOptions, load_protocol, restore
+from relocal_pyg.apps.cli.options import DataOptions, Natural, Output, Steps, load_protocol, restore
 from relocal_pyg.apps.cli.train import PresetName, choose_preset, spare_threads
 from relocal_pyg.errors import CheckpointError, UsageError
 
@@ -28,16 +28,16 @@ CALIBRATION_PAIRS = 100
 
 
 def evaluate(
-    runs: Annotated[tuple[Path, ...], tyro.conf.Positional] = (),
+    runs: Annotated[tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="RUN")] = (),
     data: DataOptions = DataOptions(),  # noqa: B008 - frozen
     *,
-    out: Path | None = None,
+    out: Annotated[Path | None, Output(folder="evaluation")] = None,
     models: Literal["free", "all"] = "free",
     preset: PresetName = "recommended",
-    steps: int | None = None,
-    seeds: tuple[int, ...] = (0,),
+    steps: Steps = None,
+    seeds: tuple[Natural, ...] = (0,),
     split: str | None = None,
-    limit: int | None = None,
+    limit: Steps = None,
 ) -> None:
     """Put trained runs and their rivals in one table, on test pairs.
 
@@ -209,17 +209,19 @@ def _load(run: Path) -> Trained:
 
 
 def ablate(
-    out: Annotated[Path, tyro.conf.Positional],
+    out: Annotated[
+        Path, Output(folder="ablation"), tyro.conf.Positional, tyro.conf.arg(metavar="OUT")
+    ],
     data: DataOptions = DataOptions(),  # noqa: B008 - frozen
     *,
     grid: Literal["layers-graphs", "weights"] = "layers-graphs",
     layers: tuple[int, ...] = (1, 2, 3),
     graphs: tuple[int, ...] = (1, 2, 3),
     preset: PresetName = "recommended",
-    steps: int | None = None,
-    seeds: tuple[int, ...] = (0,),
+    steps: Steps = None,
+    seeds: tuple[Natural, ...] = (0,),
     split: str | None = None,
-    limit: int | None = None,
+    limit: Steps = None,
 ) -> None:
     """Train the n x k grid of the paper's Table 3, or the three edge weights, and print the table.
 

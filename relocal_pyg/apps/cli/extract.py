@@ -7,7 +7,16 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
-from relocal_pyg.apps.cli.options import BackboneOptions, DataOptions, load_backbone, load_protocol
+from relocal_pyg.apps.cli.options import (
+    OUT_FILE,
+    BackboneOptions,
+    Count,
+    DataOptions,
+    Natural,
+    Rate,
+    load_backbone,
+    load_protocol,
+)
 
 if TYPE_CHECKING:
     from relocal_pyg.data.annotations import Quarantine
@@ -15,15 +24,15 @@ if TYPE_CHECKING:
 
 
 def extract(
-    videos: Annotated[Path, tyro.conf.Positional],
+    videos: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="VIDEOS")],
     network: BackboneOptions = BackboneOptions(),  # noqa: B008 - frozen
     *,
-    output: Annotated[Path, tyro.conf.arg(aliases=["-o"])],
-    rate: float | None = None,
-    workers: int = 1,
+    output: Annotated[Path, OUT_FILE, tyro.conf.arg(aliases=["-o"])],
+    rate: Rate = None,
+    workers: Count = 1,
     cache: Path | None = None,
     key: str = "c3d_features",
-    report: Path | None = None,
+    report: Annotated[Path | None, OUT_FILE] = None,
     strict: bool = False,
 ) -> None:
     """Extract features of a folder of videos into one HDF5 file; run it again to go on.
@@ -70,12 +79,12 @@ def print_extraction(done: Extraction, quarantine: Quarantine) -> None:
 
 
 def propose(
-    out: Annotated[Path, tyro.conf.Positional],
+    out: Annotated[Path, OUT_FILE, tyro.conf.Positional, tyro.conf.arg(metavar="OUT")],
     data: DataOptions = DataOptions(),  # noqa: B008 - frozen
     *,
     tag: Literal["paper", "ssn-code"] = "paper",
-    steps: int = 500,
-    seed: int = 0,
+    steps: Count = 500,
+    seed: Natural = 0,
 ) -> None:
     """Train an actionness classifier on the training split and write TAG proposals of every video.
 
@@ -98,11 +107,11 @@ def propose(
 
 
 def check(
-    features: Annotated[Path, tyro.conf.Positional],
-    annotations: Annotated[Path, tyro.conf.Positional],
+    features: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="FEATURES")],
+    annotations: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="ANNOTATIONS")],
     *,
     key: str = "c3d_features",
-    report: Path | None = None,
+    report: Annotated[Path | None, OUT_FILE] = None,
     strict: bool = False,
 ) -> None:
     """Read a data set and report every bad record.

@@ -7,7 +7,16 @@ from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
-from relocal_pyg.apps.cli.options import BackboneOptions, load_network
+from relocal_pyg.apps.cli.options import (
+    OUT_FILE,
+    BackboneOptions,
+    Count,
+    Output,
+    Rate,
+    Seconds,
+    StepSeconds,
+    load_network,
+)
 from relocal_pyg.errors import FeatureError, UsageError
 from relocal_pyg.video.moment_files import (
     clock,
@@ -28,24 +37,24 @@ if TYPE_CHECKING:
 
 
 def find(
-    query: Annotated[str, tyro.conf.Positional],
-    reference: Annotated[str, tyro.conf.Positional],
+    query: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="QUERY")],
+    reference: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="REFERENCE")],
     network: BackboneOptions = BackboneOptions(),  # noqa: B008 - frozen
     *,
     model: Path | None = None,
-    query_start: float | None = None,
-    query_end: float | None = None,
-    top_k: int = 5,
-    rate: float | None = None,
+    query_start: Seconds = None,
+    query_end: Seconds = None,
+    top_k: Count = 5,
+    rate: Rate = None,
     cache: Path | None = None,
-    json_file: Annotated[Path | None, tyro.conf.arg(name="json")] = None,
-    csv_file: Annotated[Path | None, tyro.conf.arg(name="csv")] = None,
-    srt_file: Annotated[Path | None, tyro.conf.arg(name="srt")] = None,
-    report: Path | None = None,
-    explain: Path | None = None,
-    cut: Path | None = None,
+    json_file: Annotated[Path | None, OUT_FILE, tyro.conf.arg(name="json")] = None,
+    csv_file: Annotated[Path | None, OUT_FILE, tyro.conf.arg(name="csv")] = None,
+    srt_file: Annotated[Path | None, OUT_FILE, tyro.conf.arg(name="srt")] = None,
+    report: Annotated[Path | None, OUT_FILE] = None,
+    explain: Annotated[Path | None, OUT_FILE] = None,
+    cut: Annotated[Path | None, Output()] = None,
     reencode: bool = False,
-    seconds_per_step: float = 1.0,
+    seconds_per_step: StepSeconds = 1.0,
     key: str = "c3d_features",
 ) -> None:
     """Find the moments of REFERENCE that mean the same as QUERY.

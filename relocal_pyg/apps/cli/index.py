@@ -10,21 +10,30 @@ import tyro
 
 from relocal_pyg.apps.cli.extract import print_extraction
 from relocal_pyg.apps.cli.find import choose_matcher
-from relocal_pyg.apps.cli.options import BackboneOptions, load_network
+from relocal_pyg.apps.cli.options import (
+    BackboneOptions,
+    Count,
+    Output,
+    Rate,
+    StepSeconds,
+    load_network,
+)
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 
 def index(
-    folder: Annotated[Path, tyro.conf.Positional],
-    features: Annotated[Path, tyro.conf.Positional],
+    folder: Annotated[
+        Path, Output(folder="index"), tyro.conf.Positional, tyro.conf.arg(metavar="FOLDER")
+    ],
+    features: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="FEATURES")],
     network: BackboneOptions = BackboneOptions(),  # noqa: B008 - frozen
     *,
     model: Path | None = None,
-    rate: float | None = None,
-    workers: int = 1,
-    seconds_per_step: float = 1.0,
+    rate: Rate = None,
+    workers: Count = 1,
+    seconds_per_step: StepSeconds = 1.0,
     key: str = "c3d_features",
 ) -> None:
     """Make FOLDER a search index of the videos of FEATURES, or add them to the one it holds.

@@ -3,16 +3,115 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from relocal_pyg.errors import CheckpointError, UsageError
+import tyro
+
+from relocal_pyg.errors import CheckpointError, RelocalError, UsageError, check_number
+from relocal_pyg.io.read import parse_time
 
 if TYPE_CHECKING:
     from relocal_pyg.data.items import Protocol
     from relocal_pyg.models.base import Relocalizer
     from relocal_pyg.video.backbones import Backbone
+
+
+@dataclass(frozen=True)
+class Output:
+    """Marks a parameter of a command that names what is written; all other paths are read.
+
+    Attributes:
+        is_file: It is one file, locked from the beginning.
+        folder: Kind of the folder that it is, held from the beginning; None where it is none, or
+            one that files are put into one by one.
+    """
+
+    is_file: bool = False
+    folder: str | None = None
+
+
+#: A file that a command writes.
+OUT_FILE = Output(is_file=True)
+
+
+class WrongArgument(RelocalError):
+    """An argument cannot be understood; said in one line, and not in the parser's box.
+
+    Attributes:
+        word: The argument as it was typed.
+    """
+
+    def __init__(self, reason: str, word: str) -> None:
+        super().__init__(reason)
+        self.word = word
+
+
+def number(metavar: str, *, time: bool = False, whole: bool = False, **bounds: float) -> Any:
+    """How an option that is a number is read: checked where it enters.
+
+    Args:
+        metavar: What the help calls it.
+        time: Take ``h:mm:ss`` too.
+        whole: Refuse fractions.
+        bounds: See :func:`relocal_pyg.errors.check_number`.
+    """
+
+    def read(words: list[str]) -> float | None:
+        word = words[0]
+        if word == "None":
+            return None
+        try:
+            value: float | str = parse_time(word, "") if time else float(word)
+        except UsageError as error:
+            raise WrongArgument(error.reason, word) from None
+        except ValueError:
+            value = word
+        try:
+            given = int(word) if whole and word.lstrip("-").isdigit() and len(word) < 30 else value
+            return check_number(given, "", whole=whole, **bounds)  # type: ignore[arg-type]
+        except UsageError as error:
+            raise WrongArgument(error.reason, word) from None
+
+    return tyro.constructors.PrimitiveConstructorSpec(
+        nargs=1,
+        metavar=metavar,
+        instance_from_str=read,
+        is_instance=lambda value: isinstance(value, int | float) or value is None,
+        str_from_instance=lambda value: [str(value)],
+    )
+
+
+#: Options that several commands share. Where a default may be None, "None" stands for it.
+Seconds = Annotated[float | None, number("SECONDS", time=True, least=0, most=1e9)]
+StepSeconds = Annotated[float, number("SECONDS", time=True, above=0, most=1e6)]
+Rate = Annotated[float | None, number("HZ", above=0, most=1000)]
+Count = Annotated[int, number("N", whole=True, least=1, most=1e9)]
+Steps = Annotated[int | None, number("N", whole=True, least=1, most=1e9)]
+Natural = Annotated[int, number("N", whole=True, least=0, most=2**63 - 1)]
+
+
+def paths_of(value: Any) -> Iterator[Path]:
+    """Every path that a command was given in a value: paths, names of files, options with fields.
+
+    Example:
+        >>> list(paths_of((Path("run"), 3, None)))
+        [PosixPath('run')]
+    """
+    if isinstance(value, Path):
+        yield value
+    elif isinstance(value, str):
+        for name in {value, value.rpartition("::")[0]}:
+            if name and "\0" not in name and len(name) < 4096 and Path(name).exists():
+                yield Path(name)
+    elif isinstance(value, tuple | list):
+        for each in value:
+            yield from paths_of(each)
+    elif dataclasses.is_dataclass(value):
+        for field in dataclasses.fields(value):
+            yield from paths_of(getattr(value, field.name))
 
 
 ProtocolName = Literal[
@@ -40,19 +139,19 @@ class DataOptions:
     activity_net.v1-2.json; anet-vrl needs none, its times are steps without one)."""
     proposals: Path | None = None
     """Proposal list in the released format; sliding windows where left out."""
-    subsample: int = 1
+    subsample: Count = 1
     """Use every SUBSAMPLE-th step of the file: 2 for the published C3D features of anet-vrl."""
     key: str = "c3d_features"
     """Name of the feature array inside a video's group."""
-    unseen_classes: int = 0
+    unseen_classes: Natural = 0
     """custom: how many classes to keep out of training and test apart."""
     holdout: Literal["subject", "video"] = "video"
     """custom: what training and test never share."""
     background: str = "background"
     """custom: label that is never an action."""
-    seconds_per_step: float | None = None
+    seconds_per_step: Seconds = None
     """custom: duration of a step; each video's duration divided by its steps where left out."""
-    split_seed: int = 0
+    split_seed: Natural = 0
     """Seed of the split, where the protocol draws one."""
     strict: bool = False
     """Stop at the first bad record instead of setting it aside."""

@@ -9,7 +9,14 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import tyro
 
 from relocal_pyg.apps.cli.find import choose_matcher, cut_steps, is_features, read_features
-from relocal_pyg.apps.cli.options import BackboneOptions, load_network
+from relocal_pyg.apps.cli.options import (
+    OUT_FILE,
+    BackboneOptions,
+    Count,
+    Seconds,
+    StepSeconds,
+    load_network,
+)
 from relocal_pyg.video.moment_files import clock
 
 if TYPE_CHECKING:
@@ -20,19 +27,19 @@ if TYPE_CHECKING:
 
 
 def search(
-    folder: Annotated[Path, tyro.conf.Positional],
-    query: Annotated[str, tyro.conf.Positional],
+    folder: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="FOLDER")],
+    query: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="QUERY")],
     network: BackboneOptions = BackboneOptions(),  # noqa: B008 - frozen
     *,
     model: Path | None = None,
-    query_start: float | None = None,
-    query_end: float | None = None,
-    top_k: int = 10,
+    query_start: Seconds = None,
+    query_end: Seconds = None,
+    top_k: Count = 10,
     first_stage: Literal["scan", "faiss", "none"] = "scan",
-    candidates: int = 1000,
-    seconds_per_step: float = 1.0,
+    candidates: Count = 1000,
+    seconds_per_step: StepSeconds = 1.0,
     key: str = "c3d_features",
-    json_file: Annotated[Path | None, tyro.conf.arg(name="json")] = None,
+    json_file: Annotated[Path | None, OUT_FILE, tyro.conf.arg(name="json")] = None,
 ) -> None:
     """Find the moments of all videos of the index FOLDER that mean the same as QUERY.
 

@@ -8,19 +8,19 @@ from typing import Annotated
 import tyro
 
 from relocal_pyg.apps.cli.find import choose_matcher
-from relocal_pyg.apps.cli.options import BackboneOptions, load_network
+from relocal_pyg.apps.cli.options import BackboneOptions, Count, load_network
 from relocal_pyg.errors import UsageError
 
 
 def serve(
-    folder: Annotated[Path | None, tyro.conf.Positional] = None,
+    folder: Annotated[Path | None, tyro.conf.Positional, tyro.conf.arg(metavar="FOLDER")] = None,
     network: BackboneOptions = BackboneOptions(),  # noqa: B008 - frozen
     *,
     index: Path | None = None,
-    port: int = 8765,
+    port: Count = 8765,
     host: str = "127.0.0.1",
     model: Path | None = None,
-    max_upload_mb: int = 2048,
+    max_upload_mb: Count = 2048,
 ) -> None:
     """Open a page on this machine to choose videos, mark a query and play what is found.
 

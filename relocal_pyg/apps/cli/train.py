@@ -11,7 +11,12 @@ import tyro
 
 from relocal_pyg.apps.cli.options import (
     BackboneOptions,
+    Count,
     DataOptions,
+    Natural,
+    Output,
+    Rate,
+    Steps,
     describe,
     describe_extraction,
     load_backbone,
@@ -31,20 +36,20 @@ Precision = Literal["32", "bf16-mixed", "auto"]
 
 
 def train(
-    out: Annotated[Path, tyro.conf.Positional],
+    out: Annotated[Path, Output(folder="run"), tyro.conf.Positional, tyro.conf.arg(metavar="OUT")],
     data: DataOptions = DataOptions(),  # noqa: B008 - frozen
     network: BackboneOptions = BackboneOptions(),  # noqa: B008 - frozen
     *,
     videos: Path | None = None,
-    rate: float | None = None,
-    workers: int = 1,
+    rate: Rate = None,
+    workers: Count = 1,
     preset: PresetName = "recommended",
-    steps: int | None = None,
-    seed: int = 0,
+    steps: Steps = None,
+    seed: Natural = 0,
     resume: bool = False,
     precision: Precision | None = None,
     accelerator: str = "cpu",
-    devices: int = 1,
+    devices: Count = 1,
 ) -> None:
     """Train the network of the paper on a protocol; then "relocal evaluate OUT".
 
