@@ -1,6 +1,161 @@
 """Moments out to players, editors and annotation tools; annotations in from those tools."""
 
-from relocal_pyg.formats.clips import Clip, Source, to_clips
-from relocal_pyg.formats.export import FORMATS, export_clips, format_of, render
+from __future__ import annotations
 
-__all__ = ["FORMATS", "Clip", "Source", "export_clips", "format_of", "render", "to_clips"]
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from relocal_pyg.errors import UsageError
+from relocal_pyg.formats import frames, seconds
+from relocal_pyg.formats.clips import Clip, Source, to_clips
+from relocal_pyg.io.write import replace_file
+
+__all__ = [
+    "FORMATS",
+    "Clip",
+    "Format",
+    "Source",
+    "export_clips",
+    "format_of",
+    "render",
+    "to_clips",
+]
+
+
+@dataclass(frozen=True)
+class Format:
+    """A way to write moments.
+
+    Attributes:
+        suffixes: Endings of its files; the first format with an ending is its default.
+        render: Clips, at least one, to text.
+        title: What it is and where it opens.
+        several: Whether one file holds moments of several videos.
+    """
+
+    suffixes: tuple[str, ...]
+    render: Callable[..., str]
+    title: str
+    several: bool = False
+
+
+#: Every format by name; a suffix that several share means the first of them.
+FORMATS: dict[str, Format] = {
+    "webvtt": Format((".vtt",), seconds.webvtt, "WebVTT subtitles"),
+    "srt": Format((".srt",), seconds.srt, "SubRip subtitles"),
+    "youtube": Format((".txt",), seconds.youtube_chapters, "chapters of a YouTube description"),
+    "ffmpeg-chapters": Format(
+        (".ffmeta", ".ffmetadata", ".txt"), seconds.ffmpeg_chapters, "chapters for ffmpeg"
+    ),
+    "audacity": Format((".txt",), seconds.audacity, "label track of Audacity"),
+    "otio": Format((".otio",), frames.otio, "OpenTimelineIO (Resolve 18.5)", True),
+    "cut-list": Format((".edl",), frames.cut_list, "CMX3600 cut list", True),
+    "resolve-markers": Format((".edl",), frames.resolve_markers, "DaVinci Resolve markers"),
+    "fcp7-xml": Format((".xml",), frames.xmeml, "Final Cut Pro 7 XML (Premiere Pro)", True),
+    "cvat": Format((".xml",), frames.cvat, "CVAT for video 1.1"),
+    "fcpxml": Format((".fcpxml",), frames.fcpxml, "Final Cut Pro (FCPXML 1.9)", True),
+    "losslesscut": Format((".llc",), seconds.losslesscut, "LosslessCut project"),
+    "csv": Format((".csv",), seconds.ranked_csv, "table by rank", True),
+    "annotations": Format(
+        (".csv",), seconds.annotation_rows, "table that relocal train reads", True
+    ),
+    "losslesscut-csv": Format((".csv",), seconds.losslesscut_csv, "table that LosslessCut opens"),
+    "elan": Format((".eaf",), seconds.elan, "ELAN"),
+    "boris": Format((".tsv",), seconds.boris, "BORIS events"),
+    "activitynet": Format((".json",), seconds.activitynet, "ActivityNet JSON", True),
+    "via": Format((".json",), seconds.via, "VGG Image Annotator 3", True),
+    "label-studio": Format((".json",), frames.label_studio, "Label Studio", True),
+    "textgrid": Format((".textgrid",), seconds.textgrid, "Praat TextGrid"),
+}
+
+
+def format_of(path: str | Path, wanted: str | None = None) -> str:
+    """Name of the format that a file is written in, by its suffix.
+
+    Args:
+        path: The file to write.
+        wanted: Decides between formats that share the suffix, or where the suffix is no format's.
+
+    Raises:
+        UsageError: No format has this name or suffix.
+
+    Example:
+        >>> format_of("a.edl"), format_of("a.edl", "resolve-markers"), format_of("a.vtt", "via")
+        ('cut-list', 'resolve-markers', 'webvtt')
+    """
+    if wanted is not None and wanted not in FORMATS:
+        raise UsageError(f"no format {wanted!r}: {', '.join(FORMATS)}")
+    suffix = Path(path).suffix.lower()
+    names = [name for name, form in FORMATS.items() if suffix in form.suffixes]
+    if wanted is not None and (wanted in names or not names):
+        return wanted
+    if not names:
+        known = sorted({ending for form in FORMATS.values() for ending in form.suffixes})
+        raise UsageError(
+            f"{suffix or 'no suffix'} is no format: end it in {', '.join(known)}, or name one",
+            file=path,
+        )
+    return names[0]
+
+
+def render(name: str, clips: Sequence[Clip], timeline_start: str = "01:00:00:00") -> str:
+    """Clips as the text of a file.
+
+    Args:
+        name: A key of :data:`FORMATS`.
+        clips: In the order of :func:`relocal_pyg.formats.to_clips`.
+        timeline_start: For Resolve's markers: timecode of the timeline's first frame.
+
+    Raises:
+        UsageError: There are no clips (csv, srt and webvtt are then empty), they are of several
+            videos where the format holds one, or what it needs of a video is not known.
+    """
+    if not clips and name not in ("csv", "srt", "webvtt"):
+        raise UsageError(f"there are no moments to write as {name}")
+    form = FORMATS[name]
+    if not form.several and len({clip.source.path for clip in clips}) > 1:
+        raise UsageError(f"{name} holds moments of one video: write a file for each")
+    options = {"timeline_start": timeline_start} if name == "resolve-markers" else {}
+    return form.render(clips, **options)
+
+
+def export_clips(
+    path: str | Path,
+    clips: Sequence[Clip],
+    format_name: str | None = None,
+    timeline_start: str = "01:00:00:00",
+) -> list[Path]:
+    """Write clips to a file; where the format holds one video, to a file for each.
+
+    Args:
+        path: The file; its suffix says the format. With several videos and a format for one, the
+            name of each video is put before the suffix.
+        clips: In the order of :func:`relocal_pyg.formats.to_clips`.
+        format_name: A key of :data:`FORMATS`, where the suffix leaves a choice.
+        timeline_start: For Resolve's markers: timecode of the timeline's first frame.
+
+    Returns:
+        The files written.
+
+    Raises:
+        UsageError: See :func:`format_of` and :func:`render`.
+        OutputError: A file cannot be written.
+    """
+    path, name = Path(path), format_of(path, format_name)
+    groups = {path: list(clips)}
+    videos = {clip.source.path: clip.source.video_id for clip in clips}
+    if len(videos) > 1 and not FORMATS[name].several:
+        groups = {
+            path.with_name(f"{path.stem}-{video}{path.suffix}"): [
+                clip for clip in clips if clip.source.path == key
+            ]
+            for key, video in videos.items()
+        }
+        if len(groups) < len(videos):
+            raise UsageError(f"two videos have one name: {name} needs a file for each", file=path)
+    texts = {file: render(name, group, timeline_start) for file, group in groups.items()}
+    for file, text in texts.items():
+        with replace_file(file) as temporary:
+            temporary.write_text(text, encoding="utf-8", newline="")
+    return list(texts)

@@ -5,15 +5,17 @@ Times are seconds until a format counts frames; then a moment is ``[first, stop)
 
 from __future__ import annotations
 
+import json
 import math
 import os
 import re
 import warnings
+import xml.etree.ElementTree as ET
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 from relocal_pyg.errors import UsageError
@@ -283,3 +285,25 @@ def _skipped(rate: Fraction) -> int:
     if rate not in (Fraction(30000, 1001), Fraction(60000, 1001)):
         raise UsageError(f"{float(rate):g} frames a second have no drop-frame timecode")
     return round(rate) // 15
+
+
+def by_source(clips: Sequence[Clip]) -> list[tuple[Source, list[Clip]]]:
+    """Clips of each video."""
+    groups: dict[str, list[Clip]] = {}
+    for clip in clips:
+        groups.setdefault(clip.source.path, []).append(clip)
+    return [(group[0].source, group) for group in groups.values()]
+
+
+def json_text(value: Any) -> str:
+    """JSON, one value a line, non-ASCII letters as they are."""
+    return json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def xml_text(root: ET.Element, doctype: str = "") -> str:
+    """XML, indented, with its declaration and a document type by name."""
+    ET.indent(root, " ")
+    head = '<?xml version="1.0" encoding="UTF-8"?>\n' + (
+        f"<!DOCTYPE {doctype}>\n" if doctype else ""
+    )
+    return head + ET.tostring(root, encoding="unicode") + "\n"

@@ -78,7 +78,8 @@ def clips(draw: st.DrawFn, timings: list[tuple[Fraction, str | None]] = TIMINGS)
             max_size=6,
         )
     )
-    rows = sorted({(at / 1e6, min((at + length) / 1e6, duration)) for at, length in spans})
+    times = ((at / 1e6, min((at + length) / 1e6, duration)) for at, length in spans)
+    rows = sorted({(round(start, 3), round(end, 3)): (start, end) for start, end in times}.values())
     return [
         Clip(source, start, end, draw(WORDS), draw(WORDS), number, score=0.5)
         for number, (start, end) in enumerate(rows, start=1)

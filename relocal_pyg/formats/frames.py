@@ -1,6 +1,6 @@
-"""Moments as cuts and markers of editing programs: EDL, OpenTimelineIO, Final Cut Pro 7 and X.
+"""Moments in formats that count frames: EDL, OpenTimelineIO, Final Cut Pro, Label Studio, CVAT.
 
-All count frames. An end is exclusive; a source's own start timecode is added where the format
+An end is exclusive but in Label Studio. A source's own start timecode is added where the format
 counts from it (EDL, OTIO, FCPXML) and stated where it does not (Final Cut Pro 7).
 """
 
@@ -18,11 +18,14 @@ from relocal_pyg.formats.clips import (
     TIMELINE_RATES,
     Clip,
     Source,
+    by_source,
     clip_frames,
     frame_number,
+    json_text,
     one_line,
     start_frame,
     timecode,
+    xml_text,
 )
 
 _MAX_EVENTS = 999
@@ -184,7 +187,7 @@ def xmeml(clips: Sequence[Clip]) -> str:
         _text(marker, name=clip.caption, comment=one_line(clip.label))
         for name, frame in (("in", first), ("out", stop)):
             ET.SubElement(marker, name).text = str(frame)
-    return _xml(root, "xmeml")
+    return xml_text(root, "xmeml")
 
 
 def fcpxml(clips: Sequence[Clip]) -> str:
@@ -250,7 +253,88 @@ def fcpxml(clips: Sequence[Clip]) -> str:
         )
         marker = {"start": time(begin + first), "duration": time(1), "value": clip.caption}
         ET.SubElement(item, "marker", marker, note=one_line(clip.label))
-    return _xml(root, "fcpxml")
+    return xml_text(root, "fcpxml")
+
+
+def label_studio(clips: Sequence[Clip]) -> str:
+    """Tasks of Label Studio with predictions for a ``TimelineLabels`` control ``videoLabels``.
+
+    Frames count from 1 and an end is inclusive. Label Studio takes the frame rate from its own
+    configuration; it stands in ``data.fps`` here for those who read the file.
+
+    Raises:
+        UsageError: The frame rate is unknown.
+    """
+    tasks = []
+    for source, group in by_source(clips):
+        rate = source.rate("Label Studio")
+        results = []
+        for clip in group:
+            first, stop = clip_frames(clip, rate)
+            result: dict[str, Any] = {
+                "id": f"moment{clip.rank}",
+                "type": "timelinelabels",
+                "from_name": "videoLabels",
+                "to_name": "video",
+                "value": {
+                    "ranges": [{"start": first + 1, "end": stop}],
+                    "timelinelabels": [one_line(clip.label)],
+                },
+            }
+            results.append(result | ({} if clip.score is None else {"score": clip.score}))
+        tasks.append(
+            {
+                "data": {"video": source.name, "fps": float(rate)},
+                "predictions": [{"model_version": "relocal", "result": results}],
+            }
+        )
+    return json_text(tasks)
+
+
+def cvat(clips: Sequence[Clip]) -> str:
+    """Tracks over the whole picture for CVAT (CVAT for video 1.1), which has no intervals.
+
+    Raises:
+        UsageError: The frame rate or the size of the picture is unknown.
+    """
+    source = clips[0].source
+    rate = source.rate("CVAT")
+    if source.size is None:
+        raise UsageError("CVAT needs the size of the picture, which is not known", file=source.path)
+    spans = [clip_frames(clip, rate) for clip in clips]
+    frames = source.frame_count or max(stop for _, stop in spans)
+    width, height = (str(side) for side in source.size)
+    root = ET.Element("annotations")
+    ET.SubElement(root, "version").text = "1.1"
+    task = ET.SubElement(ET.SubElement(root, "meta"), "task")
+    facts = {"name": source.video_id, "size": frames, "mode": "interpolation"}
+    for name, value in (*facts.items(), ("source", source.name)):
+        ET.SubElement(task, name).text = str(value)
+    shape = ET.SubElement(task, "original_size")
+    ET.SubElement(shape, "width").text = width
+    ET.SubElement(shape, "height").text = height
+    for number, (clip, (first, stop)) in enumerate(zip(clips, spans, strict=True)):
+        track = ET.SubElement(
+            root, "track", id=str(number), label=one_line(clip.label), source="auto"
+        )
+        marks = [(first, "0")]
+        # A frame after the end hides the box; where the video ends there is no such frame.
+        marks += [(stop, "1")] if stop < frames else [(stop - 1, "0")] if stop - 1 > first else []
+        for frame, outside in marks:
+            ET.SubElement(
+                track,
+                "box",
+                frame=str(frame),
+                outside=outside,
+                occluded="0",
+                keyframe="1",
+                xtl="0.00",
+                ytl="0.00",
+                xbr=f"{width}.00",
+                ybr=f"{height}.00",
+                z_order="0",
+            )
+    return xml_text(root)
 
 
 def _shared_rate(
@@ -317,9 +401,3 @@ def _file(element: ET.Element, source: Source, rate: Fraction, length: int) -> N
     if source.size is not None:
         characteristics = ET.SubElement(video, "samplecharacteristics")
         _text(characteristics, width=source.size[0], height=source.size[1])
-
-
-def _xml(root: ET.Element, doctype: str) -> str:
-    ET.indent(root, " ")
-    head = f'<?xml version="1.0" encoding="UTF-8"?>\n<!DOCTYPE {doctype}>\n'
-    return head + ET.tostring(root, encoding="unicode") + "\n"

@@ -1,26 +1,141 @@
-"""Moments as annotations, for ELAN, BORIS, VIA, Label Studio, CVAT, Praat, Audacity, ActivityNet.
+"""Moments as text that counts seconds: subtitles, chapters, tables, annotations.
 
-What these programs ask for is the label; scores go where a format has a place for them.
+Annotation tools ask for the label; scores go where a format has a place for them.
 """
 
 from __future__ import annotations
 
 import csv
 import io
-import json
+import math
 import mimetypes
+import warnings
 import xml.etree.ElementTree as ET
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from fractions import Fraction
 from itertools import count
 from typing import Any
+from xml.sax.saxutils import escape
 
-from relocal_pyg.errors import UsageError
-from relocal_pyg.formats.clips import Clip, Source, clip_frames, lanes, one_line
+from relocal_pyg.formats.clips import Clip, by_source, json_text, lanes, one_line, xml_text
+
+#: What YouTube asks of chapters: this long at least, and this many.
+YOUTUBE_SECONDS, YOUTUBE_CHAPTERS = 10, 3
 
 _XSI = "http://www.w3.org/2001/XMLSchema-instance"
 _EAF_SCHEMA = "http://www.mpi.nl/tools/elan/EAFv3.0.xsd"
+
+
+def webvtt(clips: Sequence[Clip]) -> str:
+    """Subtitles for web players (WebVTT)."""
+    return "WEBVTT\n\n" + _cues(clips, ".", escape)
+
+
+def srt(clips: Sequence[Clip]) -> str:
+    """Subtitles (SubRip)."""
+    return _cues(clips, ",", str)
+
+
+def ffmpeg_chapters(clips: Sequence[Clip]) -> str:
+    """Chapters for ``ffmpeg -i VIDEO -i FILE -map 0 -map_chapters 1 -c copy OUT``, milliseconds.
+
+    MP4 lets each chapter run to the next: gaps are chapters named ``-``, and where clips overlap
+    the earlier one ends at the start of the later.
+    """
+    spans: list[tuple[int, int, str]] = []
+    last = 0
+    starts = [_milliseconds(clip.start) for clip in clips]
+    for clip, start, following in zip(clips, starts, [*starts[1:], None], strict=True):
+        end = max(_milliseconds(clip.end), start + 1)
+        end = end if following is None else min(end, following)
+        if end <= start:
+            continue  # one that starts with it stands for both
+        if start > last:
+            spans.append((last, start, "-"))
+        spans.append((start, end, clip.name))
+        last = end
+    duration = clips[0].source.duration
+    if duration is not None and _milliseconds(duration) > last:
+        spans.append((last, _milliseconds(duration), "-"))
+    lines = [";FFMETADATA1"]
+    for start, end, name in spans:
+        lines += ["[CHAPTER]", "TIMEBASE=1/1000", f"START={start}", f"END={end}"]
+        title = one_line(name)
+        for char in "\\=;#":
+            title = title.replace(char, "\\" + char)
+        # A backslash at the end, escaped or not, joins the next line to this one in FFmpeg.
+        lines.append(f"title={title}" + " " * title.endswith("\\"))
+    return "\n".join(lines) + "\n"
+
+
+def youtube_chapters(clips: Sequence[Clip]) -> str:
+    """Chapters for the description of a YouTube video.
+
+    YouTube wants the first at 0:00, three at least, and ten seconds for each, or shows none: a
+    moment that begins too early after another joins it, and a warning says so.
+    """
+    chapters: list[tuple[int, str]] = [(0, "Start")]
+    duration = clips[0].source.duration
+    latest = math.inf if duration is None else duration - YOUTUBE_SECONDS
+    joined = 0
+    for clip in clips:
+        start, name = math.floor(clip.start), one_line(clip.name)
+        before, text = chapters[-1]
+        if start - before >= YOUTUBE_SECONDS and start <= latest:
+            chapters.append((start, name))
+            continue
+        joined += start > before
+        chapters[-1] = before, name if text == "Start" else f"{text}, {name}"
+    if joined:
+        warnings.warn(
+            f"YouTube gives a chapter {YOUTUBE_SECONDS} s at least: {joined} moments joined the "
+            "one before",
+            stacklevel=2,
+        )
+    if len(chapters) < YOUTUBE_CHAPTERS:
+        warnings.warn(
+            f"YouTube shows chapters from {YOUTUBE_CHAPTERS} on, these are {len(chapters)}",
+            stacklevel=2,
+        )
+    return "".join(f"{_short_clock(start)} {name}\n" for start, name in chapters)
+
+
+def losslesscut(clips: Sequence[Clip]) -> str:
+    """A project of LosslessCut."""
+    segments = [
+        {
+            "start": round(clip.start, 6),
+            "end": round(clip.end, 6),
+            "name": one_line(clip.name),
+            "tags": {} if clip.score is None else {"score": f"{clip.score:.3f}"},
+        }
+        for clip in clips
+    ]
+    name = clips[0].source.name
+    return json_text({"version": 2, "mediaFileName": name, "cutSegments": segments})
+
+
+def losslesscut_csv(clips: Sequence[Clip]) -> str:
+    """A table of seconds that LosslessCut opens, three decimals and no exponent."""
+    rows = [(f"{clip.start:.3f}", f"{clip.end:.3f}", one_line(clip.name)) for clip in clips]
+    return table([("Start", "End", "Name"), *rows])
+
+
+def ranked_csv(clips: Sequence[Clip]) -> str:
+    """A table by rank: start and end in seconds, score, probability where known, video if several.
+
+    Numbers are written in full.
+    """
+    names = ["start", "end", "score"]
+    if any(clip.probability is not None for clip in clips):
+        names.append("probability")
+    several = len({clip.source.path for clip in clips}) > 1
+    rows: list[list[Any]] = [["rank", *["video"] * several, *names]]
+    for clip in sorted(clips, key=lambda clip: clip.rank):
+        video = [clip.source.video_id] * several
+        rows.append([clip.rank, *video, *(getattr(clip, name) for name in names)])
+    return table(rows)
 
 
 def elan(clips: Sequence[Clip]) -> str:
@@ -72,7 +187,7 @@ def elan(clips: Sequence[Clip]) -> str:
         LINGUISTIC_TYPE_ID="default-lt",
         TIME_ALIGNABLE="true",
     )
-    return _document(root)
+    return xml_text(root)
 
 
 def boris(clips: Sequence[Clip]) -> str:
@@ -149,87 +264,6 @@ def via(clips: Sequence[Clip]) -> str:
     return json_text(project)
 
 
-def label_studio(clips: Sequence[Clip]) -> str:
-    """Tasks of Label Studio with predictions for a ``TimelineLabels`` control ``videoLabels``.
-
-    Frames count from 1 and an end is inclusive. Label Studio takes the frame rate from its own
-    configuration; it stands in ``data.fps`` here for those who read the file.
-
-    Raises:
-        UsageError: The frame rate is unknown.
-    """
-    tasks = []
-    for source, group in _by_source(clips):
-        rate = source.rate("Label Studio")
-        results = []
-        for clip in group:
-            first, stop = clip_frames(clip, rate)
-            result: dict[str, Any] = {
-                "id": f"moment{clip.rank}",
-                "type": "timelinelabels",
-                "from_name": "videoLabels",
-                "to_name": "video",
-                "value": {
-                    "ranges": [{"start": first + 1, "end": stop}],
-                    "timelinelabels": [one_line(clip.label)],
-                },
-            }
-            results.append(result | ({} if clip.score is None else {"score": clip.score}))
-        tasks.append(
-            {
-                "data": {"video": source.name, "fps": float(rate)},
-                "predictions": [{"model_version": "relocal", "result": results}],
-            }
-        )
-    return json_text(tasks)
-
-
-def cvat(clips: Sequence[Clip]) -> str:
-    """Tracks over the whole picture for CVAT (CVAT for video 1.1), which has no intervals.
-
-    Raises:
-        UsageError: The frame rate or the size of the picture is unknown.
-    """
-    source = clips[0].source
-    rate = source.rate("CVAT")
-    if source.size is None:
-        raise UsageError("CVAT needs the size of the picture, which is not known", file=source.path)
-    spans = [clip_frames(clip, rate) for clip in clips]
-    frames = source.frame_count or max(stop for _, stop in spans)
-    width, height = (str(side) for side in source.size)
-    root = ET.Element("annotations")
-    ET.SubElement(root, "version").text = "1.1"
-    task = ET.SubElement(ET.SubElement(root, "meta"), "task")
-    facts = {"name": source.video_id, "size": frames, "mode": "interpolation"}
-    for name, value in (*facts.items(), ("source", source.name)):
-        ET.SubElement(task, name).text = str(value)
-    shape = ET.SubElement(task, "original_size")
-    ET.SubElement(shape, "width").text = width
-    ET.SubElement(shape, "height").text = height
-    for number, (clip, (first, stop)) in enumerate(zip(clips, spans, strict=True)):
-        track = ET.SubElement(
-            root, "track", id=str(number), label=one_line(clip.label), source="auto"
-        )
-        marks = [(first, "0")]
-        # A frame after the end hides the box; where the video ends there is no such frame.
-        marks += [(stop, "1")] if stop < frames else [(stop - 1, "0")] if stop - 1 > first else []
-        for frame, outside in marks:
-            ET.SubElement(
-                track,
-                "box",
-                frame=str(frame),
-                outside=outside,
-                occluded="0",
-                keyframe="1",
-                xtl="0.00",
-                ytl="0.00",
-                xbr=f"{width}.00",
-                ybr=f"{height}.00",
-                z_order="0",
-            )
-    return _document(root)
-
-
 def audacity(clips: Sequence[Clip]) -> str:
     """A label track of Audacity: start, end (seconds) and text, separated by tabs."""
     return "".join(f"{clip.start:.6f}\t{clip.end:.6f}\t{clip.caption}\n" for clip in clips)
@@ -282,7 +316,7 @@ def activitynet(clips: Sequence[Clip]) -> str:
     """JSON in the layout of ActivityNet: as annotations (``database``) and as ``results``."""
     database: dict[str, Any] = {}
     results: dict[str, Any] = {}
-    for source, group in _by_source(clips):
+    for source, group in by_source(clips):
         entry: dict[str, Any] = {} if source.duration is None else {"duration": source.duration}
         subjects = {clip.subject for clip in group}
         if len(subjects) == 1 and "" not in subjects:
@@ -333,16 +367,28 @@ def plain(seconds: float) -> str:
     return f"{seconds:.6f}".rstrip("0").rstrip(".") or "0"
 
 
-def json_text(value: Any) -> str:
-    """JSON, one value a line, non-ASCII letters as they are."""
-    return json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+def _milliseconds(seconds: float) -> int:
+    return round(max(seconds, 0.0) * 1000)
 
 
-def _by_source(clips: Sequence[Clip]) -> list[tuple[Source, list[Clip]]]:
-    groups: dict[str, list[Clip]] = {}
-    for clip in clips:
-        groups.setdefault(clip.source.path, []).append(clip)
-    return [(group[0].source, group) for group in groups.values()]
+def _clock(seconds: float, point: str) -> str:
+    minutes, rest = divmod(_milliseconds(seconds), 60_000)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours:02d}:{minutes:02d}:{rest // 1000:02d}{point}{rest % 1000:03d}"
+
+
+def _short_clock(seconds: int) -> str:
+    minutes, seconds = divmod(seconds, 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes}:{seconds:02d}"
+
+
+def _cues(clips: Sequence[Clip], point: str, quote: Callable[[str], str]) -> str:
+    return "\n".join(
+        f"{number}\n{_clock(clip.start, point)} --> {_clock(clip.end, point)}\n"
+        f"{quote(clip.caption)}\n"
+        for number, clip in enumerate(clips, start=1)
+    )
 
 
 def _on_grid(clip: Clip, per_second: int) -> Clip:
@@ -350,9 +396,3 @@ def _on_grid(clip: Clip, per_second: int) -> Clip:
     start = round(Fraction(clip.start) * per_second)
     end = max(round(Fraction(clip.end) * per_second), start + 1)
     return replace(clip, start=start / per_second, end=end / per_second)
-
-
-def _document(root: ET.Element) -> str:
-    ET.indent(root, " ")
-    text = ET.tostring(root, encoding="unicode")
-    return f'<?xml version="1.0" encoding="UTF-8"?>\n{text}\n'

@@ -1,0 +1,447 @@
+"""Annotations in from JSON and tables: BORIS, VIA 3, Label Studio. Seconds."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import accumulate, pairwise
+from typing import Any
+
+from relocal_pyg.formats.rows import (
+    Importer,
+    Row,
+    finite,
+    parse_seconds,
+    positive,
+    table_lines,
+    video_of,
+    whole,
+)
+
+#: A table of BORIS 7 has some lines above its header, one for each variable of the observation.
+_MAX_PREAMBLE = 200
+
+Record = dict[str, str]
+
+
+def json_rows(content: Any, importer: Importer) -> list[Row] | None:
+    """Rows of a BORIS or VIA 3 project or of Label Studio tasks; None for any other JSON.
+
+    Raises:
+        AnnotationError: The options have to say more.
+    """
+    if isinstance(content, list) and content and all(isinstance(task, dict) for task in content):
+        return list(_label_studio(content, importer))
+    if not isinstance(content, dict):
+        return None
+    if isinstance(content.get("observations"), dict) and "behaviors_conf" in content:
+        return list(_boris_project(content, importer))
+    if all(isinstance(content.get(key), dict) for key in ("metadata", "view", "file", "attribute")):
+        return list(_via(content, importer))
+    return None
+
+
+def table_rows(text: str, importer: Importer) -> list[Row] | None:
+    """Rows of a table of BORIS (aggregated or tabular events) or VIA 3; None for any other table.
+
+    Raises:
+        AnnotationError: The quoting is broken, there are too many columns, or the options have to
+            say more.
+    """
+    if re.search(r'^"?# CSV_HEADER = ', text[:100_000], re.MULTILINE):
+        return list(_via_table(text, importer))
+    lines = table_lines(text, importer.path)
+    above: list[list[str]] = []
+    for _, head in lines:
+        if "Behavior" in head and ("Start (s)" in head or "Time" in head):
+            table = _records(head, lines)
+            if "Start (s)" in head:
+                return list(_boris_aggregated(table, importer))
+            return list(_boris_tabular(table, above, importer))
+        if "temporal_segment_start" in head and "file_list" in head:
+            return list(_via_records(_records(head, lines), {}, importer))
+        above.append(head)
+        if len(above) > _MAX_PREAMBLE or {"video", "start", "end"} <= set(head):
+            break
+    return None
+
+
+def _records(
+    head: Sequence[str], lines: Iterable[tuple[int, list[str]]]
+) -> list[tuple[str, Record]]:
+    """Lines that are not empty, by their number and the names of their columns."""
+    return [
+        (f"line {number}", dict(zip(head, cells, strict=False)))
+        for number, cells in lines
+        if any(cells)
+    ]
+
+
+# Label Studio
+
+
+def _label_studio(tasks: Sequence[dict[str, Any]], importer: Importer) -> Iterator[Row]:
+    for number, task in enumerate(tasks):
+        name = f"task {task.get('id', number)}"
+        data = task.get("data")
+        if not isinstance(data, dict):
+            raise importer.error("has no data: export as JSON, not JSON-MIN", name)
+        texts = [text for text in (data.get("video"), *data.values()) if isinstance(text, str)]
+        video = video_of(texts[0].rsplit("?d=", 1)[-1]) if texts else ""
+        video = re.sub("^[0-9a-f]{8}-", "", video)  # as an upload is named
+        done = [a for a in _dicts(task.get("annotations")) if not a.get("was_cancelled")]
+        for other in done[1:]:
+            importer.reject(f"{name} annotation {other.get('id', '')}", "is of a further annotator")
+        for answer in done[:1] or _dicts(task.get("predictions"))[:1]:
+            for place, result in enumerate(_dicts(answer.get("result"))):
+                record = f"{name} result {result.get('id', place)}"
+                yield from _label_studio_rows(result, video, data.get("fps"), importer, record)
+
+
+def _label_studio_rows(
+    result: dict[str, Any], video: str, fps: Any, importer: Importer, record: str
+) -> Iterator[Row]:
+    kind, value = result.get("type"), result.get("value")
+    if not isinstance(value, dict) or kind not in ("timelinelabels", "labels"):
+        importer.reject(record, f"is {kind!r}, not a stretch of time")
+        return
+    spans: list[tuple[Any, Any]] = [(value.get("start"), value.get("end"))]  # of sound: seconds
+    if kind == "timelinelabels":  # of pictures: frames from 1 on, the last one included
+        rate, spans = importer.fps(fps, record), []
+        for stretch in _dicts(value.get("ranges")):
+            first, last = whole(stretch.get("start")), whole(stretch.get("end"))
+            start = None if first is None else (first - 1) / rate
+            spans.append((start, None if last is None else last / rate))
+    labels = value.get(kind)
+    for label in labels if isinstance(labels, list) else [None]:
+        for start, end in spans:
+            yield Row(video, start, end, label, record)
+
+
+# VIA 3
+
+
+def _via(content: Mapping[str, Any], importer: Importer) -> Iterator[Row]:
+    for key, entry in content["metadata"].items():
+        record = f"metadata {key}"
+        entry = entry if isinstance(entry, dict) else {}
+        view = content["view"].get(str(entry.get("vid")))
+        fids = view.get("fid_list") if isinstance(view, dict) else None
+        files = _dicts([content["file"].get(str(f)) for f in fids or []])
+        values = entry.get("av")
+        label = _via_label(
+            values if isinstance(values, dict) else {}, content["attribute"], importer
+        )
+        names = [str(file.get("fname", "")) for file in files]
+        yield from _via_rows(names, entry.get("z"), entry.get("xy"), label, importer, record)
+
+
+def _via_table(text: str, importer: Importer) -> Iterator[Row]:
+    attributes: Any = {}
+    head: list[str] = []
+    body: list[str] = []
+    for line in text.splitlines():
+        comment = re.match(r'"?# (ATTRIBUTES?|CSV_HEADER) = (.*)', line)
+        if comment and comment[1] == "CSV_HEADER":
+            head = [name.strip() for name in comment[2].split(",")]
+        elif comment:
+            attributes = _loads(comment[2])
+        body.append("" if line.startswith(("#", '"#')) else line)  # line numbers stay
+    table = _records(head, table_lines("sep=,\n" + "\n".join(body), importer.path))
+    table = [(f"line {int(record[5:]) - 1}", cells) for record, cells in table]
+    yield from _via_records(table, attributes if isinstance(attributes, dict) else {}, importer)
+
+
+def _via_records(
+    table: Iterable[tuple[str, Record]], attributes: Mapping[str, Any], importer: Importer
+) -> Iterator[Row]:
+    for record, cells in table:
+        names, values = _loads(cells.get("file_list")), _loads(cells.get("metadata"))
+        if not isinstance(names, list) or not isinstance(values, dict):
+            importer.reject(record, "a list of files and attributes, in JSON, wanted")
+            continue
+        times = _loads(cells.get("temporal_coordinates"))
+        if "temporal_segment_start" in cells:  # before version 3.0.5
+            ends = (cells.get(f"temporal_segment_{end}", "") for end in ("start", "end"))
+            times = [parse_seconds(end) for end in ends if end]
+        place = _loads(cells.get("spatial_coordinates"))
+        label = _via_label(values, attributes, importer)
+        yield from _via_rows([str(name) for name in names], times, place, label, importer, record)
+
+
+def _via_label(values: Mapping[str, Any], attributes: Mapping[str, Any], importer: Importer) -> str:
+    """The first attribute of an annotation; the others are its modifiers."""
+    words = [""] if not values else []
+    for key in sorted(values, key=lambda key: (len(key), key)):
+        attribute = attributes.get(key)
+        choices = attribute.get("options") if isinstance(attribute, dict) else None
+        text = str(values[key])
+        if isinstance(choices, dict):
+            parts = [text] if text in choices else text.split(",")  # boxes that are ticked
+            if all(part in choices for part in parts):
+                text = ",".join(str(choices[part]) for part in parts)
+        words.append(text)
+    return importer.label(words[0], words[1:])
+
+
+def _via_rows(
+    names: Sequence[str], times: Any, place: Any, label: str, importer: Importer, record: str
+) -> Iterator[Row]:
+    if not names:
+        importer.reject(record, "belongs to no file")
+    elif place:
+        importer.reject(record, "is a place in the picture, not a stretch of time")
+    elif not isinstance(times, list) or len(times) not in (1, 2):
+        importer.reject(record, "has no start and end")
+    else:
+        video = importer.video([video_of(name) for name in names])
+        row = Row(video, times[0], times[-1], label, record)
+        yield from importer.point(row) if len(times) == 1 else [row]
+
+
+# BORIS
+
+
+@dataclass(frozen=True)
+class _Event:
+    """A moment of a BORIS observation: time on its clock, what, who, how, in which file."""
+
+    time: float
+    subject: str
+    behaviour: str
+    modifiers: tuple[str, ...]
+    record: str
+    file: str = ""
+
+
+class _Observation:
+    """The files of one observation and the events on their common clock.
+
+    Args:
+        files: Those of player 1, which play one after the other.
+        lengths: Their durations in seconds, where known.
+        offset: What the observation's clock shows at the start of the first, in seconds.
+        importer: The file that is being read.
+    """
+
+    def __init__(
+        self,
+        files: Sequence[str],
+        lengths: Sequence[float | None],
+        offset: float,
+        importer: Importer,
+    ) -> None:
+        self.names = [video_of(file) for file in files]
+        self.lengths, self.offset, self.importer = lengths, offset, importer
+        # Where each begins; not a number after one of unknown length.
+        self.begins = list(accumulate((length or math.nan for length in lengths), initial=0.0))
+        self._open: dict[tuple[object, ...], _Event] = {}
+
+    def span(self, event: _Event, end: float) -> Iterator[Row]:
+        """The row of an event that lasts until ``end``, on the clock of its own file."""
+        row = self._row(event)
+        if row is not None:
+            yield replace(row, end=round(row.start + end - event.time, 6))
+
+    def point(self, event: _Event) -> Iterator[Row]:
+        """The row of an event without length."""
+        row = self._row(event)
+        if row is not None:
+            yield from self.importer.point(row)
+
+    def start(self, event: _Event) -> None:
+        """Wait for the event that ends this one."""
+        before = self._open.pop(self._key(event), None)
+        if before is not None:
+            self.importer.reject(before.record, "is started again before it is stopped")
+        self._open[self._key(event)] = event
+
+    def stop(self, event: _Event) -> Iterator[Row]:
+        """The row that this event ends."""
+        begun = self._open.pop(self._key(event), None)
+        if begun is None:
+            self.importer.reject(event.record, "is stopped and was not started")
+        else:
+            yield from self.span(begun, event.time)
+
+    def toggle(self, event: _Event) -> Iterator[Row]:
+        """Stop what goes on, else start it."""
+        if self._key(event) in self._open:
+            yield from self.stop(event)
+        else:
+            self.start(event)
+
+    def close(self) -> None:
+        """Report what was never stopped."""
+        for event in self._open.values():
+            self.importer.reject(event.record, "is started and never stopped")
+
+    @staticmethod
+    def _key(event: _Event) -> tuple[object, ...]:
+        return event.subject, event.behaviour, event.modifiers
+
+    def _row(self, event: _Event) -> Row | None:
+        time = event.time - self.offset
+        place = self._place(time, video_of(event.file))
+        if math.isnan(self.begins[place]):
+            self.importer.reject(
+                event.record,
+                "times run on over several files, and how long those before this one are is not "
+                "said: read the .boris project instead",
+            )
+            return None
+        start = round(time - self.begins[place], 6)
+        label = self.importer.label(event.behaviour, event.modifiers)
+        who = "" if event.subject == "No focal subject" else event.subject
+        name, length = self.names[place], self.lengths[place]
+        return Row(name, start, start, label, event.record, who, length)
+
+    def _place(self, time: float, name: str) -> int:
+        """Which file an event is in: the one that is named, else the one that plays then."""
+        if self.names.count(name) == 1:
+            return self.names.index(name)
+        playing = (
+            place for place, (begin, end) in enumerate(pairwise(self.begins)) if begin <= time < end
+        )
+        return next(playing, len(self.names) - 1)
+
+
+def _boris_project(content: Mapping[str, Any], importer: Importer) -> Iterator[Row]:
+    behaviours = content["behaviors_conf"]
+    entries = behaviours.values() if isinstance(behaviours, dict) else []
+    kinds = {entry.get("code"): str(entry.get("type")) for entry in _dicts(list(entries))}
+    for name, given in content["observations"].items():
+        record = f"observation {name!r}"
+        given = given if isinstance(given, dict) else {}
+        files = given.get("file")
+        first = files.get("1") if isinstance(files, dict) else None
+        if not isinstance(first, list) or not first or given.get("type") != "MEDIA":
+            importer.reject(record, "is not of a media file")
+            continue
+        facts = given.get("media_info")
+        lengths = facts.get("length") if isinstance(facts, dict) else None
+        known = lengths if isinstance(lengths, dict) else {}
+        observation = _Observation(
+            [str(file) for file in first],
+            [positive(known.get(str(file))) for file in first],
+            finite(given.get("time offset")) or 0.0,
+            importer,
+        )
+        events = given.get("events")
+        for number, cells in enumerate(events if isinstance(events, list) else []):
+            place = f"{record} event {number}"
+            time = finite(cells[0]) if isinstance(cells, list) and len(cells) >= 4 else None
+            if time is None:
+                importer.reject(place, "time, subject, code and modifier wanted")
+                continue
+            who, code, modifier = (str(cell) for cell in cells[1:4])
+            event = _Event(time, who, code, tuple(modifier.split("|")), place)
+            if code not in kinds:
+                importer.reject(place, f"{code!r} is none of the project's behaviours")
+            elif kinds[code].startswith("Point"):
+                yield from observation.point(event)
+            else:
+                yield from observation.toggle(event)
+        observation.close()
+
+
+def _boris_aggregated(table: list[tuple[str, Record]], importer: Importer) -> Iterator[Row]:
+    named: dict[str, dict[str, None]] = {}
+    for _, cells in table:  # where an export does not list the files of an observation
+        named.setdefault(cells.get("Observation id", ""), {})[_boris_file(cells)] = None
+    for record, cells in table:
+        start, end = (parse_seconds(cells.get(f"{name} (s)", "")) for name in ("Start", "Stop"))
+        event = _boris_event(cells, start, record, importer)
+        if event is None:
+            continue
+        files = list(named[cells.get("Observation id", "")])
+        observation = _boris_observation(cells, files, importer)
+        if cells.get("Behavior type") == "POINT":
+            yield from observation.point(event)
+        elif end is None:
+            importer.reject(record, "has no stop in seconds")
+        else:
+            yield from observation.span(event, end)
+
+
+def _boris_tabular(
+    table: list[tuple[str, Record]], above: Sequence[Sequence[str]], importer: Importer
+) -> Iterator[Row]:
+    # Version 7 puts above the header what is the same for all events.
+    common = {cells[0]: cells[1] for cells in above if len(cells) > 1}
+    listed = [cells[1] for cells in above if len(cells) > 1 and cells[0] == "Player #1"]
+    observations: dict[str, _Observation] = {}
+    for record, cells in table:
+        event = _boris_event(cells, parse_seconds(cells.get("Time", "")), record, importer)
+        if event is None:
+            continue
+        name = cells.get("Observation id", "")
+        if name not in observations:
+            files = listed or [event.file]
+            observations[name] = _boris_observation({**common, **cells}, files, importer)
+        observation = observations[name]
+        status = (cells.get("Behavior type") or cells.get("Status") or "").upper()
+        if status == "POINT":
+            yield from observation.point(event)
+        elif status == "START":
+            observation.start(event)
+        elif status == "STOP":
+            yield from observation.stop(event)
+        else:
+            importer.reject(record, f"is {status!r}: START, STOP or POINT wanted")
+    for observation in observations.values():
+        observation.close()
+
+
+def _boris_observation(
+    cells: Mapping[str, str], files: Sequence[str], importer: Importer
+) -> _Observation:
+    """The files of player 1 and their lengths, as a row says them."""
+    listed = re.match(r"player #1:(.*?)(\|? *player #\d+:.*)?$", cells.get("Source", ""))
+    if listed:
+        files = [name.strip() for name in listed[1].split(";") if name.strip()]
+    durations = cells.get("Media duration (s)") or cells.get("Total length") or ""
+    lengths = [parse_seconds(text) for text in durations.split("|")[0].split(";")]
+    if len(lengths) != len(files):  # the sum of all, in older versions
+        lengths = [None] * len(files)
+    offset = parse_seconds(cells.get("Time offset (s)", "")) or 0.0
+    return _Observation(files, lengths, offset, importer)
+
+
+def _boris_event(
+    cells: Record, time: float | None, record: str, importer: Importer
+) -> _Event | None:
+    file, kind = _boris_file(cells), cells.get("Observation type", "Media")
+    if not kind.lower().startswith("media") or file in ("", "NA", "Not found"):
+        importer.reject(record, "is not of a media file")
+        return None
+    if time is None:
+        importer.reject(record, "has no time in seconds")
+        return None
+    modifiers = tuple(
+        word
+        for name, cell in cells.items()
+        if re.fullmatch(r"Modifiers?( #?\d+)?", name)
+        for word in cell.split("|")
+    )
+    who, what = cells.get("Subject", ""), cells.get("Behavior", "")
+    return _Event(time, who, what, modifiers, record, file)
+
+
+def _boris_file(cells: Mapping[str, str]) -> str:
+    names = ("Media file name", "Media file", "Media file path")
+    return next((cells[name] for name in names if cells.get(name)), "")
+
+
+def _loads(text: str | None) -> Any:
+    try:
+        return json.loads(text or "")
+    except (ValueError, RecursionError):
+        return None
+
+
+def _dicts(value: Any) -> list[dict[str, Any]]:
+    return [entry for entry in value if isinstance(entry, dict)] if isinstance(value, list) else []

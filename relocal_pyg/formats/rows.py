@@ -1,0 +1,396 @@
+"""Rows of annotations: what all importers share, and those that read XML (ELAN, CVAT). Seconds.
+
+Importers only translate: what is a video, a time, a label in another program's words. Whether the
+times make sense is checked where all annotations are (:mod:`relocal_pyg.data.annotations`). A file
+is a stranger's: its size is bounded, no entity of it is expanded, and a record that cannot be
+translated is set aside under its name.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+import re
+import xml.etree.ElementTree as ET
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote
+from xml.parsers import expat
+
+from relocal_pyg.errors import AnnotationError, UsageError
+
+#: Larger XML is refused: its tree takes ten times as much memory.
+MAX_XML_BYTES = 128 << 20
+_MAX_DEPTH = 100
+_MAX_COLUMNS = 1000
+
+
+@dataclass(frozen=True)
+class ImportOptions:
+    """What a file of annotations may leave open.
+
+    Attributes:
+        media: Which video is meant where a file names several.
+        fps: Frames per second, where a file counts frames and does not say.
+        point_width: Seconds that an event without length gets, half before it and half after;
+            where None such events are set aside.
+        modifiers: Make ``label|modifier`` of a label and its modifiers.
+    """
+
+    media: str | None = None
+    fps: float | None = None
+    point_width: float | None = None
+    modifiers: bool = False
+
+    def __post_init__(self) -> None:
+        for name in ("fps", "point_width"):
+            value = getattr(self, name)
+            if value is not None and not (math.isfinite(value) and value > 0):
+                raise UsageError(f"{name} is {value}: a number above 0 wanted")
+
+
+@dataclass(frozen=True)
+class Row:
+    """One annotated action, not checked yet.
+
+    Attributes:
+        video: Id of the video: its file name without folder and suffix.
+        start: Start in seconds, or what stands in its place.
+        end: End in seconds, or what stands in its place.
+        label: What happens.
+        record: Its name in the file, for messages.
+        subject: Who performs; may be empty.
+        duration: Of the video in seconds, where the file says so.
+    """
+
+    video: str
+    start: Any
+    end: Any
+    label: Any
+    record: str
+    subject: str = ""
+    duration: float | None = None
+
+
+@dataclass(frozen=True)
+class Importer:
+    """A file that is being read.
+
+    Attributes:
+        path: The file.
+        options: What it leaves open.
+        reject: Takes the name of a record that is set aside, and why.
+    """
+
+    path: str | Path
+    options: ImportOptions
+    reject: Callable[[str, str], None]
+
+    def error(self, reason: str, record: str | None = None) -> AnnotationError:
+        """An error that names the file."""
+        return AnnotationError(reason, file=self.path, record=record)
+
+    def video(self, names: Sequence[str]) -> str:
+        """The one video, or that of several which the options name.
+
+        Raises:
+            AnnotationError: The options name none of them.
+        """
+        if len(set(names)) == 1:
+            return names[0]
+        shown = ", ".join(repr(name) for name in names)
+        if self.options.media is None:
+            raise self.error(f"names several media, choose one with --media: {shown}")
+        wanted = video_of(self.options.media)
+        if wanted not in names:
+            raise self.error(f"--media {wanted!r} is none of {shown}")
+        return wanted
+
+    def fps(self, stated: Any, record: str | None = None) -> float:
+        """Frames per second: as the file states, else as the options do.
+
+        Raises:
+            AnnotationError: Neither does.
+        """
+        rate = positive(stated) or self.options.fps
+        if rate is None:
+            raise self.error("counts frames and does not say how fast: give --fps", record)
+        return rate
+
+    def label(self, label: str, modifiers: Iterable[str]) -> str:
+        """A label with its modifiers, where they are wanted."""
+        words = [word.strip() for word in modifiers if word.strip() not in ("", "None")]
+        return "|".join([label.strip(), *words]) if self.options.modifiers else label.strip()
+
+    def point(self, row: Row) -> Iterator[Row]:
+        """A stretch around the point in time ``row.start``, inside the video."""
+        time = finite(row.start)
+        if self.options.point_width is None:
+            reason = "is a point in time, not a stretch: give --point-width to make it one"
+            self.reject(row.record, reason)
+        elif time is None:
+            self.reject(row.record, "a time in seconds wanted")
+        else:
+            half = self.options.point_width / 2
+            last = math.inf if row.duration is None else row.duration
+            start, end = max(time - half, 0.0), min(time + half, last)
+            yield replace(row, start=round(start, 6), end=round(end, 6))
+
+
+def separator(text: str) -> tuple[str, int]:
+    r"""What separates the cells of a table, and how many lines come before its header.
+
+    Spreadsheets write ``;`` where the comma is a decimal point, and may say so in a first line.
+
+    Example:
+        >>> separator("sep=;\nvideo;start"), separator("video,start"), separator("a\tb")
+        ((';', 1), (',', 0), ('\t', 0))
+    """
+    first = text.split("\n", 1)[0].strip('\r\n" ')
+    if re.fullmatch(r"sep=[,;\t|]", first, re.IGNORECASE):
+        return first[4:], 1
+    return max(",;\t", key=first.count), 0
+
+
+def table_lines(text: str, path: str | Path) -> Iterator[tuple[int, list[str]]]:
+    """Lines of a table with their numbers, cells without the blanks around them.
+
+    Raises:
+        AnnotationError: The quoting is broken, or there are too many columns.
+    """
+    mark, skip = separator(text)
+    reader = csv.reader(io.StringIO(text), delimiter=mark, skipinitialspace=True, strict=True)
+    try:
+        for cells in reader:
+            if len(cells) > _MAX_COLUMNS:
+                raise csv.Error(f"more than {_MAX_COLUMNS} columns")
+            if reader.line_num > skip:
+                yield reader.line_num, [cell.strip() for cell in cells]
+    except csv.Error as problem:
+        record = f"line {reader.line_num}"
+        raise AnnotationError(f"is not a table: {problem}", file=path, record=record) from None
+
+
+def parse_seconds(text: str, comma: bool = False) -> float | None:
+    """Seconds of a cell: a number or ``[h:]mm:ss[.fff]``; None where it is neither.
+
+    Args:
+        text: The cell.
+        comma: Whether a comma is the decimal point.
+
+    Example:
+        >>> parse_seconds("12.5"), parse_seconds("1:02:03.5"), parse_seconds("12,5", comma=True)
+        (12.5, 3723.5, 12.5)
+    """
+    plain = text.strip().replace(",", ".") if comma else text.strip()
+    clock = re.fullmatch(r"(?:(\d+):)?(\d{1,2}):(\d{1,2}(?:\.\d*)?)", plain)
+    if clock is not None and float(clock[3]) < 60:
+        return round(3600 * int(clock[1] or 0) + 60 * int(clock[2]) + float(clock[3]), 9)
+    try:
+        return float(plain)
+    except ValueError:
+        return None
+
+
+def video_of(name: str) -> str:
+    r"""Id of a video from its path or address, in any system's notation.
+
+    Example:
+        >>> video_of("file:///C:/films/my%20film.mp4"), video_of("C:\\films\\day 1.5.mov")
+        ('my film', 'day 1.5')
+    """
+    plain = unquote(name) if re.match(r"(file|https?|s3|gs):|\./|/data/", name) else name
+    last = re.split(r"[/\\]", plain.strip())[-1]
+    return re.sub(r"(?<=.)\.(?=[0-9]*[A-Za-z])[0-9A-Za-z]{2,5}$", "", last)
+
+
+def finite(value: Any) -> float | None:
+    """A finite number, or None."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return None
+    try:
+        return float(value) if math.isfinite(value) else None
+    except OverflowError:
+        return None
+
+
+def positive(value: Any) -> float | None:
+    """A finite number above 0, or None."""
+    number = finite(value)
+    return number if number is not None and number > 0 else None
+
+
+def whole(value: Any) -> int | None:
+    """A whole number, also one in digits, or None."""
+    if isinstance(value, str):
+        return int(value) if re.fullmatch(r"\d{1,9}", value) else None
+    number = finite(value)
+    return None if number is None or number != int(number) else int(number)
+
+
+def read_xml(path: str | Path) -> ET.Element:
+    """Parse XML that has no document type, so no entities, and little depth.
+
+    Raises:
+        AnnotationError: Missing, too large, not well-formed, or with one of those.
+    """
+    builder, depth = ET.TreeBuilder(), 0
+    parser = expat.ParserCreate()
+
+    def problem(reason: str) -> AnnotationError:
+        return AnnotationError(reason, file=path, record=f"line {parser.CurrentLineNumber}")
+
+    def start(name: str, attributes: dict[str, str]) -> None:
+        nonlocal depth
+        depth += 1
+        if depth > _MAX_DEPTH:
+            raise problem("is nested too deep")
+        builder.start(name, attributes)
+
+    def end(name: str) -> None:
+        nonlocal depth
+        depth -= 1
+        builder.end(name)
+
+    def refuse(*_: Any) -> None:
+        raise problem("has a document type, which may hide entities: remove the <!DOCTYPE ...>")
+
+    parser.StartElementHandler = start
+    parser.EndElementHandler = end
+    parser.CharacterDataHandler = builder.data
+    parser.StartDoctypeDeclHandler = refuse
+    try:
+        if not Path(path).is_file():
+            raise AnnotationError("does not exist or is not a regular file", file=path)
+        if Path(path).stat().st_size > MAX_XML_BYTES:
+            raise AnnotationError(f"is over {MAX_XML_BYTES} bytes", file=path)
+        parser.Parse(Path(path).read_bytes(), True)
+    except expat.ExpatError as error:
+        raise problem(f"is not XML: {expat.ErrorString(error.code)}") from None
+    except (OSError, LookupError) as error:  # LookupError: an encoding that does not exist
+        raise AnnotationError(f"cannot be read ({error})", file=path) from None
+    return builder.close()
+
+
+def xml_rows(importer: Importer) -> list[Row]:
+    """Rows of an ELAN document or of CVAT's XML.
+
+    Raises:
+        AnnotationError: Not readable (:func:`read_xml`), of another kind, or the options have to
+            say more.
+    """
+    root = read_xml(importer.path)
+    if root.tag == "ANNOTATION_DOCUMENT":
+        return list(_elan(root, importer))
+    if root.tag == "annotations":
+        return list(_cvat(root, importer))
+    raise importer.error(f"<{root.tag}> is neither ELAN nor CVAT for video")
+
+
+def _elan(root: ET.Element, importer: Importer) -> Iterator[Row]:
+    header = root.find("HEADER")
+    header = ET.Element("HEADER") if header is None else header
+    units = header.get("TIME_UNITS", "milliseconds")
+    if units != "milliseconds":
+        raise importer.error(f"times are {units}: milliseconds wanted")
+    media = header.findall("MEDIA_DESCRIPTOR")
+    films = [entry for entry in media if entry.get("MIME_TYPE", "").startswith("video")]
+    if len(films) == 1 and importer.options.media is None:  # the others are its sound
+        media = films
+    addresses = (m.get("RELATIVE_MEDIA_URL") or m.get("MEDIA_URL") or "" for m in media)
+    names = [video_of(address) for address in addresses]
+    video = importer.video(names or [Path(importer.path).stem])
+    origin = 0.0
+    if names:  # what comes before time 0 of the document
+        origin = parse_seconds(media[names.index(video)].get("TIME_ORIGIN", "0")) or 0.0
+    slots = {
+        slot.get("TIME_SLOT_ID", ""): parse_seconds(slot.get("TIME_VALUE", ""))
+        for slot in root.iterfind("TIME_ORDER/TIME_SLOT")
+    }
+    parents: dict[str, str] = {}
+    spans: dict[str, tuple[float | None, float | None]] = {}
+    for tier in root.iterfind("TIER"):
+        aligned = tier.findall("ANNOTATION/ALIGNABLE_ANNOTATION")
+        ends = [(a.get("TIME_SLOT_REF1", ""), a.get("TIME_SLOT_REF2", "")) for a in aligned]
+        known = slots | _spread(ends, slots)
+        for annotation, (one, two) in zip(aligned, ends, strict=True):
+            spans[annotation.get("ANNOTATION_ID", "")] = known.get(one), known.get(two)
+        for annotation in tier.iterfind("ANNOTATION/REF_ANNOTATION"):
+            name = annotation.get("ANNOTATION_ID", "")
+            parents[name] = annotation.get("ANNOTATION_REF", "")
+    for tier in root.iterfind("TIER"):
+        for annotation in tier.iterfind("ANNOTATION/*"):
+            name = annotation.get("ANNOTATION_ID", "")
+            record = f"tier {tier.get('TIER_ID', '')!r} annotation {name}"
+            seen: set[str] = set()
+            while name in parents and name not in seen:  # a child has its parent's time
+                seen.add(name)
+                name = parents[name]
+            start, end = spans.get(name, (None, None))
+            if start is None or end is None:
+                importer.reject(record, "its time slots have no value")
+                continue
+            label = (annotation.findtext("ANNOTATION_VALUE") or "").strip()
+            who = tier.get("PARTICIPANT", "").strip()
+            yield Row(video, (start + origin) / 1000, (end + origin) / 1000, label, record, who)
+
+
+def _spread(ends: Sequence[tuple[str, str]], slots: Mapping[str, float | None]) -> dict[str, float]:
+    """Times of slots without one, between neighbours that have one: evenly, as ELAN shows them."""
+    found: dict[str, float] = {}
+    chain: list[str] = []
+    for number, (one, two) in enumerate(ends):
+        chain = [*(chain or [one]), two]
+        goes_on = number + 1 < len(ends) and ends[number + 1][0] == two
+        if goes_on and slots.get(two) is None:
+            continue
+        first, last = slots.get(chain[0]), slots.get(chain[-1])
+        if first is not None and last is not None:
+            for place, slot in enumerate(chain[1:-1], start=1):
+                found[slot] = first + (last - first) * place / (len(chain) - 1)
+        chain = []
+    return found
+
+
+def _cvat(root: ET.Element, importer: Importer) -> Iterator[Row]:
+    tasks = [*root.iterfind("meta/task"), *root.iterfind("meta/project/tasks/task")]
+    tasks += root.iterfind("meta/job")
+    videos = {
+        task.findtext("id", ""): video_of(task.findtext("source") or task.findtext("name") or "")
+        for task in tasks
+    }
+    tracks = root.findall("track")
+    if not tracks:
+        raise importer.error("has no <track>: export as CVAT for video 1.1")
+    fps = importer.fps(None)
+    for track in tracks:
+        record = f"track {track.get('id', '')}"
+        task_id = track.get("task_id", "")
+        names = [videos[task_id]] if task_id in videos else list(videos.values())
+        video = importer.video(names or [Path(importer.path).stem])
+        for first, stop in _shown(track, record, importer):
+            label = track.get("label", "")
+            yield Row(video, first / fps, stop / fps, label, f"{record} frame {first}")
+
+
+def _shown(track: ET.Element, record: str, importer: Importer) -> Iterator[tuple[int, int]]:
+    """First frame of each run in which an object is in the picture, and the frame after it."""
+    first: int | None = None
+    last = -1
+    for shape in track:
+        frame = whole(shape.get("frame"))
+        if frame is None:
+            importer.reject(record, "a shape has no frame number")
+            continue
+        outside = shape.get("outside") == "1"
+        if outside and first is not None:
+            yield first, frame
+            first = None
+        elif not outside and first is None:
+            first = frame
+        last = frame
+    if first is not None:
+        yield first, last + 1
