@@ -4,16 +4,27 @@ from __future__ import annotations
 
 import io
 import math
+import unicodedata
 import warnings
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from relocal_pyg.errors import AnnotationError, RelocalError, ascii_line
+from relocal_pyg.formats.clips import plain, table_text
+from relocal_pyg.formats.importing import json_rows, table_rows
+from relocal_pyg.formats.rows import (
+    Importer,
+    ImportOptions,
+    Row,
+    parse_seconds,
+    separator,
+    xml_rows,
+)
 from relocal_pyg.io.read import id_problem, read_json, read_text, refuse_look_alikes
-from relocal_pyg.io.write import write_json
+from relocal_pyg.io.write import replace_file, write_json
 
 
 @dataclass(frozen=True)
@@ -95,11 +106,13 @@ class Segment:
         start: Start in seconds.
         end: End in seconds, exclusive.
         label: Class name.
+        subject: Who performs, where that is not the same in the whole video; else empty.
     """
 
     start: float
     end: float
     label: str
+    subject: str = ""
 
 
 @dataclass(frozen=True)
@@ -111,7 +124,7 @@ class Video:
         duration: Seconds, or None where the annotation does not say.
         segments: Actions, sorted by start.
         subset: Official subset such as ``"training"``; may be empty.
-        subject: Who performs, where the annotation says so.
+        subject: Who performs in the whole video, where the annotation says so.
     """
 
     video_id: str
@@ -158,6 +171,7 @@ class VideoCollector:
         *,
         subset: str,
         subject: str | None = None,
+        subjects: Sequence[str] | None = None,
         names: Sequence[str] | None = None,
         needs_duration: bool = True,
     ) -> None:
@@ -169,6 +183,7 @@ class VideoCollector:
             rows: Start, end (seconds) and label of each segment, as the file gives them.
             subset: Official subset.
             subject: Who performs.
+            subjects: Who performs in each row, in place of ``subject``.
             names: What to call each row in the report; numbered where None.
             needs_duration: Whether a missing duration is a defect.
         """
@@ -183,6 +198,8 @@ class VideoCollector:
             return
         else:
             length = float(duration)
+        if subjects is not None and len(set(subjects)) == 1:
+            subject, subjects = subjects[0] or None, None
         kept: dict[Segment, None] = {}
         for number, (start, end, label) in enumerate(rows):
             name = f"{video_id} segment {number}"
@@ -195,7 +212,9 @@ class VideoCollector:
             if self.as_published:
                 segment = Segment(float(start), float(end), label)
             else:
-                segment = Segment(max(float(start), 0.0), min(float(end), length), label)
+                label = unicodedata.normalize("NFC", label.strip())
+                who = "" if subjects is None else subjects[number]
+                segment = Segment(max(float(start), 0.0), min(float(end), length), label, who)
             if segment in kept and not self.as_published:
                 self.quarantine.add(self.path, name, "is a duplicate: counted once")
                 continue
@@ -260,15 +279,83 @@ __all__ = ["Segment", "Video", "read_activitynet", "read_annotations", "read_csv
 
 
 def read_annotations(
-    path: str | Path, *, quarantine: Quarantine | None = None, clip: bool = False
+    path: str | Path,
+    *,
+    quarantine: Quarantine | None = None,
+    clip: bool = False,
+    options: ImportOptions | None = None,
 ) -> dict[str, Video]:
-    """Read annotations by the ending of the file: :func:`read_csv`, else :func:`read_activitynet`.
+    """Read annotations of any program this package knows, by the file's suffix and content.
 
-    Arguments, result and errors are theirs.
+    Tables (``.csv``, ``.tsv``, ``.txt``): :func:`read_csv`, events of BORIS, VIA 3. JSON
+    (``.json``, ``.boris``): :func:`read_activitynet`, BORIS, VIA 3, Label Studio. XML (``.eaf``,
+    ``.xml``): ELAN, CVAT.
+
+    Args:
+        path: The file.
+        quarantine: Takes the records that cannot be used; where None, a warning counts them.
+        clip: Cut segments that leave the video at its borders instead of setting them aside.
+        options: What a file of another program may leave open.
+
+    Returns:
+        Videos by id, in the order of the file.
+
+    Raises:
+        AnnotationError: The file is of no such kind, or no record of it can be used.
     """
-    if str(path).lower().endswith(".csv"):
-        return read_csv(path, quarantine=quarantine, clip=clip)
-    return read_activitynet(path, quarantine=quarantine, clip=clip)
+    collect = VideoCollector(path, quarantine, clip)
+    importer = Importer(path, options or ImportOptions(), collect.reject)
+    suffix = Path(path).suffix.lower()
+    if suffix in (".xlsx", ".xls", ".ods"):
+        raise AnnotationError("is a spreadsheet: save the sheet as CSV (UTF-8)", file=path)
+    rows: list[Row] | None
+    if suffix in (".eaf", ".xml"):
+        rows = xml_rows(importer)
+    elif suffix in (".csv", ".tsv", ".txt"):
+        rows = table_rows(read_text(path, AnnotationError), importer)
+        if rows is None:
+            return read_csv(path, quarantine=quarantine, clip=clip)
+    else:
+        content = read_json(path, AnnotationError, allow_nan=True)
+        rows = json_rows(content, importer)
+        if rows is None:
+            return _activitynet(content, collect)
+    videos: dict[str, list[Row]] = {}
+    for row in rows:
+        videos.setdefault(row.video, []).append(row)
+    refuse_look_alikes(videos, path, AnnotationError)
+    for video_id, group in videos.items():
+        durations = {row.duration for row in group}
+        if len(durations) > 1:
+            collect.reject(video_id, f"has several durations: {sorted(map(str, durations))[:3]}")
+            continue
+        collect.video(
+            video_id,
+            group[0].duration,
+            [(row.start, row.end, row.label) for row in group],
+            subset="",
+            subjects=[row.subject for row in group],
+            names=[row.record for row in group],
+            needs_duration=False,
+        )
+    return collect.finish()
+
+
+def write_csv(path: str | Path, videos: Iterable[Video]) -> None:
+    """Write the table that :func:`read_csv` reads; seconds to the microsecond.
+
+    Raises:
+        OutputError: The file cannot be written.
+    """
+    rows: list[Sequence[str]] = [("video", "start", "end", "label", "subject", "duration")]
+    for video in videos:
+        duration = "" if video.duration is None else plain(video.duration)
+        for segment in video.segments:
+            who = segment.subject or video.subject or ""
+            times = plain(segment.start), plain(segment.end)
+            rows.append((video.video_id, *times, segment.label, who, duration))
+    with replace_file(path) as temporary:
+        temporary.write_text(table_text(rows), encoding="utf-8", newline="")
 
 
 def read_activitynet(
@@ -298,11 +385,15 @@ def read_activitynet(
             normalisation alone, or no record can be used.
     """
     content = read_json(path, AnnotationError, allow_nan=True)
+    return _activitynet(content, VideoCollector(path, quarantine, clip, as_published))
+
+
+def _activitynet(content: Any, collect: VideoCollector) -> dict[str, Video]:
     database = content.get("database") if isinstance(content, dict) else None
     if not isinstance(database, dict):
-        raise AnnotationError('has no "database" object: ActivityNet layout wanted', file=path)
-    refuse_look_alikes(database, path, AnnotationError)
-    collect = VideoCollector(path, quarantine, clip, as_published)
+        reason = 'has no "database" object: ActivityNet layout wanted'
+        raise AnnotationError(reason, file=collect.path)
+    refuse_look_alikes(database, collect.path, AnnotationError)
     for video_id, entry in database.items():
         if not isinstance(entry, dict):
             collect.reject(video_id, "is not an object")
@@ -333,10 +424,11 @@ def read_csv(
 
     Columns ``video``, ``start``, ``end`` (seconds) and ``label`` are needed; ``duration``,
     ``subject`` and ``subset`` are read where present. Without ``duration`` it stays unknown, and
-    ends are not compared with it.
+    ends are not compared with it. Spreadsheets may separate by semicolon or tab, with a comma as
+    decimal point and ``sep=;`` before the header; times may be ``[h:]mm:ss.fff``.
 
     Args:
-        path: UTF-8 text, comma separated.
+        path: UTF-8 text.
         quarantine: Takes the records that cannot be used; where None, a warning counts them.
         clip: Cut segments that leave the video at its borders instead of setting them aside.
 
@@ -350,26 +442,36 @@ def read_csv(
     import pandas as pd  # a second of import time that JSON users need not wait for
 
     text = read_text(path, AnnotationError)
+    mark, skip = separator(text)
+    if any(line.count(mark) > 999 for line in text.split("\n", skip + 1)[: skip + 1]):
+        raise AnnotationError("has more than 1000 columns", file=path)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", pd.errors.ParserWarning)  # a line longer than the header
             table = pd.read_csv(
-                io.StringIO(text), dtype=str, keep_default_na=False, index_col=False
+                io.StringIO(text),
+                sep=mark,
+                skiprows=skip,
+                skipinitialspace=True,
+                dtype=str,
+                keep_default_na=False,
+                index_col=False,
             )
     except (ValueError, pd.errors.ParserError, pd.errors.ParserWarning) as error:
         raise AnnotationError(f"is not a table: {error}", file=path) from None
-    table = table.fillna("")  # short lines
+    table = table.fillna("").map(str.strip)  # short lines; blanks around a cell
     table.columns = [str(name).strip() for name in table.columns]
     missing = [name for name in ("video", "start", "end", "label") if name not in table.columns]
     if missing:
         raise AnnotationError(f"has no column {', '.join(missing)}", file=path, record="line 1")
-    table.index += 2  # the line, as long as no field spans several
+    table.index += 2 + skip  # the line, as long as no field spans several
+    comma = mark != ","
     videos = {str(video_id): rows for video_id, rows in table.groupby("video", sort=False)}
     refuse_look_alikes(videos, path, AnnotationError)
     collect = VideoCollector(path, quarantine, clip)
     for video_id, rows in videos.items():
         facts: dict[str, str | None] = {}
-        for name in ("duration", "subject", "subset"):
+        for name in ("duration", "subset"):
             values = rows[name].unique().tolist() if name in rows else [""]
             if len(values) > 1:
                 collect.reject(video_id, f"has several values of {name}: {values[:3]}")
@@ -378,15 +480,15 @@ def read_csv(
         else:
             collect.video(
                 video_id,
-                _number(facts["duration"]),
+                None if facts["duration"] is None else parse_seconds(facts["duration"], comma),
                 [
-                    (_number(start), _number(end), label)
+                    (parse_seconds(start, comma), parse_seconds(end, comma), label)
                     for start, end, label in zip(
                         rows["start"], rows["end"], rows["label"], strict=True
                     )
                 ],
                 subset=facts["subset"] or "",
-                subject=facts["subject"],
+                subjects=rows["subject"].tolist() if "subject" in rows else None,
                 names=[f"line {line}" for line in rows.index],
                 needs_duration=bool(facts["duration"]),
             )

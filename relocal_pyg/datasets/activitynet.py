@@ -193,8 +193,9 @@ def merge_segments(segments: Iterable[Segment]) -> list[Segment] | None:
     Segments that touch overlap.
 
     Example:
-        >>> merge_segments([Segment(0, 5, "a"), Segment(4, 9, "a"), Segment(10, 12, "b")])
-        [Segment(start=0, end=9, label='a'), Segment(start=10, end=12, label='b')]
+        >>> merged = merge_segments([Segment(0, 5, "a"), Segment(4, 9, "a"), Segment(10, 12, "b")])
+        >>> merged == [Segment(0, 9, "a"), Segment(10, 12, "b")]
+        True
         >>> merge_segments([Segment(0, 5, "a"), Segment(4, 9, "b")]) is None
         True
     """

@@ -5,6 +5,8 @@ Times are seconds until a format counts frames; then a moment is ``[first, stop)
 
 from __future__ import annotations
 
+import csv
+import io
 import json
 import math
 import os
@@ -307,3 +309,20 @@ def xml_text(root: ET.Element, doctype: str = "") -> str:
         f"<!DOCTYPE {doctype}>\n" if doctype else ""
     )
     return head + ET.tostring(root, encoding="unicode") + "\n"
+
+
+def table_text(rows: Iterable[Sequence[Any]], delimiter: str = ",") -> str:
+    """Rows as separated text with Unix line ends."""
+    stream = io.StringIO()
+    csv.writer(stream, delimiter=delimiter, lineterminator="\n").writerows(rows)
+    return stream.getvalue()
+
+
+def plain(seconds: float) -> str:
+    """Seconds to the microsecond without an exponent or idle zeros.
+
+    Example:
+        >>> plain(1e-05), plain(12.5), plain(3.0)
+        ('0.00001', '12.5', '3')
+    """
+    return f"{seconds:.6f}".rstrip("0").rstrip(".") or "0"

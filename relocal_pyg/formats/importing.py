@@ -223,6 +223,7 @@ class _Observation:
     Args:
         files: Those of player 1, which play one after the other.
         lengths: Their durations in seconds, where known.
+        ordered: Whether the files are in the order in which they play.
         offset: What the observation's clock shows at the start of the first, in seconds.
         importer: The file that is being read.
     """
@@ -233,11 +234,13 @@ class _Observation:
         lengths: Sequence[float | None],
         offset: float,
         importer: Importer,
+        ordered: bool = True,
     ) -> None:
         self.names = [video_of(file) for file in files]
         self.lengths, self.offset, self.importer = lengths, offset, importer
         # Where each begins; not a number after one of unknown length.
-        self.begins = list(accumulate((length or math.nan for length in lengths), initial=0.0))
+        first = 0.0 if ordered or len(files) == 1 else math.nan
+        self.begins = list(accumulate((length or math.nan for length in lengths), initial=first))
         self._open: dict[tuple[object, ...], _Event] = {}
 
     def span(self, event: _Event, end: float) -> Iterator[Row]:
@@ -306,7 +309,7 @@ class _Observation:
         playing = (
             place for place, (begin, end) in enumerate(pairwise(self.begins)) if begin <= time < end
         )
-        return next(playing, len(self.names) - 1)
+        return next(playing, 0 if time < 0 else len(self.names) - 1)
 
 
 def _boris_project(content: Mapping[str, Any], importer: Importer) -> Iterator[Row]:
@@ -349,16 +352,13 @@ def _boris_project(content: Mapping[str, Any], importer: Importer) -> Iterator[R
 
 
 def _boris_aggregated(table: list[tuple[str, Record]], importer: Importer) -> Iterator[Row]:
-    named: dict[str, dict[str, None]] = {}
-    for _, cells in table:  # where an export does not list the files of an observation
-        named.setdefault(cells.get("Observation id", ""), {})[_boris_file(cells)] = None
+    named = _boris_files(table)
     for record, cells in table:
         start, end = (parse_seconds(cells.get(f"{name} (s)", "")) for name in ("Start", "Stop"))
         event = _boris_event(cells, start, record, importer)
         if event is None:
             continue
-        files = list(named[cells.get("Observation id", "")])
-        observation = _boris_observation(cells, files, importer)
+        observation = _boris_observation(cells, named, [], importer)
         if cells.get("Behavior type") == "POINT":
             yield from observation.point(event)
         elif end is None:
@@ -373,6 +373,7 @@ def _boris_tabular(
     # Version 7 puts above the header what is the same for all events.
     common = {cells[0]: cells[1] for cells in above if len(cells) > 1}
     listed = [cells[1] for cells in above if len(cells) > 1 and cells[0] == "Player #1"]
+    named = _boris_files(table)
     observations: dict[str, _Observation] = {}
     for record, cells in table:
         event = _boris_event(cells, parse_seconds(cells.get("Time", "")), record, importer)
@@ -380,8 +381,7 @@ def _boris_tabular(
             continue
         name = cells.get("Observation id", "")
         if name not in observations:
-            files = listed or [event.file]
-            observations[name] = _boris_observation({**common, **cells}, files, importer)
+            observations[name] = _boris_observation({**common, **cells}, named, listed, importer)
         observation = observations[name]
         status = (cells.get("Behavior type") or cells.get("Status") or "").upper()
         if status == "POINT":
@@ -397,18 +397,27 @@ def _boris_tabular(
 
 
 def _boris_observation(
-    cells: Mapping[str, str], files: Sequence[str], importer: Importer
+    cells: Record, named: Mapping[str, Iterable[str]], listed: Sequence[str], importer: Importer
 ) -> _Observation:
-    """The files of player 1 and their lengths, as a row says them."""
-    listed = re.match(r"player #1:(.*?)(\|? *player #\d+:.*)?$", cells.get("Source", ""))
-    if listed:
-        files = [name.strip() for name in listed[1].split(";") if name.strip()]
+    """The files of player 1 and their lengths, as a row or the lines above it say them."""
+    source = re.match(r"player #1:(.*?)(\|? *player #\d+:.*)?$", cells.get("Source", ""))
+    if source:
+        listed = [name.strip() for name in source[1].split(";") if name.strip()]
+    files = listed or list(named[cells.get("Observation id", "")])
     durations = cells.get("Media duration (s)") or cells.get("Total length") or ""
     lengths = [parse_seconds(text) for text in durations.split("|")[0].split(";")]
     if len(lengths) != len(files):  # the sum of all, in older versions
         lengths = [None] * len(files)
     offset = parse_seconds(cells.get("Time offset (s)", "")) or 0.0
-    return _Observation(files, lengths, offset, importer)
+    return _Observation(files, lengths, offset, importer, ordered=bool(listed))
+
+
+def _boris_files(table: list[tuple[str, Record]]) -> dict[str, dict[str, None]]:
+    """The files that the rows of each observation name."""
+    named: dict[str, dict[str, None]] = {}
+    for _, cells in table:
+        named.setdefault(cells.get("Observation id", ""), {})[_boris_file(cells)] = None
+    return named
 
 
 def _boris_event(

@@ -5,20 +5,27 @@ Annotation tools ask for the label; scores go where a format has a place for the
 
 from __future__ import annotations
 
-import csv
-import io
 import math
 import mimetypes
 import warnings
 import xml.etree.ElementTree as ET
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from fractions import Fraction
 from itertools import count
 from typing import Any
 from xml.sax.saxutils import escape
 
-from relocal_pyg.formats.clips import Clip, by_source, json_text, lanes, one_line, xml_text
+from relocal_pyg.formats.clips import (
+    Clip,
+    by_source,
+    json_text,
+    lanes,
+    one_line,
+    plain,
+    table_text,
+    xml_text,
+)
 
 #: What YouTube asks of chapters: this long at least, and this many.
 YOUTUBE_SECONDS, YOUTUBE_CHAPTERS = 10, 3
@@ -119,7 +126,7 @@ def losslesscut(clips: Sequence[Clip]) -> str:
 def losslesscut_csv(clips: Sequence[Clip]) -> str:
     """A table of seconds that LosslessCut opens, three decimals and no exponent."""
     rows = [(f"{clip.start:.3f}", f"{clip.end:.3f}", one_line(clip.name)) for clip in clips]
-    return table([("Start", "End", "Name"), *rows])
+    return table_text([("Start", "End", "Name"), *rows])
 
 
 def ranked_csv(clips: Sequence[Clip]) -> str:
@@ -135,7 +142,7 @@ def ranked_csv(clips: Sequence[Clip]) -> str:
     for clip in sorted(clips, key=lambda clip: clip.rank):
         video = [clip.source.video_id] * several
         rows.append([clip.rank, *video, *(getattr(clip, name) for name in names)])
-    return table(rows)
+    return table_text(rows)
 
 
 def elan(clips: Sequence[Clip]) -> str:
@@ -203,7 +210,7 @@ def boris(clips: Sequence[Clip]) -> str:
             events.append((clip.start, 1, *what, clip.caption))
             events.append((clip.end, 0, *what, ""))
     rows = ([f"{time:.3f}", *row, "NA"] for time, _, *row in sorted(events))
-    return table(rows, delimiter="\t")
+    return table_text(rows, delimiter="\t")
 
 
 def via(clips: Sequence[Clip]) -> str:
@@ -347,24 +354,7 @@ def annotation_rows(clips: Sequence[Clip]) -> str:
         )
         for clip in clips
     )
-    return table([head, *rows])
-
-
-def table(rows: Iterable[Sequence[Any]], delimiter: str = ",") -> str:
-    """Rows as separated text with Unix line ends."""
-    stream = io.StringIO()
-    csv.writer(stream, delimiter=delimiter, lineterminator="\n").writerows(rows)
-    return stream.getvalue()
-
-
-def plain(seconds: float) -> str:
-    """Seconds to the microsecond without an exponent or idle zeros.
-
-    Example:
-        >>> plain(1e-05), plain(12.5), plain(3.0)
-        ('0.00001', '12.5', '3')
-    """
-    return f"{seconds:.6f}".rstrip("0").rstrip(".") or "0"
+    return table_text([head, *rows])
 
 
 def _milliseconds(seconds: float) -> int:

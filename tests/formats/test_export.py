@@ -87,7 +87,7 @@ def clips(draw: st.DrawFn, timings: list[tuple[Fraction, str | None]] = TIMINGS)
 
 
 MILLISECOND = 0.001
-property_test = settings(max_examples=60, deadline=None)
+property_test = settings(max_examples=40, deadline=None)
 
 
 def close(found, clips, tolerance):
@@ -107,7 +107,7 @@ def half_a_frame(clips):
 
 @pytest.mark.parametrize("rate", [NTSC_30, NTSC_60])
 @given(frame=st.integers(0, 24 * 107892 - 1))
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=150, deadline=None)
 def test_drop_frame_is_that_of_opentimelineio(rate, frame):
     time = otio.opentime.RationalTime(frame, float(rate))
     for drop in (True, False):
