@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from benchmarks.accuracy.rows import Cell, answers
-from relocal_pyg.evaluation.presence import presence_rows
+from relocal_pyg.evaluation.results import presence_rows
 
 HEADER = (
     "| data | split | items a class | recipe | seeds / pairs / without | who | by | AUROC "
@@ -74,8 +74,8 @@ def presence_lines(cells: list[Cell], out: Path) -> list[Line]:
             kinds = [[row.presence_error, row.moment_error] for row in rows]
             errors = [
                 (
-                    statistics.fmean(each.value for each in column if each),
-                    statistics.fmean(each.by_chance for each in column if each),
+                    statistics.fmean(each[0] for each in column if each),
+                    statistics.fmean(each[1] for each in column if each),
                 )
                 for column in zip(*kinds, strict=True)
                 if all(column)

@@ -1,14 +1,15 @@
-"""What one model answered on one pair list: its scores, and how they are kept on disk."""
+"""What one model answered on one pair list: its scores, its presence, how it is kept on disk."""
 
 from __future__ import annotations
 
 import csv
+import math
 import statistics
-from collections.abc import Hashable, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -18,45 +19,22 @@ from relocal_pyg.evaluation.metrics import (
     AVERAGED,
     BUDGETS,
     RECALL_THRESHOLDS,
+    SHOWN,
     THRESHOLDS,
+    MomentMAP,
     above,
-    check_monotone,
-    class_mean,
     length_buckets,
+    map_at_1,
 )
-from relocal_pyg.evaluation.statistics import bootstrap_interval
+from relocal_pyg.evaluation.statistics import (
+    Estimate,
+    auroc_interval,
+    bootstrap_interval,
+    calibration_error,
+)
 from relocal_pyg.io.read import read_json
 from relocal_pyg.io.write import replace_file, write_json
 from relocal_pyg.moments import tiou
-
-
-@dataclass(frozen=True)
-class Estimate:
-    """A score and its 95 % bootstrap interval.
-
-    Attributes:
-        value: The score itself, not the mean of the resampled ones.
-        low: Lower end, or None where there is nothing to resample.
-        high: Upper end, or None.
-    """
-
-    value: float
-    low: float | None = None
-    high: float | None = None
-
-    @classmethod
-    def known(cls, value: Tensor, low: Tensor, high: Tensor) -> Estimate:
-        """From scalars, of which the ends of the interval may be NaN."""
-        if torch.isnan(low) or torch.isnan(high):
-            return cls(float(value))
-        return cls(float(value), float(low), float(high))
-
-    @property
-    def half_width(self) -> float | None:
-        """Half the width of the interval, printed after ``±``."""
-        if self.low is None or self.high is None:
-            return None
-        return (self.high - self.low) / 2
 
 
 def estimate_scores(
@@ -87,36 +65,36 @@ def estimate_scores(
         By name: ``mAP@1@<threshold>``, ``avg_mAP@1``, ``mIoU``, ``R@5@<threshold>``,
         ``all@5@0.5`` and the first three with ``before/`` in front.
     """
-    columns = {**_scores("", tious)}
-    if best_of_5 is not None:
-        columns |= {f"R@5@{t:g}": above(best_of_5, (t,))[..., 0].double() for t in THRESHOLDS}
+    columns: dict[str, Tensor] = {}
+    counted: dict[str, Tensor] = {}
+    for prefix, overlaps in (("", tious), ("before/", before), ("R@5@", best_of_5)):
+        if overlaps is None:
+            continue
+        recall = prefix == "R@5@"
+        shown = THRESHOLDS if recall else SHOWN
+        metric = MomentMAP(shown, average=True)
+        metric.update(overlaps.flatten())
+        values, passed = metric.compute(), above(overlaps, shown).double()
+        for number, threshold in enumerate(shown):
+            name = f"{prefix}{'' if recall else 'mAP@1@'}{threshold:g}"
+            columns[name], counted[name] = passed[..., number], values[threshold]
+        if not recall:
+            name = f"{prefix}avg_mAP@1"
+            columns[name] = above(overlaps, AVERAGED).double().mean(dim=-1)
+            counted[name] = values["avg_mAP@1"]
+            columns[f"{prefix}mIoU"] = overlaps
     if instances is not None:
-        columns["all@5@0.5"] = instances.double()
-    if before is not None:
-        columns |= _scores("before/", before)
+        columns["all@5@0.5"] = instances
     num_runs, num_pairs = tious.shape
-    table = torch.stack([column.reshape(-1) for column in columns.values()], dim=1)
-    values = table.mean(dim=0)
+    table = torch.stack([column.reshape(-1) for column in columns.values()], dim=1).double()
     runs = torch.arange(num_runs).repeat_interleave(num_pairs).tolist()
     low, high = bootstrap_interval(
         table, list(clusters) * num_runs, runs, samples=samples, seed=seed
     )
-    scores = {
-        name: Estimate.known(value, bottom, top)
-        for name, value, bottom, top in zip(columns, values, low, high, strict=True)
+    return {
+        name: Estimate.known(counted.get(name, table[:, number].mean()), low[number], high[number])
+        for number, name in enumerate(columns)
     }
-    for kind in ("mAP@1@", "before/mAP@1@", "R@5@"):
-        steps = {t: scores[f"{kind}{t:g}"].value for t in THRESHOLDS if f"{kind}{t:g}" in scores}
-        check_monotone(steps)
-    return scores
-
-
-def _scores(prefix: str, tious: Tensor) -> dict[str, Tensor]:
-    """Per-query values ``[R, N]`` whose means are the scores."""
-    passed = above(tious.double(), THRESHOLDS).double()
-    by_threshold = {f"{prefix}mAP@1@{t:g}": passed[..., i] for i, t in enumerate(THRESHOLDS)}
-    averaged = above(tious.double(), AVERAGED).double().mean(dim=-1)
-    return {**by_threshold, f"{prefix}avg_mAP@1": averaged, f"{prefix}mIoU": tious.double()}
 
 
 Span = tuple[float, float]
@@ -142,31 +120,8 @@ CSV_COLUMNS = (
 
 
 @dataclass(frozen=True)
-class NullRecord:
-    """The best answer to a query on a reference that does not hold its action.
-
-    Attributes:
-        query_id: Item whose moment was the query.
-        reference_id: What the reference is, see :func:`relocal_pyg.data.pairs.make_null_pairs`.
-        video_id: Source video of the reference; intervals resample these.
-        reference_steps: Length of the reference.
-        score: Score of the best answer; None where there are no proposals.
-        probability: Of the best answer being right, where the model is calibrated.
-        presence: Probability that the reference holds the action, likewise.
-    """
-
-    query_id: str
-    reference_id: str
-    video_id: str
-    reference_steps: int
-    score: float | None
-    probability: float | None = None
-    presence: float | None = None
-
-
-@dataclass(frozen=True)
 class PairRecord:
-    """The answer to one query on one reference.
+    """The answer to one query on one reference, which holds its action or, without truths, not.
 
     Moments are half-open, in steps counted from the start of the reference's context; the
     properties give seconds.
@@ -179,7 +134,8 @@ class PairRecord:
         seconds_per_step: Duration of one step of the reference.
         reference_steps: Length of the reference.
         query_steps: Length of the query.
-        truths: Every moment of the reference that counts as right.
+        truths: Every moment of the reference that counts as right; none where the reference does
+            not hold the action (:func:`relocal_pyg.data.pairs.make_null_pairs`).
         truth_seconds: Length in seconds of the reference item's own moment.
         moments: Best answers after non-maximum suppression, best first.
         scores: Their scores.
@@ -217,8 +173,13 @@ class PairRecord:
 
     @property
     def tiou(self) -> float:
-        """Overlap of the best answer; 0 where there is none."""
+        """Overlap of the best answer; 0 where there is none, or nothing to find."""
         return self.tious[0] if self.tious else 0.0
+
+    @property
+    def score(self) -> float:
+        """Score of the best answer; minus infinity where there is none."""
+        return self.scores[0] if self.scores else -math.inf
 
     @property
     def instances_met(self) -> float:
@@ -281,7 +242,7 @@ class PairRecord:
         return [(start * scale, end * scale) for start, end in spans]
 
 
-_FORMAT = 1
+_FORMAT = 2
 
 
 @dataclass(frozen=True)
@@ -317,7 +278,7 @@ class Evaluation:
     settings: dict[str, Any] = field(default_factory=dict)
     environment: dict[str, Any] = field(default_factory=dict)
     about: dict[str, Any] = field(default_factory=dict)
-    nulls: tuple[NullRecord, ...] = ()
+    nulls: tuple[PairRecord, ...] = ()
     nulls_sha256: str | None = None
 
     def __len__(self) -> int:
@@ -367,10 +328,12 @@ class Evaluation:
 
     @property
     def average_recall(self) -> dict[int, float]:
-        """AR@AN of the proposals by number of proposals, see :func:`average_recall`."""
+        """AR@AN: share of the truths met by the first AN proposals, averaged over thresholds."""
         recall = torch.cat([torch.tensor(r.recall, dtype=torch.float64) for r in self.records], 1)
-        passed = above(recall, RECALL_THRESHOLDS).double().mean(dim=(1, 2))
-        return dict(zip(BUDGETS, passed.tolist(), strict=True))
+        return {
+            budget: statistics.fmean(map_at_1(best, RECALL_THRESHOLDS).values())
+            for budget, best in zip(BUDGETS, recall, strict=True)
+        }
 
     def by_length(self) -> dict[str, dict[str, Any]]:
         """Pairs, mAP@1 and mIoU by length of the truth; scores are None where there is no pair."""
@@ -379,11 +342,7 @@ class Evaluation:
 
     def by_label(self) -> dict[str, dict[str, Any]]:
         """Pairs, mAP@1 and mIoU by class, in the order of the alphabet."""
-        labels = [record.label for record in self.records]
-        return {
-            label: self._part(torch.tensor([other == label for other in labels]))
-            for label in sorted(set(labels))
-        }
+        return {label: self._part(inside) for label, inside in self._by_label().items()}
 
     def summary(self, *, samples: int = 1000, seed: int = 0) -> dict[str, Any]:
         """Every score with its 95 % interval, for JSON.
@@ -394,7 +353,6 @@ class Evaluation:
             samples: How often to resample.
             seed: Seed of the draws.
         """
-        labels = [record.label for record in self.records]
         before, best_of_5, met = self.tious_before, self.best_of_5, self.instances_met
         scores = estimate_scores(
             self.tious[None],
@@ -406,7 +364,7 @@ class Evaluation:
             seed=seed,
         )
         limits = estimate_scores(self.oracle_tious[None], self.clusters, samples=samples, seed=seed)
-        macro = class_mean(above(self.tious, THRESHOLDS), labels).tolist()
+        classes = [map_at_1(self.tious[inside]) for inside in self._by_label().values()]
         times = [record.seconds for record in self.records]
         proposals = [record.num_proposals for record in self.records]
         return {
@@ -421,7 +379,7 @@ class Evaluation:
             "exclude": self.exclude,
             "source_videos": len(set(self.clusters)),
             "scores": _plain(scores),
-            "macro_mAP@1": {f"{t:g}": v for t, v in zip(THRESHOLDS, macro, strict=True)},
+            "macro_mAP@1": {f"{t:g}": statistics.fmean(c[t] for c in classes) for t in THRESHOLDS},
             "oracle": _plain(limits),
             "AR@AN": {str(budget): value for budget, value in self.average_recall.items()},
             "by_length": self.by_length(),
@@ -469,25 +427,124 @@ class Evaluation:
         try:
             if values.pop("format") != _FORMAT:
                 raise RelocalError("written by another version: evaluate again", file=path)
-            values["records"] = tuple(map(PairRecord.from_json, values["records"]))
-            values["nulls"] = tuple(NullRecord(**null) for null in values.get("nulls", ()))
+            for name in ("records", "nulls"):
+                values[name] = tuple(map(PairRecord.from_json, values[name]))
             return cls(**values)
         except (TypeError, KeyError, AttributeError) as error:
             raise RelocalError(f"not an evaluation ({error!r})", file=path) from None
+
+    def _by_label(self) -> dict[str, Tensor]:
+        labels = [record.label for record in self.records]
+        return {x: torch.tensor([other == x for other in labels]) for x in sorted(set(labels))}
 
     def _part(self, inside: Tensor) -> dict[str, Any]:
         """Scores of some of the pairs; None where there are none."""
         tious = self.tious[inside]
         if len(tious) == 0:
             return {"pairs": 0, "mAP@1@0.5": None, "mAP@1@0.7": None, "mIoU": None}
-        half, most = above(tious, (0.5, 0.7)).double().mean(dim=0).tolist()
-        return {
-            "pairs": len(tious),
-            "mAP@1@0.5": half,
-            "mAP@1@0.7": most,
-            "mIoU": tious.mean().item(),
-        }
+        hits = {f"mAP@1@{t:g}": value for t, value in map_at_1(tious, (0.5, 0.7)).items()}
+        return {"pairs": len(tious), **hits, "mIoU": tious.mean().item()}
 
 
 def _plain(scores: dict[str, Estimate]) -> dict[str, dict[str, float | None]]:
     return {name: asdict(score) for name, score in scores.items()}
+
+
+#: The row that a model has to beat where references of the two kinds differ in length.
+LENGTH = "Length of the reference"
+
+
+@dataclass(frozen=True)
+class PresenceRow:
+    """One line of the table.
+
+    Attributes:
+        title: Name of the model.
+        by: What tells: the score of the best answer, the probability, or a length.
+        auroc: Chance that a reference with the action ranks above one without, ties counted half.
+        num_pairs: References that hold the action.
+        num_nulls: References that do not.
+        presence_error: Calibration error of the probability that the reference holds the action,
+            and that by chance (:func:`~relocal_pyg.evaluation.statistics.calibration_error`).
+        moment_error: The same of the probability that the best answer is right (tIoU above 0.5),
+            over both kinds of references.
+    """
+
+    title: str
+    by: Literal["score", "probability", "length"]
+    auroc: Estimate
+    num_pairs: int
+    num_nulls: int
+    presence_error: tuple[float, float] | None = None
+    moment_error: tuple[float, float] | None = None
+
+
+def presence_rows(
+    evaluations: Mapping[str, Sequence[Evaluation]], *, samples: int = 1000, seed: int = 0
+) -> tuple[PresenceRow, ...]:
+    """The table: a row for scores, one for probabilities where there are any, lengths at the end.
+
+    Args:
+        evaluations: By title, one a training seed; those that met no reference without the action
+            are left out.
+        samples: How often to resample source videos and seeds.
+        seed: Seed of the draws.
+
+    Returns:
+        Rows by falling AUROC; none where no model met such references.
+    """
+    drawn = {"samples": samples, "seed": seed}
+    asked = {t: runs for t, runs in evaluations.items() if all(run.nulls for run in runs)}
+    rows = []
+    for title, runs in asked.items():
+        rows.append(_presence_row(title, "score", runs, lambda r: r.score, **drawn))
+        if all(record.presence is not None for run in runs for record in run.nulls):
+            rows.append(
+                _presence_row(title, "probability", runs, lambda r: r.presence or 0.0, **drawn)
+            )
+    rows.sort(key=lambda row: (-row.auroc.value, row.title, row.by))
+    for runs in list(asked.values())[:1]:
+        rows.append(_presence_row(LENGTH, "length", runs[:1], lambda r: r.reference_steps, **drawn))
+    return tuple(rows)
+
+
+def _presence_row(
+    title: str,
+    by: Literal["score", "probability", "length"],
+    runs: Sequence[Evaluation],
+    tell: Callable[[PairRecord], float],
+    **drawn: int,
+) -> PresenceRow:
+    first = runs[0]
+    held, empty = (
+        torch.tensor([[tell(r) for r in getattr(run, side)] for run in runs], dtype=torch.float64)
+        for side in ("records", "nulls")
+    )
+    places = [record.video_id for record in first.nulls]
+    auroc = Estimate.known(*auroc_interval(held, empty, first.clusters, places, **drawn))
+    row = PresenceRow(title, by, auroc, len(first), len(first.nulls))
+    if by != "probability":
+        return row
+    return replace(
+        row,
+        presence_error=_mean_error(runs, tell, lambda record: bool(record.truths)),
+        moment_error=_mean_error(
+            runs, lambda record: record.probability or 0.0, lambda record: record.tiou > 0.5
+        ),
+    )
+
+
+def _mean_error(
+    runs: Sequence[Evaluation],
+    tell: Callable[[PairRecord], float],
+    happened: Callable[[PairRecord], bool],
+) -> tuple[float, float]:
+    errors = []
+    for run in runs:
+        # Probabilities are fitted on as many references that hold the action as that do not.
+        asked = {null.query_id for null in run.nulls}
+        every = [r for r in run.records if r.query_id in asked] + list(run.nulls)
+        values = torch.tensor([tell(record) for record in every])
+        errors.append(calibration_error(values, torch.tensor([happened(r) for r in every])))
+    value, by_chance = (statistics.fmean(column) for column in zip(*errors, strict=True))
+    return value, by_chance

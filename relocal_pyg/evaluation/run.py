@@ -1,4 +1,4 @@
-"""Run a model over a pair list and keep what it answered."""
+"""The one loop that answers pairs: evaluation, validation and calibration go through it."""
 
 from __future__ import annotations
 
@@ -7,28 +7,23 @@ import platform
 import sys
 import time
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib import metadata
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from relocal_pyg.data.items import Item, Pair
+from relocal_pyg.data.items import Pair, Protocol
+from relocal_pyg.data.pairs import PairList
 from relocal_pyg.errors import RelocalError
 from relocal_pyg.evaluation.metrics import best_tiou, oracle, recall_by_budget
-from relocal_pyg.evaluation.results import Evaluation, NullRecord, PairRecord
+from relocal_pyg.evaluation.results import Evaluation, PairRecord, Span
 from relocal_pyg.models.base import Ranking, Relocalizer
 from relocal_pyg.moments import Moment, clip_moments, nms
 from relocal_pyg.version import __version__
-
-if TYPE_CHECKING:
-    from relocal_pyg.data.items import Protocol
-    from relocal_pyg.data.pairs import PairList
-
 
 #: Packages whose version can change a result.
 PACKAGES = (
@@ -77,6 +72,85 @@ def environment() -> dict[str, object]:
     }
 
 
+@dataclass(frozen=True)
+class Answer:
+    """What a model answered to one pair; all tensors in main memory.
+
+    Attributes:
+        pair: The query and the reference.
+        query: ``[m, F]``.
+        reference: ``[n, F]``.
+        query_video: ``[v, F]``, or None where the model was not shown it.
+        proposals: ``[M, 2]`` in steps of the reference, M may be 0.
+        rankings: By way to refine where every one was asked for, else the model's own alone; none
+            where there are no proposals.
+        seconds: Time that the model took to rank, features already read.
+    """
+
+    pair: Pair
+    query: Tensor
+    reference: Tensor
+    query_video: Tensor | None
+    proposals: Tensor
+    rankings: Mapping[str, Ranking]
+    seconds: float
+
+    @property
+    def ranking(self) -> Ranking | None:
+        """The first of the rankings, where there is one."""
+        return next(iter(self.rankings.values()), None)
+
+
+def answer_pairs(
+    model: Relocalizer,
+    protocol: Protocol,
+    pairs: Iterable[Pair],
+    *,
+    surroundings: bool = True,
+    every_way: bool = False,
+) -> Iterator[Answer]:
+    """Answer pairs one after the other, without gradients or dropout.
+
+    Args:
+        model: Any model; a module is in evaluation mode meanwhile.
+        protocol: Gives features and proposals.
+        pairs: What is asked.
+        surroundings: Whether the model is shown the video around the query.
+        every_way: Rank by each of the model's ways to refine, not only by its own.
+
+    Yields:
+        An :class:`Answer` a pair, in their order.
+
+    Raises:
+        RelocalError: The model's answer is no ranking; the pair is named.
+    """
+    module = model if isinstance(model, torch.nn.Module) else torch.nn.Module()
+    was_training = module.training
+    module.eval()
+    try:
+        for pair in pairs:
+            proposals = protocol.proposals(pair.reference, pair.query).float()
+            query, reference = protocol.query(pair.query), protocol.reference(pair.reference)
+            around = protocol.reference(pair.query) if surroundings else None
+            rankings: dict[str, Ranking] = {}
+            start = time.perf_counter()
+            if len(proposals):
+                # Not inference mode: what a model caches must stay trainable.
+                with torch.no_grad():
+                    ask = model.rankings if every_way else model.rank
+                    given = ask(query, reference, proposals, query_video=around)
+                # Reading numbers waits for the device, so that its work is inside the time.
+                ways = given if isinstance(given, dict) else {"": given}
+                rankings = {way: _in_memory(ranking) for way, ranking in ways.items()}
+            seconds = time.perf_counter() - start
+            for ranking in rankings.values():
+                place = f"query {pair.query.item_id}, reference {pair.reference.item_id}"
+                _check(ranking, f"{model.title}: {place}")
+            yield Answer(pair, query, reference, around, proposals, rankings, seconds)
+    finally:
+        module.train(was_training)
+
+
 def evaluate(
     model: Relocalizer,
     protocol: Protocol,
@@ -118,16 +192,13 @@ def evaluate(
     name = title or model.title
     if not pairs.pairs:
         raise RelocalError("the pair list is empty: nothing to evaluate", record=pairs.split)
-    hidden = None if progress else True
-    with _evaluation_mode(model):
-        records = [
-            _run_pair(model, protocol, pair, surroundings, top_k, nms_threshold)
-            for pair in tqdm(pairs.pairs, desc=name, unit="pair", disable=hidden)
-        ]
-        empty_handed = [
-            _run_null(model, protocol, pair, surroundings)
-            for pair in (() if nulls is None else nulls.pairs)
-        ]
+    asked = (*pairs.pairs, *(() if nulls is None else nulls.pairs))
+    bar = tqdm(asked, desc=name, unit="pair", disable=None if progress else True)
+    records = tuple(
+        _record(model, answer, top_k, nms_threshold)
+        for answer in answer_pairs(model, protocol, bar, surroundings=surroundings)
+    )
+    records, empty_handed = records[: len(pairs)], records[len(pairs) :]
     empty = sum(record.num_proposals == 0 for record in records)
     if empty:
         warnings.warn(
@@ -140,7 +211,7 @@ def evaluate(
         pairs_sha256=pairs.sha256,
         pairs_seed=pairs.seed,
         exclude=pairs.exclude,
-        records=tuple(records),
+        records=records,
         reconstructed=model.reconstructed,
         seed=seed,
         settings={
@@ -151,9 +222,31 @@ def evaluate(
         },
         environment=environment(),
         about=dict(protocol.about),
-        nulls=tuple(empty_handed),
+        nulls=empty_handed,
         nulls_sha256=None if nulls is None else nulls.sha256,
     )
+
+
+def overlaps_by_way(
+    model: Relocalizer, protocol: Protocol, pairs: Sequence[Pair]
+) -> dict[str, Tensor]:
+    """Overlap of the best answer to each pair by each way to refine: what validation looks at.
+
+    Args:
+        model: Any model.
+        protocol: Gives features and proposals.
+        pairs: The pairs.
+
+    Returns:
+        float64 ``[N]`` by name of the way, from none to the most; 0 where there are no proposals.
+    """
+    found = {way: torch.zeros(len(pairs), dtype=torch.float64) for way in model.refinements}
+    for number, answer in enumerate(answer_pairs(model, protocol, pairs, every_way=True)):
+        truths = torch.tensor([answer.pair.reference.truths])
+        for way, ranking in answer.rankings.items():
+            best = clip_moments(ranking.moments[:1].double(), len(answer.reference))
+            found[way][number] = best_tiou(best, truths)[0]
+    return found
 
 
 def replay(model: Relocalizer, like: Evaluation) -> Evaluation:
@@ -166,21 +259,20 @@ def replay(model: Relocalizer, like: Evaluation) -> Evaluation:
         model: A model that ignores content and proposals.
         like: The evaluation whose pairs are answered.
     """
-    top_k, threshold = like.settings["top_k"], like.settings["nms_threshold"]
     records = []
-    with _evaluation_mode(model):
-        for number, record in enumerate(like.records):
-            query = torch.full((record.query_steps, 1), float(number))
-            reference = torch.zeros(record.reference_steps, 1)
-            proposals = torch.tensor([[0.0, record.reference_steps]])
-            start = time.perf_counter()
-            ranking = model.rank(query, reference, proposals)
-            seconds = time.perf_counter() - start
-            truths = torch.tensor(record.truths)
-            _check(ranking, model.title)
-            answer = _judge(ranking, len(reference), truths, top_k, threshold)
-            answer |= {"seconds": seconds, "probability": None, "presence": None}
-            records.append(replace(record, **answer))
+    for number, record in enumerate(like.records):
+        query = torch.full((record.query_steps, 1), float(number))
+        reference = torch.zeros(record.reference_steps, 1)
+        ranking = model.rank(query, reference, torch.tensor([[0.0, record.reference_steps]]))
+        truths = torch.tensor(record.truths, dtype=torch.float64)
+        answer = _scored(
+            ranking,
+            len(reference),
+            truths,
+            like.settings["top_k"],
+            like.settings["nms_threshold"],
+        )
+        records.append(replace(record, seconds=0.0, probability=None, presence=None, **answer))
     return replace(
         like,
         title=model.title,
@@ -192,86 +284,53 @@ def replay(model: Relocalizer, like: Evaluation) -> Evaluation:
     )
 
 
-@dataclass(frozen=True)
-class _Answer:
-    """What a model answered to a pair.
-
-    Attributes:
-        proposals: ``[M, 2]`` in steps.
-        ranking: None where there are no proposals.
-        best: The best answer in steps, with its probabilities where they are known.
-        seconds: Time that the model took.
-    """
-
-    proposals: Tensor
-    ranking: Ranking | None = None
+def _record(model: Relocalizer, answer: Answer, top_k: int, nms_threshold: float) -> PairRecord:
+    query, item = answer.pair.query, answer.pair.reference
+    truths = torch.tensor(item.truths, dtype=torch.float64).reshape(-1, 2)
     best: Moment | None = None
-    seconds: float = 0.0
-
-
-def _answer(model: Relocalizer, protocol: Protocol, pair: Pair, surroundings: bool) -> _Answer:
-    item = pair.reference
-    proposals = protocol.proposals(item, pair.query).float()
-    if len(proposals) == 0:
-        return _Answer(proposals)
-    query, reference = protocol.query(pair.query), protocol.reference(item)
-    around = protocol.reference(pair.query) if surroundings else None
-    start = time.perf_counter()
-    ranking = model.rank(query, reference, proposals, query_video=around)
-    # Reading a number waits for the device, so that its work is inside the time.
-    ranking = Ranking(
-        ranking.moments.cpu(),
-        ranking.scores.cpu(),
-        None if ranking.proposals is None else ranking.proposals.cpu(),
-    )
-    seconds = time.perf_counter() - start
-    _check(ranking, f"{model.title}: query {pair.query.item_id}, reference {item.item_id}")
-    best = model.judge(ranking, ranking.best(item.num_steps, 1), query, reference, around)
-    return _Answer(proposals, ranking, best[0], seconds)
-
-
-def _run_pair(
-    model: Relocalizer,
-    protocol: Protocol,
-    pair: Pair,
-    surroundings: bool,
-    top_k: int,
-    nms_threshold: float,
-) -> PairRecord:
-    item = pair.reference
-    truths = torch.tensor(item.truths, dtype=torch.float64)
-    given = _answer(model, protocol, pair, surroundings)
+    if answer.ranking is not None:
+        first = answer.ranking.best(item.num_steps, 1)
+        around = answer.query_video
+        best = model.judge(answer.ranking, first, answer.query, answer.reference, around)[0]
     return PairRecord(
-        query_id=pair.query.item_id,
+        query_id=query.item_id,
         reference_id=item.item_id,
-        label=pair.query.label,
+        label=query.label,
         video_id=item.video_id,
         seconds_per_step=item.seconds_per_step,
         reference_steps=item.num_steps,
-        query_steps=pair.query.query_steps,
+        query_steps=query.query_steps,
         truths=_spans(truths),
-        truth_seconds=_truth_seconds(item),
-        recall=tuple(tuple(row) for row in recall_by_budget(given.proposals, truths).tolist()),
-        oracle=oracle(given.proposals, truths).item(),
-        num_proposals=len(given.proposals),
-        seconds=given.seconds,
-        probability=None if given.best is None else given.best.probability,
-        presence=None if given.best is None else given.best.presence,
-        **_judge(given.ranking, item.num_steps, truths, top_k, nms_threshold),
-    )
-
-
-def _run_null(model: Relocalizer, protocol: Protocol, pair: Pair, surroundings: bool) -> NullRecord:
-    best = _answer(model, protocol, pair, surroundings).best
-    return NullRecord(
-        query_id=pair.query.item_id,
-        reference_id=pair.reference.item_id,
-        video_id=pair.reference.video_id,
-        reference_steps=pair.reference.num_steps,
-        score=None if best is None else best.score,
+        truth_seconds=item.query_steps * item.seconds_per_step,
+        recall=tuple(map(tuple, recall_by_budget(answer.proposals, truths).tolist())),
+        oracle=oracle(answer.proposals, truths).item(),
+        num_proposals=len(answer.proposals),
+        seconds=answer.seconds,
         probability=None if best is None else best.probability,
         presence=None if best is None else best.presence,
+        **_scored(answer.ranking, item.num_steps, truths, top_k, nms_threshold),
     )
+
+
+def _scored(
+    ranking: Ranking | None, num_steps: int, truths: Tensor, top_k: int, nms_threshold: float
+) -> dict[str, Any]:
+    """The part of a record that depends on the ranking; without truths nothing overlaps."""
+    if ranking is None:
+        return {"moments": (), "scores": (), "tious": (), "before": None, "tiou_before": None}
+    moments, scores = clip_moments(ranking.moments.double(), num_steps), ranking.scores.double()
+    kept = nms(moments, scores, nms_threshold)[:top_k]
+    before = None if ranking.proposals is None else ranking.proposals[kept[:1]].double()
+    known = len(truths) > 0
+    return {
+        "moments": _spans(moments[kept]),
+        "scores": tuple(scores[kept].tolist()),
+        "tious": tuple(best_tiou(moments[kept][None], truths[None])[0].tolist()) if known else (),
+        "before": None if before is None else _spans(before)[0],
+        "tiou_before": best_tiou(before, truths[None]).item()
+        if known and before is not None
+        else None,
+    }
 
 
 def _check(ranking: Ranking, place: str) -> None:
@@ -289,46 +348,10 @@ def _check(ranking: Ranking, place: str) -> None:
         raise RelocalError("an answer or a score is not finite", record=place)
 
 
-def _judge(
-    ranking: Ranking | None,
-    num_steps: int,
-    truths: Tensor,
-    top_k: int,
-    nms_threshold: float,
-) -> dict[str, Any]:
-    """The part of a record that depends on the ranking."""
-    if ranking is None:
-        return {"moments": (), "scores": (), "tious": (), "before": None, "tiou_before": None}
-    moments, scores = ranking.moments.double(), ranking.scores.double()
-    before = ranking.proposals
-    moments = clip_moments(moments, num_steps)
-    kept = nms(moments, scores, nms_threshold)[:top_k]
-    first = None if before is None else before[kept[:1]].double()
-    return {
-        "moments": _spans(moments[kept]),
-        "scores": tuple(scores[kept].tolist()),
-        "tious": tuple(best_tiou(moments[kept][None], truths[None])[0].tolist()),
-        "before": None if first is None else _spans(first)[0],
-        "tiou_before": None if first is None else best_tiou(first, truths[None]).item(),
-    }
+def _in_memory(ranking: Ranking) -> Ranking:
+    before = None if ranking.proposals is None else ranking.proposals.cpu()
+    return Ranking(ranking.moments.cpu(), ranking.scores.cpu(), before)
 
 
-@contextmanager
-def _evaluation_mode(model: Relocalizer) -> Iterator[None]:
-    """No gradients, no dropout. Not inference mode: what a model caches must stay trainable."""
-    module = model if isinstance(model, torch.nn.Module) else torch.nn.Module()
-    was_training = module.training
-    module.eval()
-    try:
-        with torch.no_grad():
-            yield
-    finally:
-        module.train(was_training)
-
-
-def _truth_seconds(item: Item) -> float:
-    return item.query_steps * item.seconds_per_step
-
-
-def _spans(moments: Tensor) -> tuple[tuple[float, float], ...]:
+def _spans(moments: Tensor) -> tuple[Span, ...]:
     return tuple((start, end) for start, end in moments.tolist())

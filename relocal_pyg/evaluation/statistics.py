@@ -1,14 +1,48 @@
-"""Confidence intervals by resampling source videos."""
+"""Confidence intervals by resampling source videos, and how far probabilities are from rates."""
 
 from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
+from dataclasses import dataclass
 
 import torch
 from numpy.typing import ArrayLike
 from torch import Tensor
 
 from relocal_pyg.errors import UsageError
+
+#: Most bins of a calibration error.
+MAX_BINS = 10
+_LEAST_IN_BIN = 10
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A score and its 95 % bootstrap interval.
+
+    Attributes:
+        value: The score itself, not the mean of the resampled ones.
+        low: Lower end, or None where there is nothing to resample.
+        high: Upper end, or None.
+    """
+
+    value: float
+    low: float | None = None
+    high: float | None = None
+
+    @classmethod
+    def known(cls, value: Tensor, low: Tensor, high: Tensor) -> Estimate:
+        """From scalars, of which the ends of the interval may be NaN."""
+        if torch.isnan(low) or torch.isnan(high):
+            return cls(float(value))
+        return cls(float(value), float(low), float(high))
+
+    @property
+    def half_width(self) -> float | None:
+        """Half the width of the interval, printed after ``±``."""
+        if self.low is None or self.high is None:
+            return None
+        return (self.high - self.low) / 2
 
 
 def bootstrap_interval(
@@ -132,6 +166,38 @@ def auroc_interval(
     # A draw without one of the kinds has no area.
     low, high = torch.quantile(areas[met > 0], areas.new_tensor([0.025, 0.975]))
     return value, low, high
+
+
+def calibration_error(
+    probabilities: Tensor, outcomes: Tensor, *, draws: int = 200, seed: int = 0
+) -> tuple[float, float]:
+    """Expected calibration error over bins of equal count.
+
+    Answers are sorted by probability and cut into at most ten bins of ten answers or more; the
+    error is the mean over bins, by size, of the distance between mean probability and frequency. It
+    is never 0 for few answers, which is why the error by chance stands beside it.
+
+    Args:
+        probabilities: ``[N]``, at least one.
+        outcomes: ``[N]`` of 0 and 1.
+        draws: How often outcomes are drawn from the probabilities, for the error by chance.
+        seed: Seed of these draws.
+
+    Returns:
+        The error, and what so many answers show on average where every probability is exact.
+
+    Example:
+        >>> calibration_error(torch.full((20,), 0.5), torch.tensor([1.0, 0.0] * 10))[0]
+        0.0
+    """
+    values, order = probabilities.double().sort(stable=True)
+    bins = max(1, min(MAX_BINS, len(values) // _LEAST_IN_BIN))
+    generator = torch.Generator().manual_seed(seed)
+    drawn = torch.rand(draws, len(values), generator=generator, dtype=torch.float64) < values
+    both = torch.cat([outcomes.double()[order][None], drawn.double()])
+    gaps = [part.sum(dim=1).abs() for part in (both - values).tensor_split(bins, dim=1)]
+    errors = torch.stack(gaps).sum(dim=0) / len(values)
+    return errors[0].item(), errors[1:].mean().item()
 
 
 def _wins(held: Tensor, empty: Tensor, rows: Tensor, columns: Tensor, size: int) -> Tensor:

@@ -1,4 +1,4 @@
-"""One results table in five forms: terminal text, Markdown, JSON, LaTeX and HTML."""
+"""One results table, and its forms as text, Markdown, JSON and LaTeX; HTML is in the report."""
 
 from __future__ import annotations
 
@@ -11,17 +11,25 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
 import torch
-from markupsafe import Markup
 from torch import Tensor
 
 from relocal_pyg.errors import UsageError, ascii_line
-from relocal_pyg.evaluation.metrics import THRESHOLDS, above
-from relocal_pyg.evaluation.pages import render
-from relocal_pyg.evaluation.presence import PresenceRow, presence_rows
-from relocal_pyg.evaluation.results import Estimate, Evaluation, estimate_scores
+from relocal_pyg.evaluation.metrics import SHOWN, above
+from relocal_pyg.evaluation.results import (
+    Evaluation,
+    PresenceRow,
+    estimate_scores,
+    presence_rows,
+)
 from relocal_pyg.evaluation.run import replay
-from relocal_pyg.evaluation.statistics import bootstrap_interval
-from relocal_pyg.models.matchers import CentreHalf, Chance, RandomMoment, WholeReference
+from relocal_pyg.evaluation.statistics import Estimate, bootstrap_interval
+from relocal_pyg.models.matchers import (
+    CentreHalf,
+    Chance,
+    ContrastMatcher,
+    RandomMoment,
+    WholeReference,
+)
 
 #: Predictors that look at no content: rows of their own group.
 TRIVIAL = (WholeReference.title, CentreHalf.title, RandomMoment.title, Chance.title)
@@ -43,6 +51,8 @@ class Row:
         reconstructed: Whether the model was rebuilt without its source.
         behind: mAP@1 at 0.5 minus that of the leading model on the same pairs; None for the leader
             and for the oracle.
+        gain: mAP@1 at 0.5 minus that of the training-free contrast matcher on the same pairs; None
+            for itself, for the oracle, and where it was not asked.
     """
 
     title: str
@@ -53,6 +63,7 @@ class Row:
     seconds: float | None = None
     reconstructed: bool = False
     behind: Estimate | None = None
+    gain: Estimate | None = None
 
 
 @dataclass(frozen=True)
@@ -120,6 +131,7 @@ class Comparison:
             "not shown where all pairs pass or none.",
             "all@5: share of a reference's true moments that its first five answers meet, averaged "
             "over pairs; R@5: share of pairs in which they meet one.",
+            "gain: mAP@1 at .5 minus that of the training-free contrast matcher, pair by pair.",
             "before: mAP@1 at .5 of the same answers before boundary refinement, - where nothing "
             "is refined. s/query: median seconds to rank one reference, features already read.",
             f"{ORACLE}: always the best proposal; only refinement can go beyond it.",
@@ -196,12 +208,14 @@ def compare(evaluations: Sequence[Evaluation], *, samples: int = 1000, seed: int
             runs[model.title] = [replay(model, first)]
     rows = [_row(group, title in timed, samples, seed) for title, group in runs.items()]
     rows.sort(key=_place)
-    leading = _hits(runs[rows[0].title])
-    rows[1:] = [
+    leader, matcher = runs[rows[0].title], runs.get(ContrastMatcher.title)
+    rows = [
         replace(
-            row, behind=_behind(_hits(runs[row.title]) - leading, first.clusters, samples, seed)
+            row,
+            behind=_difference(runs[row.title], leader, samples, seed),
+            gain=_difference(runs[row.title], matcher, samples, seed),
         )
-        for row in rows[1:]
+        for row in rows
     ]
     limit = estimate_scores(first.oracle_tious[None], first.clusters, samples=samples, seed=seed)
     rows.append(Row(title=ORACLE, kind="oracle", scores=limit, num_pairs=len(first)))
@@ -264,14 +278,19 @@ def _stack(columns: Sequence[Tensor | None]) -> Tensor | None:
     return torch.stack(present) if present and len(present) == len(columns) else None
 
 
-def _hits(group: Sequence[Evaluation]) -> Tensor:
-    """Share of the runs that hit each pair at 0.5, ``[N]``."""
-    return above(torch.stack([run.tious for run in group]), (0.5,)).double().mean(dim=(0, 2))
-
-
-def _behind(difference: Tensor, clusters: list[str], samples: int, seed: int) -> Estimate:
-    low, high = bootstrap_interval(difference, clusters, samples=samples, seed=seed)
-    return Estimate.known(difference.mean(), low, high)
+def _difference(
+    group: list[Evaluation], others: list[Evaluation] | None, samples: int, seed: int
+) -> Estimate | None:
+    """mAP@1 at .5 of one model minus that of another, pair by pair, averaged over their runs."""
+    if others is None or others is group:
+        return None
+    ours, theirs = (
+        above(torch.stack([run.tious for run in runs]), (0.5,)).double().mean(dim=(0, 2))
+        for runs in (group, others)
+    )
+    clusters = group[0].clusters
+    ends = bootstrap_interval(ours - theirs, clusters, samples=samples, seed=seed)
+    return Estimate.known((ours - theirs).mean(), *ends)
 
 
 def _place(row: Row) -> tuple[bool, float, float, str]:
@@ -306,7 +325,7 @@ class Column:
     show: Callable[[Row], str]
 
 
-def percent(score: Estimate | None, *, interval: bool = False) -> str:
+def percent(score: Estimate | None, *, interval: bool = False, signed: bool = False) -> str:
     """A share as percent with one decimal, and half its interval where asked for.
 
     Example:
@@ -319,7 +338,8 @@ def percent(score: Estimate | None, *, interval: bool = False) -> str:
         return ABSENT
     # Where every pair passes, or none, resampling shows no spread, which is not certainty.
     half = score.half_width if interval else None
-    return f"{100 * score.value:.1f}" + (f" ±{100 * half:.1f}" if half else "")
+    value = f"{100 * score.value:{'+' if signed else ''}.1f}"
+    return value + (f" ±{100 * half:.1f}" if half else "")
 
 
 def _score(name: str, interval: bool = False) -> Callable[[Row], str]:
@@ -336,13 +356,21 @@ COLUMNS = (
             f"mAP@1 at {t:g}",
             _score(f"mAP@1@{t:g}", interval=t in (0.5, 0.7)),
         )
-        for t in THRESHOLDS
+        for t in SHOWN
     ),
     Column("", "avg_mAP@1", "avg_mAP@1", _score("avg_mAP@1")),
     Column("", "mIoU", "mIoU", _score("mIoU")),
     Column("", "R@5 .5", "R@5 at 0.5", _score("R@5@0.5")),
     Column("", "all@5 .5", "Share of all true moments met by 5 answers", _score("all@5@0.5")),
     Column("", "before .5", "mAP@1 at 0.5 before refinement", _score("before/mAP@1@0.5")),
+    Column(
+        "",
+        "gain .5",
+        "mAP@1 at 0.5 minus that of the contrast matcher",
+        lambda row: (
+            ("+" if row.gain and row.gain.value > 0 else "") + percent(row.gain, interval=True)
+        ),
+    ),
     Column("", "N", "Pairs", lambda row: str(row.num_pairs)),
     Column(
         "",
@@ -372,7 +400,7 @@ def presence_cells(comparison: Comparison) -> tuple[str, list[list[str]]]:
     cells = [["Model", "by", "AUROC (%)", "ECE held (%)", "ECE right (%)", "N"]]
     for row in comparison.presence:
         errors = [
-            ABSENT if error is None else f"{100 * error.value:.1f} ({100 * error.by_chance:.1f})"
+            ABSENT if error is None else f"{100 * error[0]:.1f} ({100 * error[1]:.1f})"
             for error in (row.presence_error, row.moment_error)
         ]
         counts = f"{row.num_pairs}+{row.num_nulls}"
@@ -447,7 +475,7 @@ def to_latex(comparison: Comparison) -> str:
         >>> _latex("100 % of <a_b> ±1")
         '100 \\% of \\textless{}a\\_b\\textgreater{} $\\pm$1'
     """
-    first, count = 1, len(THRESHOLDS)
+    first, count = 1, len(SHOWN)
     lines = [
         r"\begin{table}",
         r"\centering",
@@ -473,11 +501,6 @@ def to_latex(comparison: Comparison) -> str:
         lines += [" & ".join(map(_latex, row)) + r" \\" for row in rows]
         lines += [r"\bottomrule", r"\end{tabular}", r"\end{table}"]
     return "\n".join(lines) + "\n"
-
-
-def to_html(comparison: Comparison) -> Markup:
-    """For a page: a ``table`` with a caption and headed rows and columns, and its footnotes."""
-    return render("results.html", comparison=comparison, columns=COLUMNS)
 
 
 def _previous(comparison: Comparison) -> list[Row | None]:

@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytest
 import torch
 from torch import Tensor
@@ -16,14 +17,16 @@ from relocal_pyg.data.pairs import PairList, make_pairs
 from relocal_pyg.errors import OutputError, RelocalError
 from relocal_pyg.evaluation import (
     Evaluation,
-    average_recall,
+    answer_pairs,
     best_tiou,
     environment,
     evaluate,
 )
 from relocal_pyg.evaluation.metrics import above
+from relocal_pyg.evaluation.run import overlaps_by_way
 from relocal_pyg.models.base import Ranking, TrainableRelocalizer
 from relocal_pyg.models.matchers import CentreHalf, WholeReference
+from relocal_pyg.moments import tiou
 
 
 class Noisy(TrainableRelocalizer):
@@ -131,6 +134,53 @@ def test_a_module_answers_without_gradients_or_dropout_and_is_put_back(
     assert set(model.seen) == {(False, False)}
 
 
+def test_macro_map_equals_a_group_by(
+    small_protocol: Protocol, small_pairs: PairList, longest: Any
+) -> None:
+    first = evaluate(longest, small_protocol, small_pairs, progress=False)
+    generator = torch.Generator().manual_seed(5)
+    tious = torch.rand(90, generator=generator, dtype=torch.float64).tolist()
+    labels = [f"class {i * i % 7}" for i in range(90)]
+    record = first.records[0]
+    rows = [
+        replace(record, label=label, tious=(tiou,))
+        for label, tiou in zip(labels, tious, strict=True)
+    ]
+    found = replace(first, records=tuple(rows)).summary(samples=2)["macro_mAP@1"]
+    frame = pd.DataFrame({"label": labels, "tiou": tious})
+    for threshold, value in found.items():
+        wanted = (frame.tiou > float(threshold)).groupby(frame.label).mean().mean()
+        assert value == pytest.approx(wanted, abs=1e-12)
+
+
+def test_the_loop_gives_what_was_asked_and_by_every_way(
+    small_protocol: Protocol, small_pairs: PairList, longest: Any
+) -> None:
+    answers = list(answer_pairs(longest, small_protocol, small_pairs.pairs, every_way=True))
+    overlaps = overlaps_by_way(longest, small_protocol, small_pairs.pairs)
+    assert list(overlaps) == ["none", "refined"]
+    evaluation = evaluate(longest, small_protocol, small_pairs, progress=False)
+    assert torch.equal(overlaps["refined"], evaluation.tious)
+    assert torch.equal(overlaps["none"], evaluation.tious_before)
+    for answer, pair in zip(answers, small_pairs.pairs, strict=True):
+        assert answer.pair == pair
+        assert torch.equal(answer.query, small_protocol.query(pair.query))
+        assert torch.equal(answer.reference, small_protocol.reference(pair.reference))
+        assert torch.equal(answer.query_video, small_protocol.reference(pair.query))
+        assert list(answer.rankings) == ["none", "refined"]
+
+
+def test_a_loop_left_half_way_puts_the_model_back(
+    small_protocol: Protocol, small_pairs: PairList
+) -> None:
+    model = Noisy()
+    answers = answer_pairs(model, small_protocol, small_pairs.pairs)
+    next(answers)
+    assert torch.is_grad_enabled()
+    answers.close()
+    assert model.training
+
+
 def test_a_pair_without_proposals_is_a_miss(
     small_protocol: Protocol, small_pairs: PairList, longest: Any
 ) -> None:
@@ -203,10 +253,11 @@ def test_summary_follows_from_the_records(
     assert summary["pairs_sha256"] == small_pairs.sha256
     windows = torch.stack([torch.arange(0, 31, 5), torch.arange(10, 41, 5)], dim=1)
     truths = [torch.tensor(record.truths) for record in evaluation.records]
-    assert summary["AR@AN"] == {
-        str(budget): pytest.approx(value.item())
-        for budget, value in average_recall([windows] * 4, truths).items()
-    }
+    thresholds = [0.5 + 0.05 * i for i in range(10)]
+    for budget in (1, 5, 10, 50, 100):
+        best = [max(tiou(w, t).item() for w in windows[:budget]) for ts in truths for t in ts]
+        hits = [value > threshold + 1e-7 for value in best for threshold in thresholds]
+        assert summary["AR@AN"][str(budget)] == pytest.approx(sum(hits) / len(hits))
     assert summary["AR@AN"]["100"] == pytest.approx(2 / 5)
     assert summary["by_label"]["run"]["mIoU"] == pytest.approx(0.25)
     assert {name: part["pairs"] for name, part in summary["by_length"].items()} == {
@@ -235,7 +286,7 @@ def test_save_and_load(
 
 @pytest.mark.parametrize(
     "text",
-    ["", "[]", "{}", '{"format": 2}', '{"format": 1, "records": [{}]}', '{"format": 1}', "NaN"],
+    ["", "[]", "{}", '{"format": 1}', '{"format": 2, "records": [{}]}', '{"format": 2}', "NaN"],
 )
 def test_a_damaged_evaluation_is_one_line(tmp_path: Path, text: str) -> None:
     (tmp_path / "evaluation.json").write_text(text)

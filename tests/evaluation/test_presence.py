@@ -16,8 +16,8 @@ from relocal_pyg.data.items import Pair, Protocol
 from relocal_pyg.data.pairs import PairList
 from relocal_pyg.errors import RelocalError, UsageError
 from relocal_pyg.evaluation import Evaluation, compare, evaluate, to_json, to_latex, to_markdown
-from relocal_pyg.evaluation.presence import LENGTH, calibration_error
-from relocal_pyg.evaluation.statistics import auroc_interval
+from relocal_pyg.evaluation.results import LENGTH
+from relocal_pyg.evaluation.statistics import auroc_interval, calibration_error
 from relocal_pyg.evaluation.tables import to_text
 from relocal_pyg.models.base import Ranking
 
@@ -54,6 +54,7 @@ def test_null_references_are_answered_and_not_scored(
     assert len(asked) == 4
     assert asked.nulls_sha256 == nulls.sha256
     assert asked.nulls[0].presence is None
+    assert {(null.tiou, null.truths, null.oracle) for null in asked.nulls} == {(0, (), 0)}
 
 
 def test_the_table_gives_the_area_and_the_row_of_lengths(asked: Evaluation) -> None:
@@ -85,16 +86,16 @@ def test_probabilities_get_a_row_and_their_calibration_error(asked: Evaluation) 
     row = rows["Sure", "probability"]
     assert row.auroc.value == 1
     # One bin of eight: 3.6 expected and 4 held; of the answers the second is right (tIoU 1).
-    assert row.presence_error.value == pytest.approx((4 - 3.6) / 8)
+    assert row.presence_error[0] == pytest.approx((4 - 3.6) / 8)
     right = sum(record.tiou > 0.5 for record in asked.records)
-    assert row.moment_error.value == pytest.approx(abs(2.5 - right) / 8)
+    assert row.moment_error[0] == pytest.approx(abs(2.5 - right) / 8)
     assert ("Scripted", "probability") not in rows
     # With one null reference its query alone counts.
     fewer = replace(sure, nulls=(replace(sure.nulls[0], presence=0.4),))
     row = next(row for row in compare([fewer], samples=50).presence if row.by == "probability")
     own = next(r for r in sure.records if r.query_id == sure.nulls[0].query_id)
-    assert row.presence_error.value == pytest.approx(abs(1 - own.presence - 0.4) / 2, abs=1e-6)
-    assert row.presence_error.value > 0.1
+    assert row.presence_error[0] == pytest.approx(abs(1 - own.presence - 0.4) / 2, abs=1e-6)
+    assert row.presence_error[0] > 0.1
 
 
 def test_every_form_of_the_table_holds_it(asked: Evaluation, longest: Any) -> None:
@@ -130,7 +131,7 @@ def test_it_is_kept_and_read_again(asked: Evaluation, tmp_path: Path) -> None:
     asked.save(tmp_path)
     assert Evaluation.load(tmp_path) == asked
     content = json.loads((tmp_path / "evaluation.json").read_text())
-    content["nulls"][0]["unknown"] = 1
+    del content["nulls"][0]["video_id"]
     (tmp_path / "evaluation.json").write_text(json.dumps(content))
     with pytest.raises(RelocalError, match="not an evaluation"):
         Evaluation.load(tmp_path)
@@ -203,15 +204,15 @@ def test_calibration_error_by_hand_and_beside_torchmetrics() -> None:
     probabilities = torch.tensor(rng.uniform(size=400))
     exact = torch.tensor(rng.uniform(size=400)) < probabilities
     good, bad = calibration_error(probabilities, exact), calibration_error(probabilities, ~exact)
-    assert good.value == pytest.approx(good.by_chance, abs=0.025)
-    assert bad.value > 8 * good.by_chance
+    assert good[0] == pytest.approx(good[1], abs=0.025)
+    assert bad[0] > 8 * good[1]
     # With values spread evenly, bins of equal count are nearly those of equal width.
     even = (torch.arange(400) + 0.5) / 400
     outcomes = torch.tensor(rng.uniform(size=400)) < even**2
     wanted = binary_calibration_error(even, outcomes.long(), n_bins=10)
-    assert calibration_error(even, outcomes).value == pytest.approx(wanted.item(), abs=1e-6)
+    assert calibration_error(even, outcomes)[0] == pytest.approx(wanted.item(), abs=1e-6)
 
 
 def test_few_answers_share_one_bin() -> None:
     error = calibration_error(torch.tensor([0.2, 0.6, 1.0]), torch.tensor([1.0, 0.0, 1.0]))
-    assert error.value == pytest.approx(abs(1.8 - 2) / 3)
+    assert error[0] == pytest.approx(abs(1.8 - 2) / 3)

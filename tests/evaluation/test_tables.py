@@ -26,7 +26,7 @@ from relocal_pyg.evaluation import (
 )
 from relocal_pyg.evaluation.tables import COLUMNS
 from relocal_pyg.models.base import Ranking
-from relocal_pyg.models.matchers import Chance, WholeReference
+from relocal_pyg.models.matchers import Chance, ContrastMatcher, WholeReference
 
 
 class Cells(HTMLParser):
@@ -142,6 +142,18 @@ def test_differences_are_paired(comparison: Comparison) -> None:
     assert row.behind.low <= row.behind.value <= row.behind.high
 
 
+def test_the_gain_over_the_matcher_is_paired(comparison: Comparison, perfect: Evaluation) -> None:
+    assert all(row.gain is None for row in comparison.rows)  # it was not asked
+    longest = comparison.evaluations["Longest"][0]
+    table = compare([perfect, replace(longest, title=ContrastMatcher.title)], samples=50)
+    gains = {row.title: row.gain for row in table.rows}
+    hits = (perfect.tious > 0.5).double() - (longest.tious > 0.5).double()
+    assert gains[perfect.title].value == hits.mean().item() > 0
+    assert gains[ContrastMatcher.title] is gains["Proposal oracle"] is None
+    column = next(column for column in COLUMNS if column.heading == "gain .5")
+    assert column.show(table.rows[0]).startswith("+")
+
+
 def test_only_one_pair_list_fits_in_a_table(perfect: Evaluation) -> None:
     for change in ({"pairs_sha256": "0" * 64}, {"split": "val"}, {"protocol": "other"}):
         with pytest.raises(UsageError, match="same pairs"):
@@ -234,11 +246,12 @@ def test_figures_carry_their_footnotes(comparison: Comparison, perfect: Evaluati
 
 def test_no_interval_is_printed_where_nothing_varies(comparison: Comparison) -> None:
     whole = next(row for row in comparison.rows if row.title == "Whole reference")
-    shown = COLUMNS[1].show(whole)
+    columns = {column.heading: column for column in COLUMNS}
+    shown = columns[".5"].show(whole)
     assert whole.scores["mAP@1@0.5"].half_width is not None
     sure = replace(
         whole, scores={"mAP@1@0.5": replace(whole.scores["mAP@1@0.5"], low=0.5, high=0.5)}
     )
     assert "±" in shown
-    assert "±" not in COLUMNS[1].show(sure)
-    assert COLUMNS[2].show(sure) == "-"
+    assert "±" not in columns[".5"].show(sure)
+    assert columns[".6"].show(sure) == "-"
