@@ -5,6 +5,7 @@ from __future__ import annotations
 import abc
 from collections import defaultdict
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import ClassVar, Generic, Literal, TypeVar
 
 import numpy as np
@@ -307,6 +308,41 @@ class ListDataset(SeededSamples[Data]):
             "far_proposals": proposals,
             "far_overlap": overlap,
         }
+
+
+@dataclass(frozen=True)
+class WindowList:
+    """A training sample: one query and graded windows of one or more references.
+
+    Attributes:
+        query: ``[m, F]``.
+        query_video: ``[v, F]``; None, or no rows, for a bare clip.
+        references: ``[n, F]`` each.
+        windows: ``[M, 2]`` in steps, for each reference.
+        overlaps: tIoU ``[M]`` with the best answer, for each reference.
+        temperature: Divides the tIoUs.
+        background: Row ``[F]`` that all is centred by, or None.
+    """
+
+    query: Tensor
+    query_video: Tensor | None
+    references: Sequence[Tensor]
+    windows: Sequence[Tensor]
+    overlaps: Sequence[Tensor]
+    temperature: float = 0.05
+    background: Tensor | None = None
+
+    @classmethod
+    def of(cls, sample: Data) -> WindowList:
+        """A sample of :class:`relocal_pyg.data.samples.ListDataset`."""
+        references, windows = [sample.reference], [sample.proposals]
+        overlaps = [sample.overlap]
+        if "far_proposals" in sample and len(sample.far_proposals):
+            references.append(sample.far_reference)
+            windows.append(sample.far_proposals)
+            overlaps.append(sample.far_overlap)
+        temperature = float(sample.temperature)
+        return cls(sample.query, sample.query_video, references, windows, overlaps, temperature)
 
 
 def choose_proposals(overlap: Tensor, count: int, rng: np.random.Generator) -> Tensor:

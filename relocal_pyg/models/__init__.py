@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from relocal_pyg.models.baselines.sst import SST
     from relocal_pyg.models.baselines.video_level import VideoLevel
     from relocal_pyg.models.checkpoint import load_model
+    from relocal_pyg.models.matcher import MultiGraphMatcher
     from relocal_pyg.models.matchers import (
         CentreHalf,
         Chance,
@@ -40,6 +41,7 @@ _WHERE = {
     "DiagonalMatcher": "matchers",
     "FinerWindows": "refining",
     "FrameLevel": "baselines.frame_level",
+    "MultiGraphMatcher": "matcher",
     "MultiGraphRelocalizer": "multi_graph",
     "NetworkConfig": "network_config",
     "CentreHalf": "matchers",
@@ -60,6 +62,7 @@ __all__ = [
     "DiagonalMatcher",
     "FinerWindows",
     "FrameLevel",
+    "MultiGraphMatcher",
     "MultiGraphRelocalizer",
     "NetworkConfig",
     "RandomMoment",

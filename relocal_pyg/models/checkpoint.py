@@ -19,8 +19,13 @@ from relocal_pyg.version import __version__
 #: Raised when the layout changes; a newer one is refused.
 FORMAT = 1
 
+#: The weights that come with the package, and what they must hash to.
+PRETRAINED = Path(__file__).parent / "pretrained"
+PRETRAINED_SHA256 = "0"
+
 _MODULES = {
     "MultiGraphRelocalizer": "multi_graph",
+    "MultiGraphMatcher": "matcher",
     "VideoLevel": "baselines.video_level",
     "SST": "baselines.sst",
     "CrossGated": "baselines.cross_gated",
@@ -62,7 +67,8 @@ def load_model(folder: str | Path) -> TrainableRelocalizer:
     """Read a model that ``save`` or training wrote; nothing in the folder is ever unpickled.
 
     Args:
-        folder: A checkpoint folder, or a run folder, whose ``best`` checkpoint is then read.
+        folder: A checkpoint folder, or a run folder, whose ``best`` checkpoint is then read;
+            ``"pretrained"`` for the matcher that comes with the package.
 
     Returns:
         The model in evaluation mode.
@@ -71,7 +77,12 @@ def load_model(folder: str | Path) -> TrainableRelocalizer:
         CheckpointError: No checkpoint there, a file damaged, a newer format, an unknown model, a
             tensor missing, extra or of another shape (it is named), or a damaged calibration.
     """
-    folder = given = Path(folder)
+    shipped = str(folder) == "pretrained"
+    folder = given = PRETRAINED if shipped else Path(folder)
+    if shipped and sha256_file(folder / "model.safetensors") != PRETRAINED_SHA256:
+        raise CheckpointError(
+            "is not the file that was shipped: install relocal_pyg again", file=folder
+        )
     if not (folder / "config.json").is_file() and (folder / "best" / "config.json").is_file():
         folder = folder / "best"
     config = read_config(folder)

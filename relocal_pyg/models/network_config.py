@@ -1,4 +1,4 @@
-"""Settings of the network. No torch is imported here."""
+"""Settings of the two networks. No torch is imported here."""
 
 from __future__ import annotations
 
@@ -59,3 +59,30 @@ class NetworkConfig:
     below 0.1 where there are fewer than 100 training items."""
     finer_windows: bool = False
     """Score finer windows around the best proposals too, where validation says that it helps."""
+
+
+@dataclass(frozen=True)
+class MatcherConfig:
+    """Shape of :class:`relocal_pyg.models.matcher.MultiGraphMatcher` and what it is trained on."""
+
+    num_steps: int = 16
+    """T: steps that a query and a window are brought to."""
+    ks: tuple[int, ...] = (1, 2, 3)
+    """One graph per k, as in the paper (section 4.3)."""
+    num_layers: int = 2
+    """Cascaded multi-graph layers (section 4.5)."""
+    hidden_channels: int = 48
+    """Width d of LSTM and layers."""
+    context: float = 0.25
+    """Share of a window's length that is shown on either side of it."""
+    blind: float = 0.1
+    """Share of training pairs whose head is told nothing of their kind: one never seen is still
+    ranked."""
+    head_channels: int = 64
+    """Width inside the head."""
+    list_length: int = 36
+    """Windows of one reference in a training list."""
+    far_proposals: int = 12
+    """Windows of another video that join a list, so that scores compare across videos."""
+    target_temperature: float = 0.05
+    """Divides the tIoUs that a list is trained towards."""

@@ -405,6 +405,17 @@ class PairScoring:
         Returns:
             Logits ``[M]`` and offsets ``[M, 2]``, those of :meth:`PairNetwork.fuse`.
         """
+        return self._heads(self.pooled(query, query_mask, states, mask, owner))
+
+    def pooled(
+        self,
+        query: Tensor,
+        query_mask: Tensor | None,
+        states: Tensor,
+        mask: Tensor | None,
+        owner: Tensor | None = None,
+    ) -> Tensor:
+        """What the heads are given, ``[M, d]``; arguments as in :meth:`score`."""
         pooled = states.new_empty(states.shape[1], self.channels, dtype=self.exact)
         queries = query.view(len(query), -1, query.shape[-1])
         sides: dict[int, Side] = {}
@@ -416,7 +427,7 @@ class PairScoring:
             real = None if mask is None else mask[rows, :steps]
             proposals = self.side(states[:steps, rows], real, query=False)
             pooled[rows] = self._pool(side, proposals)
-        return self._heads(pooled)
+        return pooled
 
     def prepare(self, states: Tensor, mask: Tensor | None) -> list[Side]:
         """All that proposals need for any query, for proposals that are asked for repeatedly.

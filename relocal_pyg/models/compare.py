@@ -1,0 +1,391 @@
+"""A query and a reference compared step by step: all that the pretrained matcher ever sees.
+
+Features enter here and only similarities leave, so that a network on top takes any backbone. Five
+tables of similarities look at the same two videos in five ways, none of which serves every kind of
+feature; which one counts is left to the network.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from relocal_pyg.models.matchers import contrast_scores, nearest_steps
+
+#: The five tables, see :func:`similarity_tables`.
+TABLES = ("centred", "smoothed", "motion", "alike", "local")
+#: What a window is given a number for in each table, see :meth:`Comparison.measure`.
+MEASURES = ("contrast", "diagonal", "near diagonal", "path", "coverage")
+#: Places along query and window at which a window's own table is looked at.
+PLACES = 16
+#: Numbers of :meth:`Comparison.measure` and :attr:`Comparison.kind`.
+NUM_MEASURES = len(TABLES) * len(MEASURES)
+NUM_KIND = 8 * len(TABLES) + 6
+#: Channels of a node: mean, best and standardised mean of each table, and :func:`own_channels`.
+NUM_NODE = 3 * len(TABLES) + 3
+#: Channels of a node that depend on the window: inside flag, place, and each table's diagonal.
+NUM_PLACED = 2 + 2 * len(TABLES)
+
+#: Windows of the query's length that tell what chance gives on this reference, at most.
+_GRID = 64
+#: Standard scores are cut here: one odd value must not decide.
+_CUT = 6.0
+#: Windows whose tables are in memory at once.
+_CHUNK = 2048
+
+
+def similarity_tables(
+    query: Tensor,
+    reference: Tensor,
+    query_video: Tensor | None = None,
+    background: Tensor | None = None,
+) -> Tensor:
+    r"""Similarity of every query step with every reference step, in five ways.
+
+    * ``centred``: cosine of rows, each side centred by its own video: what all of a video looks
+      like (place, camera, person) goes.
+    * ``smoothed``: the same of rows averaged over a quarter of the query.
+    * ``motion``: cosine of the local standard deviations over such stretches, centred likewise:
+      what changes, whatever it looks like.
+    * ``alike``: cosine of rows as they are, corrected for chance, :math:`1 - (1 - \cos) / (1 -
+      \lVert \bar r \rVert^2)`: 1 for the same picture, 0 for two pictures of the reference on
+      average, whatever the backbone's cosines.
+    * ``local``: cosine of query rows less the query's mean with reference rows less their moving
+      mean over the query's length: order and change only, no look at all.
+
+    Args:
+        query: ``[m, F]``.
+        reference: ``[n, F]``.
+        query_video: ``[v, F]``, the video that the query was cut from; None for a bare clip, which
+            is centred like the reference.
+        background: Row ``[F]`` that both sides are centred by where nothing better is at hand:
+            that of a library, for references that hold nothing but an action.
+
+    Returns:
+        ``[5, m, n]``, in the order of :data:`TABLES`.
+    """
+    width = max(3, round(len(query) / 4))
+    centre = reference.mean(dim=0) if background is None else background
+    own = query_video is not None and len(query_video) > 0 and background is None
+    query_centre = query_video.mean(dim=0) if own and query_video is not None else centre
+    rows, columns = query - query_centre, reference - centre
+    smooth_rows, deviation_rows = _local(rows, width)
+    smooth_columns, deviation_columns = _local(columns, width)
+    change = deviation_columns.mean(dim=0)
+    if own and query_video is not None:
+        query_change = _local(query_video - query_centre, width)[1].mean(dim=0)
+    else:
+        query_change = change
+    mean = functional.normalize(reference, dim=1).mean(dim=0)
+    spread = (1 - mean.square().sum()).clamp(min=0.01)
+    return torch.stack(
+        [
+            cosines(rows, columns),
+            cosines(smooth_rows, smooth_columns),
+            cosines(deviation_rows - query_change, deviation_columns - change),
+            (1 - (1 - cosines(query, reference)) / spread).clamp(min=-3),
+            cosines(query - query.mean(dim=0), columns - _local(columns, len(query))[0]),
+        ]
+    )
+
+
+def own_channels(query: Tensor, reference: Tensor) -> tuple[Tensor, Tensor]:
+    """What a step shows without the other video: where its own video changes, moves, stands out.
+
+    Args:
+        query: ``[m, F]``.
+        reference: ``[n, F]``.
+
+    Returns:
+        ``[3, n]`` and ``[3, m]``: cosine of what comes before and after a step; how much rows
+        change around it and how far it lies from the reference's mean, as logarithms of their
+        ratio to the reference's average.
+    """
+    width = max(2, round(len(query) / 6))
+    mean = reference.mean(dim=0)
+    parts = []
+    for rows in (reference - mean, query - mean):
+        average = _local(rows, width)[0]
+        step = torch.arange(len(rows), device=rows.device)
+        before = average[(step - (width + 1) // 2).clamp(min=0)]
+        after = average[(step + width // 2).clamp(max=len(rows) - 1)]
+        change = (after - before).norm(dim=1)
+        both = (before * after).sum(dim=1) / (before.norm(dim=1) * after.norm(dim=1) + 1e-6)
+        parts.append((both, change, rows.norm(dim=1)))
+    scales = [value.mean().clamp(min=1e-6) for value in parts[0][1:]]
+    made = []
+    for both, *sizes in parts:
+        logs = [(v / s + 0.05).log() / 2 for v, s in zip(sizes, scales, strict=True)]
+        made.append(torch.stack([both, *logs]))
+    return made[0], made[1]
+
+
+def cosines(rows: Tensor, columns: Tensor) -> Tensor:
+    """Cosines ``[m, n]`` of rows ``[m, F]`` with rows ``[n, F]``; 0 for a zero row."""
+    return functional.normalize(rows, dim=1) @ functional.normalize(columns, dim=1).T
+
+
+def _local(rows: Tensor, width: int) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation ``[n, F]`` over ``width`` steps around each, cut at the ends."""
+    count = len(rows)
+    step = torch.arange(count, device=rows.device)
+    first = (step - width // 2).clamp(min=0)
+    past = (step - width // 2 + width).clamp(max=count)
+    number = (past - first)[:, None]
+
+    def mean(values: Tensor) -> Tensor:
+        total = functional.pad(values.double().cumsum(dim=0), (0, 0, 1, 0))
+        return (total[past] - total[first]) / number
+
+    average = mean(rows)
+    deviation = (mean(rows.square()) - average.square()).clamp(min=0).sqrt()
+    return average.to(rows.dtype), deviation.to(rows.dtype)
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """One query and one reference, compared before any window is looked at.
+
+    Attributes:
+        tables: ``[5, m, n]``, of :func:`similarity_tables`.
+        similarity: ``[5, n]``, mean similarity of each reference step to the query.
+        reference_nodes: ``[n, 18]``.
+        query_nodes: ``[m, 18]``.
+        centre: ``[25]``, mean of each measure over windows of the query's length: what chance gives
+            on this reference.
+        scale: ``[25]``, their standard deviation.
+        kind: ``[46]``, which kind of pair this is: how far the measures spread, how far the best
+            windows stand out, and what is lost along diagonals when the query runs backwards.
+    """
+
+    tables: Tensor
+    similarity: Tensor
+    reference_nodes: Tensor
+    query_nodes: Tensor
+    centre: Tensor
+    scale: Tensor
+    kind: Tensor
+
+    def measure(self, windows: Tensor) -> Tensor:
+        """Measure windows against the query.
+
+        For each table: inside minus around of the similarities
+        (:func:`relocal_pyg.models.contrast.contrast_scores`), mean along the diagonal of the
+        window's own table, the same with the best of neighbouring query places, mean along the best
+        monotone path through it, and the mean over query places of the best step inside.
+
+        Args:
+            windows: ``[M, 2]`` in steps.
+
+        Returns:
+            ``[M, 25]``, the measures of one table side by side.
+        """
+        return torch.cat([_measure(self.tables, self.similarity, w) for w in windows.split(_CHUNK)])
+
+    def quick(self, windows: Tensor) -> Tensor:
+        """Contrast and diagonal of each table, standardised, ``[M, 10]``: for very many windows."""
+        both = [
+            _quick(self.tables, self.similarity, nearest_steps(part, self.tables.shape[2]))
+            for part in windows.split(_CHUNK)
+        ]
+        first = [
+            scale.view(len(TABLES), -1)[:, :2].flatten() for scale in (self.centre, self.scale)
+        ]
+        return ((torch.cat(both) - first[0]) / first[1]).clamp(-_CUT, _CUT)
+
+    def scalars(self, windows: Tensor) -> Tensor:
+        """What the head is told of windows ``[M, 2]``: ``[M, 52]``.
+
+        Measures as they are, standardised by what chance gives, and two lengths.
+        """
+        measures = self.measure(windows)
+        standard = ((measures - self.centre) / self.scale).clamp(-_CUT, _CUT)
+        length = (windows[:, 1] - windows[:, 0])[:, None]
+        rows, columns = self.tables.shape[1:]
+        return torch.cat([standard, measures, (length / rows).log(), length / columns], dim=1)
+
+    def placed(self, windows: Tensor, positions: Tensor, mask: Tensor) -> Tensor:
+        """Channels ``[M, T, 12]`` of the steps that are shown of each window.
+
+        Args:
+            windows: ``[M, 2]`` in steps.
+            positions: ``[M, T]``, which steps; they may lie outside the window.
+            mask: ``[M, T]``, False at padding.
+        """
+        length = (windows[:, 1:] - windows[:, :1]).clamp(min=1)
+        share = (positions + 0.5 - windows[:, :1]) / length
+        inside = (share > 0) & (share < 1) & mask
+        places = _at_places(self.tables)
+        row = (share * PLACES).floor().clamp(0, PLACES - 1).long()
+        cell = (row * places.shape[2] + positions).flatten()
+        found = torch.cat([places, _near(places)]).flatten(1).index_select(1, cell)
+        found = found.view(-1, *positions.shape).permute(1, 2, 0) * inside[..., None]
+        flags = torch.stack([inside.to(found), (share - 0.5).clamp(-1, 1) * mask], dim=-1)
+        return torch.cat([flags, found], dim=-1)
+
+
+def compare(
+    query: Tensor,
+    reference: Tensor,
+    query_video: Tensor | None = None,
+    background: Tensor | None = None,
+    tables: Tensor | None = None,
+) -> Comparison:
+    """Compare a query with a reference.
+
+    Args:
+        query: ``[m, F]``.
+        reference: ``[n, F]``.
+        query_video: ``[v, F]``, or None for a bare clip.
+        background: ``[F]`` or None.
+        tables: Their :func:`similarity_tables`, where they are at hand.
+    """
+    if tables is None:
+        tables = similarity_tables(query, reference, query_video, background)
+    similarity = _similarity(tables, query, query_video, reference, background)
+    standard = _standard(similarity)
+    own, query_own = own_channels(query, reference)
+    nodes = torch.cat([similarity, tables.amax(dim=1), standard, own]).T
+    back = tables.mean(dim=2)
+    query_nodes = torch.cat([back, tables.amax(dim=2), _standard(back), query_own]).T
+    grid = _grid(len(query), len(reference), query.device)
+    measures = _measure(tables, similarity, grid)
+    centre = measures.mean(dim=0)
+    scale = measures.std(dim=0, correction=0).clamp(min=0.02)
+    peaks = (measures.amax(dim=0) - centre) / scale
+    backwards = _along(_at_places(tables.flip(1)), _columns(grid.long())).amax(dim=1)
+    diagonal = slice(1, None, len(MEASURES))
+    order = (measures[:, diagonal].amax(dim=0) - backwards) / scale[diagonal]
+    kind = torch.cat(
+        [
+            scale.view(len(TABLES), -1)[:, [0, 1, 3]].flatten() * 5,
+            peaks.view(len(TABLES), -1)[:, [0, 1, 3]].flatten() / 3,
+            order / 2,
+            tables.std(dim=(1, 2), correction=0) * 3,
+            _facts(query, reference, query_video),
+        ]
+    ).clamp(-_CUT, _CUT)
+    return Comparison(tables, similarity, nodes, query_nodes, centre, scale, kind)
+
+
+def _similarity(
+    tables: Tensor,
+    query: Tensor,
+    query_video: Tensor | None,
+    reference: Tensor,
+    background: Tensor | None,
+) -> Tensor:
+    """Mean over the query's steps ``[5, n]``; of ``centred``, with the query's mean direction."""
+    mean = tables.mean(dim=1)
+    centre = reference.mean(dim=0) if background is None else background
+    if query_video is not None and len(query_video) > 0 and background is None:
+        centre = query_video.mean(dim=0)
+    rows = query - centre
+    shares = rows.norm(dim=1) / (len(rows) * rows.mean(dim=0).norm().clamp(min=1e-12))
+    return torch.cat([(shares @ tables[0])[None], mean[1:]])
+
+
+def _standard(values: Tensor) -> Tensor:
+    """Standard scores along the last dimension, cut and halved."""
+    scale = values.std(dim=-1, keepdim=True, correction=0).clamp(min=0.01)
+    return ((values - values.mean(dim=-1, keepdim=True)) / scale).clamp(-_CUT, _CUT) / 2
+
+
+def _grid(query_steps: int, num_steps: int, device: torch.device) -> Tensor:
+    """Windows of the query's length spread over the reference."""
+    length = min(query_steps, num_steps)
+    count = min(num_steps - length + 1, _GRID)
+    start = torch.linspace(0, num_steps - length, count, device=device).round()
+    return torch.stack([start, start + length], dim=1)
+
+
+def _facts(query: Tensor, reference: Tensor, query_video: Tensor | None) -> Tensor:
+    """Lengths, whether there is a video around the query, and how much its steps differ."""
+    unit = functional.normalize(query - reference.mean(dim=0), dim=1)
+    together = unit.mean(dim=0).square().sum()
+    change = functional.normalize(query - query.mean(dim=0), dim=1)
+    following = (change[1:] * change[:-1]).sum(dim=1).mean() if len(query) > 1 else together * 0
+    video = query_video is not None and len(query_video) > 0
+    lengths = query.new_tensor([len(query), len(reference)]).log()
+    ratio = lengths[1:] - lengths[:1]
+    flag = query.new_tensor([float(video)])
+    parts = [lengths / 3 - 1, ratio / 2, flag, together[None], following[None]]
+    return torch.cat(parts)
+
+
+def _at_places(tables: Tensor) -> Tensor:
+    """Tables ``[5, m, n]`` at places spread over the query, ``[5, P, n]``."""
+    count = tables.shape[1]
+    place = (torch.arange(PLACES, device=tables.device) * 2 + 1) * count // (2 * PLACES)
+    return tables.index_select(1, place)
+
+
+def _columns(windows: Tensor) -> Tensor:
+    """Reference steps ``[M, P]`` at places spread over whole-step windows ``[M, 2]``."""
+    share = torch.arange(PLACES, device=windows.device) * 2 + 1
+    return windows[:, :1] + share * (windows[:, 1:] - windows[:, :1]) // (2 * PLACES)
+
+
+def _along(places: Tensor, columns: Tensor) -> Tensor:
+    """Mean along the diagonals ``[K, M]`` of windows in tables ``[K, P, n]``."""
+    cell = torch.arange(PLACES, device=places.device) * places.shape[2] + columns
+    found = places.flatten(1).index_select(1, cell.flatten())
+    return found.view(len(places), -1, PLACES).mean(dim=2)
+
+
+def _near(places: Tensor) -> Tensor:
+    """The best of neighbouring query places at each step, ``[K, P, n]``."""
+    return functional.max_pool2d(places, (3, 1), stride=1, padding=(1, 0))
+
+
+def _quick(tables: Tensor, similarity: Tensor, windows: Tensor) -> Tensor:
+    """Contrast and diagonal of whole-step windows, ``[M, 10]``."""
+    contrast = contrast_scores(similarity, windows.to(similarity.dtype))
+    diagonal = _along(_at_places(tables), _columns(windows))
+    return torch.stack([contrast, diagonal], dim=1).flatten(0, 1).T
+
+
+def _measure(tables: Tensor, similarity: Tensor, windows: Tensor) -> Tensor:
+    """Numbers of :meth:`Comparison.measure`, ``[M, 25]``."""
+    places = _at_places(tables)
+    whole = nearest_steps(windows, tables.shape[2])
+    columns = _columns(whole)
+    # [5, P of the query, M, P of the window]
+    own = places.index_select(2, columns.flatten()).view(len(tables), PLACES, -1, PLACES)
+    parts = [
+        contrast_scores(similarity, whole.to(similarity.dtype)),
+        own.diagonal(dim1=1, dim2=3).mean(dim=2),
+        _along(_near(places), columns),
+        best_path(own.transpose(1, 2)),
+        own.amax(dim=3).mean(dim=1),
+    ]
+    return torch.stack(parts, dim=1).flatten(0, 1).T
+
+
+def best_path(tables: Tensor) -> Tensor:
+    r"""Mean along the best monotone path from the first to the last corner of square tables.
+
+    The symmetric recurrence of dynamic time warping (Sakoe and Chiba, 1978): a step along the
+    diagonal counts twice, so that every path weighs ``2 P`` and the mean is exact,
+
+    .. math:: S_{ij} = \max(S_{i-1,j} + s_{ij},\; S_{i,j-1} + s_{ij},\; S_{i-1,j-1} + 2 s_{ij})
+
+    Args:
+        tables: ``[..., P, P]``.
+
+    Returns:
+        ``[...]``.
+    """
+    prefix = tables.cumsum(dim=-1)
+    # Row 0 is reached from its first cell alone, which counts twice.
+    total = prefix[..., 0, :] + tables[..., 0, :1]
+    for row in range(1, tables.shape[-2]):
+        gain, along = tables[..., row, :], prefix[..., row, :]
+        corner = functional.pad(total[..., :-1], (1, 0), value=-torch.inf) + gain
+        entry = torch.maximum(total, corner) + gain
+        # Moving on along the row adds its cells: a running maximum of what entered before.
+        total = (entry - along).cummax(dim=-1).values + along
+    return total[..., -1] / (tables.shape[-1] + tables.shape[-2])

@@ -1,0 +1,403 @@
+"""Ours: the paper's graphs over similarities alone, so that one set of weights fits any features.
+
+The paper's own network (:mod:`relocal_pyg.models.multi_graph`) reads features and needs labels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch_geometric.data import Batch, Data
+
+from relocal_pyg.data.items import Protocol
+from relocal_pyg.data.pair_data import resample, window_positions
+from relocal_pyg.data.samples import ListDataset, WindowList
+from relocal_pyg.errors import UsageError
+from relocal_pyg.graph import PairGraph
+from relocal_pyg.models.base import Ranking, TrainableRelocalizer
+from relocal_pyg.models.compare import (
+    NUM_KIND,
+    NUM_MEASURES,
+    NUM_NODE,
+    NUM_PLACED,
+    TABLES,
+    Comparison,
+    compare,
+    similarity_tables,
+)
+from relocal_pyg.models.network_config import MatcherConfig
+from relocal_pyg.models.refining import refine
+from relocal_pyg.moments import Moment
+from relocal_pyg.nn.inference import PairScoring, window_states
+from relocal_pyg.nn.losses import listwise_loss
+from relocal_pyg.nn.network import MultiGraphFusion, PairEncoder
+
+#: Windows scored at once: bounds memory, changes no result.
+CHUNK = 1024
+#: Windows of a reference that the network scores, at most.
+MOST = 6000
+#: Largest score that its tanh is undone for: the last float32 below 1.
+SATURATED = 1 - 2**-24
+#: Unit of the score before its tanh, in logits of a ranking.
+UNIT = 0.1
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """One query and some windows of one reference, as the network sees them.
+
+    Attributes:
+        query: Nodes ``[T, C]``.
+        query_mask: ``[T]``, False at padding.
+        windows: Nodes ``[M, T, C]``.
+        mask: ``[M, T]``.
+        scalars: ``[M, S]``, what the head is told of each window.
+        kind: ``[D]``, what it is told of the pair.
+    """
+
+    query: Tensor
+    query_mask: Tensor
+    windows: Tensor
+    mask: Tensor
+    scalars: Tensor
+    kind: Tensor
+
+
+class MultiGraphMatcher(TrainableRelocalizer):
+    """The multi-graph network over similarities of steps: features of any width, no labels.
+
+    A node carries how its step compares with the other video; a head reads the pooled graph next to
+    numbers that classic matchers would give the window, standardised by what chance gives on the
+    same reference. The score is a mixture of those numbers, weighed for each pair, plus what the
+    network has to add; untrained, it ranks as the contrast matcher does.
+
+    Args:
+        **settings: Fields of :class:`MatcherConfig`.
+
+    Raises:
+        UsageError: A setting is out of range.
+
+    Example:
+        >>> model = MultiGraphMatcher(hidden_channels=16, num_steps=8).eval()
+        >>> len(model.localize(torch.rand(4, 8), torch.rand(30, 8), top_k=2))
+        2
+    """
+
+    title = "Multi-graph matcher"
+    #: Padded steps stay out of the LSTMs, of edges and of the pool.
+    mask_padding = True
+    refines: Tensor
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__()
+        settings["ks"] = tuple(settings.get("ks", MatcherConfig.ks))
+        self.settings = config = MatcherConfig(**settings)
+        if config.num_steps < 1 or not config.ks or config.target_temperature <= 0:
+            raise UsageError("num_steps at least 1, ks, and a temperature above 0 wanted")
+        self.graphs = [PairGraph(config.num_steps, k, normalization="mean") for k in config.ks]
+        width, inner = config.hidden_channels, config.head_channels
+        self.encoder = PairEncoder(NUM_NODE + NUM_PLACED, width, dropout=0.0)
+        self.fusion = MultiGraphFusion(width, len(config.ks), config.num_layers, residual=True)
+        self.weigh = nn.Sequential(
+            nn.Linear(NUM_KIND, inner // 2), nn.Tanh(), nn.Linear(inner // 2, NUM_MEASURES)
+        )
+        told = width + 2 * NUM_MEASURES + 2 + NUM_KIND
+        self.head = nn.Sequential(
+            nn.Linear(told, inner),
+            nn.LayerNorm(inner),
+            nn.Tanh(),
+            nn.Linear(inner, inner // 2),
+            nn.LayerNorm(inner // 2),
+            nn.Tanh(),
+            nn.Linear(inner // 2, 1),
+        )
+        for layer in (self.weigh[-1], self.head[-1]):
+            nn.init.zeros_(layer.weight)
+            nn.init.zeros_(layer.bias)
+        # Starts at inside minus around, the first measure.
+        nn.init.ones_(self.weigh[-1].bias[:1])
+        self.register_buffer("refines", torch.tensor(1))
+
+    @classmethod
+    def pretrained(cls) -> MultiGraphMatcher:
+        """The weights that come with the package: trained on simulated worlds, ready to use."""
+        from relocal_pyg.models.checkpoint import load_model
+
+        model = load_model("pretrained")
+        assert isinstance(model, cls)
+        return model
+
+    def config(self) -> dict[str, Any]:
+        """Constructor arguments."""
+        return asdict(self.settings)
+
+    # What the network sees
+
+    def look(self, comparison: Comparison, windows: Tensor) -> Inputs:
+        """The inputs of some windows ``[M, 2]`` (steps) of a reference that was compared."""
+        query, query_mask = self.query_nodes(comparison)
+        positions, mask = self.shown(comparison, windows)
+        placed = comparison.placed(windows, positions, mask)
+        nodes = torch.cat([comparison.reference_nodes[positions], placed], dim=-1)
+        nodes = nodes * mask[..., None]
+        scalars = comparison.scalars(windows)
+        return Inputs(query, query_mask, nodes, mask, scalars, comparison.kind)
+
+    def shown(self, comparison: Comparison, windows: Tensor) -> tuple[Tensor, Tensor]:
+        """Which steps are shown of windows and of what is around them: ``[M, T]`` and mask."""
+        count = len(comparison.reference_nodes)
+        side = (windows[:, 1:] - windows[:, :1]) * self.settings.context
+        wider = torch.cat([windows[:, :1] - side, windows[:, 1:] + side], dim=1).clamp(0, count)
+        return window_positions(count, wider, self.settings.num_steps)
+
+    def query_nodes(self, comparison: Comparison) -> tuple[Tensor, Tensor]:
+        """Nodes ``[T, C]`` of the query and mask; all of it is inside, at its own place."""
+        nodes = comparison.query_nodes
+        placed = nodes.new_zeros(len(nodes), NUM_PLACED)
+        placed[:, 0] = 1
+        placed[:, 1] = (torch.arange(len(nodes), device=nodes.device) + 0.5) / len(nodes) - 0.5
+        return resample(torch.cat([nodes, placed], dim=1), self.settings.num_steps)
+
+    # Scores with gradients
+
+    def forward(self, inputs: Sequence[Inputs]) -> Tensor:
+        """Scores ``[sum M]`` of the windows of several pairs before the last tanh."""
+        owner = torch.cat(
+            [torch.full_like(p.mask[:, 0], n, dtype=torch.long) for n, p in enumerate(inputs)]
+        )
+        query_mask = torch.stack([part.query_mask for part in inputs])
+        query = self.encoder.encode_query(torch.stack([p.query for p in inputs]), query_mask)
+        mask = torch.cat([part.mask for part in inputs])
+        hidden = self.encoder.encode_proposal(torch.cat([p.windows for p in inputs]), mask)
+        nodes = torch.cat([query[owner], hidden], dim=1)
+        real = torch.cat([query_mask[owner], mask], dim=1)
+        pooled = self.fusion.pooled(nodes, self.graphs, real, nodes.shape[1])
+        kind = torch.stack([part.kind for part in inputs])
+        return self.weigh_windows(pooled, torch.cat([p.scalars for p in inputs]), kind, owner)
+
+    def weigh_windows(self, pooled: Tensor, scalars: Tensor, kind: Tensor, owner: Tensor) -> Tensor:
+        """Scores ``[M]`` from the pooled graphs ``[M, d]`` and what the head is told beside them.
+
+        Args:
+            pooled: ``[M, d]``.
+            scalars: ``[M, S]``.
+            kind: ``[V, D]``.
+            owner: ``[M]``, to which of the V pairs each window belongs.
+        """
+        if self.training:
+            kept = torch.rand(len(kind), 1, device=kind.device) >= self.settings.blind
+            kind = kind * kept
+        prior = (self.weigh(kind)[owner] * scalars[:, :NUM_MEASURES]).sum(dim=1)
+        added = self.head(torch.cat([pooled, scalars, kind[owner]], dim=1)).squeeze(1)
+        return UNIT * (prior + added)
+
+    # Ranking
+
+    @torch.no_grad()
+    def scorer(
+        self,
+        query: Tensor,
+        reference: Tensor,
+        query_video: Tensor | None = None,
+        background: Tensor | None = None,
+        scoring: PairScoring | None = None,
+    ) -> WindowScorer:
+        """Scores of any windows of one reference, by exact algebra.
+
+        Args:
+            query: ``[m, F]``.
+            reference: ``[n, F]``.
+            query_video: ``[v, F]`` or None.
+            background: Row ``[F]`` that both sides are centred by, or None: see
+                :func:`relocal_pyg.models.compare.similarity_tables`.
+            scoring: A result of :meth:`scoring` to use again; made on the spot where None.
+        """
+        merged = self.scoring() if scoring is None else scoring
+        return WindowScorer(self, compare(query, reference, query_video, background), merged)
+
+    def scoring(self, dtype: torch.dtype | None = None, chunk: int | None = None) -> PairScoring:
+        """The weights as they are now, merged for inference."""
+        return PairScoring(self, self.graphs, dtype, chunk)
+
+    def rank(
+        self,
+        query: Tensor,
+        reference: Tensor,
+        proposals: Tensor,
+        *,
+        query_video: Tensor | None = None,
+        background: Tensor | None = None,
+    ) -> Ranking:
+        """Score proposals, and finer windows around the best unless validation said otherwise.
+
+        Of more than :data:`MOST` proposals the network sees those that :meth:`WindowScorer.prior`
+        puts first; the others are left out of the ranking.
+        """
+        way = self.refinements[int(self.refines)]
+        return self.rankings(
+            query, reference, proposals, query_video=query_video, background=background, ways=(way,)
+        )[way]
+
+    @torch.no_grad()
+    def rankings(
+        self,
+        query: Tensor,
+        reference: Tensor,
+        proposals: Tensor,
+        *,
+        query_video: Tensor | None = None,
+        background: Tensor | None = None,
+        ways: Sequence[str] | None = None,
+        scoring: PairScoring | None = None,
+    ) -> dict[str, Ranking]:
+        """The answers of :meth:`rank` by each of ``ways``, all :attr:`refinements` where None."""
+        score = self.scorer(query, reference, query_video, background, scoring)
+        if len(proposals) > MOST:
+            proposals = proposals[score.prior(proposals).topk(MOST).indices.sort().values]
+        raw = score(proposals)
+        unmoved = raw.new_zeros(len(raw), 2)
+        return {
+            way: refine(way, proposals, raw, unmoved, score, len(reference))
+            for way in (self.refinements if ways is None else ways)
+        }
+
+    def explain(
+        self,
+        query: Tensor,
+        reference: Tensor,
+        moment: tuple[float, float],
+        query_video: Tensor | None = None,
+    ) -> Tensor:
+        """How much each meeting of two steps added to the score of a moment.
+
+        Gradient times input over the five tables of similarities, summed: what a small change would
+        do. Whatever else is derived from a table follows it, except what chance gives.
+
+        Args:
+            query: ``[m, F]``.
+            reference: ``[n, F]``.
+            moment: Start and end in steps, of :meth:`scored_span`.
+            query_video: ``[v, F]`` or None.
+
+        Returns:
+            ``[m, n]``, in units of the score before its tanh.
+        """
+        was_training = self.training
+        self.eval()
+        place = torch.tensor([moment], dtype=reference.dtype, device=reference.device)
+        # Only in training does cudnn keep what the gradient of an LSTM needs.
+        with torch.enable_grad(), torch.backends.cudnn.flags(enabled=False):
+            tables = similarity_tables(query, reference, query_video).requires_grad_()
+            comparison = compare(query, reference, query_video, tables=tables)
+            raw = self([self.look(comparison, place)])
+            (gradient,) = torch.autograd.grad(raw.sum(), tables)
+        self.train(was_training)
+        return (gradient * tables).sum(dim=0).detach()
+
+    @property
+    def refinements(self) -> tuple[str, ...]:
+        """Proposals as they are, or finer windows."""
+        return ("none", "windows")
+
+    def set_refinement(self, way: str) -> None:
+        """Remember which way validated best."""
+        self.refines.fill_(self.refinements.index(way))
+
+    def scored_span(self, moment: Moment) -> tuple[float, float]:
+        """A finer window is scored itself."""
+        return moment.start, moment.end
+
+    def raw_scores(self, scores: Tensor) -> Tensor:
+        """Scores before the last tanh."""
+        return torch.atanh(scores.double().clamp(-SATURATED, SATURATED))
+
+    # Training
+
+    def training_set(
+        self, protocol: Protocol, *, num_samples: int, seed: int
+    ) -> torch.utils.data.Dataset[Data]:
+        """Lists of the protocol's ``"train"`` split."""
+        return ListDataset(
+            protocol,
+            num_samples=num_samples,
+            seed=seed,
+            list_length=self.settings.list_length,
+            far_proposals=self.settings.far_proposals,
+            target_temperature=self.settings.target_temperature,
+        )
+
+    def training_losses(self, batch: Batch) -> dict[str, Tensor]:
+        """Cross entropy of each list of the batch."""
+        return self.list_losses([WindowList.of(sample) for sample in batch.to_data_list()])
+
+    def list_losses(self, lists: Sequence[WindowList]) -> dict[str, Tensor]:
+        """Cross entropy of lists, whose features may differ in width from list to list."""
+        inputs, counts = [], []
+        for each in lists:
+            for reference, windows in zip(each.references, each.windows, strict=True):
+                with torch.no_grad():
+                    found = compare(each.query, reference, each.query_video, each.background)
+                    inputs.append(self.look(found, windows))
+            counts.append(sum(map(len, each.windows)))
+        losses = []
+        for each, raw in zip(lists, self(inputs).split(counts), strict=True):
+            overlap = torch.cat(each.overlaps).to(raw)[None]
+            loss = listwise_loss(raw[None], overlap, target_temperature=each.temperature)
+            losses.append(loss)
+        loss = torch.stack(losses).mean()
+        return {"loss": loss, "ranking": loss}
+
+
+class WindowScorer:
+    """Scores of any windows of one reference: query and reference are compared once for all.
+
+    Args:
+        model: The matcher, in evaluation mode.
+        comparison: Its query and reference.
+        scoring: Its merged weights.
+
+    Attributes:
+        comparison: As given.
+    """
+
+    def __init__(
+        self, model: MultiGraphMatcher, comparison: Comparison, scoring: PairScoring
+    ) -> None:
+        self.model, self.comparison, self.scoring = model, comparison, scoring
+        nodes, self.query_mask = model.query_nodes(comparison)
+        self.query = model.encoder.encode_query(nodes[None], self.query_mask[None])[0]
+        self.kind = comparison.kind[None]
+
+    @torch.no_grad()
+    def __call__(self, windows: Tensor) -> Tensor:
+        """Scores ``[M]``, before the last tanh, of windows ``[M, 2]`` in steps."""
+        return torch.cat([self._score(part) for part in windows.split(CHUNK)])
+
+    def _score(self, windows: Tensor) -> Tensor:
+        model, comparison = self.model, self.comparison
+        positions, mask = model.shown(comparison, windows)
+        states = window_states(
+            model.encoder.proposal_lstm,
+            comparison.reference_nodes,
+            positions,
+            mask,
+            comparison.placed(windows, positions, mask),
+            skip_padding=True,
+        )
+        pooled = self.scoring.pooled(self.query, self.query_mask, states, mask)
+        owner = torch.zeros_like(positions[:, 0])
+        return model.weigh_windows(pooled, comparison.scalars(windows), self.kind, owner)
+
+    @torch.no_grad()
+    def prior(self, windows: Tensor) -> Tensor:
+        """A first ranking ``[M]`` without the network: contrast and diagonal, weighed as it does.
+
+        For choosing among more windows than the network can score; by prefix sums and a few
+        look-ups, no window is made.
+        """
+        weights = self.model.weigh(self.kind)[0]
+        return self.comparison.quick(windows) @ weights.view(len(TABLES), -1)[:, :2].flatten()

@@ -1,0 +1,295 @@
+"""Training before the user came: lists from worlds without end, and the loop that learns them."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from copy import deepcopy
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from relocal_pyg.data.proposals import QUERY_SCALES, geometric_lengths
+from relocal_pyg.data.samples import WindowList, choose_proposals
+from relocal_pyg.datasets.endless import Rows, Scene, World, draw_world
+from relocal_pyg.io.seeding import generator
+from relocal_pyg.models.compare import cosines
+from relocal_pyg.models.matcher import MultiGraphMatcher
+from relocal_pyg.models.matchers import contrast_scores, step_similarity
+from relocal_pyg.models.network_config import MatcherConfig
+from relocal_pyg.moments import tiou
+
+#: Shares of the lists: folders of clips that are all action, references that hold the same footage,
+#: and references that are all action.
+FOLDERS, COPIES, COVERED = 0.1, 0.1, 0.06
+#: Windows of a video that a list is chosen from, at most, beside those at its answers.
+MOST = 500
+
+
+@dataclass(frozen=True)
+class PretrainConfig:
+    """How the shipped weights are found."""
+
+    steps: int = 10_000
+    """Optimiser steps."""
+    lists: int = 4
+    """Lists in a step, each from a world of its own."""
+    learning_rate: float = 2e-3
+    """Adam's."""
+    warmup: int = 50
+    """Steps over which it rises."""
+    decay: float = 0.3
+    """Share of the steps, the last, over which it falls to 0: how long a run is to be can be
+    decided until then."""
+    weight_decay: float = 1e-4
+    """Adam's coupled L2 term."""
+    clip_norm: float = 1.0
+    """Largest norm of the gradient."""
+    average: float = 0.997
+    """Of the moving average of weights that is kept."""
+    seed: int = 0
+    """Names the stream of worlds."""
+
+
+def draw_list(seed: int, number: int, config: MatcherConfig) -> WindowList:
+    """List ``number`` of the stream ``seed``: a query and graded windows of two or more videos.
+
+    Varied are: the world; whether the query comes with its video; how badly it is trimmed; whether
+    the reference holds the same footage or only the same action; whether the action covers all of
+    it, alone or in a folder of such clips.
+    """
+    rng = generator(seed, "endless", number)
+    world = draw_world(rng)
+    chance = rng.random()
+    query, query_video = draw_query(world)
+    background = None
+    if chance < FOLDERS:
+        copied = rng.random() < 0.3
+        copy = same_footage(rng, query) if copied else None
+        videos = [world.video(1, cover=True, copy=copy)]
+        classes = [world.others[n] for n in rng.permutation(len(world.others))[:3]]
+        classes[0] = world.rival() if rng.random() < 0.5 else classes[0]
+        others = [world.video(1, cover=True, action=action) for action in classes]
+        videos += [Scene(other.rows, other.truths[:0]) for other in others]
+        counts = [config.list_length // 2] + [config.far_proposals // 2] * len(others)
+        if rng.random() < 0.7:
+            background = torch.from_numpy(np.concatenate([v.rows for v in videos]).mean(axis=0))
+    else:
+        if chance < FOLDERS + COPIES:
+            reference = world.video(1, copy=same_footage(rng, query))
+        elif chance < FOLDERS + COPIES + COVERED:
+            reference = world.video(1, cover=True)
+        else:
+            reference = world.video(int(rng.integers(1, world.staging.answers + 1)))
+        videos = [reference, world.video(int(rng.random() < 0.12))]
+        counts = [config.list_length, config.far_proposals]
+    bare = rng.random() < 0.4
+    clip = torch.from_numpy(query)
+    references, windows, overlaps = [], [], []
+    for video, count in zip(videos, counts, strict=True):
+        rows = torch.from_numpy(video.rows)
+        found = candidates(rng, len(query), len(rows), video.truths)
+        overlap = best_overlap(found, video.truths)
+        kept = choose_windows(rng, clip, rows, found, overlap, count)
+        references.append(rows)
+        windows.append(found[kept])
+        overlaps.append(overlap[kept])
+    return WindowList(
+        clip,
+        None if bare else torch.from_numpy(query_video),
+        references,
+        windows,
+        overlaps,
+        config.target_temperature,
+        background,
+    )
+
+
+def draw_query(world: World) -> tuple[Rows, Rows]:
+    """A query, maybe badly trimmed or filmed at another rate, and the video it was cut from."""
+    rng = world.rng
+    video = world.video(1)
+    start, end = (int(step) for step in video.truths[0])
+    if rng.random() < 0.35:
+        moved = rng.uniform(-0.3, 0.3, size=2) * (end - start)
+        start = int(np.clip(start + round(moved[0]), 0, end - 2))
+        end = int(np.clip(end + round(moved[1]), start + 2, len(video.rows)))
+    rows, query = video.rows, video.rows[start:end]
+    if rng.random() < 0.12:
+        speed = float(np.exp(rng.uniform(-0.7, 0.7)))
+        query, rows = resampled(query, speed), resampled(rows, speed)
+    return query, rows
+
+
+def resampled(rows: Rows, speed: float) -> Rows:
+    """Rows of the same footage played ``speed`` times as fast, at least two."""
+    count = max(2, round(len(rows) / speed))
+    place = (np.arange(count) + 0.5) * len(rows) / count - 0.5
+    low = np.clip(np.floor(place).astype(np.int64), 0, len(rows) - 1)
+    high = np.minimum(low + 1, len(rows) - 1)
+    share = np.clip(place - low, 0, 1)[:, None].astype(np.float32)
+    return (1 - share) * rows[low] + share * rows[high]
+
+
+def same_footage(rng: np.random.Generator, query: Rows) -> Rows:
+    """The query once more: re-encoded, dimmed, maybe at another speed."""
+    speed = float(np.exp(rng.uniform(-0.7, 0.7))) if rng.random() < 0.5 else 1.0
+    rows = resampled(query, speed) if speed != 1.0 else query
+    noise = rng.normal(size=rows.shape) * rows.std() * rng.uniform(0.02, 0.35)
+    gain = rng.uniform(0.6, 1.1) * (1 + 0.1 * rng.normal(size=rows.shape[1]))
+    return (rows * gain + noise).astype(np.float32)
+
+
+def candidates(
+    rng: np.random.Generator, query_steps: int, num_steps: int, truths: np.ndarray
+) -> Tensor:
+    """Windows as they are met in use: of the query's length, of a grid, and finer ones."""
+    shortest = max(2, round(query_steps * rng.uniform(0.25, 0.6)))
+    longest = max(shortest + 1, min(num_steps, 4 * query_steps))
+    lengths = [round(scale * query_steps) for scale in QUERY_SCALES]
+    grids = [_grid(num_steps, length, 1) for length in lengths]
+    lengths = geometric_lengths(shortest, longest, 1.4)
+    grids += [_grid(num_steps, length, max(1, length // 3)) for length in lengths]
+    windows = np.concatenate(grids)
+    windows = windows[rng.permutation(len(windows))[:MOST]]
+    for start, end in truths:
+        share = rng.choice([0.04, 0.1, 0.25], size=(60, 1)) * (end - start)
+        ends = np.rint(np.array([start, end]) + share * rng.normal(size=(60, 2))).astype(np.int64)
+        windows = np.concatenate([windows, ends.clip(0, num_steps)])
+    windows = windows[windows[:, 0] < windows[:, 1]]
+    # One number a window: far faster to make unique than pairs.
+    number = np.unique(windows[:, 0] * (num_steps + 1) + windows[:, 1])
+    return torch.from_numpy(np.stack(np.divmod(number, num_steps + 1), axis=1)).float()
+
+
+def _grid(num_steps: int, length: int, stride: int) -> np.ndarray:
+    """Windows of one length."""
+    length = min(max(length, 1), num_steps)
+    start = np.arange(0, num_steps - length + 1, stride)
+    return np.stack([start, start + length], axis=1)
+
+
+def best_overlap(windows: Tensor, truths: np.ndarray) -> Tensor:
+    """Overlap (tIoU, ``[M]``) of each window with the nearest truth."""
+    if len(truths) == 0:
+        return torch.zeros(len(windows))
+    return tiou(windows[:, None], torch.from_numpy(truths)[None].float()).amax(dim=1)
+
+
+def choose_windows(
+    rng: np.random.Generator,
+    query: Tensor,
+    reference: Tensor,
+    windows: Tensor,
+    overlap: Tensor,
+    count: int,
+) -> Tensor:
+    """Positions of windows for a list: near ones, those that a matcher would take, any."""
+    near = choose_proposals(overlap, count, rng)
+    if len(windows) <= count:
+        return near
+    tempting = []
+    for scores in (_contrast(query, reference, windows), _diagonal(query, reference, windows)):
+        scores[overlap > 0.3] = -torch.inf
+        best = scores.topk(min(2 * count, int((overlap <= 0.3).sum()))).indices
+        tempting.append(best[torch.from_numpy(rng.permutation(len(best)))[: count // 6]])
+    picked = torch.cat(tempting)
+    far = near[overlap[near] <= 0.3]
+    dropped = far[torch.from_numpy(rng.permutation(len(far)))[: len(picked)]]
+    kept = near[~torch.isin(near, dropped)]
+    return torch.unique(torch.cat([kept, picked]))
+
+
+def _contrast(query: Tensor, reference: Tensor, windows: Tensor) -> Tensor:
+    return contrast_scores(step_similarity(query, reference), windows)
+
+
+def _diagonal(query: Tensor, reference: Tensor, windows: Tensor, places: int = 8) -> Tensor:
+    """Mean cosine along the diagonals of windows, ``[M]``."""
+    mean = reference.mean(dim=0)
+    share = torch.arange(places) * 2 + 1
+    table = cosines(query[share * len(query) // (2 * places)] - mean, reference - mean)
+    whole = windows.long()
+    steps = whole[:, :1] + share * (whole[:, 1:] - whole[:, :1]) // (2 * places)
+    return table[torch.arange(places), steps].mean(dim=1)
+
+
+def pretrain(
+    model: MultiGraphMatcher,
+    config: PretrainConfig,
+    folder: Path | None = None,
+    log: Callable[[str], None] = print,
+    report_every: int = 100,
+) -> MultiGraphMatcher:
+    """Train a matcher on worlds without end.
+
+    Args:
+        model: Trained in place.
+        config: How.
+        folder: Where state is kept, so that a run that was cut off goes on; None keeps nothing.
+        log: Told of the progress.
+        report_every: Steps between two reports.
+
+    Returns:
+        The moving average of the weights, in evaluation mode.
+    """
+    groups = model.parameter_groups(config.learning_rate, config.learning_rate)
+    optimiser = torch.optim.Adam(groups, weight_decay=config.weight_decay)
+    average = deepcopy(model).eval()
+    start, run, began = 0, [], time.process_time()
+    state = None if folder is None else folder / "state.pt"
+    if state is not None and state.exists():
+        kept = torch.load(state, weights_only=True)
+        model.load_state_dict(kept["model"])
+        average.load_state_dict(kept["average"])
+        optimiser.load_state_dict(kept["optimiser"])
+        start = kept["step"]
+    model.train()
+    for step in range(start, config.steps):
+        rate = min(1.0, (step + 1) / config.warmup)
+        rate *= min(1.0, (config.steps - step) / (config.decay * config.steps))
+        for group in optimiser.param_groups:
+            group["lr"] = config.learning_rate * rate
+        torch.manual_seed(config.seed * 1_000_003 + step)
+        numbers = range(step * config.lists, (step + 1) * config.lists)
+        samples = [draw_list(config.seed, number, model.settings) for number in numbers]
+        optimiser.zero_grad()
+        loss = model.list_losses(samples)["loss"]
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), config.clip_norm)
+        optimiser.step()
+        decay = min(config.average, (step + 1) / (step + 10))
+        with torch.no_grad():
+            for kept_value, value in zip(average.parameters(), model.parameters(), strict=True):
+                kept_value.lerp_(value, 1 - decay)
+        run.append(float(loss.detach()))
+        if (step + 1) % report_every == 0:
+            if state is not None:
+                _keep(state, step + 1, model, average, optimiser)
+            seconds = time.process_time() - began
+            log(f"step {step + 1}: loss {np.mean(run[-report_every:]):.3f}, {seconds:.0f} s")
+    return average
+
+
+def _keep(
+    file: Path,
+    step: int,
+    model: MultiGraphMatcher,
+    average: MultiGraphMatcher,
+    optimiser: torch.optim.Optimizer,
+) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    fresh = file.with_suffix(".new")
+    torch.save(
+        {
+            "step": step,
+            "model": model.state_dict(),
+            "average": average.state_dict(),
+            "optimiser": optimiser.state_dict(),
+        },
+        fresh,
+    )
+    fresh.replace(file)

@@ -1,0 +1,253 @@
+"""The matcher over similarities, and what it is told of a pair."""
+
+from __future__ import annotations
+
+import functools
+import itertools
+
+import pytest
+import torch
+from torch import Tensor
+from torch_geometric.loader import DataLoader
+
+from relocal_pyg.data.proposals import default_proposals
+from relocal_pyg.datasets.synthetic import SyntheticConfig, synthetic
+from relocal_pyg.errors import UsageError
+from relocal_pyg.models import ContrastMatcher, MultiGraphMatcher, load_model
+from relocal_pyg.models.compare import (
+    MEASURES,
+    NUM_KIND,
+    PLACES,
+    TABLES,
+    best_path,
+    compare,
+    similarity_tables,
+)
+from relocal_pyg.models.matchers import contrast_scores, step_similarity
+from relocal_pyg.moments import tiou
+
+
+@pytest.fixture
+def rng() -> torch.Generator:
+    return torch.Generator().manual_seed(3)
+
+
+def _videos(rng: torch.Generator, m: int = 9, n: int = 60, width: int = 7) -> list[Tensor]:
+    return [torch.randn(k, width, generator=rng).cumsum(dim=0) for k in (m, n, 25)]
+
+
+def _model(**settings: int) -> MultiGraphMatcher:
+    """A network whose last layers are not zero."""
+    torch.manual_seed(5)
+    model = MultiGraphMatcher(**{"hidden_channels": 16, "num_steps": 10, **settings})
+    for layer in (model.weigh[-1], model.head[-1]):
+        torch.nn.init.normal_(layer.weight, 0, 0.3)
+    return model.eval()
+
+
+def _column(table: str, measure: str) -> int:
+    return TABLES.index(table) * len(MEASURES) + MEASURES.index(measure)
+
+
+# What it is told
+
+
+def test_best_path_is_that_of_brute_force(rng: torch.Generator) -> None:
+    tables = torch.randn(4, 5, 6, generator=rng)
+
+    def best(table: Tensor) -> float:
+        @functools.cache
+        def total(i: int, j: int) -> float:
+            cell = float(table[i, j])
+            before = [total(i - 1, j) + cell] if i else []
+            before += [total(i, j - 1) + cell] if j else []
+            before += [total(i - 1, j - 1) + 2 * cell] if i and j else []
+            return max(before, default=2 * cell)
+
+        return total(table.shape[0] - 1, table.shape[1] - 1) / sum(table.shape)
+
+    expected = torch.tensor([best(table) for table in tables])
+    torch.testing.assert_close(best_path(tables), expected)
+
+
+@pytest.mark.parametrize("video", [False, True])
+def test_first_measure_is_the_contrast_matcher(rng: torch.Generator, video: bool) -> None:
+    query, reference, around = _videos(rng)
+    query_video = around if video else None
+    windows = default_proposals(len(reference), len(query))
+    found = compare(query, reference, query_video).measure(windows)[
+        :, _column("centred", "contrast")
+    ]
+    expected = contrast_scores(step_similarity(query, reference, query_video), windows)
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_diagonal_and_coverage_are_those_of_the_window(rng: torch.Generator) -> None:
+    query, reference, _ = _videos(rng)
+    comparison = compare(query, reference)
+    table = comparison.tables[TABLES.index("alike")]
+    start, end = 11, 31
+    rows = [(2 * p + 1) * len(query) // (2 * PLACES) for p in range(PLACES)]
+    steps = [start + (2 * p + 1) * (end - start) // (2 * PLACES) for p in range(PLACES)]
+    cells = torch.stack([torch.stack([table[i, j] for j in steps]) for i in rows])
+    found = comparison.measure(torch.tensor([[start, end]]).float())[0]
+    torch.testing.assert_close(found[_column("alike", "diagonal")], cells.diagonal().mean())
+    torch.testing.assert_close(found[_column("alike", "coverage")], cells.amax(dim=1).mean())
+    torch.testing.assert_close(found[_column("alike", "path")], best_path(cells))
+
+
+def test_quick_measures_are_the_first_two_of_all(rng: torch.Generator) -> None:
+    query, reference, _ = _videos(rng)
+    comparison = compare(query, reference)
+    windows = default_proposals(len(reference), len(query))
+    scalars = comparison.scalars(windows)[:, : len(TABLES) * len(MEASURES)]
+    both = scalars.view(-1, len(TABLES), len(MEASURES))[:, :, :2].flatten(1)
+    torch.testing.assert_close(comparison.quick(windows), both)
+
+
+def test_same_footage_is_alike_and_chance_is_not(rng: torch.Generator) -> None:
+    rows = torch.randn(400, 32, generator=rng) + 5
+    table = similarity_tables(rows[100:140], rows)[TABLES.index("alike")]
+    torch.testing.assert_close(table[torch.arange(40), torch.arange(100, 140)], torch.ones(40))
+    assert abs(float(table[:, 200:].mean())) < 0.05
+
+
+@pytest.mark.parametrize(("m", "n"), list(itertools.product((1, 2, 3, 40), (1, 2, 5, 30))))
+def test_any_lengths_are_finite(rng: torch.Generator, m: int, n: int) -> None:
+    query, reference, _ = _videos(rng, m, n)
+    comparison = compare(query, reference)
+    assert comparison.kind.shape == (NUM_KIND,)
+    windows = default_proposals(n, m)
+    model = _model()
+    assert torch.isfinite(comparison.scalars(windows)).all()
+    ranking = model.rank(query, reference, windows)
+    assert torch.isfinite(ranking.scores).all()
+
+
+@pytest.mark.parametrize("rows", ["constant", "zero"])
+def test_stills_and_black_are_finite(rng: torch.Generator, rows: str) -> None:
+    query, reference, _ = _videos(rng)
+    reference = reference[:1].repeat(50, 1) * float(rows == "constant")
+    ranking = _model().rank(query, reference, default_proposals(50, len(query)))
+    assert torch.isfinite(ranking.scores).all()
+
+
+# What it does not depend on
+
+
+def test_width_order_and_scale_of_channels_are_nothing_to_it(rng: torch.Generator) -> None:
+    query, reference, video = _videos(rng)
+    windows = default_proposals(len(reference), len(query))
+    model = _model()
+    expected = model.scorer(query, reference, video)(windows)
+    order = torch.randperm(query.shape[1], generator=rng)
+
+    def other(rows: Tensor) -> Tensor:
+        wider = torch.cat([rows[:, order], rows.new_zeros(len(rows), 5)], dim=1)
+        return 3 * wider
+
+    found = model.scorer(other(query), other(reference), other(video))(windows)
+    torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-4)
+
+
+def test_untrained_it_ranks_as_the_contrast_matcher(rng: torch.Generator) -> None:
+    query, reference, _ = _videos(rng)
+    windows = default_proposals(len(reference), len(query))
+    model = MultiGraphMatcher()
+    model.set_refinement("none")
+    found = model.eval().rank(query, reference, windows)
+    expected = ContrastMatcher().rank(query, reference, windows)
+    torch.testing.assert_close(found.moments[0], expected.moments[0])
+
+
+# One answer by every way
+
+
+def test_exact_algebra_gives_the_scores_of_the_network(rng: torch.Generator) -> None:
+    query, reference, video = _videos(rng)
+    windows = default_proposals(len(reference), len(query))
+    model = _model()
+    inputs = model.look(compare(query, reference, video), windows)
+    other = model.look(compare(query, reference), windows[:7])
+    with torch.no_grad():
+        together = model([inputs, other])
+    fast = model.scorer(query, reference, video)(windows)
+    torch.testing.assert_close(together[: len(windows)], fast, rtol=1e-4, atol=1e-5)
+    alone = model.scorer(query, reference)(windows[:7])
+    torch.testing.assert_close(together[len(windows) :], alone, rtol=1e-4, atol=1e-5)
+
+
+def test_more_windows_than_the_network_takes(
+    rng: torch.Generator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    query, reference, _ = _videos(rng)
+    windows = default_proposals(len(reference), len(query))
+    model = MultiGraphMatcher().eval()
+    whole = model.rank(query, reference, windows)
+    monkeypatch.setattr("relocal_pyg.models.matcher.MOST", len(windows) // 3)
+    part = model.rank(query, reference, windows)
+    torch.testing.assert_close(whole.moments[0], part.moments[0])
+    assert len(part.moments) < len(whole.moments)
+
+
+def test_background_is_what_both_sides_are_centred_by(rng: torch.Generator) -> None:
+    query, reference, _ = _videos(rng)
+    background, shift = torch.randn(7, generator=rng), torch.randn(7, generator=rng)
+    table = similarity_tables(query, reference, background=background)[0]
+    moved = similarity_tables(query + shift, reference + shift, background=background + shift)[0]
+    torch.testing.assert_close(table, moved, rtol=1e-3, atol=1e-5)
+    own = similarity_tables(query, reference, background=reference.mean(dim=0))
+    torch.testing.assert_close(own, similarity_tables(query, reference))
+
+
+def test_explanation_is_the_slope_of_the_score(rng: torch.Generator) -> None:
+    query, reference, _ = _videos(rng)
+    model = _model()
+    moment = (10.0, 20.0)
+    found = model.explain(query, reference, moment)
+    tables = similarity_tables(query, reference).double()
+    place = torch.tensor([moment]).double()
+    exact = _model().double().eval()
+
+    def score(share: float) -> float:
+        scaled = compare(query.double(), reference.double(), tables=tables * share)
+        with torch.no_grad():
+            return float(exact([exact.look(scaled, place)]))
+
+    slope = (score(1 + 1e-4) - score(1 - 1e-4)) / 2e-4
+    assert float(found.sum()) == pytest.approx(slope, rel=1e-2, abs=1e-4)
+    assert found.shape == (len(query), len(reference))
+
+
+def test_every_weight_learns_from_the_lists_of_a_protocol() -> None:
+    protocol = synthetic(SyntheticConfig(train_classes=3, train_videos=3, val_videos=2))
+    model = _model().train()
+    samples = model.training_set(protocol, num_samples=2, seed=0)
+    losses = model.training_losses(next(iter(DataLoader(samples, batch_size=2))))
+    losses["loss"].backward()
+    assert torch.isfinite(losses["loss"])
+    assert all(weight.grad is not None for weight in model.parameters())
+
+
+def test_bad_settings_are_refused() -> None:
+    with pytest.raises(UsageError, match="num_steps"):
+        MultiGraphMatcher(num_steps=0)
+
+
+# The weights that come with the package
+
+
+def test_pretrained_finds_the_same_footage_to_the_step(rng: torch.Generator) -> None:
+    film = torch.randn(300, 40, generator=rng)
+    for step in range(1, len(film)):
+        film[step] = 0.8 * film[step - 1] + 0.6 * film[step]
+    clip = 0.8 * film[120:160] + 0.02 * torch.randn(40, 40, generator=rng)
+    moment = MultiGraphMatcher.pretrained().localize(clip, film, top_k=1)[0]
+    assert float(tiou([moment.start, moment.end], [120.0, 160.0])) >= 0.95
+
+
+def test_pretrained_takes_any_width(rng: torch.Generator) -> None:
+    model = load_model("pretrained")
+    for width in (1, 12, 700):
+        query, reference, _ = _videos(rng, width=width)
+        assert len(model.localize(query, reference, top_k=2)) == 2

@@ -1,0 +1,149 @@
+"""Worlds without end, the lists drawn from them, and the loop."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from relocal_pyg.datasets.endless import KINDS, ORDERS, Own, draw_world
+from relocal_pyg.models import MultiGraphMatcher
+from relocal_pyg.models.network_config import MatcherConfig
+from relocal_pyg.training.pretrain import (
+    PretrainConfig,
+    best_overlap,
+    candidates,
+    draw_list,
+    pretrain,
+    resampled,
+)
+
+CONFIG = MatcherConfig()
+
+
+def test_a_list_depends_on_seed_and_number_alone() -> None:
+    first, _, again, other = (draw_list(*key, CONFIG) for key in ((0, 7), (0, 8), (0, 7), (1, 7)))
+    torch.testing.assert_close(first.query, again.query)
+    for one, two in zip(first.windows, again.windows, strict=True):
+        torch.testing.assert_close(one, two)
+    assert other.query.shape != first.query.shape or not torch.equal(other.query, first.query)
+
+
+def test_lists_are_whole_windows_with_their_overlap() -> None:
+    best = []
+    for number in range(60):
+        drawn = draw_list(3, number, CONFIG)
+        assert torch.isfinite(drawn.query).all()
+        for rows, windows, overlaps in zip(
+            drawn.references, drawn.windows, drawn.overlaps, strict=True
+        ):
+            assert torch.isfinite(rows).all()
+            assert rows.shape[1] == drawn.query.shape[1]
+            assert len(windows) == len(overlaps) > 0
+            assert (windows[:, 0] < windows[:, 1]).all()
+            assert windows.min() >= 0
+            assert windows.max() <= len(rows)
+            assert (windows == windows.round()).all()
+        best.append(float(drawn.overlaps[0].max()))
+    assert min(best) > 0.5
+    assert np.mean(best) > 0.9
+
+
+def test_every_kind_of_world_is_drawn() -> None:
+    rng = np.random.default_rng(0)
+    worlds = [draw_world(rng) for _ in range(200)]
+    assert {world.look.kind for world in worlds} == set(KINDS)
+    assert {world.actions.order for world in worlds} == set(ORDERS)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("order", ORDERS)
+def test_answers_are_where_the_video_says(kind: str, order: str) -> None:
+    rng = np.random.default_rng(1)
+    world = draw_world(rng, kind=kind, order=order)  # type: ignore[arg-type]
+    video = world.video(2)
+    assert video.rows.dtype == np.float32
+    assert np.isfinite(video.rows).all()
+    (_, first), (second, last) = video.truths
+    assert first <= second < last <= len(video.rows)
+    assert len(world.video(0).truths) == 0
+
+
+def test_two_performances_are_closer_than_two_classes() -> None:
+    """What a list calls right is nearer in meaning than what it calls wrong."""
+    rng = np.random.default_rng(2)
+    right, wrong = [], []
+    for _ in range(40):
+        world = draw_world(rng, order="any")
+        one, two = (world.perform(world.target, 12, Own(world)).mean(axis=0) for _ in range(2))
+        three = world.perform(world.others[0], 12, Own(world)).mean(axis=0)
+        right.append(np.linalg.norm(one - two))
+        wrong.append(np.linalg.norm(one - three))
+    assert np.mean(np.array(right) < wrong) > 0.75
+
+
+def test_no_rival_is_the_target_itself() -> None:
+    rng = np.random.default_rng(4)
+    for number in range(60):
+        world = draw_world(rng, order=ORDERS[number % 2])
+        rival = world.rival()
+        same = set(rival.parts) == set(world.target.parts)
+        assert not same or (world.actions.order == "fixed" and rival.backwards)
+        assert all(not set(other.parts) & set(world.target.parts) for other in world.others)
+
+
+def test_a_copy_is_put_in_as_it_is() -> None:
+    world = draw_world(np.random.default_rng(5))
+    copy = np.full((6, world.look.channels), 7, dtype=np.float32)
+    video = world.video(1, copy=copy)
+    start, end = video.truths[0]
+    np.testing.assert_array_equal(video.rows[start:end], copy)
+
+
+def test_resampling_keeps_a_straight_line() -> None:
+    line = np.arange(12, dtype=np.float32)[:, None]
+    np.testing.assert_allclose(resampled(line, 2.0)[:, 0], np.arange(6) * 2 + 0.5)
+    assert len(resampled(line, 0.5)) == 24
+
+
+def test_candidates_hold_one_that_fits() -> None:
+    truths = np.array([[13, 29]])
+    windows = candidates(np.random.default_rng(0), 20, 90, truths)
+    assert float(best_overlap(windows, truths).max()) > 0.9
+    assert len(torch.unique(windows, dim=0)) == len(windows)
+
+
+def test_a_run_that_was_cut_off_goes_on(tmp_path: Path) -> None:
+    def model() -> MultiGraphMatcher:
+        torch.manual_seed(0)
+        return MultiGraphMatcher(hidden_channels=8, num_steps=6, list_length=8, far_proposals=4)
+
+    config = PretrainConfig(steps=4, lists=2, warmup=1)
+    said: list[str] = []
+    whole = pretrain(model(), config, log=said.append, report_every=2)
+
+    def stop(line: str) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        pretrain(model(), config, tmp_path, log=stop, report_every=2)
+    resumed = pretrain(model(), config, tmp_path, log=said.append, report_every=2)
+    for name, value in whole.state_dict().items():
+        torch.testing.assert_close(value, resumed.state_dict()[name])
+    assert len(said) == 3
+
+
+@pytest.mark.slow
+def test_it_learns() -> None:
+    torch.manual_seed(0)
+    model = MultiGraphMatcher(hidden_channels=16, num_steps=10, list_length=20, far_proposals=8)
+    losses: list[float] = []
+    pretrain(
+        model,
+        PretrainConfig(steps=120, lists=2),
+        log=lambda line: losses.append(float(line.split()[3].rstrip(","))),
+        report_every=40,
+    )
+    assert losses[-1] < losses[0]
