@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -30,11 +30,11 @@ from relocal_pyg.models.compare import (
     similarity_tables,
 )
 from relocal_pyg.models.network_config import MatcherConfig
-from relocal_pyg.models.refining import refine
+from relocal_pyg.models.refining import Refinement, refine
 from relocal_pyg.moments import Moment
 from relocal_pyg.nn.inference import PairScoring, window_states
 from relocal_pyg.nn.losses import listwise_loss
-from relocal_pyg.nn.network import MultiGraphFusion, PairEncoder
+from relocal_pyg.nn.network import MultiGraphFusion, PairEncoder, PairNetwork
 
 #: Windows scored at once: bounds memory, changes no result.
 CHUNK = 1024
@@ -116,10 +116,11 @@ class MultiGraphMatcher(TrainableRelocalizer):
             nn.Linear(inner // 2, 1),
         )
         for layer in (self.weigh[-1], self.head[-1]):
+            assert isinstance(layer, nn.Linear)
             nn.init.zeros_(layer.weight)
             nn.init.zeros_(layer.bias)
-        # Starts at inside minus around, the first measure.
-        nn.init.ones_(self.weigh[-1].bias[:1])
+        with torch.no_grad():  # starts at inside minus around, the first measure
+            self.weigh[-1].bias[0] = 1  # type: ignore[operator]
         self.register_buffer("refines", torch.tensor(1))
 
     @classmethod
@@ -221,7 +222,8 @@ class MultiGraphMatcher(TrainableRelocalizer):
 
     def scoring(self, dtype: torch.dtype | None = None, chunk: int | None = None) -> PairScoring:
         """The weights as they are now, merged for inference."""
-        return PairScoring(self, self.graphs, dtype, chunk)
+        # It has all of a PairNetwork that pooled() reads; its head is another.
+        return PairScoring(cast("PairNetwork", self), self.graphs, dtype, chunk)
 
     def rank(
         self,
@@ -251,7 +253,7 @@ class MultiGraphMatcher(TrainableRelocalizer):
         *,
         query_video: Tensor | None = None,
         background: Tensor | None = None,
-        ways: Sequence[str] | None = None,
+        ways: Sequence[Refinement] | None = None,
         scoring: PairScoring | None = None,
     ) -> dict[str, Ranking]:
         """The answers of :meth:`rank` by each of ``ways``, all :attr:`refinements` where None."""
@@ -299,13 +301,13 @@ class MultiGraphMatcher(TrainableRelocalizer):
         return (gradient * tables).sum(dim=0).detach()
 
     @property
-    def refinements(self) -> tuple[str, ...]:
+    def refinements(self) -> tuple[Refinement, ...]:
         """Proposals as they are, or finer windows."""
         return ("none", "windows")
 
     def set_refinement(self, way: str) -> None:
         """Remember which way validated best."""
-        self.refines.fill_(self.refinements.index(way))
+        self.refines.fill_(("none", "windows").index(way))
 
     def scored_span(self, moment: Moment) -> tuple[float, float]:
         """A finer window is scored itself."""
@@ -345,7 +347,7 @@ class MultiGraphMatcher(TrainableRelocalizer):
             counts.append(sum(map(len, each.windows)))
         losses = []
         for each, raw in zip(lists, self(inputs).split(counts), strict=True):
-            overlap = torch.cat(each.overlaps).to(raw)[None]
+            overlap = torch.cat(list(each.overlaps)).to(raw)[None]
             loss = listwise_loss(raw[None], overlap, target_temperature=each.temperature)
             losses.append(loss)
         loss = torch.stack(losses).mean()
