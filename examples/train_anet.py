@@ -18,15 +18,11 @@ from pathlib import Path
 
 from relocal_pyg.data.features import FeatureStore
 from relocal_pyg.data.items import Protocol
-from relocal_pyg.data.pairs import make_pairs
 from relocal_pyg.datasets.activitynet import anet12, anet_vrl
 from relocal_pyg.datasets.simulation import simulated_anet_vrl
 from relocal_pyg.datasets.synthetic import synthetic
-from relocal_pyg.evaluation import compare, evaluate
 from relocal_pyg.evaluation.tables import to_text
-from relocal_pyg.io.seeding import seed_torch
-from relocal_pyg.models import ContrastMatcher, FrameLevel, MultiGraphRelocalizer
-from relocal_pyg.training import PRESETS, fit
+from relocal_pyg.training import PRESETS, recipe
 
 
 def open_protocol(args: argparse.Namespace) -> Protocol:
@@ -54,28 +50,19 @@ def main() -> None:
     parser.add_argument("--preset", choices=sorted(PRESETS), default="paper")
     parser.add_argument("--synthetic", action="store_true", help="embedded data, no files needed")
     parser.add_argument("--steps", type=int, help="optimiser steps at most")
-    parser.add_argument("--out", type=Path, help="run folder")
+    parser.add_argument("--out", type=Path, default=Path("runs/anet"), help="run folder")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     if not args.synthetic and args.root is None:
         parser.error("--root is needed, or --synthetic")
 
-    protocol = open_protocol(args)
-    preset = PRESETS[args.preset]
-    training = preset.training
-    if args.steps is not None:
-        training = dataclasses.replace(training, steps=args.steps)
+    protocol, preset = open_protocol(args), PRESETS[args.preset]
+    preset = dataclasses.replace(preset, training=preset.training.with_steps(args.steps))
+    result = recipe.train(protocol, preset, args.out, seed=args.seed)
+    print(f"validation: {result.choice}")
 
-    seed_torch(args.seed, "weights")
-    model = MultiGraphRelocalizer.from_config(protocol.features.dim, preset.network)
-    fit(model, protocol, config=training, seed=args.seed, out=args.out)
-
-    split = protocol.test_splits()[0]
-    pairs = make_pairs(
-        protocol.splits[split], split=split, protocol=protocol.name, exclude=protocol.exclude
-    )
-    models = (FrameLevel(), ContrastMatcher(), model)
-    print(to_text(compare([evaluate(each, protocol, pairs) for each in models])))
+    pairs = recipe.draw_pairs(protocol, protocol.test_splits()[0])
+    print(to_text(recipe.compare_trained(protocol, pairs, [recipe.Trained.load(args.out)])))
 
 
 if __name__ == "__main__":

@@ -11,13 +11,9 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from relocal_pyg.data.pairs import make_pairs
 from relocal_pyg.datasets.custom import custom
-from relocal_pyg.evaluation import compare, evaluate
 from relocal_pyg.evaluation.tables import to_text
-from relocal_pyg.io.seeding import seed_torch
-from relocal_pyg.models import ContrastMatcher, CosineMatcher, MultiGraphRelocalizer
-from relocal_pyg.training import RECOMMENDED, fit
+from relocal_pyg.training import RECOMMENDED, recipe
 
 
 def main() -> None:
@@ -36,14 +32,12 @@ def main() -> None:
         holdout=args.holdout,
         seed=args.seed,
     )
-    seed_torch(args.seed, "weights")
-    model = MultiGraphRelocalizer.from_config(protocol.features.dim, RECOMMENDED.network)
-    fit(model, protocol, config=RECOMMENDED.training, seed=args.seed, out=args.out)
+    recipe.train(protocol, RECOMMENDED, args.out, seed=args.seed)
+    trained = [recipe.Trained.load(args.out)]
 
     for split in protocol.test_splits():
-        pairs = make_pairs(protocol.splits[split], split=split, protocol=protocol.name)
-        models = (CosineMatcher(), ContrastMatcher(), model)
-        print(to_text(compare([evaluate(each, protocol, pairs) for each in models])))
+        pairs = recipe.draw_pairs(protocol, split)
+        print(to_text(recipe.compare_trained(protocol, pairs, trained)))
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ from typing import Any
 
 from relocal_pyg.models import CosineMatcher, FrameLevel, Relocalizer
 from relocal_pyg.training import RECOMMENDED, Preset
-from relocal_pyg.training.sweep import System, table_one
+from relocal_pyg.training.recipe import System, table_one
 
 #: Budget of the paper's recipe and of the baselines: that of the recommended preset.
 STEPS, VALIDATION_PAIRS = 300, 100

@@ -12,7 +12,6 @@ from pathlib import Path
 import torch
 
 from benchmarks.accuracy import recipes, sets
-from relocal_pyg.apps.cli.evaluate import CALIBRATION_PAIRS, draw_nulls, draw_pairs
 from relocal_pyg.data.items import Protocol
 from relocal_pyg.errors import UsageError
 from relocal_pyg.evaluation import Evaluation, evaluate
@@ -20,7 +19,7 @@ from relocal_pyg.io.write import write_json
 from relocal_pyg.models import ContrastMatcher
 from relocal_pyg.models.base import Relocalizer
 from relocal_pyg.models.calibrated import calibrate
-from relocal_pyg.training.sweep import train_all
+from relocal_pyg.training.recipe import CALIBRATION_PAIRS, draw_nulls, draw_pairs, train_all
 
 #: Test pairs of a split at most, drawn at random from the hashed list.
 MOST_PAIRS = 300

@@ -149,6 +149,11 @@ class Comparison:
         missing = sum(record.num_proposals == 0 for record in self.first.records)
         if missing:
             lines.append(f"{missing} of the pairs have no proposals and count as misses.")
+        if self.first.about.get(f"{self.first.split}_from") == "all videos":
+            lines.append(
+                "Training videos are among the videos of this split: its classes occur in too few "
+                "others. Their actions were seen in training as background."
+            )
         unasked = self.first.settings.get("queries_without_reference", 0)
         if unasked:
             lines.append(f"{unasked} further queries have no reference and are not scored.")

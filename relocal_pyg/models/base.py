@@ -245,6 +245,9 @@ class TrainableRelocalizer(nn.Module, Relocalizer):
     """
 
     trainable: ClassVar[bool] = True
+    #: Whether it answers sensibly before it is trained here; then only weights that beat that start
+    #: by more than chance are kept (:func:`relocal_pyg.training.fit`).
+    starts_informed: ClassVar[bool] = False
 
     @abc.abstractmethod
     def config(self) -> dict[str, Any]:

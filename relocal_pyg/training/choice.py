@@ -1,37 +1,39 @@
-"""Whether training paid: validation scores beside those of the training-free matcher."""
+"""What validation says about a run: whether training paid, and whether the matcher is better."""
 
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from relocal_pyg.data.items import Protocol
-from relocal_pyg.data.pairs import PairList
 from relocal_pyg.errors import CheckpointError
 from relocal_pyg.io.read import read_json
 from relocal_pyg.io.write import write_json
-from relocal_pyg.models.matchers import ContrastMatcher
-from relocal_pyg.training.validation import validate
 
 _FILE = "choice.json"
 
 
 @dataclass(frozen=True)
 class Choice:
-    """What validation says about a run.
+    """The weights that were kept, beside their start and the training-free matcher.
 
     Attributes:
         trained: Validation score of the weights that were kept, see
-            :func:`relocal_pyg.training.validation.validate`.
+            :func:`relocal_pyg.training.loop.validate`.
         matcher: That of the contrast matcher on the same pairs.
         step: Step of the weights that were kept; 0 where no training beat the start.
         pairs: Number of validation pairs.
+        videos: Number of their references' videos.
+        gain: Score of what training found minus that of step 0, and the ends of its paired 95 %
+            interval over videos, None where it is not known. Where step 0 was kept, of the best
+            weights that were turned down. None where nothing was validated beside step 0.
     """
 
     trained: float
     matcher: float
     step: int
     pairs: int
+    videos: int = 0
+    gain: tuple[float, float | None, float | None] | None = None
 
     @property
     def use_matcher(self) -> bool:
@@ -50,10 +52,27 @@ class Choice:
             scores = f"{self.matcher:.3f} against {self.trained:.3f}"
             verdict = "the training-free contrast matcher beats it"
         elif self.step == 0:
-            verdict = "no training beat its start, the training-free matcher,"
+            verdict = "no training beat its start, which is not behind the training-free matcher,"
         else:
             verdict = "it is not behind the training-free contrast matcher"
         return f"{verdict} on {self.pairs} validation pairs: {scores}"
+
+    def bought(self) -> str:
+        """What the labels bought, in points of the validation score; empty where not known.
+
+        Example:
+            >>> print(Choice(0.5, 0.3, 50, 100, 12, (0.083, 0.021, 0.14)).bought())
+            training gained +8.3 points (95 % +2.1 to +14.0) over its start, 100 pairs of 12 videos
+        """
+        if self.gain is None:
+            return ""
+        value, low, high = (None if end is None else f"{100 * end:+.1f}" for end in self.gain)
+        ends = f" (95 % {low} to {high})" if low and high else ""
+        asked = f"{self.pairs} pairs of {self.videos} videos"
+        if self.step:
+            return f"training gained {value} points{ends} over its start, {asked}"
+        why = "no more than chance" if ends else "too few videos to tell from chance"
+        return f"training changed {value} points{ends}, {why}: its start was kept, {asked}"
 
     def save(self, run: Path) -> None:
         """Write ``choice.json`` into a run folder.
@@ -62,22 +81,6 @@ class Choice:
             OutputError: The file cannot be written.
         """
         write_json(run / _FILE, asdict(self))
-
-
-def compare_with_matcher(
-    trained: float, step: int, protocol: Protocol, pairs: PairList, limit: int | None
-) -> Choice:
-    """Score the contrast matcher as a trained model was scored.
-
-    Args:
-        trained: Validation score of the trained model.
-        step: Step of its weights.
-        protocol: Where features and proposals are.
-        pairs: Validation pairs.
-        limit: How many of them were used.
-    """
-    matcher = validate(ContrastMatcher(), protocol, pairs, limit).score
-    return Choice(trained, matcher, step, len(pairs.pairs[:limit]))
 
 
 def read_choice(run: str | Path) -> Choice | None:
@@ -91,11 +94,17 @@ def read_choice(run: str | Path) -> Choice | None:
         return None
     record = read_json(file, CheckpointError)
     try:
+        gain = record.get("gain")
+        if gain is not None:
+            value, low, high = (None if end is None else float(end) for end in gain)
+            gain = (float(value or 0.0), low, high)
         return Choice(
             float(record["trained"]),
             float(record["matcher"]),
             int(record["step"]),
             int(record["pairs"]),
+            int(record.get("videos", 0)),
+            gain,
         )
-    except (KeyError, TypeError, ValueError) as error:
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise CheckpointError(f"is not a record of validation ({error!r})", file=file) from None

@@ -17,6 +17,7 @@ from typing import Any, NoReturn
 
 import torch
 from lightning_fabric import Fabric
+from torch import Tensor
 from torch_geometric.loader import DataLoader
 from tqdm import tqdm
 
@@ -30,9 +31,10 @@ from relocal_pyg.io.seeding import seed_torch
 from relocal_pyg.io.write import own_folder, replace_folder, sweep, write_json
 from relocal_pyg.models.base import TrainableRelocalizer
 from relocal_pyg.models.checkpoint import load_weights, save_model, write_model
-from relocal_pyg.training.choice import Choice, compare_with_matcher
+from relocal_pyg.models.matchers import ContrastMatcher
+from relocal_pyg.training.choice import Choice
 from relocal_pyg.training.presets import TrainingConfig
-from relocal_pyg.training.validation import Validation, validate
+from relocal_pyg.training.validation import paired_gain, passed, selection_score, validate
 
 
 class Interrupts:
@@ -139,15 +141,20 @@ class Progress:
     Attributes:
         step: Optimiser steps done.
         best_step: Step of the best validation so far.
-        best_score: Its validation score, see :func:`relocal_pyg.training.validation.validate`.
+        best_score: Its validation score, see :func:`validate`.
+        highest: The highest validation score so far, kept or not.
         stale: Validations since then.
+        shares: What each validation pair passes (:func:`passed`) by the ``"start"``, and by the
+            ``"trained"`` weights that were kept, or the best of those that were not.
         history: One record per validation and per logged step.
     """
 
     step: int = 0
     best_step: int = -1
     best_score: float = -1.0
+    highest: float = -1.0
     stale: int = 0
+    shares: dict[str, list[float]] = field(default_factory=dict)
     history: list[dict[str, float]] = field(default_factory=list)
 
 
@@ -227,18 +234,27 @@ class FitResult:
     """What training came to.
 
     Attributes:
-        best_step: Step whose weights were kept; 0 means that no training beat the start.
-        best_score: Its validation score.
         history: A record per validation: step, losses, scores.
         folder: The run folder, or None where nothing was written.
-        choice: The same weights beside the training-free matcher; kept in ``choice.json``.
+        choice: The weights that were kept, their start and the training-free matcher; kept in
+            ``choice.json``.
+        calibration: What came of calibrating, in one line; :func:`fit` does not.
     """
 
-    best_step: int
-    best_score: float
     history: list[dict[str, float]]
     folder: Path | None
     choice: Choice
+    calibration: str = ""
+
+    @property
+    def best_step(self) -> int:
+        """Step whose weights were kept; 0 means that no training beat the start."""
+        return self.choice.step
+
+    @property
+    def best_score(self) -> float:
+        """Its validation score."""
+        return self.choice.trained
 
 
 def fit(
@@ -255,6 +271,11 @@ def fit(
     identity: dict[str, Any] | None = None,
 ) -> FitResult:
     """Train a model, keep the weights that validate best, and leave them in the model.
+
+    Step 0 is a candidate like any other. Where a model answers sensibly before it is trained
+    (``starts_informed``: pretrained weights, or a prior), other weights are kept only where they
+    beat step 0 by more than chance: the lower end of the paired 95 % interval of the gain over
+    validation videos is above zero.
 
     The run folder holds ``run.json``, ``val_pairs.json``, ``history.json``, ``choice.json``, a
     TensorBoard log where tensorboard is installed, and two checkpoints: ``last`` to resume from and
@@ -294,7 +315,7 @@ def fit(
     }
     pairs = make_pairs(
         protocol.splits["val"], split="val", protocol=protocol.name, exclude=protocol.exclude
-    )
+    ).sample(config.max_validation_pairs)
     if not pairs.pairs:
         raise UsageError("no validation pairs: the split needs a class with two videos or more")
     facts["val_pairs"] = pairs.sha256
@@ -327,13 +348,27 @@ def fit(
             model, protocol, config, seed, folder, fabric, optimizer, progress, pairs, facts
         )
         loop.run(show_progress)
-        best_step, best_score = progress.best_step, progress.best_score
-        choice = compare_with_matcher(
-            best_score, best_step, protocol, pairs, config.max_validation_pairs
-        )
-        if folder is not None and fabric.is_global_zero:
-            choice.save(folder)
-    return FitResult(best_step, best_score, progress.history, folder, choice)
+        choice = _choose(progress, protocol, pairs)
+    if folder is not None and fabric.is_global_zero:
+        choice.save(folder)
+    return FitResult(progress.history, folder, choice)
+
+
+def _choose(progress: Progress, protocol: Protocol, pairs: PairList) -> Choice:
+    matcher = validate(ContrastMatcher(), protocol, pairs.pairs)
+    gain = None
+    if "trained" in progress.shares:
+        trained, start = progress.shares["trained"], progress.shares["start"]
+        found = paired_gain(trained, start, pairs.pairs)
+        gain = (found.value, found.low, found.high)
+    return Choice(
+        progress.best_score,
+        max(map(selection_score, matcher.values())),
+        progress.best_step,
+        len(pairs),
+        len({pair.reference.video_id for pair in pairs.pairs}),
+        gain,
+    )
 
 
 class _Loop:
@@ -459,38 +494,50 @@ class _Loop:
         )
 
     def _validate(self, log: Any) -> None:
-        found = validate(
-            self.model,
-            self.protocol,
-            self.pairs,
-            limit=self.config.max_validation_pairs,
-            fabric=self.fabric,
-        )
+        found = validate(self.model, self.protocol, self.pairs.pairs, self.fabric)
         with self.interrupts.held():
             self._record(found, log)
 
-    def _record(self, found: Validation, log: Any) -> None:
+    def _record(self, found: dict[str, Tensor], log: Any) -> None:
         progress = self.progress
+        scores = {way: selection_score(overlaps) for way, overlaps in found.items()}
+        way = max(scores, key=lambda name: scores[name])  # of equal ones what refines least
+        score = scores[way]
         record = {"step": float(progress.step)}
         record |= {name: sum(values) / len(values) for name, values in self.losses.items()}
-        record["val_score"] = found.score
-        record |= {f"val_refined_by_{way}": score for way, score in found.scores.items()}
+        record["val_score"] = score
+        record |= {f"val_refined_by_{name}": value for name, value in scores.items()}
         self.losses.clear()
         progress.history.append(record)
         if self.verbose:
             loss = f"loss {record['loss']:.4g}, " if "loss" in record else ""
-            ways = ", ".join(f"{way} {score:.3f}" for way, score in found.scores.items())
-            said = f"validation {found.score:.3f} (refined by {ways})"
+            ways = ", ".join(f"{name} {value:.3f}" for name, value in scores.items())
+            said = f"validation {score:.3f} (refined by {ways})"
             tqdm.write(f"step {progress.step}: {loss}{said}")
         if log is not None:
             for name, value in record.items():
                 log.add_scalar(name, value, progress.step)
-        if found.score > progress.best_score:
-            progress.best_score, progress.best_step, progress.stale = found.score, progress.step, 0
-            self.model.set_refinement(found.best)
+        shares = passed(found[way]).tolist()
+        progress.stale += 1
+        if score > progress.highest:
+            progress.highest, progress.stale = score, 0
+        so_far = progress.shares.get("trained", [-1.0])
+        better = score > progress.best_score and self._beats_start(shares)
+        if progress.step == 0:
+            progress.shares["start"] = shares
+        elif better or (progress.best_step == 0 and sum(shares) > sum(so_far)):
+            progress.shares["trained"] = shares
+        if better:
+            progress.best_score, progress.best_step = score, progress.step
+            self.model.set_refinement(way)
             self._keep_best()
-        else:
-            progress.stale += 1
+
+    def _beats_start(self, shares: list[float]) -> bool:
+        """Whether weights are better than an informed start by more than chance."""
+        if self.progress.step == 0 or not self.model.starts_informed:
+            return True
+        low = paired_gain(shares, self.progress.shares["start"], self.pairs.pairs).low
+        return low is not None and low > 0
 
     def _keep_best(self) -> None:
         if self.folder is None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from textwrap import wrap
 from typing import Literal
 
@@ -39,6 +39,17 @@ class TrainingConfig:
     """Arithmetic of forward and backward."""
     num_workers: int = 0
     """Processes that prepare samples."""
+
+    def with_steps(self, steps: int | None) -> TrainingConfig:
+        """These settings with another number of steps, validated at their end at the latest.
+
+        Example:
+            >>> TrainingConfig(steps=300, validate_every=50).with_steps(20).validate_every
+            20
+        """
+        if steps is None:
+            return self
+        return replace(self, steps=steps, validate_every=max(1, min(self.validate_every, steps)))
 
 
 @dataclass(frozen=True)

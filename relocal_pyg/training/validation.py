@@ -1,90 +1,79 @@
-"""The number that model selection looks at."""
+"""What selects weights: the score on validation pairs, and when one is better than another."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import statistics
+from collections.abc import Sequence
 from typing import cast
 
 import torch
 from lightning_fabric import Fabric
+from torch import Tensor
 
-from relocal_pyg.data.items import Protocol
-from relocal_pyg.data.pairs import PairList
+from relocal_pyg.data.items import Pair, Protocol
+from relocal_pyg.evaluation.metrics import above, map_at_1
+from relocal_pyg.evaluation.run import overlaps_by_way
+from relocal_pyg.evaluation.statistics import Estimate, bootstrap_interval
 from relocal_pyg.models.base import Relocalizer
-from relocal_pyg.moments import clip_moments, tiou
 
 #: Thresholds whose mean mAP@1 selects a model: wide, so that a small set still tells models apart.
 SELECTION_THRESHOLDS = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
+#: Fewest validation videos that can tell a gain from chance: one of three ahead on all three by
+#: luck is one in eight.
+FEWEST_VIDEOS = 4
 
 
-@dataclass(frozen=True)
-class Validation:
-    """What a validation came to.
-
-    Attributes:
-        scores: Mean mAP@1 by each way to refine, from none to the most.
-    """
-
-    scores: dict[str, float]
-
-    @property
-    def best(self) -> str:
-        """The way to refine that validates best; of equal ones the one that refines least."""
-        return max(self.scores, key=lambda way: self.scores[way])
-
-    @property
-    def score(self) -> float:
-        """The score by the best way."""
-        return self.scores[self.best]
-
-
-@torch.no_grad()
 def validate(
-    model: Relocalizer,
-    protocol: Protocol,
-    pairs: PairList,
-    limit: int | None = None,
-    *,
-    fabric: Fabric | None = None,
-) -> Validation:
-    """Mean mAP@1 over :data:`SELECTION_THRESHOLDS` on validation pairs, by every way to refine.
+    model: Relocalizer, protocol: Protocol, pairs: Sequence[Pair], fabric: Fabric | None = None
+) -> dict[str, Tensor]:
+    """Overlap of the best answer to each validation pair by every way to refine, float64 ``[N]``.
 
     Args:
         model: The model; a module is put in evaluation mode and back.
         protocol: Where features and proposals are.
         pairs: Validation pairs, never those of a test split.
-        limit: Use the first ``limit`` pairs only.
         fabric: Where given, its processes share the pairs out, each pair once.
+    """
+    if fabric is None or fabric.world_size == 1:
+        return overlaps_by_way(model, protocol, pairs)
+    own = slice(fabric.global_rank, None, fabric.world_size)
+    found = {}
+    for way, overlaps in overlaps_by_way(model, protocol, pairs[own]).items():
+        # Zero where another process answers, so that a sum over processes is every answer once.
+        shared = torch.zeros(len(pairs), dtype=torch.float64)
+        shared[own] = overlaps
+        found[way] = cast(Tensor, fabric.all_reduce(shared, reduce_op="sum")).cpu()
+    return found
+
+
+def selection_score(overlaps: Tensor) -> float:
+    """The number that selects weights: mean mAP@1 over :data:`SELECTION_THRESHOLDS`."""
+    return statistics.fmean(map_at_1(overlaps, SELECTION_THRESHOLDS).values())
+
+
+def passed(overlaps: Tensor) -> Tensor:
+    """Share of :data:`SELECTION_THRESHOLDS` that each answer ``[N]`` passes; its mean is the score.
+
+    Example:
+        >>> passed(torch.tensor([0.2, 1.0])).tolist()
+        [0.0, 1.0]
+    """
+    return above(overlaps, SELECTION_THRESHOLDS).double().mean(dim=1)
+
+
+def paired_gain(ours: Sequence[float], start: Sequence[float], pairs: Sequence[Pair]) -> Estimate:
+    """Gain in the score over the start, paired, with its 95 % interval over reference videos.
+
+    Args:
+        ours: What each pair passes (:func:`passed`).
+        start: The same of the start.
+        pairs: The pairs.
 
     Returns:
-        The :class:`Validation`.
+        The gain; without an interval where there are fewer than :data:`FEWEST_VIDEOS` videos.
     """
-    module = model if isinstance(model, torch.nn.Module) else None
-    was_training = module is not None and module.training
-    if module is not None:
-        module.eval()
-    chosen = pairs.pairs[:limit]
-    first, stride = (0, 1) if fabric is None else (fabric.global_rank, fabric.world_size)
-    # Zero where another process answers, so that a sum over processes is every answer once.
-    overlaps = torch.zeros(len(model.refinements), len(chosen))
-    for number in range(first, len(chosen), stride):
-        pair = chosen[number]
-        reference = protocol.reference(pair.reference)
-        rankings = model.rankings(
-            protocol.query(pair.query),
-            reference,
-            protocol.proposals(pair.reference, pair.query),
-            query_video=protocol.reference(pair.query),
-        )
-        truths = torch.tensor(pair.reference.truths, dtype=torch.float32)
-        answers = torch.stack([rankings[way].moments[0] for way in model.refinements])
-        moments = clip_moments(answers, len(reference))
-        overlaps[:, number] = tiou(moments[:, None], truths[None]).amax(dim=1)
-    if fabric is not None and fabric.world_size > 1:
-        shared = fabric.all_reduce(overlaps, reduce_op="sum")
-        overlaps = cast(torch.Tensor, shared).cpu()
-    if module is not None:
-        module.train(was_training)
-    thresholds = torch.tensor(SELECTION_THRESHOLDS)
-    means = (overlaps[..., None] > thresholds).float().mean(dim=(1, 2)).tolist()
-    return Validation(dict(zip(model.refinements, means, strict=True)))
+    difference = torch.tensor(ours, dtype=torch.float64) - torch.tensor(start, dtype=torch.float64)
+    videos = [pair.reference.video_id for pair in pairs]
+    if len(set(videos)) < FEWEST_VIDEOS:
+        return Estimate(difference.mean().item())
+    return Estimate.known(difference.mean(), *bootstrap_interval(difference, videos))

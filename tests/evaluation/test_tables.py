@@ -242,6 +242,11 @@ def test_figures_carry_their_footnotes(comparison: Comparison, perfect: Evaluati
     assert not any("†" in line for line in lines)
     assert any(line.startswith("1 of the pairs have no proposals") for line in lines)
     assert any(line.startswith("3 further queries have no reference") for line in lines)
+    assert not any("raining videos" in line for line in lines)
+    for split, told in (("test_unseen", True), ("test_seen", False)):
+        mixed = replace(plain, split=split, about={"test_unseen_from": "all videos"})
+        shown = to_text(compare([mixed], samples=10))
+        assert ("Training videos are among the videos of this split" in shown) == told
 
 
 def test_no_interval_is_printed_where_nothing_varies(comparison: Comparison) -> None:

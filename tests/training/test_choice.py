@@ -30,7 +30,7 @@ def test_the_matcher_is_scored_as_the_harness_scores_it(protocol, tmp_path):
     model = MultiGraphRelocalizer.from_config(protocol.features.dim, network)
     choice = fit(model, protocol, config=CONFIG, out=tmp_path, show_progress=False).choice
     pairs = make_pairs(protocol.splits["val"], split="val", protocol=protocol.name)
-    pairs = dataclasses.replace(pairs, pairs=pairs.pairs[:6])
+    pairs = pairs.sample(6)
     judged = evaluate(ContrastMatcher(), protocol, pairs, progress=False).tious
     expected = sum((judged > t).double().mean().item() for t in SELECTION_THRESHOLDS) / 7
     assert choice.matcher == pytest.approx(expected)
@@ -60,8 +60,23 @@ def test_find_says_which_one_it_uses_and_why(protocol, tmp_path):
     assert "no training beat its start" in str(Choice(0.3, 0.3, 0, 40))
 
 
+def test_what_the_labels_bought_is_said_with_its_interval(tmp_path):
+    paid = Choice(0.4, 0.2, 50, 60, 12, (0.1, 0.02, 0.18))
+    assert paid.bought().startswith("training gained +10.0 points (95 % +2.0 to +18.0)")
+    chance = Choice(0.3, 0.2, 0, 60, 12, (0.04, -0.02, 0.1))
+    assert "no more than chance: its start was kept, 60 pairs of 12 videos" in chance.bought()
+    few = Choice(0.3, 0.2, 0, 9, 3, (0.04, None, None))
+    assert "too few videos to tell from chance" in few.bought()
+    assert Choice(0.3, 0.2, 0, 9).bought() == ""
+    for choice in (paid, chance, few, Choice(0.3, 0.2, 0, 9)):
+        choice.save(tmp_path)
+        assert read_choice(tmp_path) == choice
+
+
 def test_a_spoilt_record_is_named(tmp_path):
     assert read_choice(tmp_path) is None
-    (tmp_path / "choice.json").write_text(json.dumps({"trained": "much"}))
-    with pytest.raises(CheckpointError, match="choice.json"):
-        read_choice(tmp_path)
+    sound = {"trained": 0.3, "matcher": 0.2, "step": 1, "pairs": 4, "videos": 2, "gain": None}
+    for wrong in ({"trained": "much"}, {**sound, "gain": "big"}, {**sound, "gain": [1]}, [1]):
+        (tmp_path / "choice.json").write_text(json.dumps(wrong))
+        with pytest.raises(CheckpointError, match="choice.json"):
+            read_choice(tmp_path)

@@ -16,9 +16,15 @@ from relocal_pyg.io.seeding import seed_torch
 from relocal_pyg.models import ContrastMatcher, MultiGraphRelocalizer, load_model
 from relocal_pyg.moments import clip_moments, tiou
 from relocal_pyg.nn.losses import listwise_loss
-from relocal_pyg.training import PAPER, RECOMMENDED, TrainingConfig, fit
+from relocal_pyg.training import PAPER, RECOMMENDED, TrainingConfig, fit, loop
 from relocal_pyg.training.loop import learning_rate_factor
-from relocal_pyg.training.validation import SELECTION_THRESHOLDS, validate
+from relocal_pyg.training.validation import (
+    SELECTION_THRESHOLDS,
+    paired_gain,
+    passed,
+    selection_score,
+    validate,
+)
 
 CONFIG = TrainingConfig(
     batch_size=2, steps=8, learning_rate=1e-2, validate_every=4, max_validation_pairs=4
@@ -167,10 +173,11 @@ def test_validation_is_the_mean_of_micro_accuracies(protocol):
         best = max(tiou(moment, list(truth)).item() for truth in pair.reference.truths)
         hits.append(sum(best > threshold for threshold in SELECTION_THRESHOLDS))
     wanted = sum(hits) / len(hits) / len(SELECTION_THRESHOLDS)
-    found = validate(model, protocol, pairs)
-    assert found.score == pytest.approx(wanted)
-    assert found.scores["none"] == found.scores["refined"] == found.score
-    assert found.best == "none"
+    found = validate(model, protocol, pairs.pairs)
+    assert list(found) == ["none", "refined"]
+    for overlaps in found.values():
+        assert selection_score(overlaps) == pytest.approx(wanted)
+        assert passed(overlaps).mean().item() == pytest.approx(wanted)
 
 
 def test_every_way_to_refine_is_validated_whatever_was_chosen_before(protocol):
@@ -184,7 +191,7 @@ def test_every_way_to_refine_is_validated_whatever_was_chosen_before(protocol):
     for way in model.refinements:
         model.set_refinement(way)
         assert model.refinement == way
-        found.append(validate(model, protocol, pairs, limit=5))
+        found.append(validate(model, protocol, pairs.pairs[:5]))
         overlaps = []
         for pair in pairs.pairs[:5]:
             reference = protocol.reference(pair.reference)
@@ -197,8 +204,62 @@ def test_every_way_to_refine_is_validated_whatever_was_chosen_before(protocol):
             moment = clip_moments(ranking.moments[0], len(reference))
             overlaps.append(tiou(moment[None], pair.reference.truths).max().item())
         hits = [overlap > t for overlap in overlaps for t in SELECTION_THRESHOLDS]
-        assert found[-1].scores[way] == pytest.approx(sum(hits) / len(hits))
-    assert found[0] == found[1] == found[2]
+        assert selection_score(found[-1][way]) == pytest.approx(sum(hits) / len(hits))
+    for way in model.refinements:
+        assert torch.equal(found[0][way], found[1][way])
+        assert torch.equal(found[0][way], found[2][way])
+
+
+@pytest.mark.parametrize(
+    ("gains", "informed", "kept"),
+    [
+        # Better on every one of the videos; better on half of them, worse on the others, by less.
+        ([[0.2] * 8, [0.1] * 8], True, 1),
+        ([[0.9, -0.4] * 4, [0.1] * 8], True, 2),
+        ([[0.9, -0.4] * 4, [0.3, -0.2] * 4], True, 0),
+        ([[0.9, -0.4] * 4, [0.3, -0.2] * 4], False, 1),
+        ([[-0.1] * 8, [0.0] * 8], True, 0),
+    ],
+)
+def test_an_informed_start_is_kept_unless_beaten_by_more_than_chance(
+    protocol, monkeypatch, tmp_path, gains, informed, kept
+):
+    """Every pair scores 0.5 at step 0, then more or less by half of what its video gains."""
+    model = network(protocol)
+    monkeypatch.setattr(type(model), "starts_informed", informed)
+    pairs = make_pairs(protocol.splits["val"], split="val", protocol="synthetic").pairs
+    videos = sorted({pair.reference.video_id for pair in pairs})
+    rows = iter([[0.0] * 8, *gains])
+
+    def told(each, *details):
+        if isinstance(each, ContrastMatcher):
+            return {"none": torch.zeros(len(pairs))}
+        row = next(rows)
+        found = [0.5 + row[videos.index(p.reference.video_id) % 8] / 2 for p in pairs]
+        return {"none": torch.tensor(found)}
+
+    monkeypatch.setattr(loop, "validate", told)
+    monkeypatch.setattr(loop, "selection_score", lambda overlaps: overlaps.mean().item())
+    monkeypatch.setattr(loop, "passed", lambda overlaps: overlaps)
+    config = dataclasses.replace(CONFIG, steps=2, validate_every=1, max_validation_pairs=999)
+    result = fit(model, protocol, config=config, out=tmp_path, show_progress=False)
+    assert result.best_step == kept
+    value, low, high = result.choice.gain
+    assert low <= value <= high
+    assert (low > 0) or not (informed and kept)
+    kind = "gained" if kept else "its start was kept"
+    assert kind in result.choice.bought()
+    assert result.choice.videos == len(videos) >= 4
+
+
+def test_few_videos_cannot_beat_an_informed_start(protocol):
+    pairs = make_pairs(protocol.splits["val"], split="val", protocol="synthetic").pairs
+    videos = sorted({pair.reference.video_id for pair in pairs})
+    some = [pair for pair in pairs if pair.reference.video_id in videos[:3]]
+    gain = paired_gain([1.0] * len(some), [0.0] * len(some), some)
+    assert (gain.value, gain.low) == (1.0, None)
+    every = paired_gain([1.0] * len(pairs), [0.0] * len(pairs), pairs)
+    assert (every.low, every.high) == (1.0, 1.0)
 
 
 def test_learning_rate_schedule():

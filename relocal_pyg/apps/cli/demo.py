@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated
 
+from relocal_pyg.apps.cli.evaluate import print_table
 from relocal_pyg.apps.cli.options import (
     DataOptions,
     Natural,
@@ -13,7 +14,7 @@ from relocal_pyg.apps.cli.options import (
     describe,
     load_protocol,
 )
-from relocal_pyg.apps.cli.train import PresetName, choose_preset, train_network
+from relocal_pyg.apps.cli.train import PresetName, choose_preset
 
 
 def demo(
@@ -31,29 +32,25 @@ def demo(
         preset: "recommended" or "paper".
         seed: Seed of data, weights, samples and dropout.
     """
-    from relocal_pyg.apps.cli.evaluate import draw_pairs, evaluate_trained, publish
-    from relocal_pyg.models import load_model
-    from relocal_pyg.training.sweep import Trained
+    from relocal_pyg.training import recipe
 
     data = DataOptions(protocol="synthetic", split_seed=seed)
-    protocol = load_protocol(data)
+    protocol, chosen, run = load_protocol(data), choose_preset(preset, steps), out / "run"
     counts = ", ".join(f"{name} {len(items)}" for name, items in protocol.splits.items())
     print(f"synthetic data, seed {seed}: {counts} items; test classes are unseen in training")
-    chosen = choose_preset(preset, steps)
     print(chosen)
-    run = out / "run"
-    result = train_network(
+    result = recipe.train(
         protocol,
         chosen,
         run,
         seed=seed,
         resume=True,
-        identity={"data": describe(data)},
         calibration_pairs=30,
+        identity={"data": describe(data)},
     )
-    model = load_model(run)
-    trained = [Trained(f"{model.title} ({chosen.name})", seed, model, tuple(result.history))]
-    pairs = draw_pairs(protocol, "test")
-    comparison = evaluate_trained(protocol, pairs, trained, max_nulls=25)
-    publish(comparison, pairs, out / "evaluation", protocol, trained)
+    print(result.calibration)
+    trained = [recipe.Trained.load(run)]
+    pairs = recipe.draw_pairs(protocol, "test")
+    comparison = recipe.compare_trained(protocol, pairs, trained, max_nulls=25)
+    print_table(comparison, pairs, out / "evaluation", protocol, trained)
     print(f"checkpoint: {run / 'best'}")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -23,12 +22,9 @@ from relocal_pyg.apps.cli.options import (
     load_protocol,
 )
 from relocal_pyg.errors import UsageError
-from relocal_pyg.training.presets import PRESETS, Preset
 
 if TYPE_CHECKING:
-    from relocal_pyg.data.items import Protocol
-    from relocal_pyg.models.multi_graph import MultiGraphRelocalizer
-    from relocal_pyg.training.loop import FitResult
+    from relocal_pyg.training.presets import Preset
 
 
 PresetName = Literal["recommended", "paper"]
@@ -72,12 +68,14 @@ def train(
         accelerator: Kind of device: cpu, cuda, auto.
         devices: How many devices.
     """
+    from relocal_pyg.training import recipe
+
     chosen = choose_preset(preset, steps, precision)
     identity: dict[str, object] = {}
     if videos is not None:
         data, identity["features"] = extract_for_training(videos, data, network, out, rate, workers)
     print(chosen)
-    result = train_network(
+    result = recipe.train(
         load_protocol(data),
         chosen,
         out,
@@ -87,8 +85,9 @@ def train(
         accelerator=accelerator,
         devices=devices,
     )
+    print(result.calibration)
     print(f"best validation score {result.best_score:.3f} at step {result.best_step}")
-    print(f"validation: {result.choice}")
+    print("\n".join(filter(None, (f"validation: {result.choice}", result.choice.bought()))))
     print(f"checkpoint: {out / 'best'}")
     if videos is None:
         print(f"next: relocal evaluate {out}")
@@ -147,82 +146,9 @@ def extract_for_training(
 
 def choose_preset(name: str, steps: int | None, precision: Precision | None = None) -> Preset:
     """A preset with the few settings that the command line overrides."""
-    preset = PRESETS[name]
-    training = preset.training
-    if steps is not None:
-        training = replace(
-            training, steps=steps, validate_every=max(1, min(training.validate_every, steps))
-        )
+    from relocal_pyg.training.presets import PRESETS
+
+    training = PRESETS[name].training.with_steps(steps)
     if precision is not None:
         training = replace(training, precision=precision)
-    return replace(preset, training=training)
-
-
-def train_network(
-    protocol: Protocol,
-    preset: Preset,
-    out: Path,
-    *,
-    seed: int,
-    resume: bool,
-    identity: dict[str, object],
-    accelerator: str = "cpu",
-    devices: int = 1,
-    calibration_pairs: int | None = None,
-) -> FitResult:
-    """Build the network of a preset with seeded weights, train it and calibrate it.
-
-    Args:
-        protocol: What to train on.
-        preset: Network and training.
-        out: Run folder.
-        seed: Seed of weights, samples and dropout.
-        resume: Go on with the run that ``out`` holds.
-        identity: Further facts of the run.
-        accelerator: Kind of device.
-        devices: How many.
-        calibration_pairs: Validation pairs for the probabilities; those of the preset where None.
-    """
-    from lightning_fabric.utilities.rank_zero import rank_zero_only
-
-    from relocal_pyg.models.calibrated import calibrate_run
-    from relocal_pyg.training import fit
-
-    spare_threads(preset)
-    model = build_network(protocol.features.dim, preset, seed)
-    result = fit(
-        model,
-        protocol,
-        config=preset.training,
-        seed=seed,
-        out=out,
-        resume=resume,
-        accelerator=accelerator,
-        devices=devices,
-        identity={"preset": preset.name, **identity},
-    )
-    if getattr(rank_zero_only, "rank", 0) == 0:
-        limit = calibration_pairs or preset.training.max_validation_pairs
-        print(calibrate_run(model, protocol, out, limit=limit))
-    return result
-
-
-def spare_threads(preset: Preset) -> None:
-    """Compute in one thread where the network is small and the user did not say otherwise.
-
-    Small products gain nothing from a second thread, and on cores that others use too the threads
-    wait for each other: the demonstration was then measured six times slower.
-    """
-    import torch
-
-    if preset.network.hidden_channels <= 128 and "OMP_NUM_THREADS" not in os.environ:
-        torch.set_num_threads(1)
-
-
-def build_network(in_channels: int, preset: Preset, seed: int) -> MultiGraphRelocalizer:
-    """The network of a preset, its first weights drawn from ``seed``."""
-    from relocal_pyg.io.seeding import seed_torch
-    from relocal_pyg.models.multi_graph import MultiGraphRelocalizer
-
-    seed_torch(seed, "weights")
-    return MultiGraphRelocalizer.from_config(in_channels, preset.network)
+    return replace(PRESETS[name], training=training)

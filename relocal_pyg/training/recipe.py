@@ -1,0 +1,380 @@
+"""Recipes: train, put in a table, publish, many models on one protocol; resumable.
+
+The command line, the demonstration, the examples and the benchmarks call these.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Literal
+
+import torch
+from lightning_fabric.utilities.rank_zero import rank_zero_only
+
+from relocal_pyg.data.items import Protocol
+from relocal_pyg.data.pairs import PairList, make_null_pairs, make_pairs
+from relocal_pyg.errors import CheckpointError, UsageError
+from relocal_pyg.evaluation.report import write_report
+from relocal_pyg.evaluation.run import evaluate
+from relocal_pyg.evaluation.tables import Comparison, compare, to_json, to_latex, to_markdown
+from relocal_pyg.io.read import read_json
+from relocal_pyg.io.record import sha256_json
+from relocal_pyg.io.seeding import seed_torch
+from relocal_pyg.io.write import replace_file, write_json
+from relocal_pyg.models.base import Relocalizer, TrainableRelocalizer
+from relocal_pyg.models.baselines.aft_srm import AFTSRM
+from relocal_pyg.models.baselines.cross_gated import CrossGated
+from relocal_pyg.models.baselines.frame_level import FrameLevel
+from relocal_pyg.models.baselines.sst import SST
+from relocal_pyg.models.baselines.video_level import VideoLevel
+from relocal_pyg.models.calibrated import calibrate, calibrate_run
+from relocal_pyg.models.checkpoint import load_model
+from relocal_pyg.models.matchers import Chance, ContrastMatcher, CosineMatcher, DiagonalMatcher
+from relocal_pyg.models.multi_graph import MultiGraphRelocalizer
+from relocal_pyg.models.network_config import NetworkConfig
+from relocal_pyg.models.refining import FinerWindows
+from relocal_pyg.training.loop import FitResult, fit
+from relocal_pyg.training.presets import PAPER, Preset, TrainingConfig
+
+#: Validation pairs for the probabilities of a model that comes without.
+CALIBRATION_PAIRS = 100
+#: A network no wider than this computes in one thread, see :func:`spare_threads`.
+_NARROW = 128
+
+#: Adam at 1e-3 with gradients clipped at 5, which the public code of the baselines uses.
+BASELINE = TrainingConfig(
+    batch_size=16,
+    steps=600,
+    learning_rate=1e-3,
+    offset_learning_rate=1e-3,
+    weight_decay=0.0,
+    clip_norm=5.0,
+    validate_every=100,
+    patience=5,
+    max_validation_pairs=100,
+)
+
+
+@dataclass(frozen=True)
+class System:
+    """One row of a table: a name, how to build the model, and how to train it."""
+
+    title: str
+    build: Callable[[int], TrainableRelocalizer]
+    training: TrainingConfig
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A trained model, the seed it was trained with and how training went."""
+
+    title: str
+    seed: int
+    model: Relocalizer
+    history: tuple[dict[str, float], ...] = ()
+
+    @classmethod
+    def load(cls, run: str | Path, title: str | None = None) -> Trained:
+        """Read the kept weights, the seed and the history of a run folder.
+
+        Args:
+            run: The folder.
+            title: Name in tables; made of the model's and the preset's where None.
+
+        Raises:
+            CheckpointError: A file is missing or damaged.
+        """
+        facts = read_json(Path(run) / "run.json", CheckpointError)
+        history = read_json(Path(run) / "history.json", CheckpointError)
+        model = load_model(run)
+        name = title or f"{model.title} ({facts.get('preset', Path(run).name)})"
+        return cls(name, int(facts["seed"]), model, tuple(history))
+
+
+def table_one(preset: Preset) -> list[System]:
+    """The systems of the paper's Table 1 that have weights, ours by the given preset.
+
+    Our network by the paper's own recipe is a row of its own where the preset is another one.
+    """
+    ours = preset.network
+    systems = [
+        System("Ours", _network(ours), preset.training),
+        System("Ours (CNN)", _network(replace(ours, graph_conv=False)), preset.training),
+        System(CrossGated.title, CrossGated, BASELINE),
+        System(AFTSRM.title, AFTSRM, BASELINE),
+        System(SST.title, SST, BASELINE),
+        System("SST + cosine", lambda channels: SST(channels, rerank=True), BASELINE),
+        System(VideoLevel.title, VideoLevel, BASELINE),
+    ]
+    if preset.name != PAPER.name:
+        systems.insert(
+            1, System("Ours, the paper's recipe", _network(PAPER.network), PAPER.training)
+        )
+    return systems
+
+
+def ablation(preset: Preset, layers: Sequence[int], graphs: Sequence[int]) -> list[System]:
+    """The grid of the paper's Table 3: n layers by graphs k = 1..K.
+
+    Args:
+        preset: What every cell shares.
+        layers: Values of n.
+        graphs: Values of K; a cell uses the graphs 1..K.
+    """
+    return [
+        System(
+            f"n={layer}, k={graph}",
+            _network(replace(preset.network, num_layers=layer, ks=tuple(range(1, graph + 1)))),
+            preset.training,
+        )
+        for layer in layers
+        for graph in graphs
+    ]
+
+
+def edge_weights(preset: Preset) -> list[System]:
+    """The three edge weights of section 4.4."""
+    kinds: tuple[Literal["binary", "exponential", "laplacian"], ...]
+    kinds = ("binary", "exponential", "laplacian")
+    return [
+        System(
+            f"{kind} weights",
+            # Laplacian weights are normalised already.
+            _network(replace(preset.network, weight=kind, normalization="none")),
+            preset.training,
+        )
+        for kind in kinds
+    ]
+
+
+def train(
+    protocol: Protocol,
+    preset: Preset,
+    out: str | Path,
+    *,
+    seed: int = 0,
+    resume: bool = False,
+    accelerator: str = "cpu",
+    devices: int = 1,
+    calibration_pairs: int | None = None,
+    identity: dict[str, object] | None = None,
+) -> FitResult:
+    """Train the network of a preset and calibrate it; :meth:`Trained.load` reads the run.
+
+    Args:
+        protocol: What to train on.
+        preset: Network and training.
+        out: Run folder.
+        seed: Seed of weights, samples and dropout.
+        resume: Go on with the run that ``out`` holds.
+        accelerator: Kind of device.
+        devices: How many.
+        calibration_pairs: Validation pairs for the probabilities; those of the preset where None.
+        identity: Further facts of the run.
+
+    Returns:
+        What training came to; ``calibration`` says what came of calibrating.
+
+    Raises:
+        RelocalError: As :func:`relocal_pyg.training.fit`.
+    """
+    spare_threads(preset)
+    # What training starts from, and step 0 of it, is decided here and nowhere else.
+    seed_torch(seed, "weights")
+    model = _network(preset.network)(protocol.features.dim)
+    result = fit(
+        model,
+        protocol,
+        config=preset.training,
+        seed=seed,
+        out=out,
+        resume=resume,
+        accelerator=accelerator,
+        devices=devices,
+        identity={"preset": preset.name, **(identity or {})},
+    )
+    if getattr(rank_zero_only, "rank", 0) != 0:
+        return result
+    limit = calibration_pairs or preset.training.max_validation_pairs
+    return replace(result, calibration=calibrate_run(model, protocol, Path(out), limit=limit))
+
+
+def train_all(
+    systems: Sequence[System],
+    protocol: Protocol,
+    seeds: Sequence[int],
+    folder: Path,
+    *,
+    steps: int | None = None,
+) -> Iterator[Trained]:
+    """Train each system with each seed, or load it where the same run was finished before.
+
+    A run is named by a hash of its settings, its seed and the protocol's items and files; one that
+    was interrupted goes on where it stopped.
+
+    Args:
+        systems: What to train.
+        protocol: What on.
+        seeds: One run each.
+        folder: Where runs are kept.
+        steps: Optimiser steps at most, instead of each system's own number.
+    """
+    data = fingerprint(protocol)
+    for system in systems:
+        most = system.training.steps if steps is None else min(steps, system.training.steps)
+        training = system.training.with_steps(most)
+        for seed in seeds:
+            seed_torch(seed, "weights")
+            model = system.build(protocol.features.dim)
+            facts = {
+                "model": type(model).__name__,
+                "config": model.config(),
+                "training": asdict(training),
+                "seed": seed,
+                "data": data,
+            }
+            run = folder / sha256_json(facts)[:16]
+            if not (run / "finished.json").is_file():
+                print(f"{system.title}, seed {seed}: training in {run}")
+                fit(model, protocol, config=training, seed=seed, out=run, resume=True)
+                write_json(run / "finished.json", {"title": system.title, **facts})
+            yield Trained.load(run, system.title)
+
+
+def fingerprint(protocol: Protocol) -> str:
+    """A hash of a protocol's name, its items and what it says about its source."""
+    items = {
+        split: [asdict(item) for item in sorted(members)]
+        for split, members in protocol.splits.items()
+    }
+    return sha256_json({"name": protocol.name, "items": items, "about": protocol.about})
+
+
+def draw_pairs(protocol: Protocol, split: str, limit: int | None = None) -> PairList:
+    """The hashed pair list of a split, the same on every machine, or a sample of it.
+
+    Raises:
+        UsageError: There is no such split.
+    """
+    if split not in protocol.splits:
+        raise UsageError(f"no split {split!r}: {', '.join(protocol.splits)}")
+    return make_pairs(
+        protocol.splits[split], split=split, protocol=protocol.name, exclude=protocol.exclude
+    ).sample(limit)
+
+
+def draw_nulls(protocol: Protocol, pairs: PairList, limit: int | None = None) -> PairList:
+    """References without the action for the queries of a pair list, or for some of them."""
+    asked = {pair.query.item_id for pair in pairs.pairs}
+    nulls = make_null_pairs(protocol, pairs.split)
+    chosen = tuple(pair for pair in nulls.pairs if pair.query.item_id in asked)
+    return replace(nulls, pairs=chosen).sample(limit)
+
+
+def compare_trained(
+    protocol: Protocol,
+    pairs: PairList,
+    trained: Sequence[Trained],
+    max_nulls: int | None = None,
+) -> Comparison:
+    """Put trained models, and those that need no training, in one table on a pair list.
+
+    The contrast matcher is calibrated on validation pairs; trained models come calibrated, or are
+    ranked by their scores alone: those pairs cost a big network more than the test does.
+
+    Args:
+        protocol: Where features and proposals are.
+        pairs: What is asked.
+        trained: Trained models.
+        max_nulls: References without the action at most; one a pair where None.
+    """
+    matcher = ContrastMatcher()
+    with suppress(UsageError):  # too few validation pairs: scores alone are shown
+        matcher.calibration = calibrate(matcher, protocol, limit=CALIBRATION_PAIRS)
+    nulls = draw_nulls(protocol, pairs, max_nulls)
+    # Models without labels of this protocol, each beside the others in every table.
+    free: list[Relocalizer] = [Chance(), FrameLevel(), CosineMatcher(), DiagonalMatcher(), matcher]
+    evaluations = [evaluate(model, protocol, pairs, nulls=nulls) for model in free]
+    finer = f"{ContrastMatcher.title}, finer windows"
+    model = FinerWindows(ContrastMatcher())
+    evaluations.append(evaluate(model, protocol, pairs, nulls=nulls, title=finer))
+    for each in trained:
+        title, seed = each.title, each.seed
+        evaluations.append(
+            evaluate(each.model, protocol, pairs, nulls=nulls, title=title, seed=seed)
+        )
+    return compare(evaluations)
+
+
+def publish(
+    comparison: Comparison,
+    pairs: PairList,
+    folder: str | Path,
+    protocol: Protocol,
+    trained: Sequence[Trained] = (),
+) -> Path:
+    """Write a table in every form, its pair lists and every answer into a folder.
+
+    Args:
+        comparison: From :func:`compare_trained`.
+        pairs: What was asked.
+        folder: Made where it is missing.
+        protocol: What was evaluated.
+        trained: Trained models, whose histories and graphs are pictured.
+
+    Returns:
+        The report, ``report.html``.
+
+    Raises:
+        OutputError: A file cannot be written.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    pairs.save(folder / "pairs.json")
+    asked = len(comparison.first_with_nulls.nulls)
+    draw_nulls(protocol, pairs, asked).save(folder / "nulls.json")
+    forms = {"results.md": to_markdown, "results.json": to_json, "results.tex": to_latex}
+    for name, form in forms.items():
+        with replace_file(folder / name) as temporary:
+            temporary.write_text(form(comparison), encoding="utf-8")
+    for title, evaluations in comparison.evaluations.items():
+        for evaluation in evaluations:
+            seed = "" if evaluation.seed is None else f"-seed{evaluation.seed}"
+            evaluation.save(folder / "answers" / f"{slug(title)}{seed}")
+    drawn = [graphs for each in trained if (graphs := getattr(each.model, "graphs", ()))]
+    write_report(
+        folder / "report.html",
+        comparison,
+        protocol,
+        histories={f"{each.title}, seed {each.seed}": each.history for each in trained},
+        graphs=drawn[0] if drawn else (),
+    )
+    return folder / "report.html"
+
+
+def slug(title: str) -> str:
+    """A title as a file name.
+
+    Example:
+        >>> slug("SST + cosine")
+        'sst-cosine'
+    """
+    return "-".join("".join(c if c.isalnum() else " " for c in title.lower()).split())
+
+
+def spare_threads(preset: Preset) -> None:
+    """Compute in one thread where the network is small and the user did not say otherwise.
+
+    Small products gain nothing from a second thread, and on cores that others use too the threads
+    wait for each other: the demonstration was then measured six times slower.
+    """
+    if preset.network.hidden_channels <= _NARROW and "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(1)
+
+
+def _network(config: NetworkConfig) -> Callable[[int], TrainableRelocalizer]:
+    return lambda channels: MultiGraphRelocalizer.from_config(channels, config)
