@@ -214,10 +214,10 @@ def test_interrupts_and_failed_runs_have_their_codes(monkeypatch, capsys):
         """Fail."""
         raise RunError("no luck")
 
-    monkeypatch.setitem(cli.COMMANDS, "stop", raise_interrupt)
-    monkeypatch.setitem(cli.COMMANDS, "fail", fail)
-    assert main(["stop"]) == 130
-    assert main(["fail"]) == 1
+    spoilt = {"demo": raise_interrupt, "check": fail}
+    monkeypatch.setattr(cli, "command", spoilt.__getitem__)
+    assert main(["demo"]) == 130
+    assert main(["check"]) == 1
     assert "no luck" in capsys.readouterr().err
 
 
