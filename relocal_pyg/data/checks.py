@@ -125,7 +125,7 @@ def check_dataset(
 
     Args:
         features: The HDF5 file.
-        annotations: ActivityNet-style JSON, or a ``.csv`` table.
+        annotations: A file that :func:`relocal_pyg.data.read_annotations` reads.
         key: Name of the data set inside each group.
         max_bytes: Largest array that a video may declare.
         values: Read all values too: checksums, NaN and infinities.

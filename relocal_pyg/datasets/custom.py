@@ -50,7 +50,7 @@ def custom(
 
     Args:
         features: HDF5 file ``<video id>/<key>`` ``[n, F]``, or an open store of it.
-        annotations: ActivityNet-style JSON, or a ``.csv`` table; seconds.
+        annotations: A file that :func:`relocal_pyg.data.read_annotations` reads; seconds.
         key: Name of the data set inside each group.
         name: Name of the protocol in tables.
         unseen_classes: How many classes (drawn) or which ones are never trained on.

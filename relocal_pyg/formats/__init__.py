@@ -129,10 +129,10 @@ def export_clips(
     """Write clips to a file; where the format holds one video, to a file for each.
 
     Args:
-        path: The file; its suffix says the format. With several videos and a format for one, the
+        path: The file. With several videos and a format for one, the
             name of each video is put before the suffix.
         clips: In the order of :func:`relocal_pyg.formats.to_clips`.
-        format_name: A key of :data:`FORMATS`, where the suffix leaves a choice.
+        format_name: A key of :data:`FORMATS`; what :func:`format_of` says where None.
         timeline_start: For Resolve's markers: timecode of the timeline's first frame.
 
     Returns:
@@ -142,7 +142,7 @@ def export_clips(
         UsageError: See :func:`format_of` and :func:`render`.
         OutputError: A file cannot be written.
     """
-    path, name = Path(path), format_of(path, format_name)
+    path, name = Path(path), format_name or format_of(path)
     groups = {path: list(clips)}
     videos = {clip.source.path: clip.source.video_id for clip in clips}
     if len(videos) > 1 and not FORMATS[name].several:

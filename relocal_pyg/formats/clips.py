@@ -16,14 +16,17 @@ import xml.etree.ElementTree as ET
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 from relocal_pyg.errors import UsageError
+from relocal_pyg.formats.rows import video_of
 
 if TYPE_CHECKING:
     from relocal_pyg.moments import Moment
+
+#: Below this probability a reference may not hold what is looked for.
+DOUBT = 0.5
 
 #: Frame rates of editing timelines; a measured rate this close to one is that one.
 TIMELINE_RATES = tuple(
@@ -53,6 +56,8 @@ class Source:
         size: Width and height in pixels, where known.
         audio: Whether it has sound.
         variable_rate: Whether its frames are not evenly spaced.
+        first_picture: Seconds of the file's clock at which its first frame appears.
+        id: Its name in a collection; elsewhere the name of the file without its suffix is used.
     """
 
     path: str
@@ -63,6 +68,8 @@ class Source:
     size: tuple[int, int] | None = None
     audio: bool = False
     variable_rate: bool = False
+    first_picture: float = 0.0
+    id: str = ""
 
     @property
     def name(self) -> str:
@@ -71,8 +78,8 @@ class Source:
 
     @property
     def video_id(self) -> str:
-        """File name without its suffix: what annotations call the video."""
-        return one_line(Path(self.name).stem)
+        """What annotations call the video."""
+        return one_line(self.id or video_of(self.name))
 
     @property
     def url(self) -> str:
@@ -181,6 +188,32 @@ def lanes(clips: Sequence[Clip]) -> list[list[Clip]]:
     return rows
 
 
+def clock(seconds: float) -> str:
+    """Seconds as h:mm:ss.mmm.
+
+    Example:
+        >>> clock(3723.5)
+        '1:02:03.500'
+    """
+    milliseconds = round(max(seconds, 0.0) * 1000)
+    minutes, rest = divmod(milliseconds, 60_000)
+    return f"{minutes // 60}:{minutes % 60:02d}:{rest // 1000:02d}.{rest % 1000:03d}"
+
+
+def presence_line(presence: float) -> str:
+    """Whether a video holds what was looked for at all, in words.
+
+    Example:
+        >>> presence_line(0.8)
+        'probability that the reference holds it: 0.80'
+        >>> presence_line(0.2)
+        'the reference may not hold it: probability 0.20, below 0.5'
+    """
+    if presence < DOUBT:
+        return f"the reference may not hold it: probability {presence:.2f}, below {DOUBT:g}"
+    return f"probability that the reference holds it: {presence:.2f}"
+
+
 def one_line(text: str) -> str:
     r"""Text without line breaks, control characters and lone surrogates.
 
@@ -205,8 +238,9 @@ def timeline_rate(rate: float | Fraction) -> Fraction:
 
 def clip_frames(clip: Clip, rate: Fraction) -> tuple[int, int]:
     """First frame of a clip and the frame after its last; at least one frame, inside the video."""
-    first = max(round(Fraction(clip.start) * rate), 0)
-    stop = max(round(Fraction(clip.end) * rate), first + 1)
+    begin = Fraction(clip.source.first_picture)
+    first = max(round((Fraction(clip.start) - begin) * rate), 0)
+    stop = max(round((Fraction(clip.end) - begin) * rate), first + 1)
     count = clip.source.frame_count
     if count is not None and stop > count:
         stop = max(count, 1)

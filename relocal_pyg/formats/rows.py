@@ -21,6 +21,7 @@ from urllib.parse import unquote
 from xml.parsers import expat
 
 from relocal_pyg.errors import AnnotationError, UsageError
+from relocal_pyg.io.read import parse_time
 
 #: Larger XML is refused: its tree takes ten times as much memory.
 MAX_XML_BYTES = 128 << 20
@@ -103,10 +104,10 @@ class Importer:
             return names[0]
         shown = ", ".join(repr(name) for name in names)
         if self.options.media is None:
-            raise self.error(f"names several media, choose one with --media: {shown}")
+            raise self.error(f"names several media, choose one (relocal convert --media): {shown}")
         wanted = video_of(self.options.media)
         if wanted not in names:
-            raise self.error(f"--media {wanted!r} is none of {shown}")
+            raise self.error(f"the media {wanted!r} is none of {shown}")
         return wanted
 
     def fps(self, stated: Any, record: str | None = None) -> float:
@@ -117,7 +118,9 @@ class Importer:
         """
         rate = positive(stated) or self.options.fps
         if rate is None:
-            raise self.error("counts frames and does not say how fast: give --fps", record)
+            raise self.error(
+                "counts frames and does not say how fast: relocal convert --fps", record
+            )
         return rate
 
     def label(self, label: str, modifiers: Iterable[str]) -> str:
@@ -129,7 +132,7 @@ class Importer:
         """A stretch around the point in time ``row.start``, inside the video."""
         time = finite(row.start)
         if self.options.point_width is None:
-            reason = "is a point in time, not a stretch: give --point-width to make it one"
+            reason = "is a point in time, not a stretch: relocal convert --point-width"
             self.reject(row.record, reason)
         elif time is None:
             self.reject(row.record, "a time in seconds wanted")
@@ -185,13 +188,9 @@ def parse_seconds(text: str, comma: bool = False) -> float | None:
         >>> parse_seconds("12.5"), parse_seconds("1:02:03.5"), parse_seconds("12,5", comma=True)
         (12.5, 3723.5, 12.5)
     """
-    plain = text.strip().replace(",", ".") if comma else text.strip()
-    clock = re.fullmatch(r"(?:(\d+):)?(\d{1,2}):(\d{1,2}(?:\.\d*)?)", plain)
-    if clock is not None and float(clock[3]) < 60:
-        return round(3600 * int(clock[1] or 0) + 60 * int(clock[2]) + float(clock[3]), 9)
     try:
-        return float(plain)
-    except ValueError:
+        return parse_time(text.replace(",", ".") if comma else text)
+    except UsageError:
         return None
 
 

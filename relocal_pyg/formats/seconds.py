@@ -19,6 +19,7 @@ from xml.sax.saxutils import escape
 from relocal_pyg.formats.clips import (
     Clip,
     by_source,
+    clock,
     json_text,
     lanes,
     one_line,
@@ -130,14 +131,14 @@ def losslesscut_csv(clips: Sequence[Clip]) -> str:
 
 
 def ranked_csv(clips: Sequence[Clip]) -> str:
-    """A table by rank: start and end in seconds, score, probability where known, video if several.
+    """A table by rank: start and end in seconds, score, probability where known.
 
-    Numbers are written in full.
+    The video is named where it is one of a collection. Numbers are written in full.
     """
     names = ["start", "end", "score"]
     if any(clip.probability is not None for clip in clips):
         names.append("probability")
-    several = len({clip.source.path for clip in clips}) > 1
+    several = any(clip.source.id for clip in clips)
     rows: list[list[Any]] = [["rank", *["video"] * several, *names]]
     for clip in sorted(clips, key=lambda clip: clip.rank):
         video = [clip.source.video_id] * several
@@ -362,9 +363,7 @@ def _milliseconds(seconds: float) -> int:
 
 
 def _clock(seconds: float, point: str) -> str:
-    minutes, rest = divmod(_milliseconds(seconds), 60_000)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours:02d}:{minutes:02d}:{rest // 1000:02d}{point}{rest % 1000:03d}"
+    return clock(seconds).replace(".", point).rjust(12, "0")
 
 
 def _short_clock(seconds: int) -> str:

@@ -1,17 +1,19 @@
-"""Cutting a moment out of a video file."""
+"""Cutting a moment out of a video file, and what other programs need to know to do so."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator
 from fractions import Fraction
-from itertools import chain
+from itertools import chain, islice, pairwise
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import numpy as np
 
 from relocal_pyg.errors import OutputError, UsageError, VideoError
+from relocal_pyg.formats.clips import TIMELINE_RATES, Source, timeline_rate
 from relocal_pyg.io.write import replace_file
 from relocal_pyg.video.container import (
     check_file,
@@ -21,12 +23,57 @@ from relocal_pyg.video.container import (
     reason,
     seek_before,
 )
-from relocal_pyg.video.decode import frames, probe
+from relocal_pyg.video.decode import frames, packets_of, probe
 
 # Exact for the usual frame rates and for milliseconds, and not too fine for MPEG-4.
 _TIME_BASE = Fraction(1, 60_000)
 # Seconds given as floats should not miss a frame by rounding.
 _EPSILON = Fraction(1, 2000)
+# Packets that are looked at to learn whether pictures are evenly spaced, and how many of the last
+# are left aside: pictures shown between them may come after.
+_SAMPLE, _REORDERED = 1000, 32
+
+
+def describe_source(path: str | Path, video_id: str = "") -> Source:
+    """What a format for editors or annotators needs to know of a video file.
+
+    The frame rate is the header's, exact; where that is no rate of a timeline, the nearest nominal
+    one that FFmpeg gives.
+
+    Args:
+        path: The video file.
+        video_id: What annotations call it; the name without its suffix where empty.
+
+    Raises:
+        VideoError: It cannot be read.
+        UsageError: PyAV is missing.
+    """
+    info = probe(path)
+    with open_video(path) as (container, stream):
+        packets = islice(packets_of(container, stream, lambda problem: None), _SAMPLE)
+        stamps = sorted({packet.pts for packet in packets if packet.pts is not None})
+        stated = [stream.average_rate, stream.guessed_rate, stream.base_rate]
+        tags = [each.metadata for each in (stream, *container.streams, container)]
+        audio, count = bool(container.streams.audio), int(stream.frames)
+    stamps = stamps[:-_REORDERED] if len(stamps) > 2 * _REORDERED else stamps
+    gaps = [after - before for before, after in pairwise(stamps)]
+    variable = bool(gaps) and (max(gaps) > 1.5 * median(gaps) or min(gaps) < 0.5 * median(gaps))
+    rates = [timeline_rate(Fraction(rate)) for rate in stated if rate]
+    rate = next((each for each in rates if each in TIMELINE_RATES), rates[0] if rates else None)
+    if rate is not None and info.duration is not None and (variable or not count):
+        count = round((info.duration - info.start) * float(rate))
+    return Source(
+        path=str(path),
+        duration=info.duration,
+        frame_rate=rate,
+        frame_count=count or None,
+        timecode=next((tag["timecode"] for tag in tags if "timecode" in tag), None),
+        size=(info.width, info.height),
+        audio=audio,
+        variable_rate=variable,
+        first_picture=info.start,
+        id=video_id,
+    )
 
 
 def cut_clip(

@@ -307,7 +307,8 @@ def features_from_videos(
 
     Args:
         videos: A folder of video files.
-        annotations: ActivityNet-style JSON or CSV; ids are names of files without their suffix.
+        annotations: A file that :func:`relocal_pyg.data.read_annotations` reads; ids are names of
+            files without their suffix.
         output: The HDF5 file to write; finished videos wait in ``<output>.cache``.
         backbone: See :class:`relocal_pyg.video.backbones.Backbone`.
         rate_hz: Frames per second; where None, what

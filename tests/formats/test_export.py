@@ -592,7 +592,7 @@ def test_a_suffix_names_the_format():
 
 
 def test_several_videos(tmp_path):
-    one, two = (Source(f"{name}.mp4", 60.0, Fraction(25), 1500) for name in ("one", "two"))
+    one, two = (Source(f"{name}.mp4", 60.0, Fraction(25), 1500, id=name) for name in ("one", "two"))
     found = to_clips(
         [(one, Moment(3.0, 4.0, 0.9)), (two, Moment(5, 6, 0.8)), (one, Moment(1, 2, 0.7))], "salto"
     )

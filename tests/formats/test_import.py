@@ -106,7 +106,7 @@ def test_elan_with_several_media(tmp_path):
     ]
     tier = f'<TIER TIER_ID="t">{aligned("a1", "ts1", "ts2", "x")}</TIER>'
     file = put(tmp_path, "a.eaf", eaf(media, [tier], {"ts1": 1000, "ts2": 2000}))
-    with pytest.raises(AnnotationError, match="several media.*--media: 'left', 'right'"):
+    with pytest.raises(AnnotationError, match="several media.*--media\): 'left', 'right'"):
         rows(file)
     assert rows(file, media="right.mp4") == [("right", 1.25, 2.25, "x", "", None)]
     with pytest.raises(AnnotationError, match="'up' is none of"):
@@ -488,7 +488,7 @@ def documents():
     yield "f.csv", "\n".join(",".join(row) for row in TABULAR)
 
 
-@pytest.mark.parametrize(("name", "text"), documents())
+@pytest.mark.parametrize(("name", "text"), list(documents()))
 @given(st.data())
 @settings(max_examples=60, deadline=None)
 def test_damage_ends_in_one_line(tmp_path_factory, name, text, data):

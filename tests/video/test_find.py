@@ -15,7 +15,9 @@ import torch
 pytest.importorskip("av")
 
 from relocal_pyg.apps.cli import main
+from relocal_pyg.apps.cli.find import moments_table
 from relocal_pyg.errors import FeatureError, UsageError, VideoError
+from relocal_pyg.formats import Source, render, to_clips
 from relocal_pyg.models import ContrastMatcher, MultiGraphRelocalizer
 from relocal_pyg.moments import Moment, tiou
 from relocal_pyg.video import (
@@ -26,7 +28,6 @@ from relocal_pyg.video import (
     probe,
     write_found_page,
 )
-from relocal_pyg.video.moment_files import moments_table, write_moments_srt
 from relocal_pyg.video.page import thumbnails, timeline_svg
 
 WriteVideo = Callable[..., Path]
@@ -302,10 +303,9 @@ def test_a_checkpoint_of_other_features_is_one_line(planted, tmp_path, capsys):
     assert len(error.splitlines()) == 1
 
 
-def test_subtitles_are_in_order_of_time(tmp_path):
+def test_subtitles_are_in_order_of_time():
     moments = [Moment(3700.25, 3702.0, 0.9), Moment(1.0, 2.5, 0.5)]
-    write_moments_srt(tmp_path / "a.srt", moments)
-    assert (tmp_path / "a.srt").read_text() == (
+    assert render("srt", to_clips([(Source("a.mp4"), moment) for moment in moments], "x")) == (
         "1\n00:00:01,000 --> 00:00:02,500\nmoment 2, score 0.500\n\n"
         "2\n01:01:40,250 --> 01:01:42,000\nmoment 1, score 0.900\n"
     )

@@ -32,6 +32,7 @@ COMMANDS = {
     "propose": "extract",
     "index": "index",
     "search": "search",
+    "convert": "convert",
     "serve": "serve",
     "check": "extract",
 }
@@ -101,7 +102,8 @@ def command(name: str) -> Callable[..., None]:
 
     def guarded(*given: Any, force: bool = False, **named: Any) -> None:
         values = signature.bind(*given, **named).arguments
-        files = [values[key] for key, mark in marks.items() if mark.is_file and values.get(key)]
+        written = [values.get(key) for key, mark in marks.items() if mark.is_file]
+        files = [path for value in written for path in paths_of(value)]
         inputs = [path for key in values if key not in marks for path in paths_of(values[key])]
         with writing(files, inputs=inputs, force=force), contextlib.ExitStack() as folders:
             for key, mark in marks.items():

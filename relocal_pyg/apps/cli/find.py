@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
+from relocal_pyg.apps.cli.exports import (
+    ExportOptions,
+    cut_moments,
+    place_name,
+    write_exports,
+)
 from relocal_pyg.apps.cli.options import (
     OUT_FILE,
     BackboneOptions,
@@ -18,14 +25,8 @@ from relocal_pyg.apps.cli.options import (
     load_network,
 )
 from relocal_pyg.errors import FeatureError, UsageError
-from relocal_pyg.video.moment_files import (
-    clock,
-    moments_table,
-    presence_line,
-    write_moments_csv,
-    write_moments_json,
-    write_moments_srt,
-)
+from relocal_pyg.formats import Source
+from relocal_pyg.formats.clips import clock, presence_line
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -40,6 +41,7 @@ def find(
     query: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="QUERY")],
     reference: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="REFERENCE")],
     network: BackboneOptions = BackboneOptions(),  # noqa: B008 - frozen
+    exports: ExportOptions = ExportOptions(),  # noqa: B008 - frozen
     *,
     model: Path | None = None,
     query_start: Seconds = None,
@@ -50,6 +52,7 @@ def find(
     json_file: Annotated[Path | None, OUT_FILE, tyro.conf.arg(name="json")] = None,
     csv_file: Annotated[Path | None, OUT_FILE, tyro.conf.arg(name="csv")] = None,
     srt_file: Annotated[Path | None, OUT_FILE, tyro.conf.arg(name="srt")] = None,
+    export: Annotated[tuple[Path, ...], OUT_FILE, tyro.conf.arg(metavar="FILE...")] = (),
     report: Annotated[Path | None, OUT_FILE] = None,
     explain: Annotated[Path | None, OUT_FILE] = None,
     cut: Annotated[Path | None, Output()] = None,
@@ -68,6 +71,7 @@ def find(
         reference: The long video.
         network: Videos: which network turns frames into features; that of the run's own videos
             where left out.
+        exports: How moments are written for other programs.
         model: A trained run or checkpoint; the training-free contrast matcher where left out.
         query_start: Seconds at which the clip starts inside QUERY.
         query_end: Seconds at which the clip ends inside QUERY.
@@ -78,6 +82,9 @@ def find(
         json_file: Write the moments here as JSON.
         csv_file: Write the moments here as CSV.
         srt_file: Write the moments here as subtitles of REFERENCE.
+        export: Write the moments into these files for other programs, in the format of their
+            suffix: players (.vtt .srt .txt .ffmeta), editors (.otio .edl .xml .fcpxml .llc),
+            annotation tools (.eaf .tsv .json .textgrid), tables (.csv).
         report: Videos: write a page with pictures here (HTML, one file).
         explain: Write here (JSON) what each meeting of a query step with a reference step added to
             the score of the best moment.
@@ -86,9 +93,11 @@ def find(
         seconds_per_step: Features: duration of one step.
         key: Features: name of the array inside a video's group of an HDF5 file.
     """
+    exports.formats(export)  # a wrong name is said before anything is searched
     matcher, why = choose_matcher(model)
     moments: list[Moment]
     contributions: Tensor | None = None
+    length: float | None = None
     facts: dict[str, object] = {"query": query, "reference": reference, "matcher": why}
     if is_features(query) and is_features(reference):
         for name, value in (("--report", report), ("--cut", cut)):
@@ -97,6 +106,7 @@ def find(
         around = read_features(query, key)
         clip = cut_steps(around, query_start, query_end, seconds_per_step)
         video = read_features(reference, key)
+        length = len(video) * seconds_per_step
         whole = around if len(clip) < len(around) else None
         moments = matcher.localize(
             clip,
@@ -139,12 +149,17 @@ def find(
         write_moments_json(json_file, moments, **facts)
     if explain is not None:
         write_explanation(explain, moments, contributions, seconds_per_step, facts)
-    if csv_file is not None:
-        write_moments_csv(csv_file, moments)
-    if srt_file is not None:
-        write_moments_srt(srt_file, moments)
-    if cut is not None:
-        cut_moments(reference, moments, cut, reencode)
+    if export or csv_file is not None or srt_file is not None or cut is not None:
+        if length is None:
+            from relocal_pyg.video.cut import describe_source
+
+            source = describe_source(reference)
+        else:
+            source = Source(place_name(reference), length)
+        ranked = [(source, moment) for moment in moments]
+        write_exports(ranked, place_name(query), exports, export, csv_file, srt_file)
+        if cut is not None:
+            cut_moments(ranked, cut, reencode, exports.padding or 0.0)
     if report is not None:
         from relocal_pyg.video.page import write_found_page
 
@@ -232,18 +247,31 @@ def choose_matcher(model: Path | None) -> tuple[Relocalizer, str]:
     return loaded, f"{loaded.title}, from {model}: {choice}"
 
 
-def cut_moments(reference: str, moments: list[Moment], folder: Path, reencode: bool) -> None:
-    """Write each moment as ``<reference>-<rank>.mp4`` (or the reference's own container)."""
-    from relocal_pyg.video.cut import cut_clip
+def moments_table(moments: list[Moment]) -> str:
+    """Ranked moments as lines of text, in seconds and by the clock."""
+    judged = any(moment.probability is not None for moment in moments)
+    heads = f"{'rank':>4} {'start s':>10} {'end s':>10} {'start':>13} {'end':>13} {'score':>7}"
+    lines = [heads + (" probability" if judged else "")]
+    lines += [
+        f"{rank:>4} {moment.start:>10.2f} {moment.end:>10.2f} {clock(moment.start):>13} "
+        f"{clock(moment.end):>13} {moment.score:>7.3f}"
+        + (f" {moment.probability:>11.2f}" if judged else "")
+        for rank, moment in enumerate(moments, start=1)
+    ]
+    return "\n".join(lines)
 
-    source = Path(reference)
-    suffix = ".mp4" if reencode or not source.suffix else source.suffix
-    for rank, moment in enumerate(moments, start=1):
-        target = folder / f"{source.stem}-{rank}{suffix}"
-        start, end = cut_clip(source, moment.start, moment.end, target, reencode)
-        print(f"clip {rank}: {target} ({clock(start)} to {clock(end)})")
-    if moments and not reencode:
-        print("clips begin at the key frame before their moment; --reencode cuts exactly")
+
+def write_moments_json(path: Path, moments: list[Moment], **facts: Any) -> None:
+    """Write moments, in seconds, and what they were found with; probabilities where known."""
+    from relocal_pyg.io.write import write_json
+
+    judged = any(moment.probability is not None for moment in moments)
+    unknown = set() if judged else {"probability", "presence"}
+    plain = [
+        {name: value for name, value in asdict(moment).items() if name not in unknown}
+        for moment in moments
+    ]
+    write_json(path, {**facts, "unit": "seconds", "moments": plain})
 
 
 def is_features(place: str) -> bool:

@@ -129,13 +129,14 @@ class DataOptions:
     """Which data, split how."""
 
     protocol: ProtocolName = "synthetic"
-    """The data set and its split; "custom" is any HDF5 of features with ActivityNet JSON or CSV."""
+    """The data set and its split; "custom" is any HDF5 of features with annotations."""
     root: Path | None = None
     """Folder with the data set's own files (annotations, lists)."""
     features: Path | None = None
     """HDF5 file of features; features.h5 inside --root where left out."""
     annotations: Path | None = None
-    """Annotation file; annotations.json inside --root where left out (anet12-80-10-10:
+    """Annotation file: CSV, ActivityNet JSON, or of ELAN, BORIS, VIA, Label Studio (see "relocal
+    convert"); annotations.json inside --root where left out (anet12-80-10-10:
     activity_net.v1-2.json; anet-vrl needs none, its times are steps without one)."""
     proposals: Path | None = None
     """Proposal list in the released format; sliding windows where left out."""

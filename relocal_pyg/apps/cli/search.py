@@ -2,26 +2,37 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
+from relocal_pyg.apps.cli.exports import (
+    ExportOptions,
+    cut_moments,
+    place_name,
+    write_exports,
+)
 from relocal_pyg.apps.cli.find import choose_matcher, cut_steps, is_features, read_features
 from relocal_pyg.apps.cli.options import (
     OUT_FILE,
     BackboneOptions,
     Count,
+    Output,
     Seconds,
     StepSeconds,
     load_network,
 )
-from relocal_pyg.video.moment_files import clock
+from relocal_pyg.errors import UsageError
+from relocal_pyg.formats import Source
+from relocal_pyg.formats.clips import clock
 
 if TYPE_CHECKING:
     from relocal_pyg.models.base import Relocalizer
-    from relocal_pyg.search.index import FirstStageName, SearchIndex
+    from relocal_pyg.moments import Moment
+    from relocal_pyg.search.index import FirstStageName, Hit, SearchIndex
     from relocal_pyg.video.find import VideoQuery
     from relocal_pyg.video.index import FoundVideos
 
@@ -30,6 +41,7 @@ def search(
     folder: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="FOLDER")],
     query: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="QUERY")],
     network: BackboneOptions = BackboneOptions(),  # noqa: B008 - frozen
+    exports: ExportOptions = ExportOptions(),  # noqa: B008 - frozen
     *,
     model: Path | None = None,
     query_start: Seconds = None,
@@ -40,6 +52,11 @@ def search(
     seconds_per_step: StepSeconds = 1.0,
     key: str = "c3d_features",
     json_file: Annotated[Path | None, OUT_FILE, tyro.conf.arg(name="json")] = None,
+    csv_file: Annotated[Path | None, OUT_FILE, tyro.conf.arg(name="csv")] = None,
+    srt_file: Annotated[Path | None, OUT_FILE, tyro.conf.arg(name="srt")] = None,
+    export: Annotated[tuple[Path, ...], OUT_FILE, tyro.conf.arg(metavar="FILE...")] = (),
+    cut: Annotated[Path | None, Output()] = None,
+    reencode: bool = False,
 ) -> None:
     """Find the moments of all videos of the index FOLDER that mean the same as QUERY.
 
@@ -50,6 +67,7 @@ def search(
         folder: The index, made by "relocal index".
         query: The clip, or with --query-start/--query-end the longer video that it is part of.
         network: Videos: the network that the index was made with.
+        exports: How moments are written for other programs.
         model: The run or checkpoint that the index was made with.
         query_start: Seconds at which the clip starts inside QUERY.
         query_end: Seconds at which the clip ends inside QUERY.
@@ -60,10 +78,19 @@ def search(
         seconds_per_step: Features: duration of one step of QUERY.
         key: Name of the feature array inside a video's group of an HDF5 file.
         json_file: Write the answers here as JSON.
+        csv_file: Write the answers here as CSV.
+        srt_file: Write the answers here as subtitles, a file for each video.
+        export: Write the answers into these files for other programs, in the format of their
+            suffix, as "relocal find" does; formats of one video get a file for each.
+        cut: Videos: write each moment as a clip into this folder.
+        reencode: With --cut: exact to the frame, instead of copied from the key frame before.
     """
     from relocal_pyg.io.write import write_json
     from relocal_pyg.search.index import SearchIndex, judge_hits
 
+    exports.formats(export)  # a wrong name is said before anything is searched
+    if cut is not None and is_features(query):
+        raise UsageError("--cut needs video files, these are features")
     if not is_features(query):  # a wrong name is said before an index is read
         from relocal_pyg.video.decode import probe
 
@@ -102,6 +129,34 @@ def search(
     if json_file is not None:
         facts = {"query": query, "matcher": why, "unit": "seconds"}
         write_json(json_file, {**facts, "hits": [asdict(hit) for hit in hits]})
+    if export or csv_file is not None or srt_file is not None or cut is not None:
+        ranked = locate(hits, None if is_features(query) else folder)
+        write_exports(ranked, place_name(query), exports, export, csv_file, srt_file)
+        if cut is not None:
+            cut_moments(ranked, cut, reencode, exports.padding or 0.0)
+
+
+def locate(hits: Sequence[Hit], folder: Path | None) -> list[tuple[Source, Moment]]:
+    """Answers with the videos they are in; of the files of the index ``folder``, where given."""
+    from relocal_pyg.moments import Moment
+    from relocal_pyg.video.cut import describe_source
+    from relocal_pyg.video.index import IndexedVideos
+
+    files = {} if folder is None else IndexedVideos.load(folder).files
+    sources: dict[str, Source] = {}
+    for name in {hit.video_id: None for hit in hits}:
+        file = files.get(name)
+        if file is not None and file.is_file():
+            sources[name] = describe_source(file, name)
+        else:
+            sources[name] = Source(str(file or name), id=name)
+    return [
+        (
+            sources[hit.video_id],
+            Moment(hit.start, hit.end, hit.score, probability=hit.probability),
+        )
+        for hit in hits
+    ]
 
 
 def search_video(

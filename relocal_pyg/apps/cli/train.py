@@ -56,8 +56,9 @@ def train(
         out: Run folder to write: checkpoints, settings, history, log.
         data: Which data.
         network: With --videos: which network turns frames into features.
-        videos: A folder of video files, annotated by --annotations (JSON, or a CSV of
-            video,start,end,label; a video is named by its file without the suffix).
+        videos: A folder of video files, annotated by --annotations (a CSV of
+            video,start,end,label, or what "relocal convert" reads; a video is named by its file
+            without the suffix).
         rate: With --videos: frames per second; follows the length of the actions if left out.
         workers: With --videos: videos at a time.
         preset: "recommended", or "paper" for the paper's recipe to the letter.

@@ -10,9 +10,9 @@ from torch.nn import functional
 
 from relocal_pyg.apps.serve.jobs import Job
 from relocal_pyg.apps.serve.library import Collection, Entry
+from relocal_pyg.formats.clips import presence_line
 from relocal_pyg.video.find import Found
 from relocal_pyg.video.index import FoundVideos
-from relocal_pyg.video.moment_files import presence_line
 from relocal_pyg.video.page import write_found_page
 
 _MAX_POINTS = 800

@@ -15,10 +15,10 @@ from relocal_pyg.apps.cli import main
 from relocal_pyg.apps.cli.options import DataOptions, describe, load_protocol, restore
 from relocal_pyg.apps.cli.train import choose_preset
 from relocal_pyg.datasets.synthetic import SyntheticConfig, write_synthetic
+from relocal_pyg.formats.clips import clock
 from relocal_pyg.models import MultiGraphRelocalizer
 from relocal_pyg.models.checkpoint import save_model
 from relocal_pyg.training.recipe import slug
-from relocal_pyg.video.moment_files import clock
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,86 @@
+"""What ``find`` and ``search`` write of their answers for other programs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from relocal_pyg.apps.cli.options import Seconds
+from relocal_pyg.errors import UsageError
+from relocal_pyg.formats import FORMATS, Source, export_clips, format_of, to_clips
+from relocal_pyg.formats.clips import clock
+
+if TYPE_CHECKING:
+    from relocal_pyg.moments import Moment
+
+
+@dataclass(frozen=True)
+class ExportOptions:
+    """How --export and --cut write moments."""
+
+    format: str | None = None
+    """Which format, where a suffix of --export leaves a choice (.csv, .edl, .json, .txt, .xml);
+    "--format ?" lists them."""
+    padding: Seconds = 0.0
+    """Seconds to add at both ends of each moment, with --export and --cut."""
+    timeline_start: str = "01:00:00:00"
+    """Timecode at which the timeline begins that Resolve's markers are for."""
+
+    def formats(self, files: Sequence[Path]) -> dict[Path, str]:
+        """The format of each file.
+
+        Raises:
+            UsageError: A suffix is no format's, or --format fits none of the files.
+        """
+        names = {file: format_of(file, self.format) for file in files}
+        if self.format is not None and self.format not in names.values():
+            endings = " or ".join(FORMATS[self.format].suffixes)
+            raise UsageError(f"--format {self.format} needs a file for --export, {endings}")
+        return names
+
+
+def place_name(place: str) -> str:
+    """What a video file, an array or a video of a feature file is called.
+
+    Example:
+        >>> place_name("clips/a.mp4"), place_name("features.h5::v_1")
+        ('a', 'v_1')
+    """
+    return place.rpartition("::")[2] if "::" in place else Path(place).stem
+
+
+def write_exports(
+    found: Sequence[tuple[Source, Moment]],
+    label: str,
+    options: ExportOptions,
+    export: Sequence[Path],
+    csv_file: Path | None,
+    srt_file: Path | None,
+) -> None:
+    """Write moments, best first, into every file that was asked for."""
+    plain = to_clips(found, label)
+    for file, name in ((csv_file, "csv"), (srt_file, "srt")):
+        if file is not None:
+            export_clips(file, plain, name)
+    padded = to_clips(found, label, options.padding or 0.0)
+    for file, name in options.formats(export).items():
+        for written in export_clips(file, padded, name, options.timeline_start):
+            print(f"{FORMATS[name].title}: {written}")
+
+
+def cut_moments(
+    found: Sequence[tuple[Source, Moment]], folder: Path, reencode: bool, padding: float
+) -> None:
+    """Write each moment as ``<video>-<rank>.mp4`` (or in the video's own container)."""
+    from relocal_pyg.video.cut import cut_clip
+
+    for clip in sorted(to_clips(found, "", padding), key=lambda clip: clip.rank):
+        source = Path(clip.source.path)
+        suffix = ".mp4" if reencode or not source.suffix else source.suffix
+        target = folder / f"{source.stem}-{clip.rank}{suffix}"
+        start, end = cut_clip(source, clip.start, clip.end, target, reencode)
+        print(f"clip {clip.rank}: {target} ({clock(start)} to {clock(end)})")
+    if found and not reencode:
+        print("clips begin at the key frame before their moment; --reencode cuts exactly")
