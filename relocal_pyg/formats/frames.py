@@ -107,7 +107,7 @@ def otio(clips: Sequence[Clip]) -> str:
             "rank": clip.rank,
             "score": clip.score,
             "probability": clip.probability,
-            "label": clip.label,
+            "label": one_line(clip.label),
             "start_seconds": clip.start,
             "end_seconds": clip.end,
         }

@@ -205,7 +205,7 @@ def boris(clips: Sequence[Clip]) -> str:
     the rows of one behaviour in turn; clips that overlap get a modifier of their own.
     """
     events = []
-    for lane, row in enumerate(lanes(clips), start=1):
+    for lane, row in enumerate(lanes([_on_grid(clip, 1000) for clip in clips]), start=1):
         for clip in row:
             what = [one_line(clip.subject), one_line(clip.label), "" if lane == 1 else str(lane)]
             events.append((clip.start, 1, *what, clip.caption))
@@ -328,7 +328,7 @@ def activitynet(clips: Sequence[Clip]) -> str:
         entry: dict[str, Any] = {} if source.duration is None else {"duration": source.duration}
         subjects = {clip.subject for clip in group}
         if len(subjects) == 1 and "" not in subjects:
-            entry["subject"] = group[0].subject
+            entry["subject"] = one_line(group[0].subject)
         rows = [
             {"segment": [clip.start, clip.end], "label": one_line(clip.label)} for clip in group
         ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import json
 import math
 import re
@@ -29,7 +30,7 @@ _CLOCK = re.compile(r"(?:(\d{1,6}):(?=\d\d:))?(\d{1,6}):([0-5]\d(?:[.,]\d*)?)", 
 
 
 def read_text(path: str | Path, error: type[RelocalError]) -> str:
-    """Read a UTF-8 text file; a byte order mark is dropped.
+    """Read a UTF-8 text file, or a UTF-16 one that says so; a byte order mark is dropped.
 
     Args:
         path: A regular file.
@@ -50,11 +51,14 @@ def read_text(path: str | Path, error: type[RelocalError]) -> str:
     except (OSError, ValueError) as problem:
         reason = getattr(problem, "strerror", None) or problem
         raise error(f"cannot be read ({reason})", file=path) from None
+    # What spreadsheets call Unicode text begins with the byte order mark of UTF-16.
+    encoding = "utf-16" if data[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE) else "utf-8-sig"
     try:
-        return data.decode("utf-8-sig")
+        return data.decode(encoding)
     except UnicodeDecodeError as problem:
         line = data[: problem.start].count(b"\n") + 1
-        raise error("is not UTF-8 text", file=path, record=f"line {line}") from None
+        reason = "is not UTF-8 text: save it as that"
+        raise error(reason, file=path, record=f"line {line}") from None
 
 
 def read_json(path: str | Path, error: type[RelocalError], *, allow_nan: bool = False) -> Any:

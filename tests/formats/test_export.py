@@ -22,7 +22,7 @@ from hypothesis import strategies as st
 
 from relocal_pyg.data.annotations import read_activitynet, read_csv
 from relocal_pyg.errors import UsageError
-from relocal_pyg.formats import Clip, Source, export_clips, format_of, render, to_clips
+from relocal_pyg.formats import FORMATS, Clip, Source, export_clips, format_of, render, to_clips
 from relocal_pyg.formats.clips import (
     clip_frames,
     frame_number,
@@ -614,6 +614,21 @@ def test_several_videos(tmp_path):
     assert table[:2] == ["rank,video,start,end,score", "1,one,3.0,4.0,0.9"]
     with pytest.raises(UsageError, match="one video"):
         render("srt", found)
+
+
+def test_names_that_no_file_format_can_hold(tmp_path):
+    source = Source("/films/\udcff\n\x01|.mp4", 60.0, Fraction(25), 1500, None, (64, 36))
+    clips = [Clip(source, 1.0, 1.0, "\udcff\x00a", "\u2028\ud800b\tc", 1, 0.5, 0.25, "\ud800")]
+    for number, name in enumerate(FORMATS):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            (file,) = export_clips(tmp_path / str(number), clips, name)
+        text = file.read_text(encoding="utf-8")
+        assert not set("\x00\x01\u2028") & set(text)
+        if text.startswith("<?xml"):
+            ET.fromstring(text)
+        if text.startswith(("{", "[")) and name != "ffmpeg-chapters":
+            json.loads(text)
 
 
 def test_padding_stays_inside():

@@ -415,6 +415,15 @@ def test_spreadsheets(tmp_path, name):
     ]
 
 
+def test_unicode_text_of_a_spreadsheet(tmp_path):
+    file = tmp_path / "a.txt"
+    file.write_text("video\tstart\tend\tlabel\nmontag\t1,5\t2\tübung\n", encoding="utf-16")
+    assert rows(file) == [("montag", 1.5, 2.0, "übung", "", None)]
+    file.write_bytes("video;start;end;label\na;1;2;übung\n".encode("cp1252"))
+    with pytest.raises(AnnotationError, match="line 2: is not UTF-8 text: save it as that"):
+        rows(file)
+
+
 def test_a_label_in_two_unicode_forms_is_one(tmp_path):
     text = "video,start,end,label\na,1,2,re\u0301ception\nb,1,2,r\xe9ception\n"
     assert {row[3] for row in rows(put(tmp_path, "a.csv", text))} == {"r\xe9ception"}

@@ -66,6 +66,9 @@ def write_exports(
             export_clips(file, plain, name)
     padded = to_clips(found, label, options.padding or 0.0)
     for file, name in options.formats(export).items():
+        if not padded:
+            print(f"nothing was found: {file} is not written")
+            continue
         for written in export_clips(file, padded, name, options.timeline_start):
             print(f"{FORMATS[name].title}: {written}")
 
