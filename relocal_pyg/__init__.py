@@ -1,5 +1,10 @@
-"""Find the moment of a long video that means the same as a query clip."""
+"""Find the moment of a long video that means the same as a query clip.
 
-from relocal_pyg.version import __version__
+The names most people need are here; each is imported when it is first used.
+"""
 
-__all__ = ["__version__"]
+import lazy_loader
+
+__version__ = "0.1.0"
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

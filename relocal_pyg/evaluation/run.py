@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from relocal_pyg import __version__
 from relocal_pyg.data.items import Pair, Protocol
 from relocal_pyg.data.pairs import PairList
 from relocal_pyg.errors import RelocalError
@@ -23,7 +24,6 @@ from relocal_pyg.evaluation.metrics import best_tiou, oracle, recall_by_budget
 from relocal_pyg.evaluation.results import Evaluation, PairRecord, Span
 from relocal_pyg.models.base import Ranking, Relocalizer
 from relocal_pyg.moments import Moment, clip_moments, nms
-from relocal_pyg.version import __version__
 
 #: Packages whose version can change a result.
 PACKAGES = (

@@ -7,6 +7,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+from relocal_pyg import __version__
 from relocal_pyg.errors import CheckpointError
 from relocal_pyg.io.read import read_json
 from relocal_pyg.io.record import sha256_file, verify_manifest
@@ -14,7 +15,6 @@ from relocal_pyg.io.tensors import check_tensors, read_tensors, save_tensors
 from relocal_pyg.io.write import replace_folder
 from relocal_pyg.models.base import TrainableRelocalizer
 from relocal_pyg.models.calibrated import FILE, Confidence, read_confidence, write_confidence
-from relocal_pyg.version import __version__
 
 #: Raised when the layout changes; a newer one is refused.
 FORMAT = 1

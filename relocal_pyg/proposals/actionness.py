@@ -14,6 +14,7 @@ import torch
 from safetensors.torch import save
 from torch import Tensor, nn
 
+from relocal_pyg import __version__
 from relocal_pyg.data.items import Item, Protocol
 from relocal_pyg.errors import AnnotationError, CheckpointError, FeatureError, UsageError
 from relocal_pyg.io.read import read_json
@@ -21,7 +22,6 @@ from relocal_pyg.io.record import MANIFEST, verify_manifest
 from relocal_pyg.io.seeding import derive_seed, generator
 from relocal_pyg.io.tensors import check_tensors, read_tensors
 from relocal_pyg.io.write import replace_folder, write_json
-from relocal_pyg.version import __version__
 
 #: Raised when the layout on disk changes; a newer one is refused.
 FORMAT = 1

@@ -12,13 +12,13 @@ from markupsafe import Markup, escape
 from torch import Tensor
 from torch.nn import functional
 
+from relocal_pyg import __version__
 from relocal_pyg.errors import UsageError, VideoError, ascii_line
 from relocal_pyg.evaluation.plots import BLUE, DARK, ORANGE, colour_bar, explanation_map, new_figure
 from relocal_pyg.evaluation.report import data_url, render, templates
 from relocal_pyg.formats.clips import clock, presence_line
 from relocal_pyg.io.write import replace_file
 from relocal_pyg.moments import Moment
-from relocal_pyg.version import __version__
 from relocal_pyg.video.decode import frames, probe
 from relocal_pyg.video.find import Found
 

@@ -17,7 +17,7 @@ from typing import Annotated, Any
 import tyro
 
 import relocal_pyg
-from relocal_pyg.apps.cli.options import Output, WrongArgument, paths_of
+from relocal_pyg.apps.cli.options import Output, WrongArgument, check_places, paths_of
 from relocal_pyg.errors import RelocalError, RunError, UsageError, ascii_line
 from relocal_pyg.io.write import own_folder, writing
 
@@ -102,6 +102,12 @@ def command(name: str) -> Callable[..., None]:
 
     def guarded(*given: Any, force: bool = False, **named: Any) -> None:
         values = signature.bind(*given, **named).arguments
+        for key, value in values.items():
+            if key not in marks:
+                check_places(
+                    value,
+                    is_option=signature.parameters[key].kind is inspect.Parameter.KEYWORD_ONLY,
+                )
         written = [values.get(key) for key, mark in marks.items() if mark.is_file]
         files = [path for value in written for path in paths_of(value)]
         inputs = [path for key in values if key not in marks for path in paths_of(values[key])]

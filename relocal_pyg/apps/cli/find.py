@@ -48,7 +48,7 @@ def find(
     query_end: Seconds = None,
     top_k: Count = 5,
     rate: Rate = None,
-    cache: Path | None = None,
+    cache: Annotated[Path | None, Output()] = None,
     json_file: Annotated[Path | None, OUT_FILE, tyro.conf.arg(name="json")] = None,
     csv_file: Annotated[Path | None, OUT_FILE, tyro.conf.arg(name="csv")] = None,
     srt_file: Annotated[Path | None, OUT_FILE, tyro.conf.arg(name="srt")] = None,
@@ -231,11 +231,12 @@ def choose_matcher(model: Path | None) -> tuple[Relocalizer, str]:
     A run whose validation spoke for the training-free matcher is answered by the matcher.
     """
     from relocal_pyg.models import ContrastMatcher, load_model
-    from relocal_pyg.models.calibrated import FILE, read_confidence
-    from relocal_pyg.training.choice import read_choice
 
     if model is None:
         return ContrastMatcher(), f"{ContrastMatcher.title} (no training needed; no --model given)"
+    from relocal_pyg.models.calibrated import FILE, read_confidence
+    from relocal_pyg.training.choice import read_choice
+
     loaded, choice = load_model(model), read_choice(model)
     if choice is None:
         return loaded, f"{loaded.title}, from {model}"

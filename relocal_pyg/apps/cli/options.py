@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import os
+import stat
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -91,6 +93,33 @@ Rate = Annotated[float | None, number("HZ", above=0, most=1000)]
 Count = Annotated[int, number("N", whole=True, least=1, most=1e9)]
 Steps = Annotated[int | None, number("N", whole=True, least=1, most=1e9)]
 Natural = Annotated[int, number("N", whole=True, least=0, most=2**63 - 1)]
+
+
+def check_places(value: Any, *, is_option: bool) -> None:
+    """Refuse what a command cannot read before anything heavy is loaded.
+
+    Args:
+        value: What it was given; paths, also inside tuples and groups of options.
+        is_option: A text is not a place but an option.
+
+    Raises:
+        UsageError: A file or folder does not exist, or is a pipe or a device, which could hang.
+    """
+    if isinstance(value, str) and not is_option:
+        name = value if os.path.lexists(value) else value.rpartition("::")[0]
+        paths = [Path(name or value)]
+    else:
+        paths = [] if isinstance(value, str) else list(paths_of(value))
+    for path in paths:
+        try:
+            mode = path.stat().st_mode
+        except FileNotFoundError:
+            raise UsageError("does not exist", file=path) from None
+        except (OSError, ValueError) as error:
+            reason = getattr(error, "strerror", None) or error
+            raise UsageError(f"cannot be read ({reason})", file=path) from None
+        if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
+            raise UsageError("is neither a file nor a folder", file=path)
 
 
 def paths_of(value: Any) -> Iterator[Path]:
