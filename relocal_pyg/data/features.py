@@ -447,7 +447,7 @@ def write_features(
     """
     check_key(key)
     width, written = 0, set()
-    with replace_file(path) as temporary, _new_file(temporary) as file:
+    with replace_file(path, "features") as temporary, _new_file(temporary) as file:
         for video_id, array in items:
             problem = id_problem(video_id) or ("occurs twice" if video_id in written else None)
             if problem:

@@ -24,6 +24,7 @@ import secrets
 import shutil
 import socket
 import stat
+import time
 import unicodedata
 from collections.abc import Iterable, Iterator
 from contextvars import ContextVar
@@ -479,7 +480,7 @@ def _lock(place: Path) -> int:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            holder = os.read(handle, 200).decode("utf-8", "replace") or "another process"
+            holder = _holder(handle)
             os.close(handle)
             raise OutputError(
                 f"is being written by {holder}: wait for it, or stop it ({place.name} is free "
@@ -496,6 +497,15 @@ def _lock(place: Path) -> int:
     os.ftruncate(handle, 0)
     os.write(handle, f"process {os.getpid()} on {socket.gethostname()} since {since}".encode())
     return handle
+
+
+def _holder(handle: int) -> str:
+    """Who holds a lock; between taking it and saying so a moment passes."""
+    for _ in range(100):
+        if text := os.pread(handle, 200, 0):
+            return text.decode("utf-8", "replace")
+        time.sleep(0.01)
+    return "another process"
 
 
 def _is_follower() -> bool:
