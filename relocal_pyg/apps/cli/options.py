@@ -95,6 +95,10 @@ Steps = Annotated[int | None, number("N", whole=True, least=1, most=1e9)]
 Natural = Annotated[int, number("N", whole=True, least=0, most=2**63 - 1)]
 
 
+#: A model that is named, not found in a folder.
+PRETRAINED = "pretrained"
+
+
 def check_places(value: Any, *, is_option: bool) -> None:
     """Refuse what a command cannot read before anything heavy is loaded.
 
@@ -111,6 +115,8 @@ def check_places(value: Any, *, is_option: bool) -> None:
     else:
         paths = [] if isinstance(value, str) else list(paths_of(value))
     for path in paths:
+        if str(path) == PRETRAINED:
+            continue
         try:
             mode = path.stat().st_mode
         except FileNotFoundError:
