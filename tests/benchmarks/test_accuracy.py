@@ -67,6 +67,7 @@ def test_a_system_without_training_has_its_row(tiny, tmp_path):
     assert not (tmp_path / "runs").exists()
 
 
+@pytest.mark.slow
 def test_recipes_are_compared_pair_by_pair_on_the_seeds_they_share(tiny, tmp_path, capsys):
     sets_of = {"sets": ("synthetic",)}
     bench.main(tmp_path, **sets_of, recipes=("Cosine of means",), seeds=(0, 1))
@@ -105,6 +106,7 @@ def test_a_tiou_at_a_threshold_is_not_above_it(tmp_path, monkeypatch):
     assert rivals.rival_lines(cells, tmp_path, "one")[0].other == [0.75, 0.5, 0.25]
 
 
+@pytest.mark.slow
 def test_references_without_the_action_make_a_second_table(tiny, tmp_path, capsys):
     bench.main(tmp_path, sets=("synthetic",), recipes=("recommended",), seeds=(0, 1), nulls=True)
     assert presence.HEADER in capsys.readouterr().out

@@ -13,7 +13,13 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 from benchmarks.__main__ import PARTS, main  # noqa: E402
 
 
-@pytest.mark.parametrize("part", sorted(set(PARTS) - {"import"}))
+@pytest.mark.parametrize(
+    "part",
+    [
+        pytest.param(part, marks=[pytest.mark.slow] if part == "index" else [])
+        for part in sorted(set(PARTS) - {"import"})
+    ],
+)
 def test_part_runs_and_writes_its_figures(part, tmp_path, capsys):
     file = tmp_path / "figures.json"
     tables = main([part, "--quick", "--json", str(file)])

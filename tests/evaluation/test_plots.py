@@ -209,6 +209,7 @@ def test_pictures_can_be_saved_and_hold_something(tmp_path: Path) -> None:
         assert pixels[..., :3].std() > 0.02
 
 
+@pytest.mark.slow
 def test_svg_is_the_same_in_every_process() -> None:
     """Also where sets and dicts are walked in another order and another picture came before."""
     code = (

@@ -35,6 +35,7 @@ def test_exact_hops_against_matrix_powers(example: ModuleType) -> None:
     assert data.edge_weight_hop1[first].item() == pytest.approx(2**-0.5)
 
 
+@pytest.mark.slow
 def test_reaches_the_stated_accuracy(
     example: ModuleType, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

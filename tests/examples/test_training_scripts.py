@@ -50,6 +50,7 @@ def test_train_anet_needs_data(monkeypatch: pytest.MonkeyPatch, capsys):
     assert "--root" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_train_custom(monkeypatch: pytest.MonkeyPatch, capsys, tmp_path: Path):
     write_synthetic(tmp_path, SMALL)
     example = load("train_custom")
