@@ -7,7 +7,7 @@ import json
 import re
 import statistics
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
 import torch
@@ -372,9 +372,7 @@ COLUMNS = (
         "",
         "gain .5",
         "mAP@1 at 0.5 minus that of the contrast matcher",
-        lambda row: (
-            ("+" if row.gain and row.gain.value > 0 else "") + percent(row.gain, interval=True)
-        ),
+        lambda row: percent(row.gain, interval=True, signed=True),
     ),
     Column("", "N", "Pairs", lambda row: str(row.num_pairs)),
     Column(
@@ -413,59 +411,83 @@ def presence_cells(comparison: Comparison) -> tuple[str, list[list[str]]]:
     return caption, cells
 
 
-def _aligned(cells: Sequence[Sequence[str]]) -> list[str]:
-    """Lines of columns, the first to the left and the others to the right."""
-    plain = [[ascii_line(cell) for cell in line] for line in cells]
-    widths = [max(map(len, column)) for column in zip(*plain, strict=True)]
-    return [
-        "  ".join(
-            cell.rjust(width) if i else cell.ljust(width)
-            for i, (cell, width) in enumerate(zip(line, widths, strict=True))
-        ).rstrip()
-        for line in plain
-    ]
+@dataclass(frozen=True)
+class Grid:
+    """A table as texts, which every form lays out in its own way.
+
+    Attributes:
+        caption: What it shows.
+        cells: Rows of cells, headings first.
+        words: Columns of words, at the left; the others are numbers.
+        breaks: Rows that a rule stands above; the headings are row 0.
+        group: Heading above some columns, and the first and the last of them.
+        notes: What stands below.
+    """
+
+    caption: str
+    cells: list[list[str]]
+    words: int = 1
+    breaks: tuple[int, ...] = (1,)
+    group: tuple[str, int, int] | None = None
+    notes: list[str] = field(default_factory=list)
+
+
+def grids(comparison: Comparison, *, full: bool = False) -> list[Grid]:
+    """The table of results, and that of presence where models were asked.
+
+    Args:
+        comparison: What is shown.
+        full: Say the headings in full.
+    """
+    kinds = [row.kind for row in comparison.rows]
+    results = Grid(
+        comparison.header(),
+        [
+            [column.full if full else column.heading for column in COLUMNS],
+            *([column.show(row) for column in COLUMNS] for row in comparison.rows),
+        ],
+        breaks=tuple(i + 1 for i, kind in enumerate(kinds) if kind not in kinds[i - 1 : i]),
+        group=None if full else (COLUMNS[1].group, 1, len(SHOWN)),
+        notes=comparison.footnotes(),
+    )
+    if not comparison.presence:
+        return [results]
+    return [results, Grid(*presence_cells(comparison), words=2)]
 
 
 def to_text(comparison: Comparison) -> str:
     """For a terminal: aligned columns, nothing but printable characters."""
-    heads = [column.heading for column in COLUMNS]
-    lines = _aligned([heads, *([c.show(row) for c in COLUMNS] for row in comparison.rows)])
-    rule = "-" * max(map(len, lines))
-    groups = " " * lines[0].index(COLUMNS[1].heading) + COLUMNS[1].group
-    body = [groups, lines[0], rule]
-    for row, before, line in zip(comparison.rows, _previous(comparison), lines[1:], strict=True):
-        if before is not None and before.kind != row.kind:
-            body.append(rule)
-        body.append(line)
-    head = [ascii_line(comparison.header())]
-    body += ["", *map(ascii_line, comparison.footnotes())]
-    if comparison.presence:
-        caption, cells = presence_cells(comparison)
-        first, *others = _aligned(cells)
-        body += ["", caption, "", first, "-" * len(max([first, *others], key=len)), *others]
-    return "\n".join([*head, "", *body]) + "\n"
+    parts = []
+    for grid in grids(comparison):
+        cells = [[ascii_line(cell) for cell in line] for line in grid.cells]
+        widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+        lines = [
+            "  ".join(
+                cell.rjust(width) if i else cell.ljust(width)
+                for i, (cell, width) in enumerate(zip(line, widths, strict=True))
+            ).rstrip()
+            for line in cells
+        ]
+        rule = "-" * max(map(len, lines))
+        parts += ["", ascii_line(grid.caption), ""]
+        if grid.group:
+            parts.append(" " * (widths[0] + 2) + grid.group[0])
+        for number, line in enumerate(lines):
+            parts += [rule, line] if number in grid.breaks else [line]
+        parts += ["", *map(ascii_line, grid.notes)] if grid.notes else []
+    return "\n".join(parts[1:]) + "\n"
 
 
 def to_markdown(comparison: Comparison) -> str:
     """For a README: a pipe table; markup in names is made inert."""
-    lines = [
-        _markdown(comparison.header()),
-        "",
-        "| " + " | ".join(_markdown(column.full) for column in COLUMNS) + " |",
-        "|" + "|".join([" :--- "] + [" ---: "] * (len(COLUMNS) - 1)) + "|",
-    ]
-    lines += [
-        "| " + " | ".join(_markdown(column.show(row)) for column in COLUMNS) + " |"
-        for row in comparison.rows
-    ]
-    lines += ["", *(f"* {_markdown(line)}" for line in comparison.footnotes())]
-    if comparison.presence:
-        caption, (heads, *rows) = presence_cells(comparison)
-        rule = [":---", ":---", *["---:"] * (len(heads) - 2)]
-        lines += ["", _markdown(caption), ""]
-        lines += [f"| {' | '.join(map(_markdown, heads))} |", f"| {' | '.join(rule)} |"]
-        lines += [f"| {' | '.join(map(_markdown, row))} |" for row in rows]
-    return "\n".join(lines) + "\n"
+    parts = []
+    for grid in grids(comparison, full=True):
+        numbers = len(grid.cells[0]) - grid.words
+        lines = [f"| {' | '.join(map(_markdown, line))} |" for line in grid.cells]
+        lines.insert(1, f"| {' | '.join([':---'] * grid.words + ['---:'] * numbers)} |")
+        parts += ["", _markdown(grid.caption), "", *lines]
+        parts += ["", *(f"* {_markdown(line)}" for line in grid.notes)] if grid.notes else []
+    return "\n".join(parts[1:]) + "\n"
 
 
 def to_json(comparison: Comparison) -> str:
@@ -474,42 +496,30 @@ def to_json(comparison: Comparison) -> str:
 
 
 def to_latex(comparison: Comparison) -> str:
-    r"""For a paper: a ``table`` that needs the ``booktabs`` package.
+    r"""For a paper: each ``table`` needs the ``booktabs`` package.
 
     Example:
         >>> _latex("100 % of <a_b> ±1")
         '100 \\% of \\textless{}a\\_b\\textgreater{} $\\pm$1'
     """
-    first, count = 1, len(SHOWN)
-    lines = [
-        r"\begin{table}",
-        r"\centering",
-        rf"\caption{{{_latex(comparison.header())}}}",
-        rf"\begin{{tabular}}{{l{'r' * (len(COLUMNS) - 1)}}}",
-        r"\toprule",
-        rf"& \multicolumn{{{count}}}{{c}}{{{_latex(COLUMNS[first].group)}}} \\",
-        rf"\cmidrule(lr){{{first + 1}-{first + count}}}",
-        " & ".join(_latex(column.heading) for column in COLUMNS) + r" \\",
-    ]
-    for row, before in zip(comparison.rows, _previous(comparison), strict=True):
-        if before is None or before.kind != row.kind:
-            lines.append(r"\midrule")
-        lines.append(" & ".join(_latex(column.show(row)) for column in COLUMNS) + r" \\")
-    lines += [r"\bottomrule", r"\end{tabular}", "", r"\begin{flushleft}\footnotesize"]
-    lines += [_latex(line) + r"\\" for line in comparison.footnotes()]
-    lines += [r"\end{flushleft}", r"\end{table}"]
-    if comparison.presence:
-        caption, (heads, *rows) = presence_cells(comparison)
-        lines += ["", r"\begin{table}", r"\centering", rf"\caption{{{_latex(caption)}}}"]
-        lines += [rf"\begin{{tabular}}{{ll{'r' * (len(heads) - 2)}}}", r"\toprule"]
-        lines += [" & ".join(map(_latex, heads)) + r" \\", r"\midrule"]
-        lines += [" & ".join(map(_latex, row)) + r" \\" for row in rows]
-        lines += [r"\bottomrule", r"\end{tabular}", r"\end{table}"]
-    return "\n".join(lines) + "\n"
-
-
-def _previous(comparison: Comparison) -> list[Row | None]:
-    return [None, *comparison.rows[:-1]]
+    parts = []
+    for grid in grids(comparison):
+        places = "l" * grid.words + "r" * (len(grid.cells[0]) - grid.words)
+        parts += ["", r"\begin{table}", r"\centering", rf"\caption{{{_latex(grid.caption)}}}"]
+        parts += [rf"\begin{{tabular}}{{{places}}}", r"\toprule"]
+        if grid.group:
+            name, first, last = grid.group
+            parts.append(rf"& \multicolumn{{{last - first + 1}}}{{c}}{{{_latex(name)}}} \\")
+            parts.append(rf"\cmidrule(lr){{{first + 1}-{last + 1}}}")
+        for number, line in enumerate(grid.cells):
+            parts += [r"\midrule"] if number in grid.breaks else []
+            parts.append(" & ".join(map(_latex, line)) + r" \\")
+        parts += [r"\bottomrule", r"\end{tabular}"]
+        if grid.notes:
+            parts += ["", r"\begin{flushleft}\footnotesize"]
+            parts += [*(_latex(line) + r"\\" for line in grid.notes), r"\end{flushleft}"]
+        parts.append(r"\end{table}")
+    return "\n".join(parts[1:]) + "\n"
 
 
 def _markdown(text: str) -> str:
