@@ -6,7 +6,14 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
-from relocal_pyg.models import CosineMatcher, FrameLevel, Relocalizer
+from relocal_pyg.models import (
+    ContrastMatcher,
+    CosineMatcher,
+    DiagonalMatcher,
+    FinerWindows,
+    FrameLevel,
+    Relocalizer,
+)
 from relocal_pyg.training import RECOMMENDED, Preset
 from relocal_pyg.training.recipe import System, table_one
 
@@ -26,6 +33,10 @@ def _idea(training: dict[str, Any] | None = None, **network: Any) -> Preset:
 FREE: dict[str, Callable[[], Relocalizer]] = {
     "Frame-level DP": FrameLevel,
     "Cosine of means": CosineMatcher,
+    "Mean along the diagonal": DiagonalMatcher,
+    "Contrast matcher, finer windows": lambda: FinerWindows(ContrastMatcher()),
+    "Mean along the diagonal, finer windows": lambda: FinerWindows(DiagonalMatcher()),
+    "Cosine of means, finer windows": lambda: FinerWindows(CosineMatcher()),
 }
 
 #: One change of the recommended preset each.
