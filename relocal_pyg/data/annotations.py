@@ -344,18 +344,24 @@ def read_annotations(
 def write_csv(path: str | Path, videos: Iterable[Video]) -> None:
     """Write the table that :func:`read_csv` reads; seconds to the microsecond.
 
+    A video may come several times, from several files: what one says of its duration holds for all,
+    and an action that two hold is written once.
+
     Raises:
         OutputError: The file cannot be written.
     """
+    videos = list(videos)
+    durations = {video.video_id: video.duration for video in videos if video.duration is not None}
     rows: list[Sequence[str]] = [("video", "start", "end", "label", "subject", "duration")]
     for video in videos:
-        duration = "" if video.duration is None else plain(video.duration)
+        length = durations.get(video.video_id) if video.duration is None else video.duration
+        duration = "" if length is None else plain(length)
         for segment in video.segments:
             who = segment.subject or video.subject or ""
             times = plain(segment.start), plain(segment.end)
             rows.append((video.video_id, *times, segment.label, who, duration))
     with replace_file(path) as temporary:
-        temporary.write_text(table_text(rows), encoding="utf-8", newline="")
+        temporary.write_text(table_text(dict.fromkeys(rows)), encoding="utf-8", newline="")
 
 
 def read_activitynet(

@@ -358,7 +358,8 @@ def _boris_aggregated(table: list[tuple[str, Record]], importer: Importer) -> It
         event = _boris_event(cells, start, record, importer)
         if event is None:
             continue
-        observation = _boris_observation(cells, named, [], importer)
+        files = named[cells.get("Observation id", "")]
+        observation = _boris_observation(cells, files, [], importer)
         if cells.get("Behavior type") == "POINT":
             yield from observation.point(event)
         elif end is None:
@@ -381,7 +382,8 @@ def _boris_tabular(
             continue
         name = cells.get("Observation id", "")
         if name not in observations:
-            observations[name] = _boris_observation({**common, **cells}, named, listed, importer)
+            facts = {**common, **cells}
+            observations[name] = _boris_observation(facts, named[name], listed, importer)
         observation = observations[name]
         status = (cells.get("Behavior type") or cells.get("Status") or "").upper()
         if status == "POINT":
@@ -397,13 +399,13 @@ def _boris_tabular(
 
 
 def _boris_observation(
-    cells: Record, named: Mapping[str, Iterable[str]], listed: Sequence[str], importer: Importer
+    cells: Record, named: Iterable[str], listed: Sequence[str], importer: Importer
 ) -> _Observation:
     """The files of player 1 and their lengths, as a row or the lines above it say them."""
     source = re.match(r"player #1:(.*?)(\|? *player #\d+:.*)?$", cells.get("Source", ""))
     if source:
         listed = [name.strip() for name in source[1].split(";") if name.strip()]
-    files = listed or list(named[cells.get("Observation id", "")])
+    files = listed or list(named)
     durations = cells.get("Media duration (s)") or cells.get("Total length") or ""
     lengths = [parse_seconds(text) for text in durations.split("|")[0].split(";")]
     if len(lengths) != len(files):  # the sum of all, in older versions

@@ -34,7 +34,7 @@ _EPSILON = Fraction(1, 2000)
 _SAMPLE, _REORDERED = 1000, 32
 
 
-def describe_source(path: str | Path, video_id: str = "") -> Source:
+def describe_source(path: str | Path, video_id: str = "", duration: float | None = None) -> Source:
     """What a format for editors or annotators needs to know of a video file.
 
     The frame rate is the header's, exact; where that is no rate of a timeline, the nearest nominal
@@ -43,6 +43,7 @@ def describe_source(path: str | Path, video_id: str = "") -> Source:
     Args:
         path: The video file.
         video_id: What annotations call it; the name without its suffix where empty.
+        duration: Seconds that decoding it gave, where known; what the header states elsewhere.
 
     Raises:
         VideoError: It cannot be read.
@@ -52,19 +53,24 @@ def describe_source(path: str | Path, video_id: str = "") -> Source:
     with open_video(path) as (container, stream):
         packets = islice(packets_of(container, stream, lambda problem: None), _SAMPLE)
         stamps = sorted({packet.pts for packet in packets if packet.pts is not None})
-        stated = [stream.average_rate, stream.guessed_rate, stream.base_rate]
+        stated = [stream.average_rate, stream.guessed_rate, stream.base_rate, info.fps_nominal]
         tags = [each.metadata for each in (stream, *container.streams, container)]
-        audio, count = bool(container.streams.audio), int(stream.frames)
+        audio, count, base = bool(container.streams.audio), int(stream.frames), stream.time_base
     stamps = stamps[:-_REORDERED] if len(stamps) > 2 * _REORDERED else stamps
-    gaps = [after - before for before, after in pairwise(stamps)]
-    variable = bool(gaps) and (max(gaps) > 1.5 * median(gaps) or min(gaps) < 0.5 * median(gaps))
+    gaps = [float((after - before) * base) for before, after in pairwise(stamps)]
     rates = [timeline_rate(Fraction(rate)) for rate in stated if rate]
     rate = next((each for each in rates if each in TIMELINE_RATES), rates[0] if rates else None)
-    if rate is not None and info.duration is not None and (variable or not count):
-        count = round((info.duration - info.start) * float(rate))
+    usual = median(gaps) if gaps else 0.0
+    variable = any(not 0.5 * usual < gap < 1.5 * usual for gap in gaps)
+    variable |= bool(gaps and rate) and not 0.98 < usual * float(rate or 0) < 1.02
+    length = info.duration
+    if duration is not None and (length is None or abs(duration - length) > 1):
+        length, count = duration, 0  # such as a clock that starts again
+    if rate is not None and length is not None and (variable or not count):
+        count = round((length - info.start) * float(rate))
     return Source(
         path=str(path),
-        duration=info.duration,
+        duration=length,
         frame_rate=rate,
         frame_count=count or None,
         timecode=next((tag["timecode"] for tag in tags if "timecode" in tag), None),

@@ -200,8 +200,9 @@ def test_boris_7_tabular(tmp_path):
     lines += ["Time\tMedia file path\tTotal length\tFPS\tSubject\tBehavior\tComment\tStatus"]
     for time, status in (("13.300", "START"), ("17.750", "STOP")):
         lines += [f"{time}\tvideo_360s.mp4\t359.960\t25.0\tsubject1\ts\t\t{status}"]
+    unlisted = "\n".join(line for line in lines if not line.startswith("Player"))
     padded = "\n".join(line + "\t" * (7 - line.count("\t")) for line in lines)
-    for text in ("\n".join(lines), padded):
+    for text in ("\n".join(lines), padded, unlisted):
         file = put(tmp_path, "a.tsv", text)
         assert rows(file) == [("video_360s", 3.3, 7.75, "s", "subject1", 359.96)]
 
@@ -437,6 +438,14 @@ def test_several_subjects_in_a_video(tmp_path):
     write_csv(tmp_path / "b.csv", videos.values())
     assert rows(tmp_path / "b.csv") == rows(file)
     assert len(rows(file)) == 3
+
+
+def test_a_video_of_several_files(tmp_path):
+    one = read_annotations(put(tmp_path, "a.csv", "video,start,end,label\nv,1,2,run\n"))
+    text = "video,start,end,label,duration\nv,1,2,run,9\nv,3,4,run,9\n"
+    two = read_annotations(put(tmp_path, "b.csv", text))
+    write_csv(tmp_path / "c.csv", [*one.values(), *two.values()])
+    assert rows(tmp_path / "c.csv") == [("v", 1, 2, "run", "", 9), ("v", 3, 4, "run", "", 9)]
 
 
 def test_given_tables(shared_data):

@@ -153,7 +153,7 @@ def find(
         if length is None:
             from relocal_pyg.video.cut import describe_source
 
-            source = describe_source(reference)
+            source = describe_source(reference, duration=found.reference_seconds)
         else:
             source = Source(place_name(reference), length)
         ranked = [(source, moment) for moment in moments]
