@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from relocal_pyg.errors import UsageError
+from relocal_pyg.video import backbones
 from relocal_pyg.video.backbones import Backbone, EfficientNetLite0, FunctionBackbone
 
 lite = pytest.importorskip("efficientnet_lite_pytorch")
@@ -27,7 +28,20 @@ def backbone():
     return EfficientNetLite0(160)
 
 
-def test_equals_the_packaged_network(backbone, pictures, monkeypatch):
+@pytest.fixture
+def without_openvino(monkeypatch):
+    original = backbones.find_spec
+    monkeypatch.setattr(
+        backbones, "find_spec", lambda name: None if name == "openvino" else original(name)
+    )
+
+
+def cosine(first, second):
+    return float(torch.cosine_similarity(first, second).min())
+
+
+@pytest.mark.parametrize("pool", ["max", "mean"])
+def test_equals_the_packaged_network(pictures, monkeypatch, pool):
     monkeypatch.setattr(builtins, "print", lambda *args: None)
     file = weights.EfficientnetLite0ModelFile.get_model_file_path()
     network = lite.EfficientNet.from_pretrained("efficientnet-lite0", weights_path=file).eval()
@@ -36,12 +50,49 @@ def test_equals_the_packaged_network(backbone, pictures, monkeypatch):
     std = torch.tensor([0.229, 0.224, 0.225]).view(3, 1, 1)
     with torch.no_grad():
         maps = network.double().extract_features((pixels - mean) / std)
-    expected = maps.flatten(2).mean(2)
-    features = backbone(pictures)
+    expected = maps.flatten(2).amax(2) if pool == "max" else maps.flatten(2).mean(2)
+    features = EfficientNetLite0(160, pool=pool)(pictures)
     assert features.shape == (3, 1280)
     assert features.dtype == torch.float32
     assert not features.requires_grad
     torch.testing.assert_close(features.double(), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_pytorch_gives_the_same_features_and_says_that_it_is_slower(
+    backbone, pictures, without_openvino
+):
+    pytest.importorskip("openvino")
+    assert backbone.runtime == "OpenVINO float32"
+    with pytest.warns(UserWarning, match="three times slower") as caught:
+        slow = EfficientNetLite0(160)
+    assert len(caught) == 1
+    assert "\n" not in str(caught[0].message)
+    assert slow.runtime == "PyTorch"
+    assert slow.name == backbone.name
+    assert cosine(slow(pictures), backbone(pictures)) > 0.99999
+
+
+def test_a_network_is_converted_once_and_a_damaged_copy_made_again(
+    tmp_path, pictures, backbone, monkeypatch
+):
+    pytest.importorskip("openvino")
+    monkeypatch.setattr(backbones, "user_cache", lambda: tmp_path / "cache")
+    made = []
+    original = backbones._convert
+    monkeypatch.setattr(backbones, "_convert", lambda *args: made.append(1) or original(*args))
+    for _ in range(2):
+        again = EfficientNetLite0(160)
+    assert len(made) == 1
+    (folder,) = (tmp_path / "cache").iterdir()  # and nothing temporary
+    assert folder.name.startswith("efficientnet-lite0-160-max-")
+    (folder / "model.xml").write_text("<net")
+    again = EfficientNetLite0(160)
+    assert len(made) == 2
+    assert cosine(again(pictures), backbone(pictures)) > 0.99999
+    # Where nothing can be kept, it works all the same.
+    (tmp_path / "file").write_text("")
+    monkeypatch.setattr(backbones, "user_cache", lambda: tmp_path / "file" / "cache")
+    assert cosine(EfficientNetLite0(160)(pictures), backbone(pictures)) > 0.99999
 
 
 def test_a_picture_does_not_depend_on_its_batch(backbone, pictures):
@@ -55,7 +106,7 @@ def test_untrained_control_is_seeded_and_touches_no_other_randomness(backbone, p
     before = torch.get_rng_state()
     first, second = (EfficientNetLite0(160, pretrained=False) for _ in range(2))
     assert torch.equal(before, torch.get_rng_state())
-    torch.testing.assert_close(first(pictures), second(pictures), rtol=0, atol=0)
+    torch.testing.assert_close(first(pictures), second(pictures), rtol=0, atol=1e-6)
     assert first.name != backbone.name
     assert (first(pictures) - backbone(pictures)).abs().max() > 0.1
 
@@ -65,6 +116,7 @@ def test_size_is_part_of_the_name():
     assert small.size == (96, 96)
     assert small(torch.zeros(2, 96, 96, 3, dtype=torch.uint8)).shape == (2, 1280)
     assert small.name != EfficientNetLite0(160).name
+    assert EfficientNetLite0(160, pool="mean").name == "efficientnet-lite0-160"
     for size in (8, 5000):
         with pytest.raises(UsageError, match="size"):
             EfficientNetLite0(size)

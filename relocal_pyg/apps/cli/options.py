@@ -275,8 +275,11 @@ def _seeded(config: Any, seed: int) -> Any:
 class BackboneOptions:
     """Which network turns frames into features."""
 
-    backbone: Literal["efficientnet-lite0", "c3d"] = "efficientnet-lite0"
-    """Network; the weights of efficientnet-lite0 come with the extra "video"."""
+    backbone: Literal["efficientnet-lite0-max", "efficientnet-lite0", "c3d"] = (
+        "efficientnet-lite0-max"
+    )
+    """Network; the weights of efficientnet-lite0 come with the extra "video". Without "-max" it
+    gives means over the picture, as runs and indexes of before want them."""
     weights: Path | None = None
     """c3d: file of its published weights (.pickle, .pt, .pth or .safetensors)."""
     pca: Path | None = None
@@ -305,7 +308,7 @@ def load_backbone(options: BackboneOptions) -> Backbone:
     else:
         from relocal_pyg.video.backbones import EfficientNetLite0
 
-        network = EfficientNetLite0()
+        network = EfficientNetLite0(pool="max" if options.backbone.endswith("-max") else "mean")
     return network if options.pca is None else PCA.load(options.pca).after(network)
 
 
@@ -387,7 +390,8 @@ def _recorded_extraction(run: Path) -> _Recorded | None:
         )
         options = BackboneOptions(network["backbone"], weights, pca)
         recorded = _Recorded(str(made["backbone"]), float(made["rate_hz"]), options)
-        if options.backbone not in ("efficientnet-lite0", "c3d") or not recorded.rate_hz > 0:
+        known = ("efficientnet-lite0-max", "efficientnet-lite0", "c3d")
+        if options.backbone not in known or not recorded.rate_hz > 0:
             raise ValueError
     except (AttributeError, KeyError, TypeError, ValueError):
         raise CheckpointError("does not say how its features were made", file=file) from None
