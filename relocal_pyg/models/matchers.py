@@ -83,11 +83,11 @@ MOTION = 0.5
 
 @dataclass(frozen=True)
 class LocalRows:
-    """Mean, or standard deviation, of the steps around each step: rows made block by block.
+    """Mean or standard deviation of the steps around each, within its shot, made block by block.
 
     Args:
         rows: ``[n, F]``.
-        half: Steps to either side that count, fewer at the ends of the video.
+        half: Steps to either side that count, fewer at the ends of a shot (:func:`shot_changes`).
         deviation: The standard deviation instead of the mean.
     """
 
@@ -102,16 +102,21 @@ class LocalRows:
         """Blocks of about ``size`` rows, in order."""
         kept: Tensor | None = None
         context, left = 0, len(self.rows)
+        reach = self.half + _NEAR + 1
         for block in self.rows.split(size):
             kept = block if kept is None else torch.cat([kept, block])
             left -= len(block)
-            ready = len(kept) if left == 0 else len(kept) - self.half
+            ready = len(kept) if left == 0 else len(kept) - reach
             if ready > context:
                 yield self._local(kept)[context:ready]
-                drop = max(ready - self.half, 0)
+                drop = max(ready - reach, 0)
                 kept, context = kept[drop:], ready - drop
 
     def _local(self, rows: Tensor) -> Tensor:
+        parts = torch.tensor_split(rows, shot_changes(rows).tolist())
+        return torch.cat([self._around(part) for part in parts])
+
+    def _around(self, rows: Tensor) -> Tensor:
         def mean(values: Tensor) -> Tensor:
             return functional.avg_pool1d(
                 values.T[None], 2 * self.half + 1, 1, self.half, count_include_pad=False
@@ -125,6 +130,27 @@ class LocalRows:
             square = mean(double.square())
             average = (square * (1 - 1e-10) - average.square()).clamp(min=0).sqrt()
         return average.to(rows.dtype)
+
+
+# Steps to either side whose changes a change of shot is compared with.
+_NEAR = 3
+
+
+def shot_changes(rows: Tensor) -> Tensor:
+    """Steps ``[C]`` at which a new shot begins: twice as large a change as those near it.
+
+    What is local must not reach over a cut: its jump is no motion, and ends would be blurred.
+
+    Args:
+        rows: ``[n, F]``.
+    """
+    if len(rows) < 2:
+        return torch.zeros(0, dtype=torch.long)
+    changes = (rows[1:] - rows[:-1]).norm(dim=1)
+    near = functional.pad(changes, (_NEAR, _NEAR)).unfold(0, 2 * _NEAR + 1, 1).clone()
+    near[:, _NEAR] = 0
+    # Of the changes near it the largest may be the next cut.
+    return (changes > 2 * near.topk(2, dim=1).values[:, 1]).nonzero()[:, 0] + 1
 
 
 def motion_rows(

@@ -7,8 +7,6 @@ from .decode import VideoInfo as VideoInfo
 from .decode import VideoWarning as VideoWarning
 from .decode import frames as frames
 from .decode import probe as probe
-from .extract import FeatureCache as FeatureCache
-from .extract import VideoFeatures as VideoFeatures
 from .extract import extract_video as extract_video
 from .extract import progress_bar as progress_bar
 from .extract import sampling_rate as sampling_rate
@@ -28,3 +26,5 @@ from .index import index_features as index_features
 from .page import write_found_page as write_found_page
 from .pca import PCA as PCA
 from .pca import fit_pca as fit_pca
+from .rows import FeatureCache as FeatureCache
+from .rows import VideoFeatures as VideoFeatures

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from relocal_pyg.errors import UsageError
-from relocal_pyg.io.write import sha256_file
+from relocal_pyg.io.record import sha256_file
 
 # Colour statistics that the ImageNet weights were trained with.
 _MEAN = (0.485, 0.456, 0.406)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import os
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import chain, islice, pairwise
@@ -296,8 +296,12 @@ def _on_grid(
 
 
 def grid(
-    shown: Iterator[Timed], rate_hz: float, start: float = 0.0, end: float | None = None
-) -> Iterator[tuple[float, int, Any]]:
+    shown: Iterator[Timed],
+    rate_hz: float,
+    start: float = 0.0,
+    end: float | None = None,
+    early: float = 0.0,
+) -> Generator[tuple[float, int, Any], None, None]:
     """What is on the screen at ``start + k / rate_hz``, as runs: a picture and how many steps.
 
     Args:
@@ -305,17 +309,27 @@ def grid(
         rate_hz: Steps per second.
         start: Seconds of the first step.
         end: Seconds, exclusive.
+        early: Where frames between these were left out, the next one counts as shown so many
+            seconds earlier, or from the middle between two on: the nearest instead of the one
+            before.
 
     Yields:
         Time in seconds at which the picture appears, steps (at least 1), and the PyAV frame.
     """
     stop = math.inf if end is None else end
     step = 0
-    for time, until, frame in shown:
-        past = math.ceil((min(until, stop) - _TOLERANCE - start) * rate_hz)
+
+    def steps_until(time: float) -> int:
+        return math.ceil((min(time, stop) - _TOLERANCE - start) * rate_hz)
+
+    item: Timed | None = None
+    for item in shown:
+        past = steps_until(item[1] - min(early, (item[1] - item[0]) / 2))
         if past > step:
-            yield time, past - step, frame
+            yield item[0], past - step, item[2]
             step = past
+    if item is not None and steps_until(item[1]) > step:
+        yield item[0], steps_until(item[1]) - step, item[2]
 
 
 def pictures(

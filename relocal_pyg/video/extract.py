@@ -4,281 +4,66 @@ from __future__ import annotations
 
 import hashlib
 import json
-import tempfile
+import math
+import queue
 import threading
 from array import array
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, field
+from collections.abc import Callable, Generator, Iterable, Iterator
+from contextlib import closing, contextmanager, nullcontext
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from tqdm import tqdm
 
-from relocal_pyg.errors import FeatureError, OutputError, UsageError, VideoError
+from relocal_pyg.errors import FeatureError, UsageError, VideoError
 from relocal_pyg.io.record import sha256_file
-from relocal_pyg.io.write import replace_file
 from relocal_pyg.video.backbones import Backbone
 from relocal_pyg.video.container import check_file
-from relocal_pyg.video.decode import Shown, frames, probe, warn_of
+from relocal_pyg.video.decode import (
+    Timed,
+    check_rate,
+    droppable,
+    grid,
+    painter,
+    pictures,
+    probe,
+    warn_of,
+)
+from relocal_pyg.video.rows import MAX_STEPS, FeatureCache, RowFile, RowWriter, VideoFeatures
 
-#: Copies of one row written at once: a picture may stay on the screen for hours.
-_COPIES = 1024
-
-
-class RowFile:
-    """Float32 rows ``[n, F]`` in an open file.
-
-    A block is read, used and let go, so that memory does not grow with the number of rows. A mapped
-    tensor alone would not do: pages once looked at count as the memory of the process.
-
-    Args:
-        file: Open for reading; kept open.
-        offset: Byte at which the rows begin.
-        shape: Number of rows and of channels.
-    """
-
-    def __init__(self, file: BinaryIO, offset: int, shape: tuple[int, int]) -> None:
-        self._file = file
-        self._offset = offset
-        self._lock = threading.Lock()
-        self.shape = shape
-
-    def __len__(self) -> int:
-        return self.shape[0]
-
-    def split(self, size: int, /) -> Iterator[Tensor]:
-        """Give the rows in blocks of ``size``, the last one shorter, as ``torch.Tensor.split``.
-
-        Raises:
-            OSError: The file ends early or cannot be read.
-        """
-        count, width = self.shape
-        for first in range(0, count, size):
-            wanted = min(size, count - first)
-            with self._lock:
-                self._file.seek(self._offset + 4 * first * width)
-                block = np.fromfile(self._file, np.float32, wanted * width)
-            if block.size < wanted * width:
-                raise OSError("the file of feature rows ends early")
-            yield torch.from_numpy(block.reshape(wanted, width))
-
-    def tensor(self) -> Tensor:
-        """Map all rows: what is looked at is read from the file; changes stay in memory."""
-        mapped = np.memmap(self._file, np.float32, "c", self._offset, self.shape)
-        return torch.from_numpy(mapped)
-
-
-class RowWriter:
-    """Appends rows to a temporary file, which goes away with the last that uses it.
-
-    Args:
-        dim: Channels of a row.
-
-    Raises:
-        OutputError: The temporary folder cannot be written.
-    """
-
-    def __init__(self, dim: int) -> None:
-        self._dim = dim
-        self._count = 0
-        try:
-            self._file = tempfile.TemporaryFile()  # noqa: SIM115 (lives as long as the rows)
-        except OSError as error:
-            raise self._cannot(error) from None
-
-    def add(self, rows: Tensor, repeats: list[int]) -> None:
-        """Append each row of ``[b, F]`` as many times as ``repeats`` says.
-
-        Raises:
-            OutputError: The disk is full.
-        """
-        try:
-            for row, times in zip(rows.numpy(), repeats, strict=True):
-                for first in range(0, times, _COPIES):
-                    self._file.write(row.tobytes() * min(_COPIES, times - first))
-        except OSError as error:
-            raise self._cannot(error) from None
-        self._count += sum(repeats)
-
-    def finish(self) -> RowFile:
-        """Give what was written.
-
-        Raises:
-            OutputError: The disk is full.
-        """
-        try:
-            self._file.flush()
-        except OSError as error:
-            raise self._cannot(error) from None
-        return RowFile(self._file, 0, (self._count, self._dim))
-
-    @staticmethod
-    def _cannot(error: OSError) -> OutputError:
-        return OutputError(
-            f"feature rows cannot be kept ({error.strerror}): set TMPDIR to a folder with space",
-            file=tempfile.gettempdir(),
-        )
-
-
-#: Rows read or written at once.
-BLOCK = 512
-
-
-@dataclass(frozen=True)
-class VideoFeatures:
-    """Features of one video.
-
-    Attributes:
-        features: float32 ``[n, F]``, mapped from a file where ``rows`` is given: at 1,280 channels
-            5 KiB a step, so an hour at 3.125 Hz is 58 MB once all of it is looked at.
-        times: float64 ``[n]``, seconds at which the (first) frame of each step appears.
-        seconds_per_step: Step k stands for ``[k, k + 1) * seconds_per_step`` seconds.
-        duration: Seconds that could be decoded.
-        digest: SHA-256 of the file's bytes and the settings together.
-        settings: What the features were made with, plain values.
-        problems: Damage met on the way, one line each.
-        reused: Read from a :class:`FeatureCache`, not computed now.
-        rows: The file that the features are mapped from.
-    """
-
-    features: Tensor
-    times: Tensor
-    seconds_per_step: float
-    duration: float
-    digest: str
-    settings: dict[str, Any]
-    problems: tuple[str, ...] = ()
-    reused: bool = False
-    rows: RowFile | None = field(default=None, repr=False, compare=False)
-
-    @property
-    def blocks(self) -> RowFile | Tensor:
-        """The features, to be taken in blocks with ``split``: without all of them in memory."""
-        return self.features if self.rows is None else self.rows
-
-
-class FeatureCache:
-    """Features that need not be computed again, one safetensors file a video.
-
-    A file is written all or nothing and carries a checksum: what was interrupted or damaged is not
-    found, and extracted again.
-
-    Args:
-        folder: Made where it does not exist.
-
-    Raises:
-        OutputError: The folder cannot be made.
-    """
-
-    def __init__(self, folder: str | Path) -> None:
-        self.folder = Path(folder)
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise OutputError(f"cannot be made ({error.strerror})", file=folder) from None
-        self._locks: dict[str, threading.Lock] = {}
-
-    def lock(self, digest: str) -> threading.Lock:
-        """Held by the thread that computes a digest, so that another waits and finds it done."""
-        return self._locks.setdefault(digest, threading.Lock())
-
-    def get(self, digest: str) -> VideoFeatures | None:
-        """Give what was stored under a digest, or None where nothing whole is there."""
-        try:
-            with safe_open(self._file(digest), framework="pt") as stored:
-                content = json.loads((stored.metadata() or {})["content"])
-                times = stored.get_tensor("times")
-            rows = _open_rows(self._file(digest))
-            if content.pop("checksum") != _checksum(rows, times, content):
-                return None
-            content["problems"] = tuple(content["problems"])
-            return VideoFeatures(rows.tensor(), times, **content, reused=True, rows=rows)
-        except (OSError, SafetensorError, ValueError, KeyError, TypeError):
-            return None
-
-    def put(self, video: VideoFeatures) -> None:
-        """Store features under their digest.
-
-        Raises:
-            OutputError: The file cannot be written.
-        """
-        content: dict[str, Any] = {
-            "seconds_per_step": video.seconds_per_step,
-            "duration": video.duration,
-            "digest": video.digest,
-            "settings": video.settings,
-            "problems": list(video.problems),
-        }
-        content["checksum"] = _checksum(video.blocks, video.times, content)
-        with replace_file(self._file(video.digest)) as temporary, temporary.open("wb") as file:
-            file.write(_header(video, {"content": json.dumps(content)}))
-            file.write(video.times.numpy().tobytes())
-            for block in video.blocks.split(BLOCK):
-                file.write(block.numpy().tobytes())
-
-    def _file(self, digest: str) -> Path:
-        return self.folder / f"{digest}.safetensors"
-
-
-def _header(video: VideoFeatures, metadata: dict[str, str]) -> bytes:
-    """Beginning of a safetensors file: its own writer wants every tensor in memory, twice."""
-    shape = list(video.features.shape)
-    middle, end = 8 * shape[0], 8 * shape[0] + 4 * shape[0] * shape[1]
-    header = {
-        "__metadata__": metadata,
-        "times": {"dtype": "F64", "shape": shape[:1], "data_offsets": [0, middle]},
-        "features": {"dtype": "F32", "shape": shape, "data_offsets": [middle, end]},
-    }
-    text = json.dumps(header).encode()
-    text += b" " * (-len(text) % 8)
-    return len(text).to_bytes(8, "little") + text
-
-
-def _open_rows(path: Path) -> RowFile:
-    """The features in a safetensors file whose header was found to be sound."""
-    file = path.open("rb")
-    length = int.from_bytes(file.read(8), "little")
-    entry = json.loads(file.read(length))["features"]
-    count, width = entry["shape"]
-    if entry["dtype"] != "F32":
-        raise ValueError("features are kept as float32")
-    return RowFile(file, 8 + length + entry["data_offsets"][0], (count, width))
-
-
-def _checksum(features: RowFile | Tensor, times: Tensor, content: dict[str, Any]) -> str:
-    digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode())
-    digest.update(f"features torch.float32 {list(features.shape)}".encode())
-    for block in features.split(BLOCK):
-        digest.update(block.numpy().tobytes())
-    digest.update(f"times {times.dtype} {list(times.shape)}".encode())
-    digest.update(times.numpy().tobytes())
-    return digest.hexdigest()
-
+T = TypeVar("T")
 
 #: Frames per second where no query says how long a moment is: 3 or more steps in every second.
 DEFAULT_RATE_HZ = 3.125
-#: The finest sampling that :func:`sampling_rate` gives: every second frame of 25.
-MAX_RATE_HZ = 12.5
+#: The usual sampling for a query of a few seconds: every fourth frame of 25.
+USUAL_RATE_HZ = 6.25
 #: Called with the seconds done and the seconds stated by the header (None where it states none).
 Progress = Callable[[float, float | None], None]
-Pictures = list[NDArray[np.uint8]]
+Picture = NDArray[np.uint8]
+Decoded = Generator[tuple[float, int, Any], None, None]  # of relocal_pyg.video.decode.grid
+Span = tuple[int, int]
 
 # Raised whenever the same settings begin to give other numbers: stored features are then not found.
-_VERSION = 1
+_VERSION = 2
+# Key frames after which their distance is known well enough.
+_KEYS = 8
+# Seconds of a video from which on it pays to find out which frames need not be decoded.
+_LONG = 60.0
+# Pictures, and frames of the decoder, that wait for the next thread.
+_WAITING = 8
 
 
-def sampling_rate(query_seconds: float, fps: float | None = None, min_steps: int = 32) -> float:
+def sampling_rate(query_seconds: float, fps: float | None = None, min_steps: int = 16) -> float:
     """Frames per second for a query of a given length and the references it is looked for in.
 
-    12.5 Hz is halved as long as the query keeps ``min_steps`` steps and the rate stays above 1 Hz.
-    A fixed rate would leave a short query a handful of steps, or make a long one needlessly dear;
-    halving, not any number, lets queries of about one length share the features of a reference.
+    6.25 Hz is halved as long as the query keeps ``min_steps`` steps and the rate stays above 1 Hz,
+    and doubled once where the query would have fewer than half as many. A fixed rate would leave a
+    short query a handful of steps, or make a long one needlessly dear; halving, not any number,
+    lets queries of about one length share the features of a reference.
 
     Args:
         query_seconds: Length of the query in seconds.
@@ -292,14 +77,16 @@ def sampling_rate(query_seconds: float, fps: float | None = None, min_steps: int
         UsageError: ``query_seconds`` is not above 0.
 
     Example:
-        >>> sampling_rate(2.4), sampling_rate(6.0), sampling_rate(60.0)
-        (12.5, 6.25, 1.5625)
-        >>> sampling_rate(2.4, fps=10.0)
-        10.0
+        >>> sampling_rate(1.2), sampling_rate(2.4), sampling_rate(6.0), sampling_rate(60.0)
+        (12.5, 6.25, 3.125, 1.5625)
+        >>> sampling_rate(2.4, fps=5.0)
+        5.0
     """
     if not query_seconds > 0:
         raise UsageError(f"the query lasts {query_seconds} s, more than 0 wanted")
-    rate = MAX_RATE_HZ
+    rate = USUAL_RATE_HZ
+    if query_seconds * rate < min_steps / 2:
+        rate *= 2
     while rate / 2 >= 1 and query_seconds * rate / 2 >= min_steps:
         rate /= 2
     return rate if fps is None else min(rate, max(fps, 1.0))
@@ -314,11 +101,16 @@ def extract_video(
     cache: FeatureCache | None = None,
     progress: Progress | None = None,
     report: Callable[[str], None] | None = None,
+    stream: int | None = None,
+    threads: int = 1,
 ) -> VideoFeatures:
     """Decode a video and run a backbone over it, a batch of frames in memory at a time.
 
-    Feature rows go to a temporary file as they are made, so that memory does not grow with the
-    length of the video. A picture that stays on the screen for several steps is computed once.
+    Decoding, scaling and the network each have a thread, with short queues between them. Rows go to
+    a temporary file as they are made, so that memory does not grow with the length of the video. A
+    picture that stays on the screen for several steps is computed and kept once. Of a video of more
+    than a minute, frames that no step needs are not decoded
+    (:func:`relocal_pyg.video.decode.droppable`); a step then shows the nearest one that was.
 
     Args:
         path: The video file.
@@ -327,40 +119,41 @@ def extract_video(
             image network, the video's nominal rate for a clip network.
         batch_frames: Frames given to the backbone at once.
         cache: Looked in before and written to after.
-        progress: Called after each batch.
+        progress: Called after each batch and several times a second; what it raises ends the work.
         report: Called with one line for each kind of damage met; where None, a
             :class:`relocal_pyg.video.decode.VideoWarning` that names the file.
+        stream: Number of the stream in the file; the default one where None.
+        threads: Threads of the decoder.
 
     Returns:
         The :class:`VideoFeatures`.
 
     Raises:
-        VideoError: The file cannot be decoded.
+        VideoError: The file cannot be decoded, or has more than :data:`MAX_STEPS` steps.
         FeatureError: The backbone gave something other than finite ``[B, dim]`` numbers.
         UsageError: ``rate_hz`` or ``batch_frames`` is out of range, or an extra is missing.
         OutputError: The cache or the temporary folder cannot be written.
     """
     if batch_frames < 1:
         raise UsageError(f"batch_frames is {batch_frames}, at least 1 wanted")
-    rate = _frame_rate(path, backbone, rate_hz)
-    settings = _settings(backbone, rate)
-    digest = _digest(path, settings)
+    rate = _frame_rate(path, backbone, rate_hz, stream)
+    check_rate(rate)
+    settings = _settings(backbone, rate, stream)
+    digest = "" if cache is None else _digest(path, settings)
     with nullcontext() if cache is None else cache.lock(digest):
         video = None if cache is None else cache.get(digest)
         if video is None:
             problems: list[str] = []
-            rows, times, duration = _compute(
-                path, backbone, rate, batch_frames, progress, problems.append
-            )
+            work = _Work(path, backbone, rate, batch_frames, progress, stream, threads)
+            rows, shown, duration = work.run(problems.append)
             video = VideoFeatures(
-                features=rows.tensor(),
-                times=times,
+                blocks=rows,
+                shown=shown,
                 seconds_per_step=backbone.clip_stride / rate,
                 duration=duration,
                 digest=digest,
                 settings=settings,
                 problems=tuple(problems),
-                rows=rows,
             )
             if cache is not None:
                 cache.put(video)
@@ -369,61 +162,310 @@ def extract_video(
     return video
 
 
-def _compute(
+def stored_video(
     path: str | Path,
     backbone: Backbone,
-    rate: float,
-    batch_frames: int,
-    progress: Progress | None,
-    report: Callable[[str], None],
-) -> tuple[RowFile, Tensor, float]:
-    """Features ``[n, F]``, the time of each ``[n]``, and the duration."""
-    stated = probe(path).duration
-    num_frames = 0
-
-    def counted() -> Iterator[Shown]:
-        nonlocal num_frames
-        for item in frames(path, rate_hz=rate, size=backbone.size, report=report):
-            num_frames += 1
-            yield item
-
-    times = array("d")
-    rows = RowWriter(backbone.dim)
-    repeats: list[int] = []
-    waiting: list[Pictures] = []
-    last: Pictures = []
-    clips_at_once = max(1, batch_frames // backbone.clip_frames)
-    for time, clip in _clips(counted(), backbone.clip_frames, backbone.clip_stride):
-        times.append(time)
-        if last and all(new is old for new, old in zip(clip, last, strict=True)):
-            repeats[-1] += 1
-            continue
-        if len(waiting) == clips_at_once:
-            rows.add(_run(path, backbone, waiting), repeats)
-            waiting, repeats = [], []
-            if progress is not None:
-                progress(time, stated)
-        waiting.append(clip)
-        repeats.append(1)
-        last = clip
-    rows.add(_run(path, backbone, waiting), repeats)
-    # The header's duration where the decoded frames bear it out, else that of the frames.
-    end = num_frames / rate
-    duration = stated if stated is not None and end - 1 / rate < stated <= end else end
-    if progress is not None:
-        progress(duration, duration)
-    return rows.finish(), torch.tensor(times, dtype=torch.float64), duration
+    rate_hz: float,
+    cache: FeatureCache,
+    options: dict[str, Any],
+) -> VideoFeatures | None:
+    """Features of all steps where a cache holds them; ``options`` of :func:`extract_video`."""
+    settings = _settings(backbone, rate_hz, options.get("stream"))
+    return cache.get(_digest(path, settings))
 
 
-def _frame_rate(path: str | Path, backbone: Backbone, rate_hz: float | None) -> float:
+class TooSparse(Exception):
+    """The key frames of a video lie too far apart to say where to look."""
+
+
+def extract_places(
+    path: str | Path,
+    backbone: Backbone,
+    rate_hz: float,
+    choose: Callable[[Tensor, Tensor], list[Span]],
+    *,
+    max_gap: float,
+    progress: Progress | None = None,
+    report: Callable[[str], None] | None = None,
+    stream: int | None = None,
+    threads: int = 1,
+) -> tuple[VideoFeatures, list[Span], float]:
+    """Look at the key frames of a video, and at every step only where they say that it pays.
+
+    Arguments as in :func:`extract_video`, and:
+
+    Args:
+        path: The video file.
+        backbone: An image network.
+        rate_hz: Steps per second.
+        choose: Given rows ``[k, F]`` of the key frames and their seconds ``[k]``, says which steps
+            ``[first, last)`` to look at, in order and apart from each other.
+        max_gap: Seconds between key frames above which it does not pay.
+        progress: As there.
+        report: As there.
+        stream: As there.
+        threads: As there.
+
+    Returns:
+        Features of all steps (where only key frames were looked at, each stands until the next),
+        the steps that were looked at, and the share of pictures that the backbone saw.
+
+    Raises:
+        TooSparse: The key frames lie further apart than ``max_gap``.
+        VideoError: The file cannot be decoded.
+    """
+    tell = report or warn_of(path)
+    work = _Work(path, backbone, rate_hz, 32, progress, stream, threads)
+    keys, times, end = work.scan(tell, max_gap)
+    count = max(math.ceil((end - 1e-3) * rate_hz), 1)
+    spans = [(first, min(last, count)) for first, last in choose(keys, times) if first < count]
+    # The first key frame also stands for what is before it.
+    starts = np.ceil((times.numpy() - 1e-3) * rate_hz).astype(int).clip(0, count)
+    starts[0] = 0
+    rows, seen = RowWriter(backbone.dim), len(keys)
+
+    def held(first: int, last: int) -> None:
+        """Key frames for the steps ``[first, last)``."""
+        ends = np.append(starts[1:], count)
+        repeats = np.minimum(ends, last) - np.maximum(starts, first)
+        some = np.flatnonzero(repeats > 0)
+        rows.add(keys[some], repeats[some].tolist())
+
+    done = 0
+    for first, last in spans:
+        held(done, first)
+        part = work.dense(first, last, tell)
+        fresh = part.range(0, min(len(part), last - first))
+        seen += len(part.repeats)
+        rows.add(fresh, [1] * len(fresh))
+        held(first + len(fresh), last)
+        done = last
+    held(done, count)
+    video = VideoFeatures(
+        blocks=rows.finish(),
+        shown=torch.zeros(0, dtype=torch.float64),
+        seconds_per_step=1 / rate_hz,
+        duration=end,
+        digest="",
+        settings=_settings(backbone, rate_hz, stream),
+    )
+    return video, spans, seen / count
+
+
+class _Work:
+    """One video on its way through decoder, scaler and network."""
+
+    def __init__(
+        self,
+        path: str | Path,
+        backbone: Backbone,
+        rate: float,
+        batch_frames: int,
+        progress: Progress | None,
+        stream: int | None,
+        threads: int,
+    ) -> None:
+        self.path, self.backbone, self.rate = path, backbone, rate
+        self.stream, self.threads = stream, threads
+        self.clips_at_once = max(1, batch_frames // backbone.clip_frames)
+        self.progress = progress
+        self.stated = probe(path, stream).duration
+        self.done = 0.0
+
+    def run(self, report: Callable[[str], None]) -> tuple[RowFile, Tensor, float]:
+        """Rows, when each one's picture appears ``[r]``, and the end of the pictures."""
+        end = 0.0
+
+        def watched() -> Iterator[Timed]:
+            nonlocal end
+            for item in self.pictures(report, self.skip()):
+                yield item
+                end = item[1]
+
+        rows, shown = self.rows(grid(watched(), self.rate, early=self.early()))
+        return rows, shown, end
+
+    def scan(self, report: Callable[[str], None], max_gap: float) -> tuple[Tensor, Tensor, float]:
+        """Rows of the key frames, when each appears, and the end of the pictures.
+
+        Raises:
+            TooSparse: They lie further apart than ``max_gap`` seconds.
+        """
+        end, times = 0.0, array("d")
+
+        def keys() -> Decoded:
+            nonlocal end
+            for time, until, frame in self.pictures(report, "NONKEY"):
+                times.append(time)
+                if len(times) in (_KEYS, 4 * _KEYS) and np.median(np.diff(times)) > max_gap:
+                    raise TooSparse
+                yield time, 1, frame
+                end = until
+
+        rows, shown = self.rows(keys())
+        if len(times) < _KEYS or np.median(np.diff(times)) > max_gap:
+            raise TooSparse
+        return rows.range(0, len(rows)), shown, end
+
+    def dense(self, first: int, last: int, report: Callable[[str], None]) -> RowFile:
+        """Rows of the steps ``[first, last)``; decoding begins at the key frame before."""
+        start, end = first / self.rate, last / self.rate
+        shown = self.pictures(report, self.skip(), start, end)
+        return self.rows(grid(shown, self.rate, start, end, self.early()))[0]
+
+    def skip(self) -> str:
+        """Which frames need not be decoded, see :func:`relocal_pyg.video.decode.droppable`."""
+        long = self.backbone.clip_frames == 1 and (self.stated or 0.0) >= _LONG
+        return droppable(self.path, self.rate, self.stream) if long else "DEFAULT"
+
+    def early(self) -> float:
+        """See :func:`relocal_pyg.video.decode.grid`."""
+        return 0.0 if self.skip() == "DEFAULT" else 0.5 / self.rate
+
+    def pictures(
+        self,
+        report: Callable[[str], None],
+        skip: str,
+        start: float = 0.0,
+        end: float | None = None,
+    ) -> Iterator[Timed]:
+        """Decoded pictures of a stretch."""
+        return pictures(
+            self.path,
+            start,
+            end,
+            stream=self.stream,
+            report=report,
+            skip=skip,
+            threads=self.threads,
+        )
+
+    def rows(
+        self, decoded: Generator[tuple[float, int, Any], None, None]
+    ) -> tuple[RowFile, Tensor]:
+        """Rows of what :func:`relocal_pyg.video.decode.grid` gives, and when each appears."""
+        backbone, shown = self.backbone, array("d")
+        interpolation = getattr(backbone, "interpolation", "AREA")
+        paint = painter(self.path, backbone.size, interpolation)
+
+        def painted() -> Generator[tuple[float, int, Picture], None, None]:
+            with closing(_ahead(decoded, _WAITING)) as frames:
+                for time, count, frame in frames:
+                    yield time, count, paint(frame)
+
+        rows, steps = RowWriter(backbone.dim), 0
+        waiting: list[list[Picture]] = []
+        repeats: list[int] = []
+        with closing(_ahead(painted(), _WAITING, self.tick)) as ready:
+            for time, count, clip in _clips(ready, backbone.clip_frames, backbone.clip_stride):
+                steps += count
+                if steps > MAX_STEPS:
+                    raise VideoError(
+                        f"has more than {MAX_STEPS} steps at {self.rate:g} Hz: lower the rate",
+                        file=self.path,
+                    )
+                self.done = max(self.done, time)
+                if len(waiting) == self.clips_at_once:
+                    rows.add(self.forward(waiting), repeats)
+                    waiting, repeats = [], []
+                    self.tick()
+                waiting.append(clip)
+                repeats.append(count)
+                shown.append(time)
+            if waiting:
+                rows.add(self.forward(waiting), repeats)
+        self.done = self.stated or self.done
+        self.tick()
+        return rows.finish(), torch.tensor(shown, dtype=torch.float64)
+
+    def tick(self) -> None:
+        """Tell how far it is; what the listener raises ends the work."""
+        if self.progress is not None:
+            self.progress(self.done, self.stated)
+
+    def forward(self, clips: list[list[Picture]]) -> Tensor:
+        """Run the backbone over a batch."""
+        backbone = self.backbone
+        batch = np.stack([np.stack(clip) if len(clip) > 1 else clip[0] for clip in clips])
+        rows = backbone(torch.from_numpy(batch))
+        if not isinstance(rows, Tensor) or tuple(rows.shape) != (len(clips), backbone.dim):
+            shape = list(rows.shape) if isinstance(rows, Tensor) else type(rows).__name__
+            raise FeatureError(
+                f"backbone {backbone.name} gave {shape}, [{len(clips)}, {backbone.dim}] wanted",
+                file=self.path,
+            )
+        rows = rows.detach().float().cpu()
+        if not torch.isfinite(rows).all():
+            raise FeatureError(
+                f"backbone {backbone.name} gave values that are not finite", file=self.path
+            )
+        return rows
+
+
+def _ahead(
+    items: Generator[T, None, None], size: int, tick: Callable[[], None] | None = None
+) -> Generator[T, None, None]:
+    """Run an iterator in a thread of its own, at most ``size`` items ahead.
+
+    No wait is without a limit: ten times a second ``tick`` is called, which may raise. Closing this
+    generator ends the thread, after the item it is at.
+    """
+    waiting: queue.Queue[tuple[bool, Any]] = queue.Queue(size)
+    stop = threading.Event()
+
+    def put(more: bool, value: Any) -> bool:
+        while not stop.is_set():
+            try:
+                waiting.put((more, value), timeout=0.1)
+            except queue.Full:
+                continue
+            return True
+        return False
+
+    def work() -> None:
+        end: BaseException | None = None
+        try:
+            with closing(items):
+                for item in items:
+                    if not put(True, item):
+                        return
+        except BaseException as error:
+            end = error
+        put(False, end)
+
+    thread = threading.Thread(target=work, daemon=True)
+    thread.start()
+    try:
+        while True:
+            try:
+                more, value = waiting.get(timeout=0.1)
+            except queue.Empty:
+                more, value = True, None
+                if tick is not None:
+                    tick()
+                continue
+            if more:
+                yield value
+            elif value is None:
+                return
+            else:
+                raise value
+    finally:
+        stop.set()
+        thread.join(timeout=1.0)
+
+
+def _frame_rate(
+    path: str | Path, backbone: Backbone, rate_hz: float | None, stream: int | None
+) -> float:
     if rate_hz is not None:
         return rate_hz
     if backbone.clip_frames == 1:
         return DEFAULT_RATE_HZ
-    return min(max(probe(path).fps_nominal or 25.0, 1.0), 120.0)
+    return min(max(probe(path, stream).fps_nominal or 25.0, 1.0), 120.0)
 
 
-def _settings(backbone: Backbone, rate_hz: float) -> dict[str, Any]:
+def _settings(backbone: Backbone, rate_hz: float, stream: int | None) -> dict[str, Any]:
     """What decides the numbers besides the file."""
     return {
         "backbone": backbone.name,
@@ -433,7 +475,7 @@ def _settings(backbone: Backbone, rate_hz: float) -> dict[str, Any]:
         "clip_stride": backbone.clip_stride,
         "rate_hz": rate_hz,
         "version": _VERSION,
-    }
+    } | ({} if stream is None else {"stream": stream})
 
 
 def _digest(path: str | Path, settings: dict[str, Any]) -> str:
@@ -464,34 +506,44 @@ def progress_bar(title: str) -> Iterator[Progress]:
         yield show
 
 
-def _clips(shown: Iterable[Shown], length: int, stride: int) -> Iterator[tuple[float, Pictures]]:
-    """The time and the pictures of each clip; the last picture fills up an unfinished last clip."""
-    window: list[Shown] = []
-    fresh = skip = 0
-    for item in shown:
-        if skip:
-            skip -= 1
+def _clips(
+    shown: Iterable[tuple[float, int, Picture]], length: int, stride: int
+) -> Iterator[tuple[float, int, list[Picture]]]:
+    """Time, repeats and pictures of each clip; the last picture fills up an unfinished last clip.
+
+    A clip of nothing but one picture that was the clip before is not given again but counted.
+    """
+    if length == stride == 1:
+        for time, count, picture in shown:
+            yield time, count, [picture]
+        return
+    waiting: tuple[float, int, list[Picture]] | None = None
+    for time, clip in _windows(shown, length, stride):
+        if waiting is not None and all(a is b for a, b in zip(clip, waiting[2], strict=True)):
+            waiting = waiting[0], waiting[1] + 1, clip
             continue
-        window.append(item)
-        fresh += 1
-        if len(window) == length:
-            yield window[0][0], [picture for _, picture in window]
-            window, fresh, skip = window[stride:], 0, max(0, stride - length)
+        if waiting is not None:
+            yield waiting
+        waiting = time, 1, clip
+    if waiting is not None:
+        yield waiting
+
+
+def _windows(
+    shown: Iterable[tuple[float, int, Picture]], length: int, stride: int
+) -> Iterator[tuple[float, list[Picture]]]:
+    window: list[tuple[float, Picture]] = []
+    fresh = skip = 0
+    for time, count, picture in shown:
+        for _ in range(count):
+            if skip:
+                skip -= 1
+                continue
+            window.append((time, picture))
+            fresh += 1
+            if len(window) == length:
+                yield window[0][0], [each for _, each in window]
+                window, fresh, skip = window[stride:], 0, max(0, stride - length)
     if fresh:
-        pictures = [picture for _, picture in window]
-        yield window[0][0], pictures + pictures[-1:] * (length - len(pictures))
-
-
-def _run(path: str | Path, backbone: Backbone, clips: list[Pictures]) -> Tensor:
-    batch = np.stack([np.stack(clip) if len(clip) > 1 else clip[0] for clip in clips])
-    rows = backbone(torch.from_numpy(batch))
-    if not isinstance(rows, Tensor) or tuple(rows.shape) != (len(clips), backbone.dim):
-        shape = list(rows.shape) if isinstance(rows, Tensor) else type(rows).__name__
-        raise FeatureError(
-            f"backbone {backbone.name} gave {shape}, [{len(clips)}, {backbone.dim}] wanted",
-            file=path,
-        )
-    rows = rows.detach().float().cpu()
-    if not torch.isfinite(rows).all():
-        raise FeatureError(f"backbone {backbone.name} gave values that are not finite", file=path)
-    return rows
+        clip = [each for _, each in window]
+        yield window[0][0], clip + clip[-1:] * (length - len(clip))

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional
@@ -14,17 +16,26 @@ from torch.nn import functional
 from relocal_pyg.data.proposals import default_proposals
 from relocal_pyg.errors import FeatureError, UsageError
 from relocal_pyg.models.base import Relocalizer
-from relocal_pyg.models.matchers import Blocks, ContrastMatcher, mean_row, step_similarity
+from relocal_pyg.models.matchers import (
+    Blocks,
+    ContrastMatcher,
+    mean_row,
+    motion_similarity,
+    step_similarity,
+)
 from relocal_pyg.moments import Moment, seconds_to_steps
 from relocal_pyg.video.backbones import Backbone, EfficientNetLite0
 from relocal_pyg.video.decode import VideoInfo, probe
 from relocal_pyg.video.extract import (
-    FeatureCache,
     Progress,
-    VideoFeatures,
+    Span,
+    TooSparse,
+    extract_places,
     extract_video,
     sampling_rate,
+    stored_video,
 )
+from relocal_pyg.video.rows import FeatureCache, VideoFeatures
 
 #: Rows and columns of the largest similarity map.
 MAP_ROWS, MAP_COLUMNS = 64, 640
@@ -32,6 +43,12 @@ MAP_ROWS, MAP_COLUMNS = 64, 640
 MAX_EXPLAINED = 10_000_000
 #: Windows of the contrast matcher: at every step for an hour at 5 Hz, sparser beyond.
 MAX_WINDOWS = 100_000
+#: Seconds of a reference from which on key frames say where to look.
+COARSE_FROM = 120.0
+#: Places that are then looked at; twice as many as answers where more are asked for.
+PLACES = 10
+#: Steps beyond which a picture that stays on is shortened to what the query can need.
+_MANY_STEPS = 100_000
 
 
 @dataclass(frozen=True)
@@ -68,7 +85,7 @@ class Found:
         reference: Where.
         span: Start and end of the clip in seconds of the query's file.
         similarity: float32 ``[n]``, similarity of each reference step to the query in ``[-1, 1]``
-            (:func:`relocal_pyg.models.matchers.step_similarity`), whichever model ranked.
+            (:func:`relocal_pyg.models.matchers.motion_similarity`), whichever model ranked.
         step_map: float32 ``[a, b]``: cosine of centred query rows with centred reference rows. Long
             videos are pooled: neighbouring query steps are averaged, of neighbouring reference
             steps the most similar is kept.
@@ -97,6 +114,23 @@ class Found:
     explanation: Tensor | None = None
 
 
+@dataclass(frozen=True)
+class _Looked:
+    """A reference, and how it was looked at.
+
+    Attributes:
+        video: Its features.
+        spans: Steps ``[first, last)`` that were looked at, where not all were.
+        share: Of the pictures of an exhaustive search, those that the backbone saw.
+        words: How, in words.
+    """
+
+    video: VideoFeatures
+    spans: list[Span] | None = None
+    share: float = 1.0
+    words: str = "every step"
+
+
 def find_moments(
     query: str | Path | VideoQuery,
     reference: str | Path,
@@ -109,6 +143,9 @@ def find_moments(
     cache: FeatureCache | None = None,
     progress: Callable[[str], Progress] | None = None,
     explain: bool = False,
+    exhaustive: bool = False,
+    include_query: bool = False,
+    stream: int | None = None,
 ) -> Found:
     """Find the moments of a video that mean the same as a clip.
 
@@ -116,6 +153,11 @@ def find_moments(
     (:func:`relocal_pyg.video.extract.sampling_rate`) and turned into features by one backbone.
     Where the clip is a stretch of a longer video, the whole of that is decoded: what surrounds the
     clip says what is special about it, and is worth a fifth more right answers.
+
+    Of a reference longer than :data:`COARSE_FROM` seconds only the key frames are looked at, and
+    every step around the places that they speak for, unless they lie further apart than the clip is
+    long: ``settings`` says which it was (``looked_at``) and what share of the pictures the backbone
+    saw (``share_seen``).
 
     Args:
         query: The clip: a video file, or a :class:`VideoQuery` for a stretch of one.
@@ -130,6 +172,10 @@ def find_moments(
         progress: Called with a title for each file; what it gives is told the seconds done.
         explain: Say which steps made the score of the best moment; no more than
             :data:`MAX_EXPLAINED` meetings of steps are explained.
+        exhaustive: Look at every step of a long reference too.
+        include_query: Where the clip is a stretch of the reference, let it be an answer; it is left
+            out otherwise.
+        stream: Number of the video stream in the reference; the default one where None.
 
     Returns:
         The :class:`Found`.
@@ -148,31 +194,41 @@ def find_moments(
         raise UsageError(f"top_k is {top_k}, at least 1 wanted")
     clip = query if isinstance(query, VideoQuery) else VideoQuery(Path(query))
     # Before anything takes long.
-    known = probe(clip.path), probe(reference)
+    same = Path(clip.path).resolve() == Path(reference).resolve()
+    known = probe(clip.path, stream if same else None), probe(reference, stream)
     backbone = EfficientNetLite0() if backbone is None else backbone
     matcher = ContrastMatcher() if model is None else model
     check_width(matcher, backbone)
     rate = _rate(clip, known, backbone) if rate_hz is None else rate_hz
     problems: list[str] = []
 
-    def extract(path: Path) -> VideoFeatures:
-        return extract_video(
-            path,
-            backbone,
-            rate,
-            cache=cache,
-            progress=None if progress is None else progress(path.name),
-            report=lambda problem: problems.append(f"{path}: {problem}"),
-        )
+    def options(path: Path, number: int | None) -> dict[str, Any]:
+        return {
+            "progress": None if progress is None else progress(path.name),
+            "report": lambda problem: problems.append(f"{path}: {problem}"),
+            "stream": number,
+            "threads": 2,
+        }
 
-    around = extract(Path(clip.path))
-    same = Path(clip.path).resolve() == Path(reference).resolve()
-    long = around if same else extract(Path(reference))
+    query_options = options(Path(clip.path), stream if same else None)
+    around = extract_video(clip.path, backbone, rate, cache=cache, **query_options)
     first, last = clip_steps(clip, around)
-    rows = around.features[first:last]
-    whole = around if len(rows) < len(around.features) else None
+    rows = around.blocks.range(first, last)
+    whole = around if len(rows) < len(around) else None
+    if same:
+        looked = _Looked(around)
+    elif exhaustive or not _is_long(known[1], rows, backbone, rate):
+        more = options(Path(reference), stream)
+        looked = _Looked(extract_video(reference, backbone, rate, cache=cache, **more))
+    else:
+        more = options(Path(reference), stream)
+        looked = _look(reference, backbone, rate, rows, whole, max(PLACES, 2 * top_k), cache, more)
+    own = None
+    if same and whole is not None and not include_query:
+        own = first * around.seconds_per_step, last * around.seconds_per_step
+    long = looked.video
+    moments = _localize(matcher, rows, looked, whole, top_k, nms_threshold, own)
     video = None if whole is None else whole.blocks
-    moments = _localize(matcher, rows, long, whole, top_k, nms_threshold)
     return Found(
         moments=moments,
         query=clip,
@@ -181,7 +237,9 @@ def find_moments(
             clip.start or 0.0,
             around.duration if clip.end is None else min(clip.end, around.duration),
         ),
-        similarity=step_similarity(rows, long.blocks, video),
+        similarity=motion_similarity(
+            rows, long.blocks, video, seconds_per_step=long.seconds_per_step
+        ),
         step_map=_step_map(rows, long.blocks, video),
         seconds_per_step=long.seconds_per_step,
         query_seconds=around.duration,
@@ -189,15 +247,89 @@ def find_moments(
         matcher=matcher.title,
         settings={
             "backbone": backbone.name,
+            "stream": known[1].stream,
             "frames_per_second": rate,
             "seconds_per_step": long.seconds_per_step,
             "query_steps": len(rows),
-            "reference_steps": len(long.features),
+            "reference_steps": len(long),
             "query_centred_by": "its own video" if video is not None else "the reference",
+            "looked_at": looked.words,
+            "share_seen": round(looked.share, 4),
+            "query_left_out": own is not None,
         },
         problems=tuple(problems),
         explanation=_explain(matcher, rows, long, whole, moments) if explain else None,
     )
+
+
+def _is_long(info: VideoInfo, rows: Tensor, backbone: Backbone, rate: float) -> bool:
+    """Whether looking at key frames first can pay: much longer than what will be looked at."""
+    seconds = info.duration or 0.0
+    return backbone.clip_frames == 1 and seconds >= max(COARSE_FROM, 25 * len(rows) / rate)
+
+
+def _look(
+    reference: str | Path,
+    backbone: Backbone,
+    rate: float,
+    rows: Tensor,
+    whole: VideoFeatures | None,
+    places: int,
+    cache: FeatureCache | None,
+    options: dict[str, Any],
+) -> _Looked:
+    """Key frames first, and every step around the places that they speak for."""
+    if cache is not None:
+        stored = stored_video(reference, backbone, rate, cache, options["stream"])
+        if stored is not None:
+            return _Looked(stored)
+    video = None if whole is None else whole.blocks
+    length = len(rows) / rate
+
+    def choose(keys: Tensor, times: Tensor) -> list[Span]:
+        usual = step_similarity(rows, keys, video)
+        best = _best_match(rows, keys, video)
+        reach = 1.5 * length + 0.5 * float(times.diff().median())
+        taken: list[float] = []
+        orders = [each.argsort(descending=True).tolist() for each in (usual, best)]
+        for key in (key for pair in zip(*orders, strict=True) for key in pair):
+            time = float(times[key])
+            if all(abs(time - other) > length for other in taken):
+                taken.append(time)
+            if len(taken) == places:
+                break
+        return _joined([(time - reach, time + reach) for time in taken], rate)
+
+    try:
+        found, spans, share = extract_places(
+            reference, backbone, rate, choose, max_gap=length, **options
+        )
+    except TooSparse:
+        found = extract_video(reference, backbone, rate, cache=cache, **options)
+        return _Looked(found, words="every step (key frames lie too far apart to say where)")
+    seconds = sum(last - first for first, last in spans) / rate
+    words = f"every key frame, and every step of {seconds:.0f} of {found.duration:.0f} s"
+    return _Looked(found, spans, share, words)
+
+
+def _best_match(rows: Tensor, keys: Tensor, video: Blocks | None) -> Tensor:
+    """Cosine ``[k]`` of each key frame with the most similar step of the query, both centred."""
+    mean = keys.mean(dim=0)
+    centred = rows - (mean if video is None else mean_row(video))
+    table = functional.normalize(keys - mean, dim=1) @ functional.normalize(centred, dim=1).T
+    return table.amax(dim=1)
+
+
+def _joined(stretches: list[tuple[float, float]], rate: float) -> list[Span]:
+    """Stretches in seconds as steps, in order, those that touch made one."""
+    spans: list[Span] = []
+    for start, end in sorted(stretches):
+        first, last = max(0, math.floor(start * rate)), math.ceil(end * rate)
+        if spans and first <= spans[-1][1]:
+            spans[-1] = spans[-1][0], max(last, spans[-1][1])
+        else:
+            spans.append((first, last))
+    return spans
 
 
 def check_width(
@@ -242,7 +374,7 @@ def clip_steps(clip: VideoQuery, video: VideoFeatures) -> tuple[int, int]:
         UsageError: The clip begins after the end of the file.
     """
     if clip.start is None and clip.end is None:
-        return 0, len(video.features)
+        return 0, len(video)
     first = clip.start or 0.0
     if first >= video.duration:
         raise UsageError(
@@ -251,42 +383,57 @@ def clip_steps(clip: VideoQuery, video: VideoFeatures) -> tuple[int, int]:
         )
     last = video.duration if clip.end is None else clip.end
     span = torch.tensor([first, last], dtype=torch.float64)
-    begin, stop = seconds_to_steps(span, video.seconds_per_step, len(video.features)).tolist()
+    begin, stop = seconds_to_steps(span, video.seconds_per_step, len(video)).tolist()
     return begin, stop
 
 
 def _localize(
     matcher: Relocalizer,
     rows: Tensor,
-    long: VideoFeatures,
+    looked: _Looked,
     around: VideoFeatures | None,
     top_k: int,
     nms_threshold: float,
+    own: tuple[float, float] | None,
 ) -> list[Moment]:
-    steps = len(long.features)
+    """Moments in seconds; ``own`` is the query's stretch where it shall be no answer."""
+    long, step = looked.video, looked.video.seconds_per_step
+    limit = MAX_WINDOWS if isinstance(matcher, ContrastMatcher) else 4000
+    blocks, edges = long.blocks, None
+    if len(blocks) > _MANY_STEPS and looked.spans is None:
+        # Films that stand still for hours: no longer than any window looks.
+        blocks = blocks.shortened(6 * len(rows) + 16)
+        edges = [np.append(0, each.repeats.cumsum()) for each in (blocks, long.blocks)]
+    if looked.spans is None:
+        proposals = default_proposals(len(blocks), len(rows), limit=limit)
+    else:
+        share = max(limit // max(len(looked.spans), 1), 100)
+        proposals = torch.cat(
+            [default_proposals(b - a, len(rows), limit=share) + a for a, b in looked.spans]
+        )
+    video = None if around is None else around.blocks
+    wanted = top_k if own is None else top_k + 10
     # In steps, and turned to seconds in double precision: 4.16, not 4.15999985.
     if isinstance(matcher, ContrastMatcher):
-        # A window costs it nothing, and it takes rows from their file.
-        proposals = default_proposals(steps, len(rows), limit=MAX_WINDOWS)
-        video = None if around is None else around.blocks
-        ranking = matcher.rank(rows, long.blocks, proposals, query_video=video)
-        found = ranking.best(steps, top_k, nms_threshold=nms_threshold)
-        found = matcher.judge(ranking, found, rows, long.blocks, video)
+        ranking = matcher.rank(rows, blocks, proposals, query_video=video, seconds_per_step=step)
+        found = ranking.best(len(blocks), wanted, nms_threshold=nms_threshold)
+        found = matcher.judge(ranking, found, rows, blocks, video)
     else:
         found = matcher.localize(
             rows,
-            long.features,
-            proposals=default_proposals(steps, len(rows)),
-            top_k=top_k,
-            query_video=None if around is None else around.features,
+            blocks.tensor(),
+            proposals=proposals,
+            top_k=wanted,
+            query_video=None if video is None else video.tensor(),
             nms_threshold=nms_threshold,
         )
-    step = long.seconds_per_step
 
     def seconds(steps: float) -> float:
+        if edges is not None:
+            steps = float(np.interp(steps, edges[0], edges[1]))
         return round(min(steps * step, long.duration), 6)
 
-    return [
+    answers = [
         replace(
             moment,
             start=seconds(moment.start),
@@ -295,6 +442,13 @@ def _localize(
         )
         for moment in found
     ]
+    return [moment for moment in answers if own is None or not _is_own(moment, own)][:top_k]
+
+
+def _is_own(moment: Moment, own: tuple[float, float]) -> bool:
+    """Whether an answer is the query itself under other bounds."""
+    common = min(moment.end, own[1]) - max(moment.start, own[0])
+    return common > 0.2 * min(moment.end - moment.start, own[1] - own[0])
 
 
 def _explain(
@@ -304,11 +458,13 @@ def _explain(
     around: VideoFeatures | None,
     moments: list[Moment],
 ) -> Tensor | None:
-    if not moments or len(rows) * len(long.features) > MAX_EXPLAINED:
+    if not moments or len(rows) * len(long) > MAX_EXPLAINED:
         return None
     start, end = matcher.scored_span(moments[0])
     place = start / long.seconds_per_step, end / long.seconds_per_step
     video = None if around is None else around.features
+    if isinstance(matcher, ContrastMatcher):
+        return matcher.explain(rows, long.features, place, video, long.seconds_per_step)
     return matcher.explain(rows, long.features, place, video)
 
 

@@ -29,7 +29,8 @@ from relocal_pyg.errors import AnnotationError, FeatureError, UsageError, VideoE
 from relocal_pyg.io.write import replace_file
 from relocal_pyg.video.backbones import Backbone
 from relocal_pyg.video.decode import warn_of
-from relocal_pyg.video.extract import FeatureCache, Progress, extract_video, sampling_rate
+from relocal_pyg.video.extract import Progress, extract_video, sampling_rate
+from relocal_pyg.video.rows import FeatureCache
 
 #: Files of a folder that are taken for videos; a file named by itself may have any suffix.
 VIDEO_SUFFIXES = (

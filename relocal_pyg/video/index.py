@@ -17,9 +17,10 @@ from relocal_pyg.io.write import write_json
 from relocal_pyg.moments import tiou
 from relocal_pyg.search.index import FirstStageName, Hit, SearchIndex
 from relocal_pyg.video.backbones import Backbone
-from relocal_pyg.video.extract import DEFAULT_RATE_HZ, FeatureCache, Progress, extract_video
+from relocal_pyg.video.extract import DEFAULT_RATE_HZ, Progress, extract_video
 from relocal_pyg.video.find import VideoQuery, clip_steps
 from relocal_pyg.video.folder import Extraction, extract_folder, find_videos
+from relocal_pyg.video.rows import FeatureCache
 
 
 @dataclass(frozen=True)

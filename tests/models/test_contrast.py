@@ -19,6 +19,7 @@ from relocal_pyg.models.matchers import (
     contrast_scores,
     motion_similarity,
     nearest_steps,
+    shot_changes,
     step_similarity,
 )
 from relocal_pyg.moments import tiou
@@ -241,6 +242,20 @@ def test_local_rows_equal_the_loop(block: int, half: int) -> None:
             near = rows[max(step - half, 0) : step + half + 1].double()
             expected = near.std(0, correction=0) if deviation else near.mean(0)
             torch.testing.assert_close(made[step].double(), expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("block", [1, 5, 1000])
+def test_nothing_local_reaches_over_a_cut(block: int) -> None:
+    generator = torch.Generator().manual_seed(4)
+    first, second = (torch.randn(20, 5, generator=generator) * 0.01 + level for level in (1, 9))
+    for deviation in (False, True):
+        made = torch.cat(list(LocalRows(torch.cat([first, second]), 6, deviation).split(block)))
+        alone = [
+            torch.cat(list(LocalRows(shot, 6, deviation).split(99))) for shot in (first, second)
+        ]
+        torch.testing.assert_close(made, torch.cat(alone), rtol=1e-4, atol=1e-5)
+    assert shot_changes(torch.cat([first, second])).tolist() == [20]
+    assert len(shot_changes(first[:1])) == 0
 
 
 def test_motion_tells_two_alike_pictures_apart_by_how_they_change() -> None:

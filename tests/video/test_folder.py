@@ -15,6 +15,7 @@ from relocal_pyg.video.backbones import FunctionBackbone
 from relocal_pyg.video.decode import VideoWarning
 from relocal_pyg.video.extract import extract_video
 from relocal_pyg.video.folder import extract_folder, find_videos, read_times, video_id
+from relocal_pyg.video.rows import FeatureCache
 
 pytest.importorskip("av")
 
@@ -63,7 +64,8 @@ def test_everything_lands_in_a_feature_file(folder, tmp_path):
     store = FeatureStore(output)
     assert store.ids == ["a", "b", "c", "d", "e"] == list(done.digests)
     for name, file in find_videos(folder).items():
-        alone = extract_video(file, counting.backbone(), 12.5)
+        cache = FeatureCache(tmp_path / "cache")
+        alone = extract_video(file, counting.backbone(), 12.5, cache=cache)
         assert torch.equal(store.read(name), alone.features)
         assert done.digests[name] == alone.digest
         times = read_times(output, name)

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from relocal_pyg.models.matchers import mean_row, step_similarity
-from relocal_pyg.video.extract import RowWriter
+from relocal_pyg.video.rows import RowWriter
 
 pytest.importorskip("av")
 

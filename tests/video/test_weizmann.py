@@ -12,7 +12,8 @@ from relocal_pyg.models.matchers import contrast_scores, step_similarity
 from relocal_pyg.moments import seconds_to_steps, tiou
 from relocal_pyg.video.backbones import EfficientNetLite0
 from relocal_pyg.video.decode import frames, probe
-from relocal_pyg.video.extract import FeatureCache, extract_video, sampling_rate
+from relocal_pyg.video.extract import extract_video, sampling_rate
+from relocal_pyg.video.rows import FeatureCache
 
 pytest.importorskip("av")
 pytest.importorskip("efficientnet_lite_pytorch")

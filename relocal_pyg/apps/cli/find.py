@@ -201,8 +201,9 @@ def search(
     """Search a video file with bars on the terminal; damage in the files becomes a warning."""
     from contextlib import ExitStack
 
-    from relocal_pyg.video.extract import FeatureCache, Progress, progress_bar
+    from relocal_pyg.video.extract import Progress, progress_bar
     from relocal_pyg.video.find import find_moments
+    from relocal_pyg.video.rows import FeatureCache
 
     with ExitStack() as bars:
 

@@ -17,8 +17,8 @@ from relocal_pyg.errors import UsageError
 from relocal_pyg.models import ContrastMatcher
 from relocal_pyg.models.base import Relocalizer
 from relocal_pyg.video.backbones import Backbone, EfficientNetLite0
-from relocal_pyg.video.extract import FeatureCache
 from relocal_pyg.video.find import check_width
+from relocal_pyg.video.rows import FeatureCache
 
 #: Connections at once; more are answered 503. A browser opens six.
 MAX_CONNECTIONS = 64

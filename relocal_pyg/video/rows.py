@@ -1,0 +1,300 @@
+"""Feature rows of one video, in a file: written as they are made, read a block at a time."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import tempfile
+import threading
+from array import array
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from relocal_pyg.errors import FeatureError, OutputError
+from relocal_pyg.io.write import replace_file
+
+#: Rows read or written at once.
+BLOCK = 512
+#: Steps of one video: nine days at 6.25 a second. A forged time stamp must not take the machine.
+MAX_STEPS = 5_000_000
+# Bytes of repeated rows that are put into memory for models that do not take blocks.
+_MAX_BYTES = 2 * 2**30
+Whole = NDArray[np.int64]
+
+
+class RowFile:
+    """Float32 rows ``[n, F]`` in an open file, where a row that repeats is kept once.
+
+    A block is read, used and let go, so that memory does not grow with the number of rows. A mapped
+    tensor alone would not do: pages once looked at count as the memory of the process.
+
+    Args:
+        file: Open for reading; kept open.
+        offset: Byte at which the rows begin.
+        dim: Channels F.
+        repeats: How many steps each row in the file stands for, at least 1.
+    """
+
+    def __init__(self, file: BinaryIO, offset: int, dim: int, repeats: Whole) -> None:
+        self._file, self._offset, self.dim = file, offset, dim
+        self._lock = threading.Lock()
+        self.repeats = repeats
+        self._ends = repeats.cumsum()
+
+    def __len__(self) -> int:
+        return int(self._ends[-1]) if len(self._ends) else 0
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Steps n and channels F."""
+        return len(self), self.dim
+
+    def split(self, size: int, /) -> Iterator[Tensor]:
+        """Give the rows in blocks of ``size``, the last one shorter, as ``torch.Tensor.split``.
+
+        Raises:
+            OSError: The file ends early or cannot be read.
+        """
+        for first in range(0, len(self), size):
+            yield self.range(first, min(first + size, len(self)))
+
+    def range(self, first: int, last: int) -> Tensor:
+        """Rows ``[last - first, F]`` of the steps ``[first, last)``."""
+        if last <= first:
+            return torch.empty(0, self.dim)
+        index = np.searchsorted(self._ends, np.arange(first, last), side="right")
+        low, count = int(index[0]), int(index[-1] - index[0]) + 1
+        with self._lock:
+            self._file.seek(self._offset + 4 * low * self.dim)
+            block = np.fromfile(self._file, np.float32, count * self.dim)
+        if block.size < count * self.dim:
+            raise OSError("the file of feature rows ends early")
+        block = block.reshape(count, self.dim)
+        return torch.from_numpy(block if count == len(index) else block[index - low])
+
+    def tensor(self) -> Tensor:
+        """All rows: mapped, so that what is looked at is read, or in memory where some repeat.
+
+        Raises:
+            FeatureError: They would take more than 2 GiB.
+        """
+        if len(self) == len(self.repeats):
+            mapped = np.memmap(self._file, np.float32, "c", self._offset, self.shape)
+            return torch.from_numpy(mapped)
+        if 4 * len(self) * self.dim > _MAX_BYTES:
+            raise FeatureError(
+                f"{len(self)} steps are too many for this model: lower the frames per second"
+            )
+        return self.range(0, len(self))
+
+    def shortened(self, limit: int) -> RowFile:
+        """The same rows, none repeated more than ``limit`` times."""
+        return RowFile(self._file, self._offset, self.dim, np.minimum(self.repeats, limit))
+
+
+class RowWriter:
+    """Appends rows to a temporary file, which goes away with the last that uses it.
+
+    Args:
+        dim: Channels of a row.
+
+    Raises:
+        OutputError: The temporary folder cannot be written.
+    """
+
+    def __init__(self, dim: int) -> None:
+        self._dim = dim
+        self._repeats = array("q")
+        try:
+            self._file = tempfile.TemporaryFile()  # noqa: SIM115 (lives as long as the rows)
+        except OSError as error:
+            raise self._cannot(error) from None
+
+    def add(self, rows: Tensor, repeats: Iterable[int]) -> None:
+        """Append rows ``[b, F]``, each standing for as many steps as ``repeats`` says.
+
+        Raises:
+            OutputError: The disk is full.
+        """
+        try:
+            self._file.write(rows.numpy().tobytes())
+        except OSError as error:
+            raise self._cannot(error) from None
+        self._repeats.extend(repeats)
+
+    def finish(self) -> RowFile:
+        """Give what was written.
+
+        Raises:
+            OutputError: The disk is full.
+        """
+        try:
+            self._file.flush()
+        except OSError as error:
+            raise self._cannot(error) from None
+        return RowFile(self._file, 0, self._dim, np.array(self._repeats, dtype=np.int64))
+
+    @staticmethod
+    def _cannot(error: OSError) -> OutputError:
+        return OutputError(
+            f"feature rows cannot be kept ({error.strerror}): set TMPDIR to a folder with space",
+            file=tempfile.gettempdir(),
+        )
+
+
+@dataclass(frozen=True)
+class VideoFeatures:
+    """Features of one video.
+
+    Attributes:
+        blocks: The features, float32 ``[n, F]``, to be taken in blocks with ``split``: without all
+            of them in memory.
+        shown: float64 ``[r]``, seconds at which the (first) frame of each row kept appears.
+        seconds_per_step: Step k stands for ``[k, k + 1) * seconds_per_step`` seconds of the file's
+            own clock.
+        duration: Seconds of that clock at which the pictures that could be decoded end.
+        digest: SHA-256 of the file's bytes and the settings together; empty where no cache wanted
+            to know.
+        settings: What the features were made with, plain values.
+        problems: Damage met on the way, one line each.
+        reused: Read from a :class:`FeatureCache`, not computed now.
+    """
+
+    blocks: RowFile
+    shown: Tensor
+    seconds_per_step: float
+    duration: float
+    digest: str
+    settings: dict[str, Any]
+    problems: tuple[str, ...] = ()
+    reused: bool = field(default=False, compare=False)
+
+    def __len__(self) -> int:
+        return len(self.blocks)
+
+    @property
+    def features(self) -> Tensor:
+        """All features ``[n, F]``, mapped from their file where none repeats."""
+        return self.blocks.tensor()
+
+    @property
+    def times(self) -> Tensor:
+        """float64 ``[n]``, seconds at which the (first) frame of each step appears."""
+        return self.shown.repeat_interleave(torch.from_numpy(self.blocks.repeats))
+
+
+class FeatureCache:
+    """Features that need not be computed again, one safetensors file a video.
+
+    A file is written all or nothing and carries a checksum: what was interrupted or damaged is not
+    found, and extracted again.
+
+    Args:
+        folder: Made where it does not exist.
+
+    Raises:
+        OutputError: The folder cannot be made.
+    """
+
+    def __init__(self, folder: str | Path) -> None:
+        self.folder = Path(folder)
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise OutputError(f"cannot be made ({error.strerror})", file=folder) from None
+        self._locks: dict[str, threading.Lock] = {}
+
+    def lock(self, digest: str) -> threading.Lock:
+        """Held by the thread that computes a digest, so that another waits and finds it done."""
+        return self._locks.setdefault(digest, threading.Lock())
+
+    def get(self, digest: str) -> VideoFeatures | None:
+        """Give what was stored under a digest, or None where nothing whole is there."""
+        try:
+            with safe_open(self._file(digest), framework="pt") as stored:
+                content = json.loads((stored.metadata() or {})["content"])
+                shown, repeats = stored.get_tensor("shown"), stored.get_tensor("repeats")
+            rows = _open_rows(self._file(digest), repeats.numpy())
+            if content.pop("checksum") != _checksum(rows, shown, content):
+                return None
+            content["problems"] = tuple(content["problems"])
+            return VideoFeatures(rows, shown, **content, reused=True)
+        except (OSError, SafetensorError, ValueError, KeyError, TypeError):
+            return None
+
+    def put(self, video: VideoFeatures) -> None:
+        """Store features under their digest.
+
+        Raises:
+            OutputError: The file cannot be written.
+        """
+        content: dict[str, Any] = {
+            "seconds_per_step": video.seconds_per_step,
+            "duration": video.duration,
+            "digest": video.digest,
+            "settings": video.settings,
+            "problems": list(video.problems),
+        }
+        content["checksum"] = _checksum(video.blocks, video.shown, content)
+        # What is there is damaged: whole features would have been found.
+        self._file(video.digest).unlink(missing_ok=True)
+        with replace_file(self._file(video.digest)) as temporary, temporary.open("wb") as file:
+            file.write(_header(video.blocks, {"content": json.dumps(content)}))
+            file.write(video.shown.numpy().tobytes())
+            file.write(video.blocks.repeats.tobytes())
+            for block in _rows_once(video.blocks).split(BLOCK):
+                file.write(block.numpy().tobytes())
+
+    def _file(self, digest: str) -> Path:
+        return self.folder / f"{digest}.safetensors"
+
+
+def _rows_once(rows: RowFile) -> RowFile:
+    return rows.shortened(1)
+
+
+def _header(rows: RowFile, metadata: dict[str, str]) -> bytes:
+    """Beginning of a safetensors file: its own writer wants every tensor in memory, twice."""
+    count, width = len(rows.repeats), rows.dim
+    ends = [8 * count, 16 * count, 16 * count + 4 * count * width]
+    header = {
+        "__metadata__": metadata,
+        "shown": {"dtype": "F64", "shape": [count], "data_offsets": [0, ends[0]]},
+        "repeats": {"dtype": "I64", "shape": [count], "data_offsets": ends[:2]},
+        "features": {"dtype": "F32", "shape": [count, width], "data_offsets": ends[1:]},
+    }
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text
+
+
+def _open_rows(path: Path, repeats: Whole) -> RowFile:
+    """The features in a safetensors file whose header was found to be sound."""
+    file = path.open("rb")
+    length = int.from_bytes(file.read(8), "little")
+    entry = json.loads(file.read(length))["features"]
+    count, width = entry["shape"]
+    if entry["dtype"] != "F32" or repeats.shape != (count,) or repeats.dtype != np.int64:
+        raise ValueError("not rows of this package")
+    if (repeats < 1).any() or repeats.sum() > MAX_STEPS:
+        raise ValueError("impossible repeats")
+    return RowFile(file, 8 + length + entry["data_offsets"][0], width, repeats)
+
+
+def _checksum(rows: RowFile, shown: Tensor, content: dict[str, Any]) -> str:
+    digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode())
+    digest.update(f"features torch.float32 {[len(rows.repeats), rows.dim]}".encode())
+    for block in _rows_once(rows).split(BLOCK):
+        digest.update(block.numpy().tobytes())
+    digest.update(rows.repeats.tobytes())
+    digest.update(f"shown {shown.dtype} {list(shown.shape)}".encode())
+    digest.update(shown.numpy().tobytes())
+    return digest.hexdigest()
