@@ -41,7 +41,7 @@ def test_no_search_of_many_clients_is_lost(served):
     for number, (_, done) in enumerate(answers):
         assert done["state"] == "done", done["error"]
         steps = done["settings"]["query_steps"] * done["settings"]["seconds_per_step"]
-        assert steps == pytest.approx(9 - 0.7 * number, abs=0.34)
+        assert steps == pytest.approx(9 - 0.7 * number, abs=0.66)
     assert len({done["id"] for _, done in answers}) == 12
 
 
