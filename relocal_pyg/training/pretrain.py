@@ -5,8 +5,9 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from copy import deepcopy
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,7 +16,9 @@ from torch import Tensor
 from relocal_pyg.data.proposals import QUERY_SCALES, geometric_lengths
 from relocal_pyg.data.samples import WindowList, choose_proposals
 from relocal_pyg.datasets.endless import Rows, Scene, World, draw_world
+from relocal_pyg.errors import UsageError
 from relocal_pyg.io.seeding import generator
+from relocal_pyg.io.write import replace_file
 from relocal_pyg.models.compare import cosines
 from relocal_pyg.models.matcher import MultiGraphMatcher
 from relocal_pyg.models.matchers import contrast_scores, step_similarity
@@ -25,6 +28,8 @@ from relocal_pyg.moments import tiou
 #: Shares of the lists: folders of clips that are all action, references that hold the same footage,
 #: and references that are all action.
 FOLDERS, COPIES, COVERED = 0.1, 0.1, 0.06
+#: What a run is made of, and where it is kept.
+PARTS, STATE = ("model", "average", "optimiser"), "state.pt"
 #: Windows of a video that a list is chosen from, at most, beside those at its answers.
 MOST = 500
 
@@ -218,78 +223,108 @@ def _diagonal(query: Tensor, reference: Tensor, windows: Tensor, places: int = 8
 
 
 def pretrain(
-    model: MultiGraphMatcher,
-    config: PretrainConfig,
+    config: PretrainConfig | None = None,
+    network: MatcherConfig | None = None,
     folder: Path | None = None,
     log: Callable[[str], None] = print,
     report_every: int = 100,
 ) -> MultiGraphMatcher:
-    """Train a matcher on worlds without end.
+    """Train a matcher on worlds without end; how ``load_model("pretrained")`` was made.
 
     Args:
-        model: Trained in place.
-        config: How.
-        folder: Where state is kept, so that a run that was cut off goes on; None keeps nothing.
+        config: How; the defaults where None.
+        network: Shape of the matcher and of its lists; the defaults where None.
+        folder: Where the state is kept, and the result in ``best``: a run that was cut off goes on
+            as if it had not been. None keeps nothing.
         log: Told of the progress.
-        report_every: Steps between two reports.
+        report_every: Steps between two reports, at which the state is kept.
 
     Returns:
         The moving average of the weights, in evaluation mode.
+
+    Raises:
+        UsageError: The folder holds a run of other settings.
     """
-    groups = model.parameter_groups(config.learning_rate, config.learning_rate)
-    optimiser = torch.optim.Adam(groups, weight_decay=config.weight_decay)
-    average = deepcopy(model).eval()
-    start, run, began = 0, [], time.process_time()
-    state = None if folder is None else folder / "state.pt"
-    if state is not None and state.exists():
-        kept = torch.load(state, weights_only=True)
-        model.load_state_dict(kept["model"])
-        average.load_state_dict(kept["average"])
-        optimiser.load_state_dict(kept["optimiser"])
-        start = kept["step"]
-    model.train()
-    for step in range(start, config.steps):
+    config, network = config or PretrainConfig(), network or MatcherConfig()
+    torch.manual_seed(config.seed)
+    model = MultiGraphMatcher(**asdict(network))
+    run = _Run(config, model, deepcopy(model).eval())
+    if folder is not None:
+        run.resume(folder / STATE)
+    losses: list[float] = []
+    began = time.process_time()
+    for step in range(run.step, config.steps):
+        losses.append(run.advance(step))
+        if (step + 1) % report_every == 0 or step + 1 == config.steps:
+            if folder is not None:
+                run.keep(folder / STATE)
+            mean = np.mean(losses[-report_every:])
+            log(f"step {step + 1}: loss {mean:.3f}, {time.process_time() - began:.0f} s")
+    if folder is not None:
+        run.average.save(folder / "best")
+    return run.average
+
+
+class _Run:
+    """Weights, their moving average and the optimiser between two steps."""
+
+    def __init__(
+        self, config: PretrainConfig, model: MultiGraphMatcher, average: MultiGraphMatcher
+    ) -> None:
+        self.config, self.model, self.average = config, model, average
+        self.optimiser = torch.optim.Adam(
+            model.parameters(), config.learning_rate, weight_decay=config.weight_decay
+        )
+        self.step = 0
+
+    def advance(self, step: int) -> float:
+        """One step; it depends on what came before, the seed and its number alone."""
+        config, model = self.config, self.model.train()
         rate = min(1.0, (step + 1) / config.warmup)
         rate *= min(1.0, (config.steps - step) / (config.decay * config.steps))
-        for group in optimiser.param_groups:
+        for group in self.optimiser.param_groups:
             group["lr"] = config.learning_rate * rate
         torch.manual_seed(config.seed * 1_000_003 + step)
         numbers = range(step * config.lists, (step + 1) * config.lists)
-        samples = [draw_list(config.seed, number, model.settings) for number in numbers]
-        optimiser.zero_grad()
-        loss = model.list_losses(samples)["loss"]
+        lists = [draw_list(config.seed, number, model.settings) for number in numbers]
+        self.optimiser.zero_grad()
+        loss = model.list_losses(lists)["loss"]
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), config.clip_norm)
-        optimiser.step()
-        decay = min(config.average, (step + 1) / (step + 10))
+        self.optimiser.step()
+        fresh = 1 - min(config.average, (step + 1) / (step + 10))
         with torch.no_grad():
-            for kept_value, value in zip(average.parameters(), model.parameters(), strict=True):
-                kept_value.lerp_(value, 1 - decay)
-        run.append(float(loss.detach()))
-        if (step + 1) % report_every == 0:
-            if state is not None:
-                _keep(state, step + 1, model, average, optimiser)
-            seconds = time.process_time() - began
-            log(f"step {step + 1}: loss {np.mean(run[-report_every:]):.3f}, {seconds:.0f} s")
-    return average
+            pairs = zip(self.average.parameters(), model.parameters(), strict=True)
+            for kept, value in pairs:
+                kept.lerp_(value, fresh)
+        self.step = step + 1
+        return float(loss.detach())
 
+    def _settings(self) -> dict[str, Any]:
+        settings = {
+            **asdict(self.config),
+            **self.model.config(),
+            "ks": list(self.model.settings.ks),
+        }
+        # Until the rate falls, how long the run will be has made no difference.
+        if self.step <= (1 - self.config.decay) * self.config.steps:
+            del settings["steps"]
+        return settings
 
-def _keep(
-    file: Path,
-    step: int,
-    model: MultiGraphMatcher,
-    average: MultiGraphMatcher,
-    optimiser: torch.optim.Optimizer,
-) -> None:
-    file.parent.mkdir(parents=True, exist_ok=True)
-    fresh = file.with_suffix(".new")
-    torch.save(
-        {
-            "step": step,
-            "model": model.state_dict(),
-            "average": average.state_dict(),
-            "optimiser": optimiser.state_dict(),
-        },
-        fresh,
-    )
-    fresh.replace(file)
+    def keep(self, file: Path) -> None:
+        """Write all that :meth:`resume` needs."""
+        file.parent.mkdir(parents=True, exist_ok=True)
+        state = {name: getattr(self, name).state_dict() for name in PARTS}
+        with replace_file(file) as temporary:
+            torch.save({"step": self.step, "settings": self._settings(), **state}, temporary)
+
+    def resume(self, file: Path) -> None:
+        """Go on where :meth:`keep` left off, if it did."""
+        if not file.exists():
+            return
+        state = torch.load(file, weights_only=True)
+        self.step = state["step"]
+        if state["settings"] != self._settings():
+            raise UsageError("holds a run of other settings: name another folder", file=file.parent)
+        for name in PARTS:
+            getattr(self, name).load_state_dict(state[name])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,8 @@ import pytest
 import torch
 
 from relocal_pyg.datasets.endless import KINDS, ORDERS, Own, draw_world
-from relocal_pyg.models import MultiGraphMatcher
+from relocal_pyg.errors import UsageError
+from relocal_pyg.models import load_model
 from relocal_pyg.models.network_config import MatcherConfig
 from relocal_pyg.training.pretrain import (
     PretrainConfig,
@@ -115,34 +117,48 @@ def test_candidates_hold_one_that_fits() -> None:
     assert len(torch.unique(windows, dim=0)) == len(windows)
 
 
-def test_a_run_that_was_cut_off_goes_on(tmp_path: Path) -> None:
-    def model() -> MultiGraphMatcher:
-        torch.manual_seed(0)
-        return MultiGraphMatcher(hidden_channels=8, num_steps=6, list_length=8, far_proposals=4)
+SMALL = MatcherConfig(hidden_channels=8, num_steps=6, list_length=8, far_proposals=4)
 
+
+def test_a_run_that_was_cut_off_goes_on(tmp_path: Path) -> None:
     config = PretrainConfig(steps=4, lists=2, warmup=1)
     said: list[str] = []
-    whole = pretrain(model(), config, log=said.append, report_every=2)
+    whole = pretrain(config, SMALL, log=said.append, report_every=2)
 
     def stop(line: str) -> None:
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        pretrain(model(), config, tmp_path, log=stop, report_every=2)
-    resumed = pretrain(model(), config, tmp_path, log=said.append, report_every=2)
+        pretrain(config, SMALL, tmp_path, log=stop, report_every=2)
+    resumed = pretrain(config, SMALL, tmp_path, log=said.append, report_every=2)
+    kept = load_model(tmp_path).state_dict()
     for name, value in whole.state_dict().items():
         torch.testing.assert_close(value, resumed.state_dict()[name])
+        torch.testing.assert_close(value, kept[name])
     assert len(said) == 3
+    with pytest.raises(UsageError, match="other settings"):
+        pretrain(replace(config, seed=1), SMALL, tmp_path)
+
+
+def test_how_long_a_run_is_may_be_decided_while_the_rate_stands(tmp_path: Path) -> None:
+    config = PretrainConfig(steps=4, lists=1, warmup=1, decay=0.5)
+
+    def stop(line: str) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        pretrain(replace(config, steps=100), SMALL, tmp_path, log=stop, report_every=2)
+    resumed = pretrain(config, SMALL, tmp_path).state_dict()
+    for name, value in pretrain(config, SMALL).state_dict().items():
+        torch.testing.assert_close(value, resumed[name])
 
 
 @pytest.mark.slow
 def test_it_learns() -> None:
-    torch.manual_seed(0)
-    model = MultiGraphMatcher(hidden_channels=16, num_steps=10, list_length=20, far_proposals=8)
     losses: list[float] = []
     pretrain(
-        model,
         PretrainConfig(steps=120, lists=2),
+        MatcherConfig(hidden_channels=16, num_steps=10, list_length=20, far_proposals=8),
         log=lambda line: losses.append(float(line.split()[3].rstrip(","))),
         report_every=40,
     )

@@ -25,6 +25,7 @@ from relocal_pyg.io.write import own_folder, writing
 COMMANDS = {
     "demo": "demo",
     "train": "train",
+    "pretrain": "pretrain",
     "evaluate": "evaluate",
     "ablate": "evaluate",
     "find": "find",
