@@ -546,7 +546,7 @@ def annotations(draw):
 
 
 @given(annotations())
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=15, deadline=None)
 def test_round_trips_lose_nothing(tmp_path_factory, clips):
     """On a grid of frames (and milliseconds) every format gives the same rows back."""
     folder: Path = tmp_path_factory.mktemp("round")
