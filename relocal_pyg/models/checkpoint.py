@@ -21,7 +21,7 @@ FORMAT = 1
 
 #: The weights that come with the package, and what they must hash to.
 PRETRAINED = Path(__file__).parent / "pretrained"
-PRETRAINED_SHA256 = "8685b91a8d432bb3e89f3ee2125244a7f187d0a2c5f19b6b2da2b10ade840bb5"
+PRETRAINED_SHA256 = "45bbcf48db41598177e3a4f043232159130027820d333ff18b081cb27e864a8a"
 
 _MODULES = {
     "MultiGraphRelocalizer": "multi_graph",
