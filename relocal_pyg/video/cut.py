@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator
 from fractions import Fraction
-from itertools import chain, islice, pairwise
+from itertools import islice, pairwise
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -17,13 +17,14 @@ from relocal_pyg.formats.clips import TIMELINE_RATES, Source, timeline_rate
 from relocal_pyg.io.write import replace_file
 from relocal_pyg.video.container import (
     check_file,
+    codec_name,
     failures,
     import_av,
     open_video,
     reason,
     seek_before,
 )
-from relocal_pyg.video.decode import frames, packets_of, probe
+from relocal_pyg.video.decode import packets_of, pictures, probe, restarts
 
 # Exact for the usual frame rates and for milliseconds, and not too fine for MPEG-4.
 _TIME_BASE = Fraction(1, 60_000)
@@ -88,14 +89,16 @@ def cut_clip(
     end: float,
     target: str | Path,
     reencode: bool = False,
+    stream: int | None = None,
 ) -> tuple[float, float]:
     """Write a part of a video as a file of its own.
 
     Without ``reencode`` the compressed picture and sound are copied: fast and without loss, but the
     clip begins with the last key frame at or before ``start``, which may be seconds earlier, and a
-    few frames after ``end`` may stay. With it every frame of ``[start, end)``, and no other, is
-    encoded anew (H.264, or MPEG-4 where this FFmpeg has no H.264 encoder); sound is left out, the
-    picture is turned upright and an odd last row or column is dropped.
+    few frames after ``end`` may stay. With it every picture on the screen during ``[start, end)``,
+    and no other, is encoded anew (H.264, HEVC where there are more than 8 bits, MPEG-4 where this
+    FFmpeg has neither), with its colours, pixel aspect and rotation; sound is left out and an odd
+    last row or column is dropped. Pictures of another size are scaled to that of the first.
 
     Args:
         source: The video file.
@@ -104,6 +107,7 @@ def cut_clip(
         target: The clip; its suffix (``.mp4``, ``.mkv``, ...) says the container. Written all or
             nothing.
         reencode: Exact instead of fast.
+        stream: Number of the video stream; the default one where None.
 
     Returns:
         Start and end, in seconds of ``source``, of what the clip shows.
@@ -119,16 +123,23 @@ def cut_clip(
         raise UsageError("the clip would overwrite the video it is cut from", file=target)
     with replace_file(target) as temporary:
         write = _encode if reencode else _copy
-        return write(source, start, end, temporary, target)
+        return write(source, start, end, temporary, target, stream)
 
 
 def _copy(
-    source: str | Path, start: float, end: float, temporary: Path, target: str | Path
+    source: str | Path,
+    start: float,
+    end: float,
+    temporary: Path,
+    target: str | Path,
+    number: int | None,
 ) -> tuple[float, float]:
+    if restarts(source, number):
+        raise VideoError("its clock starts again on the way: re-encode", file=source)
     shown = None
     # Seeking saves reading what comes before; where it leads past the key frame, all is read.
     for seeking in (True, False) if start > 0 else (False,):
-        with open_video(source) as (container, stream):
+        with open_video(source, number) as (container, stream):
             if stream.start_time is None:
                 raise VideoError("holds no timestamps to cut by: re-encode", file=source)
             if seeking and not seek_before(container, stream, start):
@@ -151,13 +162,13 @@ def _remux(
     container: Any, video: Any, start: float, end: float, temporary: Path, exact: bool
 ) -> tuple[float, float] | None:
     """Copy from the key frame before ``start``; the seconds copied, or None where nothing was."""
-    origin = video.start_time * video.time_base
+    origin = Fraction(container.start_time or 0, 1_000_000)
     first = last = None
     streams = [video, *container.streams.audio[:1]]
     going = {stream.index for stream in streams}
     packets = _with_decoding_times(container.demux(streams), video)
     with import_av().open(str(temporary), "w") as output:
-        copies = {s.index: output.add_stream_from_template(s) for s in streams}
+        copies = {s.index: _copy_of(s, container, output) for s in streams}
         for packet in _from_key_frame(packets, video, origin + Fraction(start) + _EPSILON, exact):
             index, base = packet.stream.index, packet.time_base
             if index not in going:
@@ -183,6 +194,20 @@ def _remux(
             packet.stream = copies[index]
             output.mux(packet)
     return None if first is None or last is None else (float(first - origin), float(last - origin))
+
+
+def _copy_of(stream: Any, container: Any, output: Any) -> Any:
+    """A stream for the packets of another: found by codec, whatever decoder reads it."""
+    copy = output.add_stream_from_template(stream, opaque=True)
+    copy.disposition = stream.disposition
+    if stream.type == "video" and output.format.name in ("mp4", "mov", "ipod"):
+        # Apple's players refuse HEVC that is not called hvc1; elsewhere the name is the source's.
+        tag = stream.codec_context.codec_tag if "mp4" in container.format.name else ""
+        if not tag.strip("\0") and codec_name(stream.codec_context) == "hevc":
+            tag = "hvc1"
+        if tag.strip("\0"):
+            copy.codec_context.codec_tag = tag
+    return copy
 
 
 def _from_key_frame(
@@ -244,33 +269,118 @@ def _time(packet: Any) -> Fraction:
 
 
 def _encode(
-    source: str | Path, start: float, end: float, temporary: Path, target: str | Path
+    source: str | Path,
+    start: float,
+    end: float,
+    temporary: Path,
+    target: str | Path,
+    number: int | None,
 ) -> tuple[float, float]:
-    av = import_av()
-    rate = Fraction(probe(source).fps_nominal or 25).limit_denominator(1001)
-    shown = frames(source, start=start, end=end)
-    first, picture = next(shown)
-    height, width = (side - side % 2 for side in picture.shape[:2])
-    if not (height and width):
-        raise VideoError("is one pixel wide or high: nothing to encode", file=source)
-    last, step = first, float(1 / rate)
+    av, info = import_av(), probe(source, number)
+    step = min(1 / (info.fps_nominal or 25.0), 0.1)
+    shown = pictures(source, start, end, stream=number, report=lambda problem: None)
+    first: float | None = None
+    until, held = start, None
     try:
         with av.open(str(temporary), "w") as output:
-            if "libx264" in av.codecs_available:
-                options = {"crf": "18", "preset": "veryfast"}
-                stream = output.add_stream("libx264", rate=rate, options=options)
-            else:
-                stream = output.add_stream("mpeg4", rate=rate, bit_rate=8_000_000)
-            stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
-            stream.codec_context.time_base = _TIME_BASE
-            for time, rgb in chain([(first, picture)], shown):
-                even = np.ascontiguousarray(rgb[:height, :width])
-                frame = av.VideoFrame.from_ndarray(even, format="rgb24")
-                frame.pts, frame.time_base = round((time - first) / _TIME_BASE), _TIME_BASE
-                output.mux(stream.encode(frame))
-                step = time - last if time > last else step
-                last = time
+            for time, gone, frame in shown:
+                if first is None:
+                    # What is still on the screen belongs to the clip, if it is there to be seen.
+                    if time < start - float(_EPSILON) and min(gone, end) - start < step:
+                        continue
+                    first = max(time, start)
+                    with open_video(source, number) as (_, original):
+                        fit = _Fit(frame, original)
+                        stream = fit.add_stream(output, step)
+                begin, until = max(time, start), min(gone, end)
+                held = fit(frame)
+                output.mux(stream.encode(_at(held, begin - first)))
+            if first is None or held is None:
+                raise VideoError(f"shows no frame between {start:g} s and {end:g} s", file=source)
+            if until - begin > 1.5 * step:  # the encoder would forget how long the last one stays
+                output.mux(stream.encode(_at(held, until - step - first)))
             output.mux(stream.encode())
     except failures() as error:
         raise OutputError(f"cannot be encoded ({reason(error)})", file=target) from None
-    return first, min(last + step, end)
+    return first, until
+
+
+def _at(frame: Any, seconds: float) -> Any:
+    frame.pts, frame.time_base = round(seconds / _TIME_BASE), _TIME_BASE
+    frame.pict_type = 0  # the encoder decides
+    return frame
+
+
+class _Fit:
+    """How pictures are encoded: as deep as they are, tagged with their colours and shape.
+
+    Args:
+        frame: The first of them.
+        original: The stream that they are of.
+    """
+
+    def __init__(self, frame: Any, original: Any) -> None:
+        self.width, self.height = (side - side % 2 for side in (frame.width, frame.height))
+        if not (self.width and self.height):
+            raise ValueError("one pixel wide or high")
+        codecs, shape = import_av().codecs_available, frame.format
+        deep = max(part.bits for part in shape.components) > 8 and not shape.is_rgb
+        self.codec = next(
+            (name for name in ("libx265" if deep else "", "libx264") if name in codecs), "mpeg4"
+        )
+        kept = ("yuv420p", "yuvj420p") if self.codec == "libx264" else ("yuv420p",)
+        self.format = shape.name if shape.name in kept else "yuv420p"
+        if deep and self.codec != "mpeg4":
+            self.format = "yuv420p10le"
+        names = ("color_primaries", "color_trc", "colorspace", "color_range")
+        self.colours = {name: int(getattr(frame, name)) for name in names}
+        if shape.is_rgb or shape.name.startswith(("gray", "pal", "mono")):
+            self.colours |= {"colorspace": 6, "color_range": 1}  # what swscale makes of them
+        self.aspect = original.sample_aspect_ratio or original.codec_context.sample_aspect_ratio
+        self.matrix = frame.side_data.get("DISPLAYMATRIX")
+        self._crop: Any = None
+
+    def add_stream(self, output: Any, step: float) -> Any:
+        """The stream of the clip."""
+        options = {
+            "libx264": {"crf": "18", "preset": "veryfast"},
+            "libx265": {"crf": "18", "preset": "veryfast", "x265-params": "log-level=error"},
+            "mpeg4": {"qmin": "2", "qmax": "4"},
+        }
+        rate = Fraction(1 / step).limit_denominator(1001)
+        stream = output.add_stream(self.codec, rate=rate, options=options[self.codec])
+        stream.width, stream.height, stream.pix_fmt = self.width, self.height, self.format
+        context = stream.codec_context
+        context.time_base = _TIME_BASE
+        if self.codec == "libx265":
+            context.codec_tag = "hvc1"
+        for name, value in self.colours.items():
+            setattr(context, name, value)
+        if self.aspect:
+            context.sample_aspect_ratio = self.aspect
+        if self.matrix is not None:
+            stream.set_display_matrix(np.frombuffer(bytes(self.matrix), dtype=np.int32).tolist())
+        return stream
+
+    def __call__(self, frame: Any) -> Any:
+        """A picture as the encoder takes it: an odd last row or column is left out."""
+        if (frame.width - frame.width % 2, frame.height - frame.height % 2) == (
+            self.width,
+            self.height,
+        ) and (frame.width % 2 or frame.height % 2):
+            frame = self._cropped(frame)
+        same = (frame.width, frame.height) == (self.width, self.height)
+        if same and frame.format.name == self.format:
+            return frame
+        return frame.reformat(self.width, self.height, self.format, interpolation="BICUBIC")
+
+    def _cropped(self, frame: Any) -> Any:
+        if self._crop is None:
+            graph = import_av().filter.Graph()
+            size = {"width": frame.width, "height": frame.height, "format": frame.format}
+            source = graph.add_buffer(**size, time_base=_TIME_BASE)
+            crop = graph.add("crop", f"{self.width}:{self.height}:0:0:exact=1")
+            graph.link_nodes(source, crop, graph.add("buffersink")).configure()
+            self._crop = graph
+        self._crop.push(frame)
+        return self._crop.pull()

@@ -383,7 +383,7 @@ def _timed_from(
     threads: int,
 ) -> Iterator[Timed]:
     """Pictures from the key frame before ``start`` on; never later than that."""
-    if start > 0 and not _restarts(path, number):
+    if start > 0 and not restarts(path, number):
         with open_video(path, number, threads) as (container, stream):
             stream.codec_context.skip_frame = skip
             if seek_before(container, stream, start):
@@ -401,7 +401,7 @@ def _timed_from(
         yield from found
 
 
-def _restarts(path: str | Path, number: int | None) -> bool:
+def restarts(path: str | Path, number: int | None) -> bool:
     """Whether the clock of a file that may be joined of several starts again somewhere."""
     state = os.stat(check_file(path))
     return _restarts_of(os.fspath(path), number, state.st_size, state.st_mtime_ns)
