@@ -37,6 +37,7 @@ from relocal_pyg.models.matchers import Chance, ContrastMatcher, CosineMatcher, 
 from relocal_pyg.models.multi_graph import MultiGraphRelocalizer
 from relocal_pyg.models.network_config import NetworkConfig
 from relocal_pyg.models.refining import FinerWindows
+from relocal_pyg.training.choice import Choice, read_choice
 from relocal_pyg.training.loop import FitResult, fit
 from relocal_pyg.training.presets import PAPER, Preset, TrainingConfig
 
@@ -70,12 +71,21 @@ class System:
 
 @dataclass(frozen=True)
 class Trained:
-    """A trained model, the seed it was trained with and how training went."""
+    """A trained model, the seed it was trained with and how training went.
+
+    Attributes:
+        title: Name in tables.
+        seed: Seed of the training.
+        model: With the weights that were kept.
+        history: A record per validation.
+        choice: What validation said of these weights, where it was kept.
+    """
 
     title: str
     seed: int
     model: Relocalizer
     history: tuple[dict[str, float], ...] = ()
+    choice: Choice | None = None
 
     @classmethod
     def load(cls, run: str | Path, title: str | None = None) -> Trained:
@@ -92,7 +102,7 @@ class Trained:
         history = read_json(Path(run) / "history.json", CheckpointError)
         model = load_model(run)
         name = title or f"{model.title} ({facts.get('preset', Path(run).name)})"
-        return cls(name, int(facts["seed"]), model, tuple(history))
+        return cls(name, int(facts["seed"]), model, tuple(history), read_choice(run))
 
 
 def table_one(preset: Preset) -> list[System]:
@@ -350,6 +360,11 @@ def publish(
         folder / "report.html",
         comparison,
         protocol,
+        settings={
+            f"{each.title}, seed {each.seed}": f"{each.choice}; {each.choice.bought()}"
+            for each in trained
+            if each.choice is not None
+        },
         histories={f"{each.title}, seed {each.seed}": each.history for each in trained},
         graphs=drawn[0] if drawn else (),
     )

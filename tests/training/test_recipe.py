@@ -42,6 +42,8 @@ def test_train_compare_publish_and_read_again(protocol, tmp_path):
         matcher = row.title in ("Contrast matcher", "Proposal oracle")
         assert (row.gain is None) == matcher
     assert "training of" in report.read_text().lower()
+    assert "training changed" in report.read_text() or "training gained" in report.read_text()
+    assert trained.choice == result.choice
     for title, (evaluation, *_) in comparison.evaluations.items():
         folder = tmp_path / "table" / "answers" / recipe.slug(title)
         if evaluation.seed is not None:

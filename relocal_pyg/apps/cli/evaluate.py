@@ -47,7 +47,6 @@ def evaluate(
         limit: Use LIMIT pairs of the hashed list only, drawn at random by their hash.
     """
     from relocal_pyg.training import recipe
-    from relocal_pyg.training.choice import read_choice
 
     folder = out or (runs[0] / "evaluation" if runs else None)
     if folder is None:
@@ -56,10 +55,9 @@ def evaluate(
     protocol, chosen = load_protocol(options), choose_preset(preset, None)
     recipe.spare_threads(chosen)
     trained = [recipe.Trained.load(run) for run in runs]
-    for run in runs:
-        choice = read_choice(run)
-        if choice is not None:
-            print("\n".join(filter(None, (f"{run}: {choice}", choice.bought()))))
+    for run, each in zip(runs, trained, strict=True):
+        if each.choice is not None:
+            print("\n".join(filter(None, (f"{run}: {each.choice}", each.choice.bought()))))
     if models == "all":
         systems = recipe.table_one(chosen)
         trained += recipe.train_all(systems, protocol, seeds, folder / "runs", steps=steps)
