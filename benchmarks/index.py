@@ -15,13 +15,16 @@ from torch import Tensor
 from benchmarks import measuring
 from benchmarks.measuring import Table, median_seconds, peak_mebibytes
 from relocal_pyg.data.items import Protocol
+from relocal_pyg.data.pair_data import resample, resample_windows
 from relocal_pyg.datasets.synthetic import SyntheticConfig, synthetic
 from relocal_pyg.io.seeding import seed_torch
-from relocal_pyg.models import ContrastMatcher, MultiGraphRelocalizer
-from relocal_pyg.models.base import Relocalizer
+from relocal_pyg.models import ContrastMatcher, MultiGraphMatcher, MultiGraphRelocalizer
+from relocal_pyg.models.base import Relocalizer, TrainableRelocalizer
+from relocal_pyg.models.compare import compare
 from relocal_pyg.search import SearchIndex, build_index
 from relocal_pyg.search.index import Hit, index_proposals
 from relocal_pyg.training import RECOMMENDED, fit
+from relocal_pyg.training.recipe import build_network
 
 #: Proposals of a video.
 WINDOWS = 100
@@ -74,10 +77,10 @@ def windows(num_steps: int) -> Tensor:
     return found[torch.linspace(0, len(found) - 1, WINDOWS).long()]
 
 
-def _trained(protocol: Protocol, quick: bool, **changes: object) -> MultiGraphRelocalizer:
+def _trained(protocol: Protocol, quick: bool, **changes: object) -> TrainableRelocalizer:
     seed_torch(0, "weights")
     network = replace(RECOMMENDED.network, **changes)  # type: ignore[arg-type]
-    model = MultiGraphRelocalizer.from_config(protocol.features.dim, network)
+    model = build_network(network, protocol.features.dim)
     if not quick:
         fit(model, protocol, config=RECOMMENDED.training, show_progress=False)
     return model.eval()
@@ -108,11 +111,17 @@ def _measure(
 
     def plainly() -> None:
         for _, features, _ in sample:
-            if isinstance(model, MultiGraphRelocalizer):
-                with torch.no_grad():
-                    model.score_proposals(queries[0], features, windows(len(features)))
-            else:
-                model.rank(queries[0], features, windows(len(features)))
+            places = windows(len(features))
+            with torch.no_grad():
+                if isinstance(model, MultiGraphMatcher):
+                    model([model.look(compare(queries[0], features), places)])
+                elif isinstance(model, MultiGraphRelocalizer):
+                    x, real = resample(queries[0], model.settings.num_steps)
+                    shown, mask = resample_windows(features, places, model.settings.num_steps)
+                    query = x.expand(len(places), -1, -1), real.expand(len(places), -1)
+                    model.network(query[0], shown, model.graphs, query[1], mask)
+                else:
+                    model.rank(queries[0], features, places)
 
     plain = median_seconds(plainly, 3) * len(videos) / len(sample)
     for stage in ("scan", "faiss") if find_spec("faiss") else ("scan",):

@@ -79,13 +79,14 @@ def write(path: Path, seconds: float, fps: int) -> Path:
 
 def measure(kind: str, query: str, reference: str) -> None:
     """Search in this process and print its peak memory."""
-    from relocal_pyg.models import ContrastMatcher, MultiGraphRelocalizer
+    from relocal_pyg.models import ContrastMatcher
     from relocal_pyg.training import RECOMMENDED
+    from relocal_pyg.training.recipe import build_network
     from relocal_pyg.video import EfficientNetLite0, find_moments
 
     backbone = EfficientNetLite0()
     model = (
-        MultiGraphRelocalizer.from_config(backbone.dim, RECOMMENDED.network).eval()
+        build_network(RECOMMENDED.network, backbone.dim).eval()
         if kind == "network"
         else ContrastMatcher()
     )

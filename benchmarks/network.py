@@ -9,7 +9,6 @@ from benchmarks.measuring import Table, interleaved, matmul_rate
 from relocal_pyg.data import PairData
 from relocal_pyg.models import MultiGraphRelocalizer
 from relocal_pyg.nn import MultiGraphConv
-from relocal_pyg.search import PairScorer
 from relocal_pyg.training import PAPER
 
 #: The paper's T, d, K and L and our tests' tiny one.
@@ -94,7 +93,7 @@ def search(quick: bool) -> Table:
     calls = {"plain, COO": lambda: plain(True), "plain, default": lambda: plain(False)}
     scorers = {}
     for name, dtype in (("float32", torch.float32), ("bfloat16", torch.bfloat16)):
-        scorers[name] = scoring = PairScorer(model, dtype).scoring
+        scorers[name] = scoring = model.inference(dtype)
         prepared = scoring.prepare(states, None)
         calls[f"scorer, {name}"] = lambda s=scoring: s.score(query, None, states, None)[0]
         calls[f"scorer, {name}, layer 1 kept"] = lambda s=scoring, p=prepared: s.score_prepared(

@@ -77,7 +77,7 @@ GOALS: dict[str, tuple[str, list[list[str]]]] = {
         "alone or in a batch, padded or not, permuted edges: float64 1e-12, float32 1e-5",
         [
             ["tests/nn", "tests/models", "-k", "one_by_one or pair_by_pair or padding or permut"],
-            ["tests/nn/test_pair_scoring.py"],
+            ["tests/nn/test_inference.py"],
         ],
     ),
     "gradients": (

@@ -34,7 +34,6 @@ from relocal_pyg.datasets.custom import custom
 from relocal_pyg.errors import CheckpointError, RelocalError
 from relocal_pyg.io.record import write_manifest
 from relocal_pyg.models import ContrastMatcher, MultiGraphRelocalizer, load_model
-from relocal_pyg.models.checkpoint import save_model
 
 KEY = "c3d_features"
 DIM, STEPS, DURATION = 4, 20, 20.0
@@ -329,7 +328,7 @@ def test_training_goes_on_without_the_bad_records(place: Place, capsys, monkeypa
     from relocal_pyg.training import presets
 
     network = dataclasses.replace(
-        presets.RECOMMENDED.network, hidden_channels=4, num_steps=4, head_channels=(4, 4)
+        presets.RECOMMENDED.network, hidden_channels=4, num_steps=4, head_channels=4
     )
     training = dataclasses.replace(
         presets.RECOMMENDED.training, batch_size=2, max_validation_pairs=2
@@ -455,7 +454,7 @@ class Payload:
 def checkpoint(tmp_path: Path) -> Path:
     torch.manual_seed(0)
     model = MultiGraphRelocalizer(DIM, hidden_channels=4, num_steps=4)
-    save_model(model, tmp_path / "model")
+    model.save(tmp_path / "model")
     return tmp_path / "model"
 
 

@@ -118,6 +118,50 @@ def default_proposals(num_steps: int, query_steps: int, limit: int = 4000) -> Te
     return torch.unique(torch.cat(grids), dim=0)
 
 
+def finer_windows(
+    moments: Tensor, num_steps: int, shares: Sequence[float]
+) -> tuple[Tensor, Tensor]:
+    """Windows whose ends lie near those of some moments.
+
+    Each end stays or is moved either way, to whole steps inside the video; what is empty, and the
+    moments themselves, are left out.
+
+    Args:
+        moments: ``[S, 2]`` in steps.
+        num_steps: Length of the video.
+        shares: How far, as shares of a moment's length.
+
+    Returns:
+        ``[M, 2]`` without duplicates, and ``[M]``: which moment each comes from, the first where
+        there are several.
+
+    Example:
+        >>> windows, seed = finer_windows(torch.tensor([[4.0, 8.0]]), 9, [0.25])
+        >>> windows.tolist(), seed.tolist()
+        ([[3.0, 7.0], [3.0, 8.0], [3.0, 9.0], [4.0, 7.0], [4.0, 9.0], \
+[5.0, 7.0], [5.0, 8.0], [5.0, 9.0]], [0, 0, 0, 0, 0, 0, 0, 0])
+    """
+    length = moments[:, 1:] - moments[:, :1]
+    moved = length * moments.new_tensor([-share for share in shares] + [0.0, *shares])
+    # Half a step moves an end as well: rounding to even would leave it.
+    moved = moved.sign() * (moved.abs() + 0.5).floor()
+    ends = (moments[..., None].round() + moved[:, None]).clamp(0, num_steps)
+    count = moved.shape[1]
+    windows = torch.stack(
+        [
+            ends[:, 0, :, None].expand(-1, -1, count),
+            ends[:, 1, None, :].expand(-1, count, -1),
+        ],
+        dim=-1,
+    ).view(len(moments), -1, 2)
+    seed = torch.arange(len(moments), device=moments.device)[:, None].expand(windows.shape[:2])
+    new = (windows[..., 0] < windows[..., 1]) & (windows != moments[:, None]).any(dim=-1)
+    windows, seed = windows[new], seed[new]
+    unique, number = torch.unique(windows, dim=0, return_inverse=True)
+    first = seed.new_full((len(unique),), len(moments))
+    return unique, first.scatter_reduce(0, number, seed, "amin")
+
+
 Floats = np.ndarray[Any, np.dtype[np.float64]]
 Whole = np.ndarray[Any, np.dtype[np.int64]]
 

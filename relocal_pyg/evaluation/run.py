@@ -141,7 +141,7 @@ def answer_pairs(
                     given = ask(query, reference, proposals, query_video=around)
                 # Reading numbers waits for the device, so that its work is inside the time.
                 ways = given if isinstance(given, dict) else {"": given}
-                rankings = {way: _in_memory(ranking) for way, ranking in ways.items()}
+                rankings = {way: ranking.cpu() for way, ranking in ways.items()}
             seconds = time.perf_counter() - start
             for ranking in rankings.values():
                 place = f"query {pair.query.item_id}, reference {pair.reference.item_id}"
@@ -195,7 +195,7 @@ def evaluate(
     asked = (*pairs.pairs, *(() if nulls is None else nulls.pairs))
     bar = tqdm(asked, desc=name, unit="pair", disable=None if progress else True)
     records = tuple(
-        _record(model, answer, top_k, nms_threshold)
+        _record(answer, top_k, nms_threshold)
         for answer in answer_pairs(model, protocol, bar, surroundings=surroundings)
     )
     records, empty_handed = records[: len(pairs)], records[len(pairs) :]
@@ -284,14 +284,12 @@ def replay(model: Relocalizer, like: Evaluation) -> Evaluation:
     )
 
 
-def _record(model: Relocalizer, answer: Answer, top_k: int, nms_threshold: float) -> PairRecord:
+def _record(answer: Answer, top_k: int, nms_threshold: float) -> PairRecord:
     query, item = answer.pair.query, answer.pair.reference
     truths = torch.tensor(item.truths, dtype=torch.float64).reshape(-1, 2)
     best: Moment | None = None
     if answer.ranking is not None:
-        first = answer.ranking.best(item.num_steps, 1)
-        around = answer.query_video
-        best = model.judge(answer.ranking, first, answer.query, answer.reference, around)[0]
+        best = answer.ranking.best(item.num_steps, 1)[0]
     return PairRecord(
         query_id=query.item_id,
         reference_id=item.item_id,
@@ -346,11 +344,6 @@ def _check(ranking: Ranking, place: str) -> None:
         raise RelocalError(f"proposals {list(before.shape)}: one a moment wanted", record=place)
     if not (torch.isfinite(moments).all() and torch.isfinite(scores).all()):
         raise RelocalError("an answer or a score is not finite", record=place)
-
-
-def _in_memory(ranking: Ranking) -> Ranking:
-    before = None if ranking.proposals is None else ranking.proposals.cpu()
-    return Ranking(ranking.moments.cpu(), ranking.scores.cpu(), before)
 
 
 def _spans(moments: Tensor) -> tuple[Span, ...]:

@@ -6,6 +6,7 @@ from .baselines.cross_gated import CrossGated as CrossGated
 from .baselines.frame_level import FrameLevel as FrameLevel
 from .baselines.sst import SST as SST
 from .baselines.video_level import VideoLevel as VideoLevel
+from .calibrated import Calibrated as Calibrated
 from .checkpoint import load_model as load_model
 from .matcher import MultiGraphMatcher as MultiGraphMatcher
 from .matchers import CentreHalf as CentreHalf
@@ -13,8 +14,9 @@ from .matchers import Chance as Chance
 from .matchers import ContrastMatcher as ContrastMatcher
 from .matchers import CosineMatcher as CosineMatcher
 from .matchers import DiagonalMatcher as DiagonalMatcher
+from .matchers import FinerWindows as FinerWindows
 from .matchers import RandomMoment as RandomMoment
 from .matchers import WholeReference as WholeReference
 from .multi_graph import MultiGraphRelocalizer as MultiGraphRelocalizer
+from .network_config import MatcherConfig as MatcherConfig
 from .network_config import NetworkConfig as NetworkConfig
-from .refining import FinerWindows as FinerWindows

@@ -3,40 +3,53 @@
 from __future__ import annotations
 
 import abc
+import contextlib
+import json
 import warnings
-from collections.abc import Sized
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence, Sized
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 import torch
 from numpy.typing import ArrayLike
 from torch import Tensor, nn
 
-from relocal_pyg.data.proposals import default_proposals
-from relocal_pyg.errors import FeatureError, ProposalError
+from relocal_pyg import __version__
+from relocal_pyg.data.items import Protocol
+from relocal_pyg.data.proposals import default_proposals, finer_windows
+from relocal_pyg.errors import FeatureError, ProposalError, UsageError
+from relocal_pyg.io.tensors import save_tensors
+from relocal_pyg.io.write import replace_folder
+from relocal_pyg.models.similarity import BLOCK, Rows
 from relocal_pyg.moments import Moment, clip_moments, nms
 
-if TYPE_CHECKING:
-    from relocal_pyg.data.items import Protocol
-    from relocal_pyg.models.calibrated import Confidence
-    from relocal_pyg.models.matchers import Blocks
+#: Format of a checkpoint, raised when its layout changes; a newer one is refused. 2: the network
+#: over similarities is a model of its own.
+FORMAT = 2
+
+#: From answers ``[A, 2]`` in steps and their scores ``[A]``, best first, to the probability of each
+#: being right ``[A]``, and that of the reference holding the action at all.
+Probabilities = Callable[[Tensor, Tensor], tuple[Tensor, float]]
 
 
 @dataclass(frozen=True)
 class Ranking:
-    """Answers for one query and one reference, best first.
+    """Answers for one query and one reference, best first, where the model computed them.
 
     Attributes:
         moments: ``[M, 2]`` in steps of the reference, after refinement.
         scores: ``[M]``, falling.
         proposals: ``[M, 2]`` before refinement: what each moment was made of, or None where the
             model refines nothing.
+        probabilities: Gives answers their probabilities; None where the model is not calibrated
+            (:class:`relocal_pyg.models.calibrated.Calibrated`).
     """
 
     moments: Tensor
     scores: Tensor
     proposals: Tensor | None = None
+    probabilities: Probabilities | None = None
 
     @classmethod
     def sort(cls, moments: Tensor, scores: Tensor, proposals: Tensor | None = None) -> Ranking:
@@ -44,6 +57,11 @@ class Ranking:
         order = torch.argsort(scores, descending=True, stable=True)
         before = None if proposals is None else proposals[order]
         return cls(moments[order], scores[order], before)
+
+    def cpu(self) -> Ranking:
+        """The same in main memory."""
+        before = None if self.proposals is None else self.proposals.cpu()
+        return replace(self, moments=self.moments.cpu(), scores=self.scores.cpu(), proposals=before)
 
     def best(
         self,
@@ -63,56 +81,159 @@ class Ranking:
         Returns:
             At most ``top_k`` moments in seconds, best first.
         """
-        moments = clip_moments(self.moments, num_steps)
-        kept = nms(moments, self.scores, nms_threshold, limit=top_k)
-        seconds = (moments[kept] * seconds_per_step).tolist()
-        scores = self.scores[kept].tolist()
-        before: list[tuple[float, float] | None] = [None] * len(kept)
-        if self.proposals is not None:
-            before = [(s, e) for s, e in (self.proposals[kept] * seconds_per_step).tolist()]
-        return [
-            Moment(start, end, score, proposal)
-            for (start, end), score, proposal in zip(seconds, scores, before, strict=True)
+        own = self.cpu()
+        moments = clip_moments(own.moments, num_steps)
+        kept = nms(moments, own.scores, nms_threshold, limit=top_k)
+        moments, scores = moments[kept].double(), own.scores[kept]
+        before: list[list[float]] | list[None] = [None] * len(kept)
+        if own.proposals is not None:
+            before = (own.proposals[kept].double() * seconds_per_step).tolist()
+        found = [
+            Moment(start, end, score, None if proposal is None else (proposal[0], proposal[1]))
+            for (start, end), score, proposal in zip(
+                (moments * seconds_per_step).tolist(), scores.tolist(), before, strict=True
+            )
         ]
+        if self.probabilities is None or not found:
+            return found
+        probability, presence = self.probabilities(moments, scores)
+        return [
+            replace(moment, probability=value, presence=presence)
+            for moment, value in zip(found, probability.tolist(), strict=True)
+        ]
+
+
+@dataclass(frozen=True)
+class Surroundings:
+    """What is known beside a query and a reference; a model may ignore any of it.
+
+    Attributes:
+        query_video: Features ``[v, F]`` of the whole video that the query was cut from.
+        seconds_per_step: Duration of one step.
+        background: Mean row ``[F]`` of a library that the videos belong to.
+    """
+
+    query_video: Any = None
+    seconds_per_step: float | None = None
+    background: Tensor | None = None
+
+
+#: Moments, no two of one place, whose surroundings are searched.
+SEEDS = 5
+#: How far either end of such a moment is moved in each round, as shares of its length.
+ROUNDS = ((0.15, 0.3), (0.05, 0.1))
+
+
+def look_closer(
+    proposals: Tensor, scores: Tensor, score: Callable[[Tensor], Tensor], num_steps: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Score finer windows around the best proposals too, in :data:`ROUNDS`.
+
+    Args:
+        proposals: ``[M, 2]`` in steps.
+        scores: ``[M]``.
+        score: Gives the scores of further windows.
+        num_steps: Length of the reference.
+
+    Returns:
+        Moments ``[N, 2]``, proposals first, their scores ``[N]``, and the proposals ``[N, 2]`` that
+        they were made of.
+    """
+    moments, origins = proposals, proposals
+    for shares in ROUNDS:
+        best = nms(moments, scores, 0.5, limit=SEEDS)
+        finer, seed = finer_windows(moments[best], num_steps, shares)
+        if len(finer) == 0:  # ends of very short moments stay where they are
+            continue
+        moments = torch.cat([moments, finer])
+        origins = torch.cat([origins, origins[best][seed]])
+        scores = torch.cat([scores, score(finer)])
+    return moments, scores, origins
 
 
 class Relocalizer(abc.ABC):
     """A system that finds the moment of a reference that means the same as a query.
 
+    A subclass answers in :meth:`_rank`, where everything is on its device already.
+
     Attributes:
         title: The name shown in tables.
         trainable: Whether :meth:`TrainableRelocalizer.fit` exists and has to be called.
         reconstructed: Whether the system was rebuilt without its source.
-        calibration: Gives answers their probabilities; None where nothing was calibrated
-            (:func:`relocal_pyg.models.calibrated.calibrate`).
+        in_channels: Width F of the features that it takes; None for any.
+        max_windows: About how many windows it is given where there are no proposals.
+        rounds: How far, as shares of a moment's length, :meth:`rank` moves the ends of the best
+            answers to look at finer windows, round after round; :meth:`rank_videos` does not.
     """
 
     title: ClassVar[str]
     trainable: ClassVar[bool] = False
     reconstructed: ClassVar[bool] = False
-    calibration: Confidence | None = None
+    max_windows: ClassVar[int] = 4000
+    in_channels: int | None = None
+    rounds: Sequence[Sequence[float]] = ()
 
-    @abc.abstractmethod
+    @property
+    def device(self) -> torch.device | None:
+        """Where it computes; None for wherever the query is."""
+        return None
+
+    def config(self) -> dict[str, Any]:
+        """Constructor arguments, plain JSON values only: what decides its answers."""
+        return {}
+
     def rank(
         self,
         query: Tensor,
-        reference: Tensor,
+        reference: Rows,
         proposals: Tensor,
         *,
-        query_video: Tensor | None = None,
+        query_video: Rows | None = None,
+        seconds_per_step: float | None = None,
+        background: Tensor | None = None,
     ) -> Ranking:
-        """Rank moments of a reference.
+        """Rank moments of a reference; inputs may be on any device.
 
         Args:
             query: Features of the clip, float32 ``[m, F]``, ``m >= 1``.
-            reference: Features of the long video, float32 ``[n, F]``, ``n >= 1``.
+            reference: Features of the long video, float32 ``[n, F]``, ``n >= 1``: a tensor, or rows
+                in a file.
             proposals: Candidates, float32 ``[M, 2]`` in steps of the reference, ``M >= 1``.
                 A model that makes its own moments may ignore them.
             query_video: Features of the whole video that the query was cut from, where known.
+            seconds_per_step: Duration of one step, where known.
+            background: Mean row ``[F]`` of a library that the videos belong to, where known.
 
         Returns:
             The :class:`Ranking`; it may hold another number of moments than ``proposals``.
         """
+        around = Surroundings(query_video, seconds_per_step, background)
+        return self._rank(*self._enter(query, reference, proposals, around))
+
+    def _rank(
+        self, query: Tensor, reference: Any, proposals: Tensor, around: Surroundings
+    ) -> Ranking:
+        """:meth:`rank` with everything on the model's device."""
+        raise NotImplementedError
+
+    def _enter(
+        self, query: Tensor, reference: Rows, proposals: Tensor, around: Surroundings
+    ) -> tuple[Tensor, Any, Tensor, Surroundings]:
+        """Bring everything to the model's device: no other place does."""
+        device = query.device if self.device is None else self.device
+        video, background = around.query_video, around.background
+        around = replace(
+            around,
+            query_video=None if video is None else self._take(video, device),
+            background=None if background is None else background.to(device),
+        )
+        windows = proposals if proposals is None else proposals.to(device)
+        return query.to(device), self._take(reference, device), windows, around
+
+    def _take(self, rows: Rows, device: torch.device) -> Any:
+        """Rows as the model wants them: all at once, unless it says otherwise."""
+        whole = rows if isinstance(rows, Tensor) else torch.cat(list(rows.split(BLOCK)))
+        return whole.to(device)
 
     @property
     def refinements(self) -> tuple[str, ...]:
@@ -126,28 +247,67 @@ class Relocalizer(abc.ABC):
         proposals: Tensor,
         *,
         query_video: Tensor | None = None,
+        seconds_per_step: float | None = None,
     ) -> dict[str, Ranking]:
         """The answers by each of :attr:`refinements`; arguments as in :meth:`rank`."""
-        ranking = self.rank(query, reference, proposals, query_video=query_video)
+        known = {} if seconds_per_step is None else {"seconds_per_step": seconds_per_step}
+        ranking = self.rank(query, reference, proposals, query_video=query_video, **known)
         before = ranking.moments if ranking.proposals is None else ranking.proposals
         return dict(zip(self.refinements, (Ranking(before, ranking.scores), ranking), strict=True))
+
+    def rank_videos(
+        self,
+        query: Tensor,
+        references: Sequence[Tensor],
+        proposals: Sequence[Tensor],
+        *,
+        query_video: Tensor | None = None,
+        background: Tensor | None = None,
+    ) -> list[Ranking]:
+        """Rank the proposals of each of many references; a network answers them together.
+
+        Arguments as in :meth:`rank`. Finer windows are left to the caller, see :attr:`rounds`.
+        """
+        return [
+            self.rank(query, *pair, query_video=query_video, background=background)
+            for pair in zip(references, proposals, strict=True)
+        ]
+
+    def encode(self, reference: Tensor, proposals: Tensor) -> tuple[Tensor, Tensor] | None:
+        """What is the same of each proposal for every query and worth keeping; None for nothing.
+
+        Args:
+            reference: ``[n, F]``.
+            proposals: ``[M, 2]`` in steps.
+
+        Returns:
+            States ``[M, T, d]`` and their lengths ``[M]``.
+        """
+        return None
+
+    def score_encoded(
+        self, query: Tensor, states: Tensor, lengths: Tensor, proposals: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Moments ``[M, 2]`` and scores ``[M]`` of proposals ``[M, 2]`` kept by :meth:`encode`."""
+        raise NotImplementedError
 
     def localize(
         self,
         query: ArrayLike,
-        reference: ArrayLike,
+        reference: ArrayLike | Rows,
         *,
         proposals: ArrayLike | None = None,
         top_k: int = 5,
         seconds_per_step: float = 1.0,
-        query_video: ArrayLike | None = None,
+        query_video: ArrayLike | Rows | None = None,
         nms_threshold: float = 0.5,
+        background: Tensor | None = None,
     ) -> list[Moment]:
         """Find the moments of a reference that mean the same as a query.
 
         Args:
             query: Features of the clip, ``[m, F]``.
-            reference: Features of the long video, ``[n, F]``.
+            reference: Features of the long video, ``[n, F]``: an array, or rows in a file.
             proposals: Candidates ``[M, 2]`` in seconds; made by sliding windows where None. Where
                 there are none, so is the answer, with a warning.
             top_k: How many moments to give at most.
@@ -155,6 +315,7 @@ class Relocalizer(abc.ABC):
                 seconds and steps are the same.
             query_video: Features of the whole video that the query was cut from, where known.
             nms_threshold: Of two answers with a larger tIoU only the better is given.
+            background: Mean row ``[F]`` of a library that the videos belong to, where known.
 
         Returns:
             At most ``top_k`` moments in seconds, best first.
@@ -162,47 +323,74 @@ class Relocalizer(abc.ABC):
         Raises:
             FeatureError: An array is not a finite, non-empty ``[n, F]``, or widths differ.
             ProposalError: ``proposals`` is not ``[M, 2]`` with ``start < end``.
+            UsageError: ``seconds_per_step`` or ``top_k`` is out of range.
         """
-        clip, video = as_features(query, "query"), as_features(reference, "reference")
-        around = None if query_video is None else as_features(query_video, "query_video")
-        wanted = getattr(self, "in_channels", None)
-        if wanted not in (None, clip.shape[1]):
-            raise FeatureError(
-                f"has {clip.shape[1]} channels and the model takes {wanted}: use the "
-                "features it was trained on",
-                record="query",
+        if not (top_k >= 1 and 0 < seconds_per_step < float("inf")):
+            raise UsageError(
+                f"top_k is {top_k}, seconds_per_step {seconds_per_step}: at least 1 and above 0 "
+                "wanted"
             )
+        clip, video = as_features(query, "query"), as_rows(reference, "reference")
+        around = None if query_video is None else as_rows(query_video, "query_video")
+        self.check_width(clip.shape[1], "query")
         for name, other in (("reference", video), ("query_video", around)):
-            if other is not None and other.shape[1] != clip.shape[1]:
+            if other is not None and width_of(other) != clip.shape[1]:
                 raise FeatureError(
-                    f"{name} has {other.shape[1]} channels and the query {clip.shape[1]}: "
+                    f"{name} has {width_of(other)} channels and the query {clip.shape[1]}: "
                     "extract both with the same backbone"
                 )
         if proposals is None:
-            candidates = default_proposals(len(video), len(clip))
+            candidates = default_proposals(len(video), len(clip), limit=self.max_windows)
         elif isinstance(proposals, Sized) and len(proposals) == 0:
             warnings.warn("there are no proposals, so there is no answer", stacklevel=2)
             return []
         else:
             candidates = as_proposals(proposals) / seconds_per_step
-        ranking = self.rank(clip, video, candidates, query_video=around)
-        found = ranking.best(len(video), top_k, seconds_per_step, nms_threshold)
-        return self.judge(ranking, found, clip, video, around, seconds_per_step)
+        ranking = self.rank(
+            clip,
+            video,
+            candidates,
+            query_video=around,
+            seconds_per_step=seconds_per_step,
+            background=background,
+        )
+        return ranking.best(len(video), top_k, seconds_per_step, nms_threshold)
+
+    def check_width(self, channels: int, record: str, file: str | Path | None = None) -> None:
+        """Refuse features of another width than the model takes.
+
+        Args:
+            channels: Their width.
+            record: What they are, named in the error.
+            file: Where they or the model came from.
+
+        Raises:
+            FeatureError: The model takes another width.
+        """
+        if self.in_channels not in (None, channels):
+            raise FeatureError(
+                f"has {channels} channels and the model takes {self.in_channels}: use the features "
+                "(backbone and PCA) that it was trained on",
+                file=file,
+                record=record,
+            )
 
     def explain(
         self,
         query: Tensor,
-        reference: Tensor,
+        reference: Rows,
         moment: tuple[float, float],
-        query_video: Tensor | None = None,
+        query_video: Rows | None = None,
+        seconds_per_step: float | None = None,
     ) -> Tensor | None:
-        """How much each meeting of two steps added to the score of a moment.
+        """How much each pair of steps added to the score of a moment.
 
         Args:
             query: ``[m, F]``.
             reference: ``[n, F]``.
             moment: Start and end in steps, of :meth:`scored_span`.
             query_video: ``[v, F]`` or None.
+            seconds_per_step: Duration of one step, where the ranking knew it.
 
         Returns:
             ``[m, n]``; None where a model cannot say.
@@ -217,25 +405,6 @@ class Relocalizer(abc.ABC):
         """Scores as they were before a last function that squashes them; here there is none."""
         return scores
 
-    def judge(
-        self,
-        ranking: Ranking,
-        moments: list[Moment],
-        query: Tensor,
-        reference: Tensor | Blocks,
-        query_video: Tensor | Blocks | None = None,
-        seconds_per_step: float = 1.0,
-    ) -> list[Moment]:
-        """Answers with their probabilities; as they are where nothing was calibrated.
-
-        Arguments as in :meth:`relocal_pyg.models.calibrated.Confidence.judge`.
-        """
-        if self.calibration is None or not moments:
-            return moments
-        return self.calibration.judge(
-            self, ranking, moments, query, reference, query_video, seconds_per_step
-        )
-
 
 class TrainableRelocalizer(nn.Module, Relocalizer):
     """A model with weights: what the training loop asks of it, and how it is kept.
@@ -248,6 +417,11 @@ class TrainableRelocalizer(nn.Module, Relocalizer):
     #: Whether it answers sensibly before it is trained here; then only weights that beat that start
     #: by more than chance are kept (:func:`relocal_pyg.training.fit`).
     starts_informed: ClassVar[bool] = False
+
+    @property
+    def device(self) -> torch.device:
+        """Where its weights are."""
+        return next(self.parameters()).device
 
     @abc.abstractmethod
     def config(self) -> dict[str, Any]:
@@ -292,10 +466,60 @@ class TrainableRelocalizer(nn.Module, Relocalizer):
         return fit(self, protocol, **options)
 
     def save(self, folder: str | Path) -> None:
-        """Write the weights and the configuration; read them with ``load_model``."""
-        from relocal_pyg.models.checkpoint import save_model
+        """Write the weights and the configuration; read them with ``load_model``.
 
-        save_model(self, folder)
+        All or nothing.
+
+        Raises:
+            OutputError: The folder cannot be written; what it held is intact.
+        """
+        with replace_folder(Path(folder), "model") as temporary:
+            self.write(temporary)
+
+    def write(self, folder: Path) -> None:
+        """Write ``model.safetensors`` and ``config.json`` into an existing folder."""
+        weights = {name: value.contiguous() for name, value in self.state_dict().items()}
+        save_tensors(weights, folder / "model.safetensors")
+        record = {
+            "format": FORMAT,
+            "version": __version__,
+            "model": type(self).__name__,
+            "config": self.config(),
+        }
+        text = json.dumps(record, indent=1, sort_keys=True)
+        (folder / "config.json").write_text(text, encoding="utf-8")
+
+
+@contextlib.contextmanager
+def evaluating(model: object) -> Iterator[None]:
+    """Put a model that is a module in evaluation mode, and back."""
+    if not isinstance(model, nn.Module) or not model.training:
+        yield
+        return
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train()
+
+
+def separate(
+    everything: Sequence[nn.Parameter],
+    head: Sequence[nn.Parameter],
+    learning_rate: float,
+    offset_learning_rate: float,
+) -> list[dict[str, Any]]:
+    """Two groups: everything but a regression head, and that head, which decays no weights.
+
+    Two groups of one Adam are the paper's two Adams, because the regression head reads a detached
+    vector (section 5.2.2).
+    """
+    known = {id(parameter) for parameter in head}
+    rest = [parameter for parameter in everything if id(parameter) not in known]
+    return [
+        {"params": rest, "lr": learning_rate},
+        {"params": list(head), "lr": offset_learning_rate, "weight_decay": 0.0},
+    ]
 
 
 def as_features(array: ArrayLike, name: str) -> Tensor:
@@ -320,6 +544,24 @@ def as_features(array: ArrayLike, name: str) -> Tensor:
     if not finite.all():
         raise FeatureError(f"step {int((~finite).nonzero()[0])} is not finite", record=name)
     return tensor
+
+
+def as_rows(rows: ArrayLike | Rows, name: str) -> Rows:
+    """:func:`as_features` of an array; rows in a file are as they are.
+
+    Raises:
+        FeatureError: As :func:`as_features`; or there are no rows.
+    """
+    if isinstance(rows, Tensor) or not hasattr(rows, "split"):
+        return as_features(rows, name)  # type: ignore[arg-type]
+    if len(rows) == 0:
+        raise FeatureError("is empty", record=name)
+    return rows
+
+
+def width_of(rows: Rows) -> int:
+    """Channels F of rows ``[n, F]``."""
+    return next(iter(rows.split(BLOCK))).shape[1]
 
 
 def as_proposals(array: ArrayLike) -> Tensor:

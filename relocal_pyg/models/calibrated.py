@@ -1,29 +1,28 @@
-"""Fit a :class:`Confidence` on validation pairs and keep it beside a run's weights."""
+"""Probabilities beside scores: a wrapper of any model, and the file that keeps what it learned."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import math
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
-from relocal_pyg.data.items import Pair, Protocol
-from relocal_pyg.data.pairs import make_null_pairs, make_pairs
-from relocal_pyg.errors import CheckpointError, UsageError
+from relocal_pyg.errors import CheckpointError
 from relocal_pyg.io.read import read_json
 from relocal_pyg.io.record import sha256_file
-from relocal_pyg.io.write import write_json
+from relocal_pyg.io.write import replace_folder, write_json
 from relocal_pyg.models.base import Ranking, Relocalizer
-from relocal_pyg.models.matchers import Blocks, ContrastMatcher, mean_row
-from relocal_pyg.moments import Moment, clip_moments, nms, tiou
+from relocal_pyg.models.similarity import Rows, matching_statistics
+from relocal_pyg.moments import Moment, clip_moments, tiou
 
+#: Where a run or a checkpoint keeps its calibration.
+FILE = "confidence.json"
+_FORMAT = 1
 #: What a probability is made of, in this order; none of them is the length of the reference.
 FACTS = (
     "score",
@@ -34,13 +33,6 @@ FACTS = (
     "query_outside",
     "outside_in_query",
 )
-#: Outcomes of either kind below which nothing is fitted.
-FEWEST = 10
-#: Strengths of the L2 penalty to choose from: a fact is expected to move the log odds by 1 to 0.1 a
-#: deviation.
-PENALTIES = (1.0, 4.0, 16.0, 64.0)
-#: Parts of the data that a penalty is chosen on, one left out at a time.
-FOLDS = 5
 
 
 @dataclass(frozen=True)
@@ -58,61 +50,6 @@ class Logistic:
     scale: tuple[float, ...]
     weights: tuple[float, ...]
     bias: float
-
-    @classmethod
-    def fit(cls, facts: Tensor, outcomes: Tensor, penalty: float) -> Logistic:
-        """Fit by penalised maximum likelihood; the bias is not penalised.
-
-        Args:
-            facts: float64 ``[N, V]``; NaN where unknown.
-            outcomes: ``[N]`` of 0 and 1.
-            penalty: Half of it times the squared weights is added to the summed loss.
-        """
-        mean = facts.nanmean(dim=0).nan_to_num()
-        known = torch.where(facts.isnan(), mean, facts)
-        spread = known.std(dim=0, correction=0)
-        scale = torch.where(spread > 1e-9, spread, 1.0)
-        rows, wanted = (known - mean) / scale, outcomes.to(facts)
-        free = torch.zeros(facts.shape[1] + 1, dtype=facts.dtype, requires_grad=True)
-        solver = torch.optim.LBFGS([free], max_iter=200, line_search_fn="strong_wolfe")
-
-        def loss() -> Tensor:
-            solver.zero_grad()
-            odds = rows @ free[:-1] + free[-1]
-            cost = functional.binary_cross_entropy_with_logits(odds, wanted, reduction="sum")
-            total: Tensor = cost + penalty / 2 * free[:-1].square().sum()
-            total.backward()
-            return total
-
-        with torch.enable_grad():
-            solver.step(loss)
-        *weights, bias = free.tolist()
-        return cls(tuple(mean.tolist()), tuple(scale.tolist()), tuple(weights), bias)
-
-    @classmethod
-    def fit_best(cls, facts: Tensor, outcomes: Tensor, groups: Tensor) -> Logistic:
-        """Fit with the penalty that predicts best what was left out of the fit.
-
-        Args:
-            facts: float64 ``[N, V]``; NaN where unknown.
-            outcomes: ``[N]`` of 0 and 1.
-            groups: ``[N]``, numbers; rows of one group are left out together.
-        """
-        fold = groups % FOLDS
-        losses = []
-        for penalty in PENALTIES:
-            total = 0.0
-            for number in range(FOLDS):
-                out = fold == number
-                if out.all() or not out.any():
-                    continue
-                fitted = cls.fit(facts[~out], outcomes[~out], penalty)
-                guess = fitted(facts[out]).clamp(1e-6, 1 - 1e-6)
-                total += functional.binary_cross_entropy(
-                    guess, outcomes[out].to(guess), reduction="sum"
-                ).item()
-            losses.append(total)
-        return cls.fit(facts, outcomes, PENALTIES[losses.index(min(losses))])
 
     def __call__(self, facts: Tensor) -> Tensor:
         """Probabilities ``[N]`` of facts ``[N, V]``."""
@@ -141,38 +78,6 @@ class Confidence:
     nulls: int
     right: int
 
-    def judge(
-        self,
-        model: Relocalizer,
-        ranking: Ranking,
-        moments: Sequence[Moment],
-        query: Tensor,
-        reference: Tensor | Blocks,
-        query_video: Tensor | Blocks | None = None,
-        seconds_per_step: float = 1.0,
-    ) -> list[Moment]:
-        """The answers with their probabilities.
-
-        Args:
-            model: The model that ranked.
-            ranking: Scores of all proposals of the reference, or of many.
-            moments: Answers in seconds, best first; not empty.
-            query: ``[m, F]``.
-            reference: ``[n, F]``.
-            query_video: ``[v, F]`` or None.
-            seconds_per_step: Duration of a step of the reference.
-        """
-        spans = torch.tensor([[each.start, each.end] for each in moments], dtype=torch.float64)
-        scores = torch.tensor([each.score for each in moments], dtype=torch.float64)
-        facts = answer_facts(
-            model, ranking, spans / seconds_per_step, scores, query, reference, query_video
-        )
-        presence = float(self.presence(facts[:1]))
-        return [
-            replace(each, probability=probability, presence=presence)
-            for each, probability in zip(moments, self.moment(facts).tolist(), strict=True)
-        ]
-
     def to_json(self) -> dict[str, Any]:
         """Plain values."""
         return {"facts": list(FACTS), **asdict(self)}
@@ -200,8 +105,9 @@ def answer_facts(
     moments: Tensor,
     scores: Tensor,
     query: Tensor,
-    reference: Tensor | Blocks,
-    query_video: Tensor | Blocks | None = None,
+    reference: Rows,
+    query_video: Rows | None = None,
+    background: Tensor | None = None,
 ) -> Tensor:
     """The :data:`FACTS` of some answers.
 
@@ -213,11 +119,14 @@ def answer_facts(
         query: ``[m, F]``.
         reference: ``[n, F]``.
         query_video: ``[v, F]`` or None.
+        background: Mean row ``[F]`` of a library, see
+            :func:`relocal_pyg.models.similarity.centres`.
 
     Returns:
         float64 ``[A, 7]``: the score before squashing; its distance to the mean over the proposals
         in standard deviations; its lead over the best proposal that does not overlap; then four
-        mean similarities (:func:`meetings`). NaN where there is nothing to compare with.
+        :func:`~relocal_pyg.models.similarity.matching_statistics`. NaN where there is nothing to
+        compare with.
     """
     places = clip_moments(ranking.moments, len(reference)).double()
     every, own = (model.raw_scores(each.double()) for each in (ranking.scores, scores))
@@ -226,167 +135,131 @@ def answer_facts(
     apart = tiou(moments.double()[:, None], places[None]) == 0
     rival = every.expand_as(apart).masked_fill(~apart, -torch.inf).amax(dim=1)
     lead = torch.where(apart.any(dim=1), own - rival, torch.nan)
-    met = meetings(query, reference, moments, query_video).double()
-    return torch.cat([torch.stack([own, deviations, lead], dim=1), met], dim=1)
+    match = matching_statistics(query, reference, moments, query_video, background).double()
+    return torch.cat([torch.stack([own, deviations, lead], dim=1), match], dim=1)
 
 
-def meetings(
-    query: Tensor,
-    reference: Tensor | Blocks,
-    moments: Tensor,
-    query_video: Tensor | Blocks | None = None,
-) -> Tensor:
-    """How well steps meet inside and outside moments: means of best cosines of centred steps.
+class Calibrated(Relocalizer):
+    """A model whose answers come with probabilities, as scikit-learn's ``CalibratedClassifierCV``.
 
-    Each side is centred by its own video, as in
-    :func:`~relocal_pyg.models.matchers.step_similarity`.
+    All else is the model's own; what this class does not have is looked up there.
 
     Args:
-        query: ``[m, F]``.
-        reference: ``[n, F]``.
-        moments: ``[A, 2]`` in steps.
-        query_video: ``[v, F]`` or None.
+        model: Any model.
+        confidence: What was fitted to it on validation pairs.
 
-    Returns:
-        ``[A, 4]``: over query steps the best inside the moment; over the moment's steps the best in
-        the query; the same two for what is outside, NaN where nothing is.
+    Example:
+        >>> from relocal_pyg.models import ContrastMatcher
+        >>> even = Logistic((0.0,) * 7, (1.0,) * 7, (0.0,) * 7, 0.0)
+        >>> model = Calibrated(ContrastMatcher(), Confidence(even, even, 20, 20, 15))
+        >>> model.localize(torch.rand(4, 8), torch.rand(30, 8), top_k=1)[0].probability
+        0.5
     """
-    mean, count = mean_row(reference), len(reference)
-    centre = mean if query_video is None else mean_row(query_video)
-    rows = functional.normalize(query - centre, dim=1)
-    start = moments[:, :1].round().clamp(0, count - 1)
-    end = torch.maximum(moments[:, 1:].round(), start + 1)
-    sides = torch.stack([(steps := torch.arange(count)) >= start, steps < end]).all(dim=0)
-    sides = torch.stack([sides, ~sides], dim=1)
-    found = rows.new_full((*sides.shape[:2], len(rows)), -torch.inf)
-    met, first = [], 0
-    for block in reference.split(512):
-        table = rows @ functional.normalize(block - mean, dim=1).T
-        met.append(table.amax(dim=0))
-        part = sides[..., first : first + len(block)]
-        first += len(block)
-        best = table.masked_fill(~part[:, :, None], -torch.inf).amax(dim=3)
-        found = torch.maximum(found, best)
-    share = sides.to(rows)
-    back = (share @ torch.cat(met)) / share.sum(dim=2)
-    forth = found.mean(dim=2)
-    forth = torch.where(forth.isinf(), torch.nan, forth)
-    return torch.stack([forth, back], dim=2).flatten(1)
 
+    def __init__(self, model: Relocalizer, confidence: Confidence) -> None:
+        self.model, self.confidence = model, confidence
+        for name in ("title", "trainable", "reconstructed", "max_windows", "in_channels"):
+            setattr(self, name, getattr(model, name))
 
-def _logistic(record: Any) -> Logistic:
-    columns = [tuple(map(float, record[name])) for name in ("mean", "scale", "weights")]
-    bias = float(record["bias"])
-    if any(len(column) != len(FACTS) for column in columns) or min(columns[1]) <= 0:
-        raise ValueError("one mean, positive scale and weight a fact wanted")
-    if not all(map(math.isfinite, [*columns[0], *columns[1], *columns[2], bias])):
-        raise ValueError("a number is not finite")
-    return Logistic(columns[0], columns[1], columns[2], bias)
+    def __getattr__(self, name: str) -> Any:
+        if name in ("model", "confidence"):  # a copy under way has neither yet
+            raise AttributeError(name)
+        return getattr(self.model, name)
 
+    @property
+    def device(self) -> torch.device | None:
+        """Where the model computes."""
+        return self.model.device
 
-FILE = "confidence.json"
-_FORMAT = 1
-#: Answers of a pair that the probability of a moment is fitted to.
-_ANSWERS = 5
+    @property
+    def refinements(self) -> tuple[str, ...]:
+        """Those of the model."""
+        return self.model.refinements
 
+    def config(self) -> dict[str, Any]:
+        """The model's constructor arguments."""
+        return self.model.config()
 
-@torch.no_grad()
-def calibrate(model: Relocalizer, protocol: Protocol, *, limit: int | None = None) -> Confidence:
-    """Fit on the pairs of the ``"val"`` split and on references of it without the action.
+    def rank(
+        self,
+        query: Tensor,
+        reference: Rows,
+        proposals: Tensor,
+        *,
+        query_video: Rows | None = None,
+        seconds_per_step: float | None = None,
+        background: Tensor | None = None,
+    ) -> Ranking:
+        """The model's ranking, whose answers know their probabilities; arguments as there."""
+        ranking = self.model.rank(
+            query,
+            reference,
+            proposals,
+            query_video=query_video,
+            seconds_per_step=seconds_per_step,
+            background=background,
+        )
 
-    Args:
-        model: Any model; a module is put in evaluation mode and back.
-        protocol: Its test splits are not touched.
-        limit: At most so many pairs, the first of the hashed list, and as many without the action.
-
-    Raises:
-        UsageError: There are fewer than 10 outcomes of some kind.
-    """
-    split = "val"
-    items, exclude = protocol.splits[split], protocol.exclude
-    pairs = make_pairs(items, split=split, protocol=protocol.name, exclude=exclude).pairs[:limit]
-    nulls = make_null_pairs(protocol, split).pairs[:limit]
-    for what, count in (("pairs", len(pairs)), ("references without the action", len(nulls))):
-        if count < FEWEST:
-            raise UsageError(f"no calibration: {count} validation {what}, {FEWEST} wanted")
-    module = model if isinstance(model, torch.nn.Module) else torch.nn.Module()
-    was_training = module.training
-    module.eval()
-    try:
-        answers = [_answers(model, protocol, pair) for pair in (*pairs, *nulls)]
-    finally:
-        module.train(was_training)
-    right = int(sum(float(hits[0]) for _, hits in answers))
-    for count, what in ((right, "right"), (len(answers) - right, "wrong")):
-        if count < FEWEST:
-            raise UsageError(
-                f"no calibration: {count} best answers on validation are {what}, {FEWEST} wanted"
+        def probabilities(moments: Tensor, scores: Tensor) -> tuple[Tensor, float]:
+            facts = answer_facts(
+                self.model,
+                ranking.cpu(),
+                moments,
+                scores,
+                query.cpu(),
+                reference,
+                query_video,
+                background,
             )
-    asked = [pair.query.item_id for pair in (*pairs, *nulls)]
-    order = {name: number for number, name in enumerate(dict.fromkeys(asked))}
-    query = torch.tensor([order[name] for name in asked])
-    held = torch.arange(len(answers)) < len(pairs)
-    first = torch.stack([facts[0] for facts, _ in answers])
-    every, hits = (torch.cat(column) for column in zip(*answers, strict=True))
-    counts = torch.tensor([len(found) for _, found in answers])
-    return Confidence(
-        Logistic.fit_best(first, held, query),
-        Logistic.fit_best(every, hits, query.repeat_interleave(counts)),
-        len(pairs),
-        len(nulls),
-        right,
-    )
+            return self.confidence.moment(facts), float(self.confidence.presence(facts[:1]))
 
+        return replace(ranking, probabilities=probabilities)
 
-def _answers(model: Relocalizer, protocol: Protocol, pair: Pair) -> tuple[Tensor, Tensor]:
-    """Facts ``[A, 7]`` of the best answers to a pair, and whether each is right."""
-    proposals = protocol.proposals(pair.reference, pair.query).float()
-    query, reference = protocol.query(pair.query), protocol.reference(pair.reference)
-    around = protocol.reference(pair.query)
-    ranking = model.rank(query, reference, proposals, query_video=around)
-    moments = clip_moments(ranking.moments, len(reference)).double()
-    kept = nms(moments, ranking.scores, 0.5, limit=_ANSWERS)
-    facts = answer_facts(
-        model, ranking, moments[kept], ranking.scores[kept], query, reference, around
-    )
-    truths = torch.tensor(pair.reference.truths, dtype=torch.float64).reshape(-1, 2)
-    overlap = tiou(moments[kept][:, None], truths[None])
-    return facts, (overlap > 0.5).any(dim=1).double()
+    def rankings(self, *args: Any, **options: Any) -> dict[str, Ranking]:
+        """Those of the model; nothing is selected by probabilities."""
+        return self.model.rankings(*args, **options)
 
+    def explain(
+        self,
+        query: Tensor,
+        reference: Rows,
+        moment: tuple[float, float],
+        query_video: Rows | None = None,
+        seconds_per_step: float | None = None,
+    ) -> Tensor | None:
+        """What the model says."""
+        return self.model.explain(query, reference, moment, query_video, seconds_per_step)
 
-def calibrate_run(
-    model: Relocalizer, protocol: Protocol, run: Path, *, limit: int | None = None
-) -> str:
-    """Calibrate a trained model, and the contrast matcher for comparison, into a run's folder.
+    def scored_span(self, moment: Moment) -> tuple[float, float]:
+        """What the model says."""
+        return self.model.scored_span(moment)
 
-    Args:
-        model: The weights of the run's ``best``; takes its calibration.
-        protocol: What it was trained on.
-        run: The run folder.
-        limit: See :func:`calibrate`.
+    def raw_scores(self, scores: Tensor) -> Tensor:
+        """What the model says."""
+        return self.model.raw_scores(scores)
 
-    Returns:
-        One line that says what came of it.
+    def eval(self) -> Calibrated:
+        """Put the model in evaluation mode, where it has one."""
+        if isinstance(self.model, torch.nn.Module):
+            self.model.eval()
+        return self
 
-    Raises:
-        OutputError: ``confidence.json`` cannot be written.
-    """
-    found: dict[str, Confidence] = {}
-    said = "calibrated"
-    for name, each in (("matcher", ContrastMatcher()), ("model", model)):
-        try:
-            found[name] = calibrate(each, protocol, limit=limit)
-        except UsageError as problem:
-            said = problem.reason
-    model.calibration = found.get("model")
-    digest = sha256_file(run / "best" / "model.safetensors")
-    write_confidence(run, digest, model.calibration, found.get("matcher"))
-    if model.calibration is None:
-        return said
-    return (
-        f"calibrated on {model.calibration.pairs} validation pairs and "
-        f"{model.calibration.nulls} references without the action: {run / FILE}"
-    )
+    def to(self, *args: Any, **options: Any) -> Calibrated:
+        """Move the model, where it has weights; arguments as of ``torch.nn.Module.to``."""
+        if isinstance(self.model, torch.nn.Module):
+            self.model.to(*args, **options)
+        return self
+
+    def save(self, folder: str | Path) -> None:
+        """Write the model's checkpoint with the calibration in it; ``load_model`` reads both.
+
+        Raises:
+            OutputError: The folder cannot be written; what it held is intact.
+        """
+        with replace_folder(Path(folder), "model") as temporary:
+            self.model.write(temporary)  # type: ignore[attr-defined]
+            digest = sha256_file(temporary / "model.safetensors")
+            write_confidence(temporary, digest, self.confidence)
 
 
 def write_confidence(
@@ -444,3 +317,13 @@ def read_confidence(file: Path, weights: str | None = None) -> dict[str, Confide
 def _digest(content: dict[str, Any]) -> str:
     text = json.dumps(content, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _logistic(record: Any) -> Logistic:
+    columns = [tuple(map(float, record[name])) for name in ("mean", "scale", "weights")]
+    bias = float(record["bias"])
+    if any(len(column) != len(FACTS) for column in columns) or min(columns[1]) <= 0:
+        raise ValueError("one mean, positive scale and weight a fact wanted")
+    if not all(map(math.isfinite, [*columns[0], *columns[1], *columns[2], bias])):
+        raise ValueError("a number is not finite")
+    return Logistic(columns[0], columns[1], columns[2], bias)

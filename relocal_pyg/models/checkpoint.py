@@ -1,23 +1,22 @@
-"""Models on disk: a folder of ``model.safetensors``, ``config.json`` and ``manifest.json``."""
+"""Reading models: a folder of ``model.safetensors``, ``config.json`` and ``manifest.json``."""
 
 from __future__ import annotations
 
-import json
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from relocal_pyg import __version__
+import torch
+from torch import Tensor
+
 from relocal_pyg.errors import CheckpointError
 from relocal_pyg.io.read import read_json
 from relocal_pyg.io.record import sha256_file, verify_manifest
-from relocal_pyg.io.tensors import check_tensors, read_tensors, save_tensors
-from relocal_pyg.io.write import replace_folder
-from relocal_pyg.models.base import TrainableRelocalizer
-from relocal_pyg.models.calibrated import FILE, Confidence, read_confidence, write_confidence
+from relocal_pyg.io.tensors import check_tensors, read_tensors
+from relocal_pyg.models.base import FORMAT, TrainableRelocalizer
+from relocal_pyg.models.calibrated import FILE, Calibrated, Confidence, read_confidence
 
-#: Raised when the layout changes; a newer one is refused.
-FORMAT = 1
+_WEIGHTS, _CONFIG = "model.safetensors", "config.json"
 
 #: The weights that come with the package, and what they must hash to.
 PRETRAINED = Path(__file__).parent / "pretrained"
@@ -30,40 +29,15 @@ _MODULES = {
     "SST": "baselines.sst",
     "CrossGated": "baselines.cross_gated",
     "AFTSRM": "baselines.aft_srm",
+    "MATR": "baselines.matr",
 }
 
-
-def save_model(model: TrainableRelocalizer, folder: str | Path) -> None:
-    """Write a model as a checkpoint folder, all or nothing.
-
-    Raises:
-        OutputError: The folder cannot be written; what it held is intact.
-    """
-    with replace_folder(Path(folder), "model") as temporary:
-        write_model(model, temporary)
+#: Largest number among a checkpoint's settings, and most entries of a list or layers of a stack:
+#: what is built before the weights are looked at stays small.
+LARGEST, MOST = 100_000, 64
 
 
-def write_model(model: TrainableRelocalizer, folder: Path) -> None:
-    """Write ``model.safetensors`` and ``config.json`` into an existing folder.
-
-    A calibrated model takes its ``confidence.json`` along.
-    """
-    weights = {name: value.contiguous() for name, value in model.state_dict().items()}
-    save_tensors(weights, folder / "model.safetensors")
-    config = {
-        "format": FORMAT,
-        "version": __version__,
-        "model": type(model).__name__,
-        "config": model.config(),
-    }
-    text = json.dumps(config, indent=1, sort_keys=True)
-    (folder / "config.json").write_text(text, encoding="utf-8")
-    if model.calibration is not None:
-        digest = sha256_file(folder / "model.safetensors")
-        write_confidence(folder, digest, model.calibration)
-
-
-def load_model(folder: str | Path) -> TrainableRelocalizer:
+def load_model(folder: str | Path) -> TrainableRelocalizer | Calibrated:
     """Read a model that ``save`` or training wrote; nothing in the folder is ever unpickled.
 
     Args:
@@ -71,30 +45,34 @@ def load_model(folder: str | Path) -> TrainableRelocalizer:
             ``"pretrained"`` for the matcher that comes with the package.
 
     Returns:
-        The model in evaluation mode.
+        The model in evaluation mode; :class:`~relocal_pyg.models.calibrated.Calibrated` where the
+        folder holds probabilities for these weights.
 
     Raises:
         CheckpointError: No checkpoint there, a file damaged, a newer format, an unknown model, a
-            tensor missing, extra or of another shape (it is named), or a damaged calibration.
+            setting out of range, a tensor missing, extra or of another shape (it is named), or a
+            damaged calibration.
     """
     shipped = str(folder) == "pretrained"
     folder = given = PRETRAINED if shipped else Path(folder)
-    if shipped and sha256_file(folder / "model.safetensors") != PRETRAINED_SHA256:
+    if shipped and sha256_file(folder / _WEIGHTS) != PRETRAINED_SHA256:
         raise CheckpointError(
             "is not the file that was shipped: install relocal_pyg again", file=folder
         )
-    if not (folder / "config.json").is_file() and (folder / "best" / "config.json").is_file():
+    if not (folder / _CONFIG).is_file() and (folder / "best" / _CONFIG).is_file():
         folder = folder / "best"
-    config = read_config(folder)
-    module = import_module(f"relocal_pyg.models.{_MODULES[config['model']]}")
+    kind, settings, weights = _migrate(read_config(folder), read_tensors(folder / _WEIGHTS), folder)
+    module = import_module(f"relocal_pyg.models.{_MODULES[kind]}")
     try:
-        model: TrainableRelocalizer = getattr(module, config["model"])(**config["config"])
+        with torch.device("meta"):  # nothing is allocated before the shapes are known to fit
+            model: TrainableRelocalizer = getattr(module, kind)(**settings)
     except (TypeError, ValueError, RuntimeError) as error:
         reason = f"settings do not fit: {error}"
-        raise CheckpointError(reason, file=folder / "config.json") from None
-    load_weights(model, folder)
-    model.calibration = _confidence(folder, given)
-    return model.eval()
+        raise CheckpointError(reason, file=folder / _CONFIG) from None
+    check_tensors(weights, model.state_dict(), folder / _WEIGHTS)
+    model.to_empty(device="cpu").load_state_dict(weights)
+    confidence = _confidence(folder, given)
+    return model.eval() if confidence is None else Calibrated(model.eval(), confidence)
 
 
 def _confidence(folder: Path, given: Path) -> Confidence | None:
@@ -102,7 +80,7 @@ def _confidence(folder: Path, given: Path) -> Confidence | None:
     beside = [folder.parent] if folder.name == "best" else []
     for place in dict.fromkeys([given, folder, *beside]):
         if (place / FILE).exists():
-            digest = sha256_file(folder / "model.safetensors")
+            digest = sha256_file(folder / _WEIGHTS)
             return read_confidence(place / FILE, digest).get("model")
     return None
 
@@ -111,12 +89,16 @@ def read_config(folder: Path) -> dict[str, Any]:
     """Read and check ``config.json`` of a checkpoint folder after its manifest.
 
     Raises:
-        CheckpointError: Missing, damaged, newer, or of an unknown model.
+        CheckpointError: Missing, damaged, not listed in the manifest, newer, of an unknown model,
+            or with a setting out of range.
     """
-    file = folder / "config.json"
+    file = folder / _CONFIG
     if not file.is_file():
         raise CheckpointError("no checkpoint here: config.json is missing", file=folder)
-    verify_manifest(folder)
+    verified = verify_manifest(folder)
+    for name in (_CONFIG, _WEIGHTS):
+        if name not in verified:
+            raise CheckpointError("is not listed in the manifest", file=folder / name)
     config = read_json(file, CheckpointError)
     if not isinstance(config, dict):
         raise CheckpointError("is not an object", file=file)
@@ -129,10 +111,54 @@ def read_config(folder: Path) -> dict[str, Any]:
             file=file,
         )
     if model not in _MODULES:
-        raise CheckpointError("names a model that does not exist", file=file, record=str(model))
-    if not isinstance(config.get("config"), dict):
+        raise CheckpointError("names a model that does not exist", file=file, record=model)
+    settings = config.get("config")
+    if not isinstance(settings, dict):
         raise CheckpointError("holds no settings", file=file, record="config")
+    for name, value in settings.items():
+        largest = MOST if name == "num_layers" else LARGEST
+        values = value if isinstance(value, list) else [value]
+        numbers = [each for each in values if isinstance(each, int | float)]
+        if len(values) > MOST or any(abs(number) > largest for number in numbers):
+            raise CheckpointError("is out of range", file=file, record=name)
     return config
+
+
+#: Settings of a network before there were two, and their values where they changed nothing.
+_PLAIN = {
+    "residual": False,
+    "head_norm": "batch",
+    "objective": "triplet",
+    "prior": "none",
+    "context": 0.0,
+    "similarity": False,
+    "appearance": True,
+    "rotation": False,
+    "far_proposals": 0,
+    "finer_windows": False,
+}
+
+
+def _migrate(
+    config: dict[str, Any], weights: dict[str, Tensor], folder: Path
+) -> tuple[str, dict[str, Any], dict[str, Tensor]]:
+    """Model, settings and weights as they are today, of any format that can be read.
+
+    Raises:
+        CheckpointError: A network of format 1 with options that no model has any more.
+    """
+    kind, settings = config["model"], dict(config["config"])
+    if kind != "MultiGraphRelocalizer" or config["format"] > 1:
+        return kind, settings, weights
+    if all(settings.get(name, value) == value for name, value in _PLAIN.items()):
+        for name in (*_PLAIN, "list_length", "target_temperature"):
+            settings.pop(name, None)
+        return kind, settings, {name: w for name, w in weights.items() if name != "refines"}
+    odd = sorted(name for name, value in _PLAIN.items() if settings.get(name, value) != value)
+    raise CheckpointError(
+        f"was trained with options that this version has not ({', '.join(odd)}): train again",
+        file=folder / _CONFIG,
+    )
 
 
 def load_weights(model: TrainableRelocalizer, folder: Path) -> None:
@@ -141,7 +167,7 @@ def load_weights(model: TrainableRelocalizer, folder: Path) -> None:
     Raises:
         CheckpointError: Unreadable, or a tensor is missing, extra, of another shape or not finite.
     """
-    file = folder / "model.safetensors"
+    file = folder / _WEIGHTS
     weights = read_tensors(file)
     check_tensors(weights, model.state_dict(), file)
     model.load_state_dict(weights)

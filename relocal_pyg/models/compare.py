@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from relocal_pyg.models.matchers import contrast_scores, nearest_steps
+from relocal_pyg.models.similarity import contrast_scores, nearest_steps, own_centres
 
 #: The five tables, see :func:`similarity_tables`.
 TABLES = ("centred", "smoothed", "motion", "alike", "local")
@@ -68,9 +68,8 @@ def similarity_tables(
         ``[5, m, n]``, in the order of :data:`TABLES`.
     """
     width = max(3, round(len(query) / 4))
-    centre = reference.mean(dim=0) if background is None else background
+    query_centre, centre = own_centres(reference, query_video, background)
     own = query_video is not None and len(query_video) > 0 and background is None
-    query_centre = query_video.mean(dim=0) if own and query_video is not None else centre
     rows, columns = query - query_centre, reference - centre
     smooth_rows, deviation_rows = _local(rows, width)
     smooth_columns, deviation_columns = _local(columns, width)
@@ -173,7 +172,7 @@ class Comparison:
         """Measure windows against the query.
 
         For each table: inside minus around of the similarities
-        (:func:`relocal_pyg.models.contrast.contrast_scores`), mean along the diagonal of the
+        (:func:`relocal_pyg.models.similarity.contrast_scores`), mean along the diagonal of the
         window's own table, the same with the best of neighbouring query places, mean along the best
         monotone path through it, and the mean over query places of the best step inside.
 
@@ -280,10 +279,7 @@ def _similarity(
 ) -> Tensor:
     """Mean over the query's steps ``[5, n]``; of ``centred``, with the query's mean direction."""
     mean = tables.mean(dim=1)
-    centre = reference.mean(dim=0) if background is None else background
-    if query_video is not None and len(query_video) > 0 and background is None:
-        centre = query_video.mean(dim=0)
-    rows = query - centre
+    rows = query - own_centres(reference, query_video, background)[0]
     shares = rows.norm(dim=1) / (len(rows) * rows.mean(dim=0).norm().clamp(min=1e-12))
     return torch.cat([(shares @ tables[0])[None], mean[1:]])
 

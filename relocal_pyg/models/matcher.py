@@ -18,7 +18,14 @@ from relocal_pyg.data.pair_data import resample, window_positions
 from relocal_pyg.data.samples import ListDataset, WindowList
 from relocal_pyg.errors import UsageError
 from relocal_pyg.graph import PairGraph
-from relocal_pyg.models.base import Ranking, TrainableRelocalizer
+from relocal_pyg.models.base import (
+    ROUNDS,
+    Ranking,
+    Surroundings,
+    TrainableRelocalizer,
+    evaluating,
+    look_closer,
+)
 from relocal_pyg.models.compare import (
     NUM_KIND,
     NUM_MEASURES,
@@ -30,14 +37,15 @@ from relocal_pyg.models.compare import (
     similarity_tables,
 )
 from relocal_pyg.models.network_config import MatcherConfig
-from relocal_pyg.models.refining import Refinement, refine
 from relocal_pyg.moments import Moment
-from relocal_pyg.nn.inference import PairScoring, window_states
+from relocal_pyg.nn.inference import InferenceNetwork
 from relocal_pyg.nn.losses import listwise_loss
 from relocal_pyg.nn.network import MultiGraphFusion, PairEncoder, PairNetwork
 
 #: Windows scored at once: bounds memory, changes no result.
 CHUNK = 1024
+#: Ways to refine: proposals as they are, or finer windows around the best as well.
+REFINEMENTS = ("none", "windows")
 #: Windows of a reference that the network scores, at most.
 MOST = 6000
 #: Largest score that its tanh is undone for: the last float32 below 1.
@@ -88,6 +96,7 @@ class MultiGraphMatcher(TrainableRelocalizer):
     """
 
     title = "Multi-graph matcher"
+    starts_informed = True
     #: Padded steps stay out of the LSTMs, of edges and of the pool.
     mask_padding = True
     refines: Tensor
@@ -98,10 +107,19 @@ class MultiGraphMatcher(TrainableRelocalizer):
         self.settings = config = MatcherConfig(**settings)
         if config.num_steps < 1 or not config.ks or config.target_temperature <= 0:
             raise UsageError("num_steps at least 1, ks, and a temperature above 0 wanted")
-        self.graphs = [PairGraph(config.num_steps, k, normalization="mean") for k in config.ks]
+        self.graphs = [
+            PairGraph(config.num_steps, k, config.weight, normalization=config.normalization)
+            for k in config.ks
+        ]
         width, inner = config.hidden_channels, config.head_channels
         self.encoder = PairEncoder(NUM_NODE + NUM_PLACED, width, dropout=0.0)
-        self.fusion = MultiGraphFusion(width, len(config.ks), config.num_layers, residual=True)
+        self.fusion = MultiGraphFusion(
+            width,
+            len(config.ks),
+            config.num_layers,
+            residual=True,
+            graph_conv=config.graph_conv,
+        )
         self.weigh = nn.Sequential(
             nn.Linear(NUM_KIND, inner // 2), nn.Tanh(), nn.Linear(inner // 2, NUM_MEASURES)
         )
@@ -122,6 +140,11 @@ class MultiGraphMatcher(TrainableRelocalizer):
         with torch.no_grad():  # starts at inside minus around, the first measure
             self.weigh[-1].bias[0] = 1  # type: ignore[operator]
         self.register_buffer("refines", torch.tensor(1))
+
+    @classmethod
+    def from_config(cls, config: MatcherConfig) -> MultiGraphMatcher:
+        """Build the network from a preset's settings, untrained."""
+        return cls(**asdict(config))
 
     @classmethod
     def pretrained(cls) -> MultiGraphMatcher:
@@ -205,9 +228,9 @@ class MultiGraphMatcher(TrainableRelocalizer):
         reference: Tensor,
         query_video: Tensor | None = None,
         background: Tensor | None = None,
-        scoring: PairScoring | None = None,
+        inference: InferenceNetwork | None = None,
     ) -> WindowScorer:
-        """Scores of any windows of one reference, by exact algebra.
+        """Scores of any windows of one reference, without gradients, by exact algebra.
 
         Args:
             query: ``[m, F]``.
@@ -215,36 +238,49 @@ class MultiGraphMatcher(TrainableRelocalizer):
             query_video: ``[v, F]`` or None.
             background: Row ``[F]`` that both sides are centred by, or None: see
                 :func:`relocal_pyg.models.compare.similarity_tables`.
-            scoring: A result of :meth:`scoring` to use again; made on the spot where None.
+            inference: A result of :meth:`inference` to use again; made on the spot where None.
         """
-        merged = self.scoring() if scoring is None else scoring
-        return WindowScorer(self, compare(query, reference, query_video, background), merged)
+        merged = self.inference() if inference is None else inference
+        with evaluating(self):
+            return WindowScorer(self, compare(query, reference, query_video, background), merged)
 
-    def scoring(self, dtype: torch.dtype | None = None, chunk: int | None = None) -> PairScoring:
+    def inference(
+        self, dtype: torch.dtype | None = None, chunk: int | None = None
+    ) -> InferenceNetwork:
         """The weights as they are now, merged for inference."""
         # It has all of a PairNetwork that pooled() reads; its head is another.
-        return PairScoring(cast("PairNetwork", self), self.graphs, dtype, chunk)
+        return InferenceNetwork(cast("PairNetwork", self), self.graphs, dtype, chunk)
 
-    def rank(
-        self,
-        query: Tensor,
-        reference: Tensor,
-        proposals: Tensor,
-        *,
-        query_video: Tensor | None = None,
-        background: Tensor | None = None,
+    @property
+    def refinements(self) -> tuple[str, ...]:
+        """:data:`REFINEMENTS`."""
+        return REFINEMENTS
+
+    @property
+    def refinement(self) -> str:
+        """The way to refine that :meth:`rank` takes."""
+        return REFINEMENTS[int(self.refines)]
+
+    def set_refinement(self, way: str) -> None:
+        """Remember which way validated best."""
+        self.refines.fill_(REFINEMENTS.index(way))
+
+    @property
+    def rounds(self) -> Sequence[Sequence[float]]:
+        """:data:`relocal_pyg.models.base.ROUNDS` where finer windows are looked at."""
+        return ROUNDS if self.refinement == "windows" else ()
+
+    def _rank(
+        self, query: Tensor, reference: Tensor, proposals: Tensor, around: Surroundings
     ) -> Ranking:
         """Score proposals, and finer windows around the best unless validation said otherwise.
 
         Of more than :data:`MOST` proposals the network sees those that :meth:`WindowScorer.prior`
         puts first; the others are left out of the ranking.
         """
-        way = self.refinements[int(self.refines)]
-        return self.rankings(
-            query, reference, proposals, query_video=query_video, background=background, ways=(way,)
-        )[way]
+        way = self.refinement
+        return self._ways(query, reference, proposals, around, ways=(way,))[way]
 
-    @torch.no_grad()
     def rankings(
         self,
         query: Tensor,
@@ -252,20 +288,50 @@ class MultiGraphMatcher(TrainableRelocalizer):
         proposals: Tensor,
         *,
         query_video: Tensor | None = None,
-        background: Tensor | None = None,
-        ways: Sequence[Refinement] | None = None,
-        scoring: PairScoring | None = None,
+        seconds_per_step: float | None = None,
     ) -> dict[str, Ranking]:
-        """The answers of :meth:`rank` by each of ``ways``, all :attr:`refinements` where None."""
-        score = self.scorer(query, reference, query_video, background, scoring)
+        """The answers by each of :attr:`refinements`; arguments as in :meth:`rank`."""
+        around = Surroundings(query_video, seconds_per_step)
+        return self._ways(*self._enter(query, reference, proposals, around))
+
+    @torch.no_grad()
+    def rank_videos(
+        self,
+        query: Tensor,
+        references: Sequence[Tensor],
+        proposals: Sequence[Tensor],
+        *,
+        query_video: Tensor | None = None,
+        background: Tensor | None = None,
+    ) -> list[Ranking]:
+        """See :meth:`relocal_pyg.models.base.Relocalizer.rank_videos`."""
+        merged, found = self.inference(), []
+        for pair in zip(references, proposals, strict=True):
+            around = Surroundings(query_video, background=background)
+            ways = self._ways(*self._enter(query, *pair, around), merged, ("none",))
+            found.append(ways["none"])
+        return found
+
+    @torch.no_grad()
+    def _ways(
+        self,
+        query: Tensor,
+        reference: Tensor,
+        proposals: Tensor,
+        around: Surroundings,
+        inference: InferenceNetwork | None = None,
+        ways: Sequence[str] | None = None,
+    ) -> dict[str, Ranking]:
+        """The answers by each of ``ways``, all where None; query and reference compared once."""
+        score = self.scorer(query, reference, around.query_video, around.background, inference)
         if len(proposals) > MOST:
             proposals = proposals[score.prior(proposals).topk(MOST).indices.sort().values]
         raw = score(proposals)
-        unmoved = raw.new_zeros(len(raw), 2)
-        return {
-            way: refine(way, proposals, raw, unmoved, score, len(reference))
-            for way in (self.refinements if ways is None else ways)
-        }
+        found = {"none": Ranking.sort(proposals, torch.tanh(raw), proposals)}
+        if "windows" in (REFINEMENTS if ways is None else ways):
+            moments, raw, origins = look_closer(proposals, raw, score, len(reference))
+            found["windows"] = Ranking.sort(moments, torch.tanh(raw), origins)
+        return found
 
     def explain(
         self,
@@ -273,8 +339,9 @@ class MultiGraphMatcher(TrainableRelocalizer):
         reference: Tensor,
         moment: tuple[float, float],
         query_video: Tensor | None = None,
+        seconds_per_step: float | None = None,
     ) -> Tensor:
-        """How much each meeting of two steps added to the score of a moment.
+        """How much each pair of steps added to the score of a moment.
 
         Gradient times input over the five tables of similarities, summed: what a small change would
         do. Whatever else is derived from a table follows it, except what chance gives.
@@ -284,30 +351,21 @@ class MultiGraphMatcher(TrainableRelocalizer):
             reference: ``[n, F]``.
             moment: Start and end in steps, of :meth:`scored_span`.
             query_video: ``[v, F]`` or None.
+            seconds_per_step: Ignored.
 
         Returns:
             ``[m, n]``, in units of the score before its tanh.
         """
-        was_training = self.training
-        self.eval()
-        place = torch.tensor([moment], dtype=reference.dtype, device=reference.device)
+        window = torch.tensor([moment], dtype=query.dtype)
+        around = Surroundings(query_video)
+        query, reference, place, around = self._enter(query, reference, window, around)
         # Only in training does cudnn keep what the gradient of an LSTM needs.
-        with torch.enable_grad(), torch.backends.cudnn.flags(enabled=False):
-            tables = similarity_tables(query, reference, query_video).requires_grad_()
-            comparison = compare(query, reference, query_video, tables=tables)
+        with evaluating(self), torch.enable_grad(), torch.backends.cudnn.flags(enabled=False):
+            tables = similarity_tables(query, reference, around.query_video).requires_grad_()
+            comparison = compare(query, reference, around.query_video, tables=tables)
             raw = self([self.look(comparison, place)])
             (gradient,) = torch.autograd.grad(raw.sum(), tables)
-        self.train(was_training)
         return (gradient * tables).sum(dim=0).detach()
-
-    @property
-    def refinements(self) -> tuple[Refinement, ...]:
-        """Proposals as they are, or finer windows."""
-        return ("none", "windows")
-
-    def set_refinement(self, way: str) -> None:
-        """Remember which way validated best."""
-        self.refines.fill_(("none", "windows").index(way))
 
     def scored_span(self, moment: Moment) -> tuple[float, float]:
         """A finer window is scored itself."""
@@ -360,16 +418,16 @@ class WindowScorer:
     Args:
         model: The matcher, in evaluation mode.
         comparison: Its query and reference.
-        scoring: Its merged weights.
+        inference: Its merged weights.
 
     Attributes:
         comparison: As given.
     """
 
     def __init__(
-        self, model: MultiGraphMatcher, comparison: Comparison, scoring: PairScoring
+        self, model: MultiGraphMatcher, comparison: Comparison, inference: InferenceNetwork
     ) -> None:
-        self.model, self.comparison, self.scoring = model, comparison, scoring
+        self.model, self.comparison, self.inference = model, comparison, inference
         nodes, self.query_mask = model.query_nodes(comparison)
         self.query = model.encoder.encode_query(nodes[None], self.query_mask[None])[0]
         self.kind = comparison.kind[None]
@@ -377,20 +435,15 @@ class WindowScorer:
     @torch.no_grad()
     def __call__(self, windows: Tensor) -> Tensor:
         """Scores ``[M]``, before the last tanh, of windows ``[M, 2]`` in steps."""
-        return torch.cat([self._score(part) for part in windows.split(CHUNK)])
+        with evaluating(self.model):
+            return torch.cat([self._score(part) for part in windows.split(CHUNK)])
 
     def _score(self, windows: Tensor) -> Tensor:
         model, comparison = self.model, self.comparison
         positions, mask = model.shown(comparison, windows)
-        states = window_states(
-            model.encoder.proposal_lstm,
-            comparison.reference_nodes,
-            positions,
-            mask,
-            comparison.placed(windows, positions, mask),
-            skip_padding=True,
-        )
-        pooled = self.scoring.pooled(self.query, self.query_mask, states, mask)
+        placed = comparison.placed(windows, positions, mask)
+        states = self.inference.encode(comparison.reference_nodes, positions, mask, placed)
+        pooled = self.inference.pooled(self.query, self.query_mask, states, mask)
         owner = torch.zeros_like(positions[:, 0])
         return model.weigh_windows(pooled, comparison.scalars(windows), self.kind, owner)
 

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
-from functools import partial
 from typing import Any
 
 import torch
@@ -13,19 +12,22 @@ from torch.utils.data import Dataset
 from torch_geometric.data import Batch, Data
 
 from relocal_pyg.data.items import Protocol
-from relocal_pyg.data.samples import ListDataset, TripletDataset
+from relocal_pyg.data.pair_data import resample, resample_positions, resample_windows
+from relocal_pyg.data.samples import TripletDataset
 from relocal_pyg.errors import FeatureError, UsageError
 from relocal_pyg.graph import PairGraph
-from relocal_pyg.models.base import Ranking, TrainableRelocalizer
-from relocal_pyg.models.explanations import explain_by_edges, explain_by_similarity
-from relocal_pyg.models.listwise import listwise_losses
+from relocal_pyg.models.base import (
+    Ranking,
+    Surroundings,
+    TrainableRelocalizer,
+    evaluating,
+    separate,
+)
 from relocal_pyg.models.network_config import NetworkConfig
-from relocal_pyg.models.pair_inputs import PairInputBuilder, PairInputs
-from relocal_pyg.models.refining import REFINEMENTS, Refinement, refine
-from relocal_pyg.models.window_scorer import WindowScorer
-from relocal_pyg.moments import Moment
+from relocal_pyg.models.similarity import place_windows
+from relocal_pyg.moments import decode_offsets
 from relocal_pyg.nn.distributed import sum_over_ranks
-from relocal_pyg.nn.inference import PairScoring
+from relocal_pyg.nn.inference import InferenceNetwork
 from relocal_pyg.nn.losses import offset_loss, triplet_loss
 from relocal_pyg.nn.network import PairNetwork
 
@@ -41,9 +43,11 @@ class MultiGraphRelocalizer(TrainableRelocalizer):
     the offsets ``[Tc, Tl]``. With the defaults this is the paper's network to the letter;
     ``graph_conv=False`` is its "Ours (CNN)".
 
+    Two methods score: :meth:`forward` with gradients, and :meth:`score` without, by exact algebra.
+
     Args:
         in_channels: Width F of a feature step.
-        **network: Fields of :class:`NetworkConfig`.
+        **settings: Fields of :class:`NetworkConfig`.
 
     Raises:
         UsageError: A setting is out of range.
@@ -56,38 +60,30 @@ class MultiGraphRelocalizer(TrainableRelocalizer):
     """
 
     title = "Multi-graph fusion"
-    refines: Tensor
+    in_channels: int
 
-    def __init__(self, in_channels: int, **network: Any) -> None:
+    def __init__(self, in_channels: int, **settings: Any) -> None:
         super().__init__()
-        network["ks"] = tuple(network.get("ks", NetworkConfig.ks))
-        network["head_channels"] = tuple(network.get("head_channels", NetworkConfig.head_channels))
+        settings["ks"] = tuple(settings.get("ks", NetworkConfig.ks))
+        heads = tuple(settings.get("head_channels", NetworkConfig.head_channels))
         self.in_channels = in_channels
-        self.network_config = config = NetworkConfig(**network)
+        self.settings = config = NetworkConfig(**{**settings, "head_channels": heads})
         if in_channels < 1 or config.num_steps < 1 or not config.ks:
             raise UsageError("in_channels and num_steps must be at least 1, ks not empty")
-        if not config.target_temperature > 0:
-            raise UsageError("target_temperature must be above 0")
         self.graphs = [
             PairGraph(config.num_steps, k, config.weight, normalization=config.normalization)
             for k in config.ks
         ]
-        self.inputs = PairInputBuilder(in_channels, config)
         self.network = PairNetwork(
-            self.inputs.out_channels,
+            in_channels,
             config.hidden_channels,
             num_graphs=len(config.ks),
             num_layers=config.num_layers,
             graph_conv=config.graph_conv,
-            residual=config.residual,
             dropout=config.dropout,
             head_channels=config.head_channels,
             mask_padding=config.mask_padding,
-            zero_start=config.prior != "none",
-            head_norm=config.head_norm,
         )
-        # Found in training and needed to use the weights: kept with them.
-        self.register_buffer("refines", torch.tensor(REFINEMENTS.index("offsets")))
 
     @classmethod
     def from_config(cls, in_channels: int, config: NetworkConfig) -> MultiGraphRelocalizer:
@@ -96,29 +92,15 @@ class MultiGraphRelocalizer(TrainableRelocalizer):
 
     def config(self) -> dict[str, Any]:
         """Constructor arguments."""
-        return {"in_channels": self.in_channels, **asdict(self.network_config)}
+        return {"in_channels": self.in_channels, **asdict(self.settings)}
 
-    def parameter_groups(
-        self, learning_rate: float, offset_learning_rate: float
-    ) -> list[dict[str, Any]]:
-        """Two groups: everything but the regression head, and the regression head.
-
-        Two groups of one Adam are the paper's two Adams, because the regression head reads a
-        detached vector (section 5.2.2).
-        """
-        head = list(self.network.offset_head.parameters())
-        known = {id(parameter) for parameter in head}
-        rest = [parameter for parameter in self.parameters() if id(parameter) not in known]
-        return [
-            {"params": rest, "lr": learning_rate},
-            {"params": head, "lr": offset_learning_rate, "weight_decay": 0.0},
-        ]
+    # Scores with gradients
 
     def forward(self, data: Data) -> tuple[Tensor, Tensor]:
-        """Score a batch of :class:`PairData`.
+        """Score a batch of :class:`~relocal_pyg.data.PairData`.
 
         Args:
-            data: ``x`` [B 2T, C], ``step_mask`` [B 2T]; where edges are stored they are used.
+            data: ``x`` [B 2T, F], ``step_mask`` [B 2T]; where edges are stored they are used.
 
         Returns:
             Scores ``[B]`` in ``[-1, 1]`` and offsets ``[B, 2]``.
@@ -132,88 +114,80 @@ class MultiGraphRelocalizer(TrainableRelocalizer):
         return torch.tanh(raw), offsets
 
     def _split(self, data: Data) -> tuple[Tensor, Tensor]:
-        """Features ``[B, 2, T, C]`` and mask ``[B, 2, T]`` of queries and proposals."""
-        steps = self.network_config.num_steps
-        if data.x.shape[-1] != self.inputs.out_channels or len(data.x) % (2 * steps):
+        """Features ``[B, 2, T, F]`` and mask ``[B, 2, T]`` of queries and proposals."""
+        steps = self.settings.num_steps
+        if data.x.shape[-1] != self.in_channels or len(data.x) % (2 * steps):
             raise FeatureError(
-                f"x has shape {tuple(data.x.shape)}, [B * {2 * steps}, "
-                f"{self.inputs.out_channels}] wanted"
+                f"x has shape {tuple(data.x.shape)}, [B * {2 * steps}, {self.in_channels}] wanted"
             )
-        return data.x.view(-1, 2, steps, data.x.shape[-1]), data.step_mask.view(-1, 2, steps)
+        return data.x.view(-1, 2, steps, self.in_channels), data.step_mask.view(-1, 2, steps)
 
     def _graphs(self, data: Data) -> Sequence[Any]:
         """The edges that the data hold, or the graphs they stand for."""
-        keys = [f"edge_index_k{k}" for k in self.network_config.ks]
+        keys = [f"edge_index_k{k}" for k in self.settings.ks]
         return [data[key] for key in keys] if all(key in data for key in keys) else self.graphs
 
-    def score_proposals(
+    # Scores without gradients
+
+    @torch.no_grad()
+    def score(
         self,
         query: Tensor,
-        reference: Tensor,
-        proposals: Tensor,
-        query_video: Tensor | None = None,
+        references: Sequence[Tensor],
+        windows: Sequence[Tensor],
+        inference: InferenceNetwork | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """Score the proposals of one reference.
+        """Score windows of one reference, or of many together, by exact algebra.
 
         Args:
             query: ``[m, F]``.
-            reference: ``[n, F]``.
-            proposals: ``[M, 2]`` in steps.
-            query_video: ``[v, F]`` or None.
+            references: ``[n, F]`` each.
+            windows: ``[., 2]`` in steps, for each reference; M in all.
+            inference: A result of :meth:`inference` to use again; made on the spot where None.
 
         Returns:
-            Scores ``[M]`` in ``[-1, 1]`` and offsets ``[M, 2]``.
+            Scores ``[M]`` in ``[-1, 1]`` and offsets ``[M, 2]``, reference by reference.
         """
-        raw, offsets = self.raw_list_scores(query, reference, proposals, query_video)
+        merged = self.inference() if inference is None else inference
+        lengths = torch.tensor([len(reference) for reference in references], device=query.device)
+        owner = torch.arange(len(lengths), device=query.device).repeat_interleave(
+            torch.tensor([len(some) for some in windows], device=query.device)
+        )
+        first = lengths.cumsum(dim=0) - lengths
+        positions, mask = place_windows(
+            torch.cat(list(windows)), lengths[owner], first[owner], self.settings.num_steps
+        )
+        with evaluating(self):
+            hidden, real = self._encode_query(query)
+            rows = torch.cat(list(references))
+            raw, offsets = merged.score_windows(hidden, real, rows, positions, mask)
         return torch.tanh(raw), offsets
 
-    def raw_list_scores(
-        self,
-        query: Tensor,
-        reference: Tensor,
-        proposals: Tensor,
-        query_video: Tensor | None,
-        rotation: Tensor | None = None,
-    ) -> tuple[Tensor, Tensor]:
-        """:meth:`score_proposals` before the last tanh, with gradients.
+    def _encode_query(self, query: Tensor) -> tuple[Tensor, Tensor]:
+        """States ``[T, d]`` and mask ``[T]`` of a query ``[m, F]``."""
+        x, mask = resample(query, self.settings.num_steps)
+        return self.network.encode_query(x[None], mask[None])[0], mask
 
-        Arguments as there; ``rotation``, orthogonal ``[F, F]``, turns every feature.
-        """
-        inputs = self.inputs(query, reference, proposals, query_video, rotation)
-        raw, offsets = self.run(inputs)
-        return raw + inputs.prior, offsets
+    def inference(
+        self, dtype: torch.dtype | None = None, chunk: int | None = None
+    ) -> InferenceNetwork:
+        """The weights as they are now, merged for inference; arguments as there."""
+        return InferenceNetwork(self.network, self.graphs, dtype, chunk)
 
-    def run(self, inputs: PairInputs) -> tuple[Tensor, Tensor]:
-        """The network alone: logits ``[M]`` without the prior, and offsets ``[M, 2]``."""
-        hidden_query = self.network.encode_query(inputs.query_x[None], inputs.query_mask[None])
-        hidden = self.network.encode_proposal(inputs.proposal_x, inputs.proposal_mask)
-        count = len(hidden)
-        return self.network.fuse(
-            hidden_query.expand(count, -1, -1),
-            hidden,
-            self.graphs,
-            inputs.query_mask.expand(count, -1),
-            inputs.proposal_mask,
-        )
+    # Ranking
 
-    @torch.no_grad()
-    def rank(
-        self,
-        query: Tensor,
-        reference: Tensor,
-        proposals: Tensor,
-        *,
-        query_video: Tensor | None = None,
+    @property
+    def refinements(self) -> tuple[str, ...]:
+        """Proposals as they are, or moved by the regression head, as :meth:`rank` always does."""
+        return ("none", "offsets")
+
+    def _rank(
+        self, query: Tensor, reference: Tensor, proposals: Tensor, around: Surroundings
     ) -> Ranking:
-        """Score every proposal and refine each by the regression head (section 4.8).
+        """Score every proposal and move each by the regression head (section 4.8)."""
+        scores, offsets = self.score(query, [reference], [proposals])
+        return Ranking.sort(decode_offsets(proposals, offsets), scores, proposals)
 
-        A network trained on lists refines in whichever way validated best, see
-        :attr:`refinement`.
-        """
-        way = self.refinement
-        return self.rankings(query, reference, proposals, query_video=query_video, ways=(way,))[way]
-
-    @torch.no_grad()
     def rankings(
         self,
         query: Tensor,
@@ -221,45 +195,59 @@ class MultiGraphRelocalizer(TrainableRelocalizer):
         proposals: Tensor,
         *,
         query_video: Tensor | None = None,
-        ways: Sequence[Refinement] | None = None,
-        scoring: PairScoring | None = None,
+        seconds_per_step: float | None = None,
     ) -> dict[str, Ranking]:
-        """The answers of :meth:`rank` by each way to refine them.
+        """The answers before and after refinement; arguments as in :meth:`rank`."""
+        ranking = self.rank(query, reference, proposals)
+        assert ranking.proposals is not None
+        before = Ranking(ranking.proposals, ranking.scores, ranking.proposals)
+        return {"none": before, "offsets": ranking}
 
-        Args:
-            query: ``[m, F]``.
-            reference: ``[n, F]``.
-            proposals: ``[M, 2]`` in steps.
-            query_video: ``[v, F]`` or None.
-            ways: Some :attr:`refinements`; all where None.
-            scoring: As in :meth:`score_fast`.
-        """
-        score: Callable[[Tensor], tuple[Tensor, Tensor]]
-        if self.training:
-            score = partial(self.raw_list_scores, query, reference, query_video=query_video)
-        else:
-            score = self.window_scorer(query, reference, query_video, scoring)
-        raw, offsets = score(proposals)
-        return {
-            way: refine(way, proposals, raw, offsets, lambda w: score(w)[0], len(reference))
-            for way in (self.refinements if ways is None else ways)
-        }
+    def rank_videos(
+        self,
+        query: Tensor,
+        references: Sequence[Tensor],
+        proposals: Sequence[Tensor],
+        *,
+        query_video: Tensor | None = None,
+        background: Tensor | None = None,
+    ) -> list[Ranking]:
+        """See :meth:`relocal_pyg.models.base.Relocalizer.rank_videos`."""
+        device = self.device
+        windows = [some.to(device) for some in proposals]
+        scores, offsets = self.score(
+            query.to(device), [reference.to(device) for reference in references], windows
+        )
+        counts = [len(some) for some in windows]
+        return [
+            Ranking.sort(decode_offsets(*moved), score, moved[0])
+            for *moved, score in zip(
+                windows, offsets.split(counts), scores.split(counts), strict=True
+            )
+        ]
 
-    @property
-    def refinements(self) -> tuple[Refinement, ...]:
-        """The ways to refine that validation compares."""
-        return REFINEMENTS if self.network_config.finer_windows else ("none", "offsets")
+    @torch.no_grad()
+    def encode(self, reference: Tensor, proposals: Tensor) -> tuple[Tensor, Tensor]:
+        """LSTM states ``[M, T, d]`` and lengths ``[M]``: the same of a proposal for every query."""
+        rows, windows = reference.to(self.device), proposals.to(self.device)
+        positions, mask = place_windows(windows, len(rows), 0, self.settings.num_steps)
+        return self.inference().encode(rows, positions, mask).transpose(0, 1), mask.sum(dim=1)
 
-    @property
-    def refinement(self) -> Refinement:
-        """The way to refine that :meth:`rank` takes; until training chose one, by offsets."""
-        return REFINEMENTS[int(self.refines)]
+    @torch.no_grad()
+    def score_encoded(
+        self, query: Tensor, states: Tensor, lengths: Tensor, proposals: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """See :meth:`relocal_pyg.models.base.Relocalizer.score_encoded`."""
+        device, dtype = self.device, next(self.parameters()).dtype
+        mask = torch.arange(states.shape[1], device=device) < lengths.to(device)[:, None]
+        hidden, real = self._encode_query(query.to(device))
+        kept = states.to(device, dtype).transpose(0, 1)
+        raw, offsets = self.inference().score(hidden, real, kept, mask)
+        return decode_offsets(proposals.to(device), offsets), torch.tanh(raw)
 
-    def set_refinement(self, way: str) -> None:
-        """Remember which way to refine validated best."""
-        # The paper always refines by offsets; only a network trained on lists may choose.
-        if self.network_config.objective == "listwise":
-            self.refines.fill_(self.refinements.index(way))
+    def raw_scores(self, scores: Tensor) -> Tensor:
+        """Scores before the last tanh."""
+        return torch.atanh(scores.double().clamp(-SATURATED, SATURATED))
 
     def explain(
         self,
@@ -267,18 +255,19 @@ class MultiGraphRelocalizer(TrainableRelocalizer):
         reference: Tensor,
         moment: tuple[float, float],
         query_video: Tensor | None = None,
+        seconds_per_step: float | None = None,
     ) -> Tensor:
-        """How much each meeting of two steps added to the score of a moment.
+        """Gradient times weight over the edges between the videos, brought back from T steps.
 
-        Gradient times input over the cosines of steps; for a network that does not compare steps,
-        over the edges of the graphs between the videos. Both are first-order: they say what a small
-        change would do, and do not sum to the score.
+        First-order: it says what a small change would do, and does not sum to the score. An edge
+        counts in every layer and in both directions; steps that were thinned out get nothing.
 
         Args:
             query: ``[m, F]``.
             reference: ``[n, F]``.
             moment: Start and end in steps: the proposal, where an answer was refined.
-            query_video: ``[v, F]`` or None.
+            query_video: Ignored.
+            seconds_per_step: Ignored.
 
         Returns:
             ``[m, n]``, in units of the score before its tanh.
@@ -286,96 +275,65 @@ class MultiGraphRelocalizer(TrainableRelocalizer):
         Raises:
             UsageError: The network joins no steps (``graph_conv=False``).
         """
-        was_training = self.training
-        self.eval()
-        place = torch.tensor([moment], dtype=reference.dtype)
-        # Only in training does cudnn keep what the gradient of an LSTM needs.
-        with torch.enable_grad(), torch.backends.cudnn.flags(enabled=False):
-            if self.inputs.compares:
-                found = explain_by_similarity(self, query, reference, place, query_video)
-            else:
-                found = explain_by_edges(self, query, reference, place)
-        self.train(was_training)
-        return found
+        if not self.settings.graph_conv:
+            raise UsageError(
+                "a network without graph convolution joins no steps: nothing to explain"
+            )
+        window = torch.tensor([moment], dtype=reference.dtype)
+        query, reference, window, _ = self._enter(query, reference, window, Surroundings())
+        steps = self.settings.num_steps
+        with evaluating(self), torch.no_grad():
+            hidden, mask = self._encode_query(query)
+            x, shown = resample_windows(reference, window, steps)
+            sides = hidden[None], self.network.encode_proposal(x, shown)
+        masks = mask[None], shown
+        real = torch.cat(masks, dim=1)[0] if self.settings.mask_padding else None
+        edges, weights = [], []
+        for graph in self.graphs:
+            matrix = graph.matmul(torch.eye(2 * steps, device=query.device).to(query), real)
+            target, source = matrix.nonzero(as_tuple=True)
+            edges.append(torch.stack([source, target]))
+            weights.append(matrix[target, source].requires_grad_())
+        with evaluating(self), torch.enable_grad():
+            raw, _ = self.network.fuse(*sides, edges, *masks, edge_weights=weights)
+        gradients = torch.autograd.grad(raw.sum(), weights)
+        slots = query.new_zeros(2 * steps, 2 * steps)
+        for edge, weight, gradient in zip(edges, weights, gradients, strict=True):
+            slots[edge[1], edge[0]] += gradient * weight.detach()
+        joined = slots[:steps, steps:] + slots[steps:, :steps].T
+        joined = joined * mask[:, None] * shown
+        rows, _ = resample_positions(torch.tensor(len(query), device=query.device), steps)
+        columns, _ = place_windows(window, len(reference), 0, steps)
+        table = query.new_zeros(len(query), len(reference))
+        return table.index_put_((rows[:, None], columns), joined, accumulate=True)
 
-    def scored_span(self, moment: Moment) -> tuple[float, float]:
-        """A finer window is scored itself; of an offset moment, its proposal was scored."""
-        if self.refinement == "windows":
-            return moment.start, moment.end
-        return super().scored_span(moment)
+    # Training
 
-    def raw_scores(self, scores: Tensor) -> Tensor:
-        """Scores before the last tanh."""
-        return torch.atanh(scores.double().clamp(-SATURATED, SATURATED))
-
-    def scoring(self, dtype: torch.dtype | None = None, chunk: int | None = None) -> PairScoring:
-        """The network's weights as they are now, merged for inference."""
-        return PairScoring(self.network, self.graphs, dtype, chunk)
-
-    def score_fast(
-        self,
-        query: Tensor,
-        reference: Tensor,
-        proposals: Tensor,
-        query_video: Tensor | None = None,
-        scoring: PairScoring | None = None,
-    ) -> tuple[Tensor, Tensor]:
-        """:meth:`score_proposals` by exact algebra, for inference.
-
-        Args:
-            query: ``[m, F]``.
-            reference: ``[n, F]``.
-            proposals: ``[M, 2]`` in steps.
-            query_video: ``[v, F]`` or None.
-            scoring: A result of :meth:`scoring` to use again; made on the spot where None.
-
-        Returns:
-            Scores ``[M]`` before the last tanh, and offsets ``[M, 2]``.
-        """
-        return self.window_scorer(query, reference, query_video, scoring)(proposals)
-
-    @torch.no_grad()
-    def window_scorer(
-        self,
-        query: Tensor,
-        reference: Tensor,
-        query_video: Tensor | None = None,
-        scoring: PairScoring | None = None,
-    ) -> WindowScorer:
-        """:meth:`score_fast` for windows that come in several batches; arguments as there."""
-        scoring = self.scoring() if scoring is None else scoring
-        return WindowScorer(self.network, self.inputs, scoring, query, reference, query_video)
+    def parameter_groups(
+        self, learning_rate: float, offset_learning_rate: float
+    ) -> list[dict[str, Any]]:
+        """Everything but the regression head, and the regression head (section 5.2.2)."""
+        head = list(self.network.offset_head.parameters())
+        return separate(list(self.parameters()), head, learning_rate, offset_learning_rate)
 
     def training_set(self, protocol: Protocol, *, num_samples: int, seed: int) -> Dataset[Any]:
-        """Triplets, or lists, of the protocol's ``"train"`` split."""
-        config = self.network_config
-        if config.objective == "listwise":
-            return ListDataset(
-                protocol,
-                num_samples=num_samples,
-                seed=seed,
-                list_length=config.list_length,
-                far_proposals=config.far_proposals,
-                target_temperature=config.target_temperature,
-            )
+        """Triplets of the protocol's ``"train"`` split."""
         return TripletDataset(
             protocol,
             num_samples=num_samples,
             seed=seed,
-            num_steps=config.num_steps,
-            ks=config.ks,
-            negatives=config.negatives,
+            num_steps=self.settings.num_steps,
+            ks=self.settings.ks,
+            negatives=self.settings.negatives,
         )
 
     def training_losses(self, batch: Any) -> dict[str, Tensor]:
-        """Losses of a batch of triplets (section 4.7) or of lists."""
-        if self.network_config.objective == "listwise":
-            return listwise_losses(self, batch)
+        """Losses of a batch of triplets (section 4.7)."""
         positive, negative = batch
         # One pass over both sides, so that batch normalisation sees positives and negatives alike.
         scores, offsets = self._score_triplets(positive, negative)
         near, far = scores.chunk(2)
-        ranking = sum_over_ranks(triplet_loss(near, far, self.network_config.margin))
+        ranking = sum_over_ranks(triplet_loss(near, far, self.settings.margin))
         regression = offset_loss(offsets[: len(near)], positive.offsets)
         return {"loss": ranking + regression, "ranking": ranking, "regression": regression}
 

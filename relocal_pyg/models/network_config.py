@@ -8,7 +8,7 @@ from typing import Literal
 
 @dataclass(frozen=True)
 class NetworkConfig:
-    """Shape of :class:`relocal_pyg.models.MultiGraphRelocalizer` and what it is trained on."""
+    """Shape of :class:`relocal_pyg.models.MultiGraphRelocalizer`, and its training; the paper's."""
 
     num_steps: int = 40
     """T: steps that a query and a proposal are brought to (section 4.2)."""
@@ -24,41 +24,16 @@ class NetworkConfig:
     """Edge weights (section 4.4); the paper uses binary ones."""
     normalization: Literal["none", "mean", "sym"] = "none"
     """Of the sum over neighbours; the paper has none."""
-    residual: bool = False
-    """Add each multi-graph layer's input to its output."""
     mask_padding: bool = False
     """Keep zero-padded steps out of edges and of the pool; the paper does not."""
     dropout: float = 0.4
     """Dropout on the LSTM outputs; the paper uses dropout and gives no rate."""
     head_channels: tuple[int, int] = (256, 64)
     """Widths inside the two heads; the paper does not give them."""
-    head_norm: Literal["batch", "layer"] = "batch"
-    """Normalisation inside the heads; the paper's is over the batch."""
-    objective: Literal["triplet", "listwise"] = "triplet"
-    """Triplet loss (section 4.7.1), or cross entropy over the proposals of one reference."""
     negatives: Literal["class", "video"] = "class"
     """Triplet negatives: another class (the paper), or a poor proposal of the same reference."""
     margin: float = 0.5
     """gamma of the triplet loss."""
-    prior: Literal["none", "contrast"] = "none"
-    """"contrast": the score is a correction, zero at first, of the training-free matcher."""
-    context: float = 0.0
-    """Share of a proposal's length that is shown to the network on either side of it."""
-    similarity: bool = False
-    """Give each node its similarities to the other video as further channels."""
-    appearance: bool = True
-    """Give each node its features; without them it carries similarities alone."""
-    rotation: bool = False
-    """Rotate the feature space at random for each training pair: compare, do not recognise."""
-    list_length: int = 48
-    """Proposals of one reference in a listwise sample."""
-    far_proposals: int = 0
-    """Proposals of yet another video that join a list, so that scores compare across videos."""
-    target_temperature: float = 0.1
-    """Divides the tIoUs that a list is trained towards: the smaller, the more the best count. Not
-    below 0.1 where there are fewer than 100 training items."""
-    finer_windows: bool = False
-    """Score finer windows around the best proposals too, where validation says that it helps."""
 
 
 @dataclass(frozen=True)
@@ -73,6 +48,12 @@ class MatcherConfig:
     """Cascaded multi-graph layers (section 4.5)."""
     hidden_channels: int = 48
     """Width d of LSTM and layers."""
+    graph_conv: bool = True
+    """False replaces every graph convolution by a 1x1 convolution."""
+    weight: Literal["binary", "exponential", "laplacian"] = "binary"
+    """Edge weights (section 4.4)."""
+    normalization: Literal["none", "mean", "sym"] = "mean"
+    """Of the sum over neighbours."""
     context: float = 0.25
     """Share of a window's length that is shown on either side of it."""
     blind: float = 0.1

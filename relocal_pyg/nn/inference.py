@@ -291,7 +291,11 @@ class _Factored:
 
     def dense(self, steps: int, like: Tensor) -> Tensor:
         matrix = replace(self.graph, num_steps=steps).dense(like.dtype, like.device)
-        return matrix + torch.eye(2 * steps).to(matrix) if self.identity else matrix
+        return (
+            matrix + torch.eye(2 * steps, dtype=matrix.dtype, device=matrix.device)
+            if self.identity
+            else matrix
+        )
 
     def sum(self, x: Tensor) -> Tensor:
         graph = replace(self.graph, num_steps=len(x) // 2)
@@ -311,6 +315,8 @@ class _Factored:
 
 #: Numbers in the largest intermediate tensor: few enough to stay in a processor's cache.
 CHUNK_NUMBERS = 1_500_000
+#: Windows encoded at once: bounds memory, changes no result.
+WINDOWS = 1024
 
 
 @dataclass(frozen=True)
@@ -336,7 +342,7 @@ class Side:
         return Side(self.hidden[:, rows], self.real, own, cross)
 
 
-class PairScoring:
+class InferenceNetwork:
     """A frozen copy of a network's weights, merged for inference.
 
     Later changes of the network do not reach it, except through its heads. Nothing is
@@ -352,7 +358,7 @@ class PairScoring:
     Example:
         >>> graphs = [PairGraph(5, 1), PairGraph(5, 2)]
         >>> network = PairNetwork(8, 16, num_graphs=2).eval()
-        >>> scoring = PairScoring(network, graphs)
+        >>> scoring = InferenceNetwork(network, graphs)
         >>> query, proposals = torch.randn(5, 16), torch.randn(5, 7, 16)
         >>> scoring.score(query, None, proposals, None)[0].shape
         torch.Size([7])
@@ -406,6 +412,43 @@ class PairScoring:
             Logits ``[M]`` and offsets ``[M, 2]``, those of :meth:`PairNetwork.fuse`.
         """
         return self._heads(self.pooled(query, query_mask, states, mask, owner))
+
+    def score_windows(
+        self,
+        query: Tensor,
+        query_mask: Tensor,
+        rows: Tensor,
+        positions: Tensor,
+        mask: Tensor,
+        extra: Tensor | None = None,
+        owner: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """Encode windows, whose steps are rows of a table, and :meth:`score` them.
+
+        Args:
+            query: As in :meth:`score`.
+            query_mask: As in :meth:`score`.
+            rows: As in :meth:`encode`.
+            positions: As in :meth:`encode`.
+            mask: As in :meth:`encode`.
+            extra: As in :meth:`encode`.
+            owner: As in :meth:`score`.
+        """
+        found = []
+        for part in torch.arange(len(positions), device=positions.device).split(WINDOWS):
+            flags = None if extra is None else extra[part]
+            states = self.encode(rows, positions[part], mask[part], flags)
+            own = None if owner is None else owner[part]
+            found.append(self.score(query, query_mask, states, mask[part], own))
+        logits, offsets = zip(*found, strict=True)
+        return torch.cat(logits), torch.cat(offsets)
+
+    def encode(
+        self, rows: Tensor, positions: Tensor, mask: Tensor, extra: Tensor | None = None
+    ) -> Tensor:
+        """States ``[T, M, d]`` of windows; arguments as in :func:`window_states`."""
+        lstm = self.network.encoder.proposal_lstm
+        return window_states(lstm, rows, positions, mask, extra, skip_padding=self.masked)
 
     def pooled(
         self,

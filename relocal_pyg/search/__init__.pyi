@@ -2,7 +2,5 @@ from .index import Hit as Hit
 from .index import SearchIndex as SearchIndex
 from .index import add_videos as add_videos
 from .index import build_index as build_index
-from .index import judge_hits as judge_hits
-from .scorer import PairScorer as PairScorer
 from .shards import score_shard as score_shard
 from .shards import score_shards as score_shards

@@ -2,88 +2,45 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from relocal_pyg.errors import UsageError
-from relocal_pyg.models.matchers import nearest_steps
-from relocal_pyg.search.engines import Engine
-from relocal_pyg.search.index_files import Shard
+from relocal_pyg.models.base import Relocalizer
+from relocal_pyg.models.similarity import centres, contrast_scores, inside_and_around, nearest_steps
+from relocal_pyg.search.storage import Shard
 
 #: Videos, proposals of each, and queries that the fit looks at.
 VIDEOS, PROPOSALS, QUERIES = 64, 16, 8
-
-
-def terms(inside: Tensor, around: Tensor, lengths: Tensor) -> Tensor:
-    """Columns ``[M, 9]`` of the quadratic.
-
-    Args:
-        inside: Mean similarity inside each proposal, ``[M]``.
-        around: Mean similarity around it, ``[M]``.
-        lengths: In steps, ``[M]``.
-    """
-    log = lengths.clamp(min=1).log()
-    columns = [inside, around, inside**2, around**2, inside * around]
-    columns += [log, inside * log, around * log, torch.ones_like(log)]
-    return torch.stack(columns, dim=1)
-
-
-def fit_surrogate(engine: Engine, shards: Sequence[Shard]) -> Tensor:
-    """Coefficients ``[9]`` of :func:`terms` for the scores before their last tanh.
-
-    Proposals of the index serve as queries. The same index gives the same numbers.
-
-    Args:
-        engine: The network, whose vectors hold what is inside a proposal, then what is around it.
-        shards: The index.
-    """
-    rng = np.random.default_rng(0)
-    places = [(shard, number) for shard in shards for number in range(len(shard.ids))]
-    videos, proposals, vectors, means = [], [], [], []
-    for place in rng.permutation(len(places))[:VIDEOS]:
-        shard, number = places[place]
-        first, past = shard.first_proposal[number : number + 2]
-        rows = np.sort(first + rng.permutation(past - first)[:PROPOSALS])
-        videos.append(shard.rows("features", *shard.first_step[number : number + 2]))
-        proposals.append(shard.take("proposals", rows))
-        vectors.append(shard.take("vectors", rows).float())
-        means.append(shard.rows("means", number, number + 1))
-    inside, around = torch.cat(vectors).chunk(2, dim=1)
-    windows, known = torch.cat(proposals), torch.cat(means)
-    columns, wanted = [], []
-    for video, some in list(zip(videos, proposals, strict=True))[:QUERIES]:
-        start, end = nearest_steps(some[rng.integers(len(some))][None], len(video))[0].tolist()
-        _, scores, owners = engine.answer(video[start:end], videos, proposals, None)
-        direction = engine.pooling.directions(video[start:end], None, known)[owners]
-        within, beside = ((part * direction).sum(dim=1) for part in (inside, around))
-        columns.append(terms(within, beside, windows[:, 1] - windows[:, 0]))
-        wanted.append(scores.clamp(-1 + 1e-6, 1 - 1e-6).atanh())
-    matrix, target = torch.cat(columns).double(), torch.cat(wanted).double()
-    return torch.linalg.lstsq(matrix, target[:, None]).solution[:, 0].float()
-
-
-#: Pooled vectors read at once by a scan.
-BLOCK = 65_536
+#: Feature values in memory at once.
+VALUES = 8_000_000
+#: Coefficients of :func:`terms` where a model scores no windows: those of the contrast matcher.
+CONTRAST = (1.0, -0.5, *[0.0] * 7)
 
 
 class FirstStage:
-    """Scores of a matcher without a network for every proposal of an index.
+    """A quadratic that stands for the model's scores of every proposal of an index.
+
+    It is one of mean similarities inside and around a proposal, and its length, fitted to the
+    model's own scores of some pairs of the index; for the contrast matcher it is the score itself.
 
     Args:
         shards: The shards of the index.
-        engine: The model.
+        model: The model.
+        background: Mean row ``[F]`` of the index.
     """
 
-    def __init__(self, shards: Sequence[Shard], engine: Engine) -> None:
-        self.shards, self.engine = shards, engine
+    def __init__(self, shards: Sequence[Shard], model: Relocalizer, background: Tensor) -> None:
+        self.shards, self.model, self.background = shards, model, background
         counts = [int(shard.first_proposal[-1]) for shard in shards]
         self.first = np.concatenate([[0], np.cumsum(counts, dtype=np.int64)])
         self._faiss: Any = None
-        self._surrogate: Tensor | None = None
+        self._quadratic: Tensor | None = None
 
     def best(
         self,
@@ -98,7 +55,7 @@ class FirstStage:
         Args:
             query: ``[m, F]``.
             count: How many in all.
-            query_video: ``[v, F]`` around the query; a bare clip is centred by each video.
+            query_video: ``[v, F]`` around the query, or None.
             use_faiss: Search approximately instead of scanning.
 
         Raises:
@@ -106,81 +63,132 @@ class FirstStage:
         """
         if count >= self.first[-1]:
             rows = np.arange(self.first[-1])
+        elif use_faiss:
+            rows = self._search(query, query_video, count)
         else:
-            rows = (self._search if use_faiss else self._scan)(query, query_video, count)
+            scores = torch.cat([self._scores(shard, query, query_video) for shard in self.shards])
+            rows = scores.topk(count).indices.numpy()
         shard = np.searchsorted(self.first, rows, side="right") - 1
         return [rows[shard == number] - self.first[number] for number in range(len(self.shards))]
 
-    def _scan(self, query: Tensor, query_video: Tensor | None, count: int) -> np.ndarray:
-        best_scores, best_rows = torch.empty(0), torch.empty(0, dtype=torch.long)
-        for number, shard in enumerate(self.shards):
-            means = shard.rows("means", 0, len(shard.ids))
-            directions = self.engine.pooling.directions(query, query_video, means)
-            video = np.repeat(np.arange(len(shard.ids)), np.diff(shard.first_proposal))
-            total = int(shard.first_proposal[-1])
-            for start in range(0, total, BLOCK):
-                end = min(start + BLOCK, total)
-                beside = directions if len(directions) == 1 else directions[video[start:end]]
-                scores = self._scores(shard, start, end, beside)
-                rows = torch.arange(start, end) + int(self.first[number])
-                best_scores = torch.cat([best_scores, scores])
-                best_rows = torch.cat([best_rows, rows])
-                if len(best_rows) > count:
-                    best_scores, kept = best_scores.topk(count)
-                    best_rows = best_rows[kept]
-        return best_rows.numpy()
+    def _scores(self, shard: Shard, query: Tensor, query_video: Tensor | None) -> Tensor:
+        """The quadratic ``[M]`` of every proposal of a shard."""
+        if self._quadratic is None:
+            self._quadratic = self._fit()
+        steps, means = torch.from_numpy(np.diff(shard.first_step)), shard.rows("means")
+        own, usual = centres(query, means, steps, query_video, self.background)
+        directions = functional.normalize(query.mean(dim=0) - own, dim=1)
+        parts = []
+        for start, end, rows in _blocks(shard):
+            video = torch.from_numpy(
+                np.searchsorted(shard.first_step, np.arange(start, end), side="right") - 1
+            )
+            rows = rows - usual[video]
+            product = (
+                rows @ directions[0]
+                if len(directions) == 1
+                else (rows * directions[video]).sum(dim=1)
+            )
+            parts.append(product / rows.norm(dim=1).clamp(min=1e-12))
+        video = torch.from_numpy(shard.video_of_proposal)
+        windows, first = shard.rows("proposals"), torch.from_numpy(shard.first_step)
+        found = inside_and_around(
+            torch.cat(parts), windows, first=first[:-1][video], num_steps=steps[video]
+        )
+        return terms(*found, windows[:, 1] - windows[:, 0]) @ self._quadratic
 
-    def _scores(self, shard: Shard, start: int, end: int, directions: Tensor) -> Tensor:
-        """Scores of some rows in directions ``[., F]``, one for each or one for all."""
-        vectors = shard.rows("vectors", start, end).float()
-        if not self.engine.pooling.apart:
-            return (vectors * directions).sum(dim=1)
-        if self._surrogate is None:
-            self._surrogate = fit_surrogate(self.engine, self.shards)
-        inside, around = ((part * directions).sum(dim=1) for part in vectors.chunk(2, dim=1))
-        windows = shard.rows("proposals", start, end)
-        return terms(inside, around, windows[:, 1] - windows[:, 0]) @ self._surrogate
+    def _fit(self) -> Tensor:
+        """Coefficients ``[9]`` of :func:`terms` for the scores before they are squashed.
+
+        Stretches of the index serve as queries. The same index gives the same numbers.
+        """
+        rng = np.random.default_rng(0)
+        places = [(shard, number) for shard in self.shards for number in range(len(shard.ids))]
+        videos, proposals = [], []
+        for place in rng.permutation(len(places))[:VIDEOS]:
+            shard, number = places[place]
+            first, past = shard.first_proposal[number : number + 2]
+            rows = np.sort(first + rng.permutation(past - first)[:PROPOSALS])
+            videos.append(shard.video(number))
+            proposals.append(shard.take("proposals", rows))
+        columns, wanted = [], []
+        for video, some in list(zip(videos, proposals, strict=True))[:QUERIES]:
+            start, end = nearest_steps(some[rng.integers(len(some))][None], len(video))[0].tolist()
+            query = video[start:end]
+            rankings = self.model.rank_videos(query, videos, proposals, background=self.background)
+            if any(ranking.proposals is None for ranking in rankings):
+                return torch.tensor(CONTRAST, dtype=torch.float64)
+            direction = functional.normalize(query.mean(dim=0) - self.background, dim=0)
+            for other, ranking in zip(videos, rankings, strict=True):
+                windows = ranking.proposals.cpu()  # type: ignore[union-attr]
+                similarity = functional.normalize(other - self.background, dim=1) @ direction
+                found = inside_and_around(similarity, windows)
+                columns.append(terms(*found, windows[:, 1] - windows[:, 0]))
+                wanted.append(self.model.raw_scores(ranking.scores.cpu()))
+        matrix, target = torch.cat(columns), torch.cat(wanted).double()
+        return torch.linalg.lstsq(matrix, target[:, None]).solution[:, 0]
 
     def _search(self, query: Tensor, query_video: Tensor | None, count: int) -> np.ndarray:
         if self._faiss is None:
             self._faiss = self._train()
-        means = torch.cat([shard.rows("means", 0, len(shard.ids)) for shard in self.shards])
-        probe = self.engine.pooling.probe(query, query_video, means)[None].numpy()
+        lengths = torch.tensor([len(query)])
+        own, _ = centres(query, self.background[None], lengths, query_video, self.background)
+        probe = functional.normalize(query.mean(dim=0) - own, dim=1).numpy()
         rows: np.ndarray = self._faiss.search(probe, min(count, int(self.first[-1])))[1][0]
         # faiss fills up with -1 where it finds fewer.
         return rows[rows >= 0]
 
     def _train(self) -> Any:
-        """Inverted lists of 8-bit codes, filled shard by shard."""
+        """Inverted lists of 8-bit codes of what is inside less half of what is around."""
         try:
             import faiss
         except ImportError:
             raise UsageError(
                 "first_stage='faiss' needs faiss: pip install relocal_pyg[search]"
             ) from None
-        total = int(self.first[-1])
-        width = self._extended(self.shards[0], 0, 1).shape[1]
+        total, width = int(self.first[-1]), len(self.background)
         lists = max(1, min(4096, int(total**0.5)))
         coarse = faiss.IndexFlatIP(width)
         index = faiss.IndexIVFScalarQuantizer(
             coarse, width, lists, faiss.ScalarQuantizer.QT_8bit, faiss.METRIC_INNER_PRODUCT
         )
         share = max(1, total // (64 * lists))
-        sample = np.concatenate(
-            [self._extended(s, 0, int(s.first_proposal[-1]), share) for s in self.shards]
-        )
-        index.train(sample)
-        for shard in self.shards:
-            for start in range(0, int(shard.first_proposal[-1]), BLOCK):
-                end = min(start + BLOCK, int(shard.first_proposal[-1]))
-                index.add(self._extended(shard, start, end))
+        index.train(np.concatenate([vectors[::share] for vectors in self._vectors()]))
+        for vectors in self._vectors():
+            index.add(vectors)
         index.nprobe = max(8, lists // 8)
         return index
 
-    def _extended(self, shard: Shard, start: int, end: int, stride: int = 1) -> np.ndarray:
-        """Vectors with what is taken off as one more channel, float32."""
-        rows = np.arange(start, end, stride)
-        vectors = shard.take("vectors", rows).float()
-        extended = torch.cat([vectors, shard.take("shifts", rows)[:, None]], dim=1)
-        out: np.ndarray = np.ascontiguousarray(extended.numpy())
-        return out
+    def _vectors(self) -> Iterator[np.ndarray]:
+        """Vectors ``[M, F]`` of each video's proposals: with a direction multiplied, scores."""
+        for shard in self.shards:
+            for number in range(len(shard.ids)):
+                rows = functional.normalize(shard.video(number) - self.background, dim=1)
+                windows = shard.take(
+                    "proposals", np.arange(*shard.first_proposal[number : number + 2])
+                )
+                # Every channel is a row of similarities of its own.
+                yield np.ascontiguousarray(contrast_scores(rows.T, windows).T.numpy())
+
+
+def terms(inside: Tensor, around: Tensor, lengths: Tensor) -> Tensor:
+    """Columns ``[M, 9]`` of the quadratic, float64.
+
+    Args:
+        inside: Mean similarity inside each proposal, ``[M]``.
+        around: Mean similarity around it, ``[M]``.
+        lengths: In steps, ``[M]``.
+    """
+    log = lengths.double().clamp(min=1).log()
+    columns = [inside, around, inside**2, around**2, inside * around]
+    columns += [log, inside * log, around * log, torch.ones_like(log)]
+    return torch.stack([column.double() for column in columns], dim=1)
+
+
+def _blocks(shard: Shard) -> Iterator[tuple[int, int, Tensor]]:
+    """Feature rows of a shard, a bounded number at a time: first row, past row, rows."""
+    total = int(shard.first_step[-1])
+    size = max(1, VALUES // shard.channels)
+    for start in range(0, total, size):
+        end = min(start + size, total)
+        yield start, end, shard.rows("features", start, end)

@@ -1,7 +1,10 @@
-"""Probabilities for the answers of an index."""
+"""An index of many videos: built a shard at a time, searched by a model."""
 
 from __future__ import annotations
 
+import hashlib
+import json
+import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,16 +15,20 @@ import torch
 from numpy.typing import ArrayLike
 from torch import Tensor
 
-from relocal_pyg.data.proposals import default_proposals, geometric_lengths, sliding_windows
+from relocal_pyg.data.proposals import (
+    default_proposals,
+    finer_windows,
+    geometric_lengths,
+    sliding_windows,
+)
 from relocal_pyg.errors import FeatureError, UsageError
 from relocal_pyg.io.read import id_problem
 from relocal_pyg.io.write import own_folder
 from relocal_pyg.models.base import Relocalizer, as_features, as_proposals
-from relocal_pyg.models.refining import ROUNDS, finer_windows
-from relocal_pyg.moments import Moment, decode_offsets, nms
-from relocal_pyg.search.engines import engine_of, fingerprint
+from relocal_pyg.models.calibrated import Calibrated
+from relocal_pyg.moments import clip_moments, nms
 from relocal_pyg.search.first_stage import FirstStage
-from relocal_pyg.search.index_files import Shard, ShardList, VideoEntry, write_shard
+from relocal_pyg.search.storage import Shard, ShardList, VideoEntry, write_shard
 
 #: A shard is written when its videos take so many bytes: bounds the memory of building.
 SHARD_BYTES = 128 * 2**20
@@ -30,9 +37,9 @@ Videos = Iterable[tuple[str, ArrayLike, float]]
 
 
 def index_proposals(num_steps: int) -> Tensor:
-    """Windows of 4 steps to half the video, each about 1.5 times the last, at thirds of a length.
+    """Windows of 4 steps to the whole video, each about 1.5 times the last, at thirds of a length.
 
-    The length of a query is not known when a video is indexed.
+    The length of a query is not known when a video is indexed; a short video may be all action.
 
     Args:
         num_steps: Steps of the video.
@@ -40,8 +47,7 @@ def index_proposals(num_steps: int) -> Tensor:
     Returns:
         ``[M, 2]`` in steps.
     """
-    longest = max(4, num_steps // 2)
-    return sliding_windows(num_steps, geometric_lengths(4, longest, 1.5))
+    return sliding_windows(num_steps, geometric_lengths(4, max(4, num_steps), 1.5))
 
 
 def build_index(
@@ -56,7 +62,7 @@ def build_index(
 
     Args:
         folder: Where to write; must not hold an index.
-        model: The network, or a system without training; the index serves this model alone.
+        model: A network, or a system without training; the index serves this model alone.
         videos: ``(id, features [n, F], seconds per step)`` of each video; read once, one by one.
         proposals: From the number of steps of a video to candidates ``[M, 2]`` in steps.
         state_dtype: How the states of proposals are kept, where the model has any to keep.
@@ -98,8 +104,8 @@ def add_videos(
 def _add(
     folder: Path, model: Relocalizer, videos: Videos, proposals: Callable[[int], Tensor]
 ) -> int:
+    model = _plain(model)
     listed = ShardList.load(folder, fingerprint(model))
-    engine = engine_of(model, torch.float32)
     state_dtype = getattr(torch, listed.state_dtype)
     known = {name for shard in listed.shards for name in shard.ids}
     entries: list[VideoEntry] = []
@@ -115,6 +121,8 @@ def _add(
         fault = id_problem(video_id)
         if fault is None and video_id in known:
             fault = "is in the index already"
+        if fault is None and not 0 < seconds_per_step < math.inf:
+            fault = f"has steps of {seconds_per_step} seconds"
         if fault is not None:
             raise UsageError(fault, record=video_id)
         known.add(video_id)
@@ -124,10 +132,13 @@ def _add(
                 f"has {features.shape[1]} channels, the index {listed.channels}",
                 record=video_id,
             )
+        model.check_width(features.shape[1], video_id)
         listed.channels = features.shape[1]
-        windows = as_proposals(proposals(len(features)))
-        states, lengths = engine.encode(features, windows)
-        vectors, shifts = engine.pooling.pool(features, windows)
+        windows = clip_moments(as_proposals(proposals(len(features))), len(features))
+        windows = windows[windows[:, 0] < windows[:, 1]]
+        kept = model.encode(features, windows)
+        if kept is None:
+            kept = windows.new_zeros(len(windows), 0, 0), windows.new_zeros(len(windows))
         entries.append(
             VideoEntry(
                 video_id,
@@ -135,10 +146,8 @@ def _add(
                 features,
                 features.mean(dim=0, keepdim=True),
                 windows,
-                lengths.int(),
-                vectors.half(),
-                shifts,
-                states.to(state_dtype),
+                kept[1].int(),
+                kept[0].to(state_dtype),
             )
         )
         added += 1
@@ -151,8 +160,31 @@ def _add(
     return added
 
 
-#: Encoded proposals read and scored at once.
+def fingerprint(model: Relocalizer) -> str:
+    """SHA-256 of a model's kind, settings and weights.
+
+    Two models with one fingerprint give one answer, so that what was stored for one serves the
+    other.
+    """
+    model = _plain(model)
+    digest = hashlib.sha256(type(model).__name__.encode())
+    digest.update(json.dumps(model.config(), sort_keys=True, default=str).encode())
+    if isinstance(model, torch.nn.Module):
+        for name, value in sorted(model.state_dict().items()):
+            digest.update(f"{name} {value.dtype} {list(value.shape)}".encode())
+            digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
+def _plain(model: Relocalizer) -> Relocalizer:
+    """The model itself, without its probabilities."""
+    return model.model if isinstance(model, Calibrated) else model
+
+
+#: Proposals scored at once, about.
 BLOCK = 512
+#: Windows of a hit's video that its probability is made of.
+GLANCE = 500
 
 FirstStageName = Literal["scan", "faiss"]
 
@@ -166,9 +198,9 @@ class Hit:
         start: Start in seconds.
         end: End in seconds, exclusive.
         score: The model's score.
-        probability: Of the moment being right, where it was judged
-            (:func:`relocal_pyg.search.judge_hits`).
-        presence: Of the video holding the action at all, where it was judged.
+        probability: Of the moment being right, where it was asked for
+            (:meth:`SearchIndex.with_probabilities`).
+        presence: Of the video holding the action at all, likewise.
     """
 
     video_id: str
@@ -206,29 +238,36 @@ class SearchIndex:
     Args:
         folder: What :func:`relocal_pyg.search.build_index` wrote.
         model: The model that it was built with.
-        dtype: Arithmetic per pair of a network.
-        verify: Compare every file with its checksum first, which reads all of the index.
+        verify: Compare every file with its checksum and look at every number first, which reads all
+            of the index.
+
+    Attributes:
+        background: Mean step ``[F]`` of all its videos: a clip, or a video that is all action, has
+            no surroundings of its own to be told apart from.
 
     Raises:
         SearchIndexError: No index there, damaged, of another format, or made with another model.
     """
 
-    def __init__(
-        self,
-        folder: str | Path,
-        model: Relocalizer,
-        *,
-        dtype: torch.dtype = torch.float32,
-        verify: bool = True,
-    ) -> None:
+    def __init__(self, folder: str | Path, model: Relocalizer, *, verify: bool = True) -> None:
         folder = Path(folder)
         listed = ShardList.load(folder, fingerprint(model))
         self.channels = listed.channels
-        self.engine = engine_of(model, dtype)
-        self.shards = [
-            Shard(folder, shard, listed.fingerprint, verify=verify) for shard in listed.shards
-        ]
-        self.first_stage = FirstStage(self.shards, self.engine)
+        self.calibrated, self.model = model, _plain(model)
+        if isinstance(self.model, torch.nn.Module):
+            self.model.eval()
+        states = _state_shape(self.model, listed.channels) if listed.shards else (0, 0)
+        self.shards = [Shard(folder, one, listed, states, verify=verify) for one in listed.shards]
+        steps = [torch.from_numpy(np.diff(shard.first_step)).double() for shard in self.shards]
+        total = sum(
+            (
+                count @ shard.rows("means").double()
+                for count, shard in zip(steps, self.shards, strict=True)
+            ),
+            torch.zeros(listed.channels, dtype=torch.float64),
+        )
+        self.background = (total / max(sum(float(count.sum()) for count in steps), 1)).float()
+        self.first_stage = FirstStage(self.shards, self.model, self.background)
 
     def __len__(self) -> int:
         return sum(len(shard.ids) for shard in self.shards)
@@ -251,11 +290,10 @@ class SearchIndex:
         Args:
             query: Features of the clip, ``[m, F]``.
             top_k: How many moments at most.
-            first_stage: ``"scan"``: score every proposal by the training-free matcher, or by a
-                quadratic that stands for a network that compares steps (``search.first_stage``), in
-                one pass over the pooled vectors, and look at the best with the model; ``"faiss"``:
-                find them with an approximate nearest-neighbour index; None: look at every proposal
-                with the model.
+            first_stage: ``"scan"``: score every proposal by a quadratic that stands for the model
+                (:class:`relocal_pyg.search.first_stage.FirstStage`) in one pass over the features,
+                and look at the best with the model; ``"faiss"``: find them with an approximate
+                nearest-neighbour index; None: look at every proposal with the model.
             candidates: How many proposals the model looks at after a first stage; then it looks at
                 as many others of the videos that gave the best answers.
             nms_threshold: Of two answers of one video with a larger tIoU only the better is given.
@@ -289,7 +327,7 @@ class SearchIndex:
             if any(map(len, more)):
                 found = found.join(self._look(clip, around, more))
                 kept = self._best(found, nms_threshold, top_k)
-        for shares in ROUNDS if self.engine.looks_closer else ():
+        for shares in self.model.rounds:
             found = self._look_closer(clip, around, found, kept, shares)
             kept = self._best(found, nms_threshold, top_k)
         return [self._hit(found, place) for place in kept]
@@ -373,31 +411,24 @@ class SearchIndex:
         self, query: Tensor, around: Tensor | None, number: int, rows: np.ndarray
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Shard, video, refined moments in steps, and scores of some proposals of a shard."""
-        shard = self.shards[number]
-        rows = np.sort(rows)
-        video = np.searchsorted(shard.first_proposal, rows, side="right") - 1
-        proposals = shard.take("proposals", rows)
-        if self.engine.keeps_states:
-            parts = [
-                self.engine.score(query, shard.take("states", part), shard.take("lengths", part))
-                for part in np.array_split(rows, max(1, len(rows) // BLOCK))
-            ]
-            scores, offsets = (torch.cat(column) for column in zip(*parts, strict=True))
-            moments = decode_offsets(proposals, offsets)
-            steps = torch.from_numpy(np.diff(shard.first_step)[video])
-            moments = torch.minimum(moments.clamp(min=0), steps[:, None].to(moments))
-        else:
-            found, start = [], 0
-            while start < len(rows):
-                # Whole videos, one or more.
-                end = int(np.searchsorted(video, video[min(start + BLOCK, len(rows)) - 1], "right"))
-                found.append(
-                    self._answer(query, around, shard, video[start:end], proposals[start:end])
-                )
-                start = end
-            moments, scores, videos = (torch.cat(column) for column in zip(*found, strict=True))
-            video = videos.numpy()
-        return torch.full((len(scores),), number), torch.from_numpy(video), moments, scores
+        shard, rows = self.shards[number], np.sort(rows)
+        video, proposals = shard.video_of_proposal[rows], shard.take("proposals", rows)
+        found, start = [], 0
+        while start < len(rows):
+            # Whole videos, one or more.
+            end = int(np.searchsorted(video, video[min(start + BLOCK, len(rows)) - 1], "right"))
+            part = video[start:end], proposals[start:end]
+            if shard.rows("states", 0, 1).shape[1]:
+                kept = (shard.take(name, rows[start:end]) for name in ("states", "lengths"))
+                moments, scores = self.model.score_encoded(query, *kept, part[1])
+                owners = torch.from_numpy(part[0])
+                steps = torch.from_numpy(np.diff(shard.first_step))[owners]
+                found.append((_inside(moments.cpu(), steps), scores.cpu(), owners))
+            else:
+                found.append(self._answer(query, around, shard, *part))
+            start = end
+        moments, scores, owners = (torch.cat(column) for column in zip(*found, strict=True))
+        return torch.full((len(scores),), number), owners, moments, scores
 
     def _answer(
         self,
@@ -417,12 +448,57 @@ class SearchIndex:
             proposals: ``[M, 2]`` in steps.
         """
         numbers, counts = np.unique(video, return_counts=True)
-        videos = [shard.rows("features", *shard.first_step[n : n + 2]) for n in numbers]
-        split = proposals.split(counts.tolist())
-        moments, scores, owners = self.engine.answer(query, videos, split, around)
+        videos = [shard.video(number) for number in numbers]
+        rankings = self.model.rank_videos(
+            query,
+            videos,
+            proposals.split(counts.tolist()),
+            query_video=around,
+            background=self.background,
+        )
+        moments = torch.cat([ranking.moments for ranking in rankings]).cpu()
+        scores = torch.cat([ranking.scores for ranking in rankings]).cpu()
+        owners = np.repeat(np.arange(len(numbers)), [len(ranking.scores) for ranking in rankings])
         steps = torch.tensor([len(features) for features in videos])[owners]
-        inside = torch.minimum(moments.clamp(min=0), steps[:, None].to(moments))
-        return inside, scores, torch.from_numpy(numbers)[owners]
+        return _inside(moments, steps), scores, torch.from_numpy(numbers[owners])
+
+    def with_probabilities(
+        self, hits: Sequence[Hit], query: Tensor, query_video: Tensor | None = None
+    ) -> list[Hit]:
+        """Hits with their probabilities; as they are where the model is not calibrated.
+
+        The facts of a hit are those of its own video, over as many windows as a glance takes.
+
+        Args:
+            hits: Answers of :meth:`search`, in any order, which is kept.
+            query: ``[m, F]``.
+            query_video: ``[v, F]`` or None.
+        """
+        if not isinstance(self.calibrated, Calibrated):
+            return list(hits)
+        places = {
+            name: (shard, number) for shard in self.shards for number, name in enumerate(shard.ids)
+        }
+        told: dict[Hit, Hit] = {}
+        for video_id in dict.fromkeys(hit.video_id for hit in hits):
+            shard, number = places[video_id]
+            features = shard.video(number)
+            ranking = self.calibrated.rank(
+                query,
+                features,
+                default_proposals(len(features), len(query), limit=GLANCE),
+                query_video=query_video,
+                background=self.background,
+            )
+            own = [hit for hit in hits if hit.video_id == video_id]
+            step = shard.seconds_per_step[number]
+            spans = torch.tensor([[hit.start, hit.end] for hit in own], dtype=torch.float64) / step
+            scores = torch.tensor([hit.score for hit in own], dtype=torch.float64)
+            assert ranking.probabilities is not None
+            chances, presence = ranking.probabilities(spans, scores)
+            for hit, chance in zip(own, chances.tolist(), strict=True):
+                told[hit] = replace(hit, probability=chance, presence=presence)
+        return [told[hit] for hit in hits]
 
 
 def _places(hits: Sequence[Hit]) -> set[tuple[str, float, float]]:
@@ -430,43 +506,17 @@ def _places(hits: Sequence[Hit]) -> set[tuple[str, float, float]]:
     return {(hit.video_id, round(hit.start, 2), round(hit.end, 2)) for hit in hits}
 
 
-#: Windows of a hit's video that its probability is made of.
-JUDGED_WINDOWS = 500
+def _inside(moments: Tensor, steps: Tensor) -> Tensor:
+    """Moments ``[M, 2]`` cut to their videos of ``[M]`` steps."""
+    return torch.minimum(moments.clamp(min=0), steps[:, None].to(moments))
 
 
-def judge_hits(
-    hits: list[Hit],
-    index: SearchIndex,
-    model: Relocalizer,
-    query: Tensor,
-    query_video: Tensor | None = None,
-) -> list[Hit]:
-    """Hits with their probabilities; as they are where the model is not calibrated.
+def _state_shape(model: Relocalizer, channels: int) -> tuple[int, int]:
+    """Shape ``(T, d)`` of what a model keeps of a proposal.
 
-    The facts of a hit are those of its own video, over as many windows as a glance takes.
-
-    Args:
-        hits: Answers of the index, in any order, which is kept.
-        index: The index.
-        model: The model that it was opened with.
-        query: ``[m, F]``.
-        query_video: ``[v, F]`` or None.
+    Raises:
+        FeatureError: The model takes another width.
     """
-    if model.calibration is None:
-        return hits
-    places = {
-        name: (shard, number) for shard in index.shards for number, name in enumerate(shard.ids)
-    }
-    judged: dict[Hit, Hit] = {}
-    for video_id in dict.fromkeys(hit.video_id for hit in hits):
-        shard, number = places[video_id]
-        features = shard.rows("features", *shard.first_step[number : number + 2])
-        windows = default_proposals(len(features), len(query), limit=JUDGED_WINDOWS)
-        ranking = model.rank(query, features, windows, query_video=query_video)
-        own = [hit for hit in hits if hit.video_id == video_id]
-        moments = [Moment(hit.start, hit.end, hit.score) for hit in own]
-        step = float(shard.seconds_per_step[number])
-        found = model.judge(ranking, moments, query, features, query_video, step)
-        for hit, moment in zip(own, found, strict=True):
-            judged[hit] = replace(hit, probability=moment.probability, presence=moment.presence)
-    return [judged[hit] for hit in hits]
+    model.check_width(channels, "the index")
+    kept = model.encode(torch.zeros(1, channels), torch.tensor([[0.0, 1.0]]))
+    return (0, 0) if kept is None else (kept[0].shape[1], kept[0].shape[2])

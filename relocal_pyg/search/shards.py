@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, replace
 from multiprocessing import get_context
+from multiprocessing.connection import Connection, wait
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from relocal_pyg.errors import RunError, UsageError
+from relocal_pyg.errors import RelocalError, RunError, UsageError
 from relocal_pyg.io.write import replace_file
+
+#: Seconds after which a worker that has said nothing is given up.
+PATIENCE = 3600.0
+#: Seconds that a worker is given to end.
+_GRACE = 10.0
 
 
 @dataclass(frozen=True)
@@ -105,7 +111,9 @@ def make_tasks(whole: ShardTask, folder: Path, num_shards: int) -> list[ShardTas
     ]
 
 
-def score_shards(whole: ShardTask, num_shards: int, *, workers: int = 1) -> Path:
+def score_shards(
+    whole: ShardTask, num_shards: int, *, workers: int = 1, patience: float = PATIENCE
+) -> Path:
     """Score a corpus by local processes and merge the shards into ``whole.out``.
 
     A shard whose file is there already is not scored again, so that a killed run goes on.
@@ -114,13 +122,14 @@ def score_shards(whole: ShardTask, num_shards: int, *, workers: int = 1) -> Path
         whole: The task for all videos.
         num_shards: In how many shards.
         workers: How many processes; 1 works in this one.
+        patience: Seconds that a worker may take for a shard.
 
     Returns:
         ``whole.out``; the same bytes for every number of shards and workers.
 
     Raises:
         RelocalError: As :func:`score_shard`.
-        RunError: A worker was killed.
+        RunError: A worker was killed, or took longer than ``patience`` for a shard.
     """
     folder = whole.out.with_name(whole.out.name + ".parts")
     tasks = make_tasks(whole, folder, num_shards)
@@ -129,19 +138,85 @@ def score_shards(whole: ShardTask, num_shards: int, *, workers: int = 1) -> Path
         for task in left:
             score_shard(task)
     else:
-        with ProcessPoolExecutor(
-            workers,
-            mp_context=get_context("spawn"),
-            initializer=torch.set_num_threads,
-            initargs=(1,),
-        ) as pool:
-            try:
-                list(pool.map(score_shard, left))
-            except BrokenProcessPool:
-                raise RunError(
-                    "a worker was killed: run it again, finished shards are kept", file=folder
-                ) from None
+        _share_out(left, workers, patience, folder)
     return merge_shards([task.out for task in tasks], whole.out)
+
+
+def _share_out(tasks: Sequence[ShardTask], workers: int, patience: float, folder: Path) -> None:
+    """Give tasks to worker processes one by one, and watch them: no wait is without end."""
+    context, left = get_context("spawn"), list(reversed(tasks))
+    working: dict[Connection, BaseProcess] = {}
+    try:
+        for _ in range(min(workers, len(tasks))):
+            ours, theirs = context.Pipe()
+            process = context.Process(target=_work, args=(theirs,), daemon=True)
+            process.start()
+            theirs.close()  # a worker that dies now ends its pipe, whenever that is
+            working[ours] = process
+        busy = [ours for ours in working if _give(ours, left)]
+        while busy:
+            ready = wait(busy, patience)
+            if not ready:
+                raise RunError(
+                    f"no shard was finished in {patience:g} s: run it again, finished shards are "
+                    "kept",
+                    file=folder,
+                )
+            for ours in ready:
+                assert isinstance(ours, Connection)
+                _hear(ours, folder)
+                if not _give(ours, left):
+                    busy.remove(ours)
+    finally:
+        for process in working.values():
+            process.terminate()
+        for process in working.values():
+            process.join(_GRACE)
+            if process.is_alive():
+                process.kill()
+
+
+def _give(worker: Connection, left: list[ShardTask]) -> bool:
+    """Send a worker the next task, where there is one."""
+    if not left:
+        return False
+    with contextlib.suppress(OSError):  # it died: its pipe tells when it is listened to
+        worker.send(left.pop())
+    return True
+
+
+def _hear(worker: Connection, folder: Path) -> None:
+    """Take a worker's answer to a task.
+
+    Raises:
+        RelocalError: What the task raised.
+        RunError: The worker is dead.
+    """
+    try:
+        failed = worker.recv()
+    except (EOFError, OSError):
+        raise RunError(
+            "a worker was killed: run it again, finished shards are kept", file=folder
+        ) from None
+    if failed is not None:
+        raise failed
+
+
+def _work(parent: Connection) -> None:
+    """A worker process: score what comes, answer None or the error."""
+    torch.set_num_threads(1)
+    while True:
+        try:
+            task = parent.recv()
+        except EOFError:
+            return
+        try:
+            score_shard(task)
+            parent.send(None)
+        except RelocalError as error:
+            parent.send(error)
+        except Exception as error:  # whatever it is, the parent must hear of it
+            parent.send(RunError(f"a worker failed: {error!r}"))
 
 
 def score_shards_ray(whole: ShardTask, num_shards: int) -> Path:

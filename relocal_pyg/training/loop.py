@@ -30,7 +30,7 @@ from relocal_pyg.io.record import verify_manifest
 from relocal_pyg.io.seeding import seed_torch
 from relocal_pyg.io.write import own_folder, replace_folder, sweep, write_json
 from relocal_pyg.models.base import TrainableRelocalizer
-from relocal_pyg.models.checkpoint import load_weights, save_model, write_model
+from relocal_pyg.models.checkpoint import load_weights
 from relocal_pyg.models.matchers import ContrastMatcher
 from relocal_pyg.training.choice import Choice
 from relocal_pyg.training.presets import TrainingConfig
@@ -178,7 +178,7 @@ def save_state(
         OutputError: The folder cannot be written; the old one is intact.
     """
     with replace_folder(folder, "checkpoint") as temporary:
-        write_model(model, temporary)
+        model.write(temporary)
         packed = (
             io.BytesIO()
         )  # torch reports a full disk as a RuntimeError; a file of ours does not
@@ -543,7 +543,7 @@ class _Loop:
         if self.folder is None:
             self.best = {key: value.clone() for key, value in self.model.state_dict().items()}
         elif self.fabric.is_global_zero:
-            save_model(self.model, self.folder / "best")
+            self.model.save(self.folder / "best")
 
     def _restore_best(self) -> None:
         if self.best is not None:

@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass, field, replace
 from textwrap import wrap
 from typing import Literal
 
-from relocal_pyg.models.network_config import NetworkConfig
+from relocal_pyg.models.network_config import MatcherConfig, NetworkConfig
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ class Preset:
     """A named pair of network and training settings; printed and saved with every run."""
 
     name: str
-    network: NetworkConfig = field(default_factory=NetworkConfig)
+    network: NetworkConfig | MatcherConfig = field(default_factory=NetworkConfig)
     training: TrainingConfig = field(default_factory=TrainingConfig)
 
     def __str__(self) -> str:
@@ -75,24 +75,7 @@ PAPER = Preset("paper")
 #: What to use: learns where a moment ends, starts at the training-free matcher.
 RECOMMENDED = Preset(
     "recommended",
-    NetworkConfig(
-        num_steps=24,
-        hidden_channels=64,
-        normalization="mean",
-        residual=True,
-        mask_padding=True,
-        dropout=0.1,
-        head_channels=(64, 32),
-        head_norm="layer",
-        objective="listwise",
-        prior="contrast",
-        context=0.25,
-        similarity=True,
-        appearance=False,
-        far_proposals=16,
-        target_temperature=0.05,
-        finer_windows=True,
-    ),
+    MatcherConfig(),
     TrainingConfig(
         batch_size=4,
         steps=300,

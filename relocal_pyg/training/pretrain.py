@@ -21,8 +21,8 @@ from relocal_pyg.io.seeding import generator
 from relocal_pyg.io.write import replace_file
 from relocal_pyg.models.compare import cosines
 from relocal_pyg.models.matcher import MultiGraphMatcher
-from relocal_pyg.models.matchers import contrast_scores, step_similarity
 from relocal_pyg.models.network_config import MatcherConfig
+from relocal_pyg.models.similarity import contrast_scores, step_similarity
 from relocal_pyg.moments import tiou
 
 #: Shares of the lists: folders of clips that are all action, references that hold the same footage,

@@ -18,6 +18,7 @@ from lightning_fabric.utilities.rank_zero import rank_zero_only
 from relocal_pyg.data.items import Protocol
 from relocal_pyg.data.pairs import PairList, make_null_pairs, make_pairs
 from relocal_pyg.errors import CheckpointError, UsageError
+from relocal_pyg.evaluation.calibrate import calibrate, calibrate_run
 from relocal_pyg.evaluation.report import write_report
 from relocal_pyg.evaluation.run import evaluate
 from relocal_pyg.evaluation.tables import Comparison, compare, to_json, to_latex, to_markdown
@@ -31,12 +32,18 @@ from relocal_pyg.models.baselines.cross_gated import CrossGated
 from relocal_pyg.models.baselines.frame_level import FrameLevel
 from relocal_pyg.models.baselines.sst import SST
 from relocal_pyg.models.baselines.video_level import VideoLevel
-from relocal_pyg.models.calibrated import calibrate, calibrate_run
+from relocal_pyg.models.calibrated import Calibrated
 from relocal_pyg.models.checkpoint import load_model
-from relocal_pyg.models.matchers import Chance, ContrastMatcher, CosineMatcher, DiagonalMatcher
+from relocal_pyg.models.matcher import MultiGraphMatcher
+from relocal_pyg.models.matchers import (
+    Chance,
+    ContrastMatcher,
+    CosineMatcher,
+    DiagonalMatcher,
+    FinerWindows,
+)
 from relocal_pyg.models.multi_graph import MultiGraphRelocalizer
-from relocal_pyg.models.network_config import NetworkConfig
-from relocal_pyg.models.refining import FinerWindows
+from relocal_pyg.models.network_config import MatcherConfig, NetworkConfig
 from relocal_pyg.training.choice import Choice, read_choice
 from relocal_pyg.training.loop import FitResult, fit
 from relocal_pyg.training.presets import PAPER, Preset, TrainingConfig
@@ -302,9 +309,9 @@ def compare_trained(
         trained: Trained models.
         max_nulls: References without the action at most; one a pair where None.
     """
-    matcher = ContrastMatcher()
+    matcher: Relocalizer = ContrastMatcher()
     with suppress(UsageError):  # too few validation pairs: scores alone are shown
-        matcher.calibration = calibrate(matcher, protocol, limit=CALIBRATION_PAIRS)
+        matcher = Calibrated(matcher, calibrate(matcher, protocol, limit=CALIBRATION_PAIRS))
     nulls = draw_nulls(protocol, pairs, max_nulls)
     # Models without labels of this protocol, each beside the others in every table.
     free: list[Relocalizer] = [Chance(), FrameLevel(), CosineMatcher(), DiagonalMatcher(), matcher]
@@ -391,5 +398,21 @@ def spare_threads(preset: Preset) -> None:
         torch.set_num_threads(1)
 
 
-def _network(config: NetworkConfig) -> Callable[[int], TrainableRelocalizer]:
-    return lambda channels: MultiGraphRelocalizer.from_config(channels, config)
+def _network(config: NetworkConfig | MatcherConfig) -> Callable[[int], TrainableRelocalizer]:
+    return lambda channels: build_network(config, channels)
+
+
+def build_network(config: NetworkConfig | MatcherConfig, channels: int) -> TrainableRelocalizer:
+    """The network of a preset for features of a width; ours starts from its pretrained weights.
+
+    Where a setting changes what those weights are for, it starts afresh.
+    """
+    if isinstance(config, NetworkConfig):
+        return MultiGraphRelocalizer.from_config(channels, config)
+    model = MultiGraphMatcher.from_config(config)
+    pretrained = MultiGraphMatcher.pretrained()
+    shape = ("num_steps", "ks", "graph_conv", "weight", "normalization", "context")
+    if all(getattr(config, name) == getattr(pretrained.settings, name) for name in shape):
+        with suppress(RuntimeError):  # another width
+            model.load_state_dict(pretrained.state_dict())
+    return model

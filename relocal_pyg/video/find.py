@@ -14,13 +14,14 @@ from torch import Tensor
 from torch.nn import functional
 
 from relocal_pyg.data.proposals import default_proposals
-from relocal_pyg.errors import FeatureError, UsageError
+from relocal_pyg.errors import UsageError
 from relocal_pyg.models.base import Relocalizer
-from relocal_pyg.models.matchers import (
-    Blocks,
-    ContrastMatcher,
-    mean_row,
+from relocal_pyg.models.matchers import ContrastMatcher
+from relocal_pyg.models.similarity import (
+    Rows,
+    cosine_blocks,
     motion_similarity,
+    pair_centres,
     step_similarity,
 )
 from relocal_pyg.moments import Moment, seconds_to_steps
@@ -41,8 +42,6 @@ from relocal_pyg.video.rows import FeatureCache, VideoFeatures
 MAP_ROWS, MAP_COLUMNS = 64, 640
 #: Meetings of a query step with a reference step that are explained at most: 40 MB.
 MAX_EXPLAINED = 10_000_000
-#: Windows of the contrast matcher: at every step for an hour at 5 Hz, sparser beyond.
-MAX_WINDOWS = 100_000
 #: Seconds of a reference from which on key frames say where to look.
 COARSE_FROM = 120.0
 #: Places that are then looked at; twice as many as answers where more are asked for.
@@ -85,7 +84,7 @@ class Found:
         reference: Where.
         span: Start and end of the clip in seconds of the query's file.
         similarity: float32 ``[n]``, similarity of each reference step to the query in ``[-1, 1]``
-            (:func:`relocal_pyg.models.matchers.motion_similarity`), whichever model ranked.
+            (:func:`relocal_pyg.models.similarity.motion_similarity`), whichever model ranked.
         step_map: float32 ``[a, b]``: cosine of centred query rows with centred reference rows. Long
             videos are pooled: neighbouring query steps are averaged, of neighbouring reference
             steps the most similar is kept.
@@ -312,12 +311,11 @@ def _look(
     return _Looked(found, spans, share, words)
 
 
-def _best_match(rows: Tensor, keys: Tensor, video: Blocks | None) -> Tensor:
+def _best_match(rows: Tensor, keys: Tensor, video: Rows | None) -> Tensor:
     """Cosine ``[k]`` of each key frame with the most similar step of the query, both centred."""
-    mean = keys.mean(dim=0)
-    centred = rows - (mean if video is None else mean_row(video))
-    table = functional.normalize(keys - mean, dim=1) @ functional.normalize(centred, dim=1).T
-    return table.amax(dim=1)
+    own, centre = pair_centres(rows, keys, video)
+    tables = cosine_blocks(functional.normalize(rows - own, dim=1), keys, centre)
+    return torch.cat([table.amax(dim=0) for table in tables])
 
 
 def _joined(stretches: list[tuple[float, float]], rate: float) -> list[Span]:
@@ -345,13 +343,7 @@ def check_width(
     Raises:
         FeatureError: The widths differ.
     """
-    wanted = getattr(model, "in_channels", None)
-    if wanted is not None and wanted != backbone.dim:
-        raise FeatureError(
-            f"the model was trained on {wanted} channels, {backbone.name} gives {backbone.dim}: "
-            "use the backbone (and PCA) of its training",
-            file=checkpoint,
-        )
+    model.check_width(backbone.dim, backbone.name, checkpoint)
 
 
 def _rate(clip: VideoQuery, known: tuple[VideoInfo, VideoInfo], backbone: Backbone) -> float:
@@ -398,7 +390,7 @@ def _localize(
 ) -> list[Moment]:
     """Moments in seconds; ``own`` is the query's stretch where it shall be no answer."""
     long, step = looked.video, looked.video.seconds_per_step
-    limit = MAX_WINDOWS if isinstance(matcher, ContrastMatcher) else 4000
+    limit = matcher.max_windows
     blocks, edges = long.blocks, None
     if len(blocks) > _MANY_STEPS and looked.spans is None:
         # Films that stand still for hours: no longer than any window looks.
@@ -414,19 +406,8 @@ def _localize(
     video = None if around is None else around.blocks
     wanted = top_k if own is None else top_k + 10
     # In steps, and turned to seconds in double precision: 4.16, not 4.15999985.
-    if isinstance(matcher, ContrastMatcher):
-        ranking = matcher.rank(rows, blocks, proposals, query_video=video, seconds_per_step=step)
-        found = ranking.best(len(blocks), wanted, nms_threshold=nms_threshold)
-        found = matcher.judge(ranking, found, rows, blocks, video)
-    else:
-        found = matcher.localize(
-            rows,
-            blocks.tensor(),
-            proposals=proposals,
-            top_k=wanted,
-            query_video=None if video is None else video.tensor(),
-            nms_threshold=nms_threshold,
-        )
+    ranking = matcher.rank(rows, blocks, proposals, query_video=video, seconds_per_step=step)
+    found = ranking.best(len(blocks), wanted, nms_threshold=nms_threshold)
 
     def seconds(steps: float) -> float:
         if edges is not None:
@@ -462,28 +443,22 @@ def _explain(
         return None
     start, end = matcher.scored_span(moments[0])
     place = start / long.seconds_per_step, end / long.seconds_per_step
-    video = None if around is None else around.features
-    if isinstance(matcher, ContrastMatcher):
-        return matcher.explain(rows, long.features, place, video, long.seconds_per_step)
-    return matcher.explain(rows, long.features, place, video)
+    video = None if around is None else around.blocks
+    return matcher.explain(rows, long.blocks, place, video, long.seconds_per_step)
 
 
-def _step_map(rows: Tensor, reference: Tensor | Blocks, video: Tensor | Blocks | None) -> Tensor:
-    mean = mean_row(reference)
-    centre = mean if video is None else mean_row(video)
+def _step_map(rows: Tensor, reference: Rows, video: Rows | None) -> Tensor:
+    own, centre = pair_centres(rows, reference, video)
     height, count = min(len(rows), MAP_ROWS), len(reference)
-    queries = functional.normalize(
-        functional.adaptive_avg_pool1d((rows - centre).T, height).T, dim=1
-    )
+    queries = functional.normalize(functional.adaptive_avg_pool1d((rows - own).T, height).T, dim=1)
     # The columns of adaptive_max_pool1d, filled block by block: column c holds the steps from
     # floor(c n / C) to ceil((c + 1) n / C), so a step between two columns counts in both.
     columns = min(count, MAP_COLUMNS)
     pooled = torch.full((height, columns), -torch.inf)
     first = 0
-    for block in reference.split(512):
-        similarity = queries @ functional.normalize(block - mean, dim=1).T
-        steps = torch.arange(first, first + len(block))
-        first += len(block)
+    for similarity in cosine_blocks(queries, reference, centre):
+        steps = torch.arange(first, first + similarity.shape[1])
+        first += similarity.shape[1]
         column = steps * columns // count
         pooled.scatter_reduce_(1, column.expand_as(similarity), similarity, "amax")
         following = (column + 1).clamp(max=columns - 1)

@@ -238,15 +238,16 @@ def find_in_index(
     step = video.seconds_per_step
     hits = _fitting(hits, len(rows) * step, SHORTEST_WINDOW * step)
     end = video.duration if clip.end is None else min(clip.end, video.duration)
+    hits = index.with_probabilities(_places(hits, nms_threshold, top_k), rows, around)
     return FoundVideos(
-        hits=_places(hits, nms_threshold, top_k),
+        hits=hits,
         span=(clip.start or 0.0, end),
         settings={
             "backbone": backbone.name,
             "frames_per_second": made.rate_hz,
             "seconds_per_step": video.seconds_per_step,
             "query_steps": len(rows),
-            "query_centred_by": "each video" if around is None else "its own video",
+            "query_centred_by": "the library" if around is None else "its own video",
             "videos": len(index),
         },
         query=rows,

@@ -170,20 +170,19 @@ import numpy as np, torch
 from relocal_pyg.data import FeatureStore, write_features
 from relocal_pyg.errors import OutputError
 from relocal_pyg.models import ContrastMatcher, VideoLevel, load_model
-from relocal_pyg.models.checkpoint import save_model
 from relocal_pyg.search import SearchIndex, add_videos, build_index
 from relocal_pyg.io.write import write_json
 rows = np.random.default_rng(0).standard_normal((40, 8))
 torch.manual_seed(0)
 small, large = VideoLevel(8, 16), VideoLevel(64, 512)
 wanted = [value.tolist() for value in small.state_dict().values()]
-save_model(small, place / "model")
+small.save(place / "model")
 write_features(place / "a.h5", [("v", rows)])
 write_json(place / "a.json", [1])
 build_index(place / "index", ContrastMatcher(), [("v", rows, 1.0)])
 (place / "ballast").write_bytes(bytes(2**20))
 attempts = {
-    "model": lambda: save_model(large, place / "model"),
+    "model": lambda: large.save(place / "model"),
     "a.h5": lambda: write_features(place / "a.h5", ((f"v{i}", rows) for i in range(5000))),
     "a.json": lambda: write_json(place / "a.json", ["x" * 2**21]),
     "index": lambda: add_videos(

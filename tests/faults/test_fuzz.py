@@ -34,10 +34,9 @@ from relocal_pyg.errors import FeatureError, RelocalError
 from relocal_pyg.io.read import read_array
 from relocal_pyg.io.record import sha256_file, write_manifest
 from relocal_pyg.models import ContrastMatcher, VideoLevel, load_model
-from relocal_pyg.models.checkpoint import save_model
 from relocal_pyg.search import SearchIndex, build_index
-from relocal_pyg.search.engines import fingerprint
-from relocal_pyg.search.index_files import ShardList
+from relocal_pyg.search.index import fingerprint
+from relocal_pyg.search.storage import ShardList
 from relocal_pyg.training.loop import Progress, load_state, save_state
 from relocal_pyg.video.c3d import C3D
 from relocal_pyg.video.pca import PCA
@@ -124,19 +123,19 @@ def trusted(folder: Path, read: Read) -> Read:
 
 
 def weights(folder: Path) -> tuple[Path, Read]:
-    save_model(VideoLevel(4, 2), folder / "m")
+    VideoLevel(4, 2).save(folder / "m")
     return folder / "m" / "model.safetensors", trusted(
         folder / "m", lambda: load_model(folder / "m")
     )
 
 
 def config(folder: Path) -> tuple[Path, Read]:
-    save_model(VideoLevel(4, 2), folder / "m")
+    VideoLevel(4, 2).save(folder / "m")
     return folder / "m" / "config.json", trusted(folder / "m", lambda: load_model(folder / "m"))
 
 
 def manifest(folder: Path) -> tuple[Path, Read]:
-    save_model(VideoLevel(4, 2), folder / "m")
+    VideoLevel(4, 2).save(folder / "m")
     return folder / "m" / "manifest.json", lambda: load_model(folder / "m")
 
 

@@ -32,21 +32,27 @@ from relocal_pyg.models import (
     WholeReference,
     load_model,
 )
-from relocal_pyg.models.base import Relocalizer
+from relocal_pyg.models.base import Relocalizer, TrainableRelocalizer
+from relocal_pyg.models.network_config import MatcherConfig, NetworkConfig
 from relocal_pyg.moments import MAX_LOG_LENGTH, decode_offsets
-from relocal_pyg.training import PAPER, RECOMMENDED, TrainingConfig, fit
+from relocal_pyg.training import PAPER, RECOMMENDED, Preset, TrainingConfig, fit
+from relocal_pyg.training.recipe import build_network
 
 pytestmark = pytest.mark.faults
 
 DIM = 6
 
 
-def network(preset=RECOMMENDED) -> MultiGraphRelocalizer:
-    small = {"hidden_channels": 8, "num_steps": 6, "head_channels": (6, 4)}
-    return MultiGraphRelocalizer.from_config(DIM, dataclasses.replace(preset.network, **small))
+def small(preset: Preset) -> NetworkConfig | MatcherConfig:
+    heads = (6, 4) if preset is PAPER else 8
+    return dataclasses.replace(preset.network, hidden_channels=8, num_steps=6, head_channels=heads)
 
 
-def closer() -> MultiGraphRelocalizer:
+def network(preset=RECOMMENDED) -> TrainableRelocalizer:
+    return build_network(small(preset), DIM)
+
+
+def closer() -> TrainableRelocalizer:
     model = network()
     model.set_refinement("windows")
     return model
@@ -183,10 +189,7 @@ def protocol() -> Protocol:
 def test_bad_features_never_reach_the_weights(protocol, tmp_path: Path, preset, value: float):
     source = Spoilt(protocol.features, 30, value)
     spoilt = Protocol("spoilt", protocol.splits, source, protocol.propose)
-    small = dataclasses.replace(
-        preset.network, hidden_channels=8, num_steps=6, head_channels=(6, 4)
-    )
-    model = MultiGraphRelocalizer.from_config(source.dim, small)
+    model = build_network(small(preset), source.dim)
     config = dataclasses.replace(SMALL, steps=60)
     # A huge number need not overflow; NaN and infinities always stop the run.
     expected = pytest.raises(RunError, match="not finite")
@@ -199,10 +202,7 @@ def test_bad_features_never_reach_the_weights(protocol, tmp_path: Path, preset, 
 
 
 def test_a_gradient_that_is_not_finite_never_reaches_the_weights(protocol, tmp_path, monkeypatch):
-    small = dataclasses.replace(
-        RECOMMENDED.network, hidden_channels=8, num_steps=6, head_channels=(6, 4)
-    )
-    model = MultiGraphRelocalizer.from_config(protocol.features.dim, small)
+    model = build_network(small(RECOMMENDED), protocol.features.dim)
     before = {name: value.detach().clone() for name, value in model.named_parameters()}
 
     def root_at_zero(self, batch):  # the value is 0, its slope is not a number

@@ -11,10 +11,8 @@ from numpy.typing import NDArray
 from relocal_pyg.data.pairs import make_pairs
 from relocal_pyg.data.proposals import geometric_lengths, query_windows, sliding_windows
 from relocal_pyg.datasets.custom import custom
-from relocal_pyg.models.matchers import (
-    ContrastMatcher,
-    CosineMatcher,
-    DiagonalMatcher,
+from relocal_pyg.models.matchers import ContrastMatcher, CosineMatcher, DiagonalMatcher
+from relocal_pyg.models.similarity import (
     LocalRows,
     contrast_scores,
     motion_similarity,
@@ -49,9 +47,13 @@ def naive_scores(similarity: Array, proposals: list[tuple[int, int]], weight: fl
 def naive_similarity(
     query: Array, reference: Array, video: Array | None, centre: bool = True
 ) -> list[float]:
-    own = reference.mean(0) if video is None else video.mean(0)
+    def mean(rows: Array) -> Array:
+        """Less and less of it the more of the rows the query would fill."""
+        return rows.mean(0) * (1 - min(1, max(0, 2 * len(query) / len(rows) - 1)))
+
+    own = mean(reference if video is None else video)
     direction = unit(np.mean([row - own * centre for row in query], axis=0))
-    return [float(unit(row - reference.mean(0)) @ direction) for row in reference]
+    return [float(unit(row - mean(reference)) @ direction) for row in reference]
 
 
 @pytest.mark.parametrize("with_video", [True, False])
@@ -91,17 +93,15 @@ def test_contrast_scores_equal_the_loop(contrast: float) -> None:
         )
 
 
-def test_batched_and_padded_scores_equal_one_by_one() -> None:
-    lengths = torch.tensor([7, 12, 9])
-    similarity = torch.randn(3, 12, dtype=torch.float64)
-    similarity = torch.where(torch.arange(12) < lengths[:, None], similarity, 1e3)
-    proposals = torch.stack([torch.tensor([[0, 3], [2, 7], [6, 7], [0, 7]])] * 3)
-    together = contrast_scores(similarity, proposals, num_steps=lengths)
-    for row, n, windows, scores in zip(similarity, lengths, proposals, together, strict=True):
-        torch.testing.assert_close(contrast_scores(row[:n], windows), scores)
-    # One set of proposals is shared by every video of a batch.
-    shared = contrast_scores(similarity, proposals[0], num_steps=lengths)
-    torch.testing.assert_close(shared, together)
+def test_scores_of_videos_one_after_the_other_equal_one_by_one() -> None:
+    lengths = [7, 12, 9]
+    parts = [torch.randn(n, dtype=torch.float64) for n in lengths]
+    windows = torch.tensor([[0.0, 3.0], [2.0, 7.0], [6.0, 7.0], [0.0, 7.0]])
+    steps = torch.tensor(lengths).repeat_interleave(4)
+    first = torch.tensor([0, 7, 19]).repeat_interleave(4)
+    together = contrast_scores(torch.cat(parts), windows.repeat(3, 1), first=first, num_steps=steps)
+    alone = torch.cat([contrast_scores(part, windows) for part in parts])
+    torch.testing.assert_close(together, alone, atol=1e-12, rtol=0)
 
 
 def test_nearest_steps_are_inside_the_video() -> None:
@@ -154,7 +154,7 @@ def test_matchers_work_on_a_bare_clip() -> None:
 
 @pytest.mark.parametrize("with_video", [True, False])
 def test_diagonal_matcher_equals_the_loop(with_video: bool) -> None:
-    query, reference, video = torch.randn(7, 5), torch.randn(30, 5), torch.randn(12, 5)
+    query, reference, video = torch.randn(7, 5), torch.randn(30, 5), torch.randn(20, 5)
     around = video if with_video else None
     windows = torch.tensor([[0.0, 7.0], [4.4, 19.0], [29.0, 30.0], [2.0, 30.0]])
     ranking = DiagonalMatcher(num_points=9).rank(query, reference, windows, query_video=around)

@@ -8,26 +8,19 @@ import pytest
 import torch
 from torch import Tensor
 
+from relocal_pyg.data.pair_data import resample_windows
 from relocal_pyg.errors import UsageError
-from relocal_pyg.models import ContrastMatcher, CosineMatcher, MultiGraphRelocalizer
-from relocal_pyg.models.pair_inputs import PairInputBuilder
+from relocal_pyg.models import (
+    ContrastMatcher,
+    CosineMatcher,
+    MultiGraphMatcher,
+    MultiGraphRelocalizer,
+)
 
 QUERY, REFERENCE, VIDEO = (
     torch.randn(n, 6, generator=torch.Generator().manual_seed(n)) for n in (7, 40, 30)
 )
 MOMENT = (11.0, 21.0)
-COMPARING: dict[str, Any] = {
-    "hidden_channels": 8,
-    "num_steps": 9,
-    "prior": "contrast",
-    "similarity": True,
-    "appearance": False,
-    "normalization": "mean",
-    "mask_padding": True,
-    "residual": True,
-    "context": 0.5,
-    "head_norm": "layer",
-}
 
 
 def network(**settings: Any) -> MultiGraphRelocalizer:
@@ -55,64 +48,10 @@ def test_a_planted_meeting_is_what_is_shown() -> None:
     query, reference = (torch.randn(n, 64, generator=generator) for n in (6, 60))
     for step in range(6):
         reference[20 + step] = 5 * query[step]
-    for model in (ContrastMatcher(), MultiGraphRelocalizer(64, **COMPARING).eval()):
+    for model in (ContrastMatcher(), MultiGraphMatcher.pretrained()):
         table = model.explain(query, reference, (20.0, 26.0))
         assert table[:, 20:26].argmax(dim=0).tolist() == list(range(6))
         assert table.diagonal(20).sum() > 0.5 * table.clamp(min=0).sum()
-
-
-@pytest.mark.parametrize("settings", [{}, {"prior": "none"}, {"context": 0.0, "appearance": True}])
-def test_gradient_times_input_is_what_a_small_change_does(
-    monkeypatch: pytest.MonkeyPatch, settings: dict[str, Any]
-) -> None:
-    """Each similarity is changed by hand, wherever the network reads it."""
-    model = network(**{**COMPARING, **settings})
-    table = model.explain(QUERY.double(), REFERENCE.double(), MOMENT, VIDEO.double())
-    assert table.abs().max() > 1e-3
-    place = torch.tensor([MOMENT], dtype=torch.float64)
-    normalize, step = torch.nn.functional.normalize, 1e-6
-
-    def score(row: int, column: int, factor: float) -> float:
-        class Changed:
-            """Unit rows whose product with others has one entry changed."""
-
-            def __init__(self, rows: Tensor) -> None:
-                self.rows = rows
-
-            def __matmul__(self, other: Tensor) -> Tensor:
-                product = self.rows @ other
-                if product.shape == (7, 40):
-                    product[row, column] *= factor
-                return product
-
-        def changed(rows: Tensor, dim: int = 1) -> Any:
-            unit = normalize(rows, dim=dim)
-            return Changed(unit) if len(rows) == 7 and dim == 1 else unit
-
-        with monkeypatch.context() as patch, torch.no_grad():
-            patch.setattr("relocal_pyg.models.pair_inputs.functional.normalize", changed)
-            compared = model.inputs.compare(QUERY.double(), REFERENCE.double(), VIDEO.double())
-            inputs = model.inputs.place(compared, place)
-            patch.undo()
-            return float((model.run(inputs)[0] + inputs.prior).sum())
-
-    largest = table.abs().flatten().topk(6).indices.tolist()
-    for number in [*largest, 0, 150, 279]:
-        row, column = divmod(number, 40)
-        change = (score(row, column, 1 + step) - score(row, column, 1 - step)) / (2 * step)
-        assert table[row, column].item() == pytest.approx(change, abs=1e-7, rel=1e-4)
-
-
-@pytest.mark.parametrize("around", [VIDEO, None])
-def test_the_prior_made_of_the_table_is_that_of_the_matcher(around: Tensor | None) -> None:
-    """Until the adapter has learned, both compare the same rows."""
-    builder = PairInputBuilder(6, MultiGraphRelocalizer(6, **COMPARING).network_config)
-    places = torch.tensor([[0.0, 5.0], [11.0, 21.0], [30.0, 40.0]])
-    prior = builder(QUERY, REFERENCE, places, around).prior
-    ranking = ContrastMatcher().rank(QUERY, REFERENCE, places, query_video=around)
-    wanted = {tuple(m): s for m, s in zip(ranking.moments.tolist(), ranking.scores, strict=True)}
-    for place, value in zip(places.tolist(), prior, strict=True):
-        assert value.item() == pytest.approx(wanted[tuple(place)].item(), abs=1e-6)
 
 
 @pytest.mark.parametrize("settings", [{}, {"normalization": "mean", "mask_padding": True}])
@@ -143,10 +82,10 @@ def test_edges_add_up_to_what_scaling_all_of_them_does() -> None:
     matrices = [graph.dense(torch.float64) for graph in model.graphs]
 
     def score(factor: float) -> float:
-        inputs = model.inputs(query, reference, place)
+        proposal, mask = resample_windows(reference, place, 9)
         sides = (
-            model.network.encode_query(inputs.query_x[None], inputs.query_mask[None]),
-            model.network.encode_proposal(inputs.proposal_x, inputs.proposal_mask),
+            model.network.encode_query(query[None], mask),
+            model.network.encode_proposal(proposal, mask),
         )
         x = torch.cat(sides, dim=1)[0]
         for layer in model.network.fusion.layers:
@@ -164,7 +103,7 @@ def test_edges_add_up_to_what_scaling_all_of_them_does() -> None:
 
 
 def test_explaining_leaves_the_model_as_it_was() -> None:
-    model = MultiGraphRelocalizer(6, **COMPARING).train()
+    model = MultiGraphMatcher(hidden_channels=8, num_steps=9).train()
     for parameter in model.parameters():
         parameter.requires_grad_(False)
     with torch.no_grad():

@@ -23,7 +23,7 @@ from relocal_pyg.models.compare import (
     compare,
     similarity_tables,
 )
-from relocal_pyg.models.matchers import contrast_scores, step_similarity
+from relocal_pyg.models.similarity import contrast_scores, step_similarity
 from relocal_pyg.moments import tiou
 
 

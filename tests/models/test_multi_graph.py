@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import dataclasses
 from pathlib import Path
 
 import pytest
@@ -9,22 +8,15 @@ from torch_geometric.data import Batch
 
 from relocal_pyg.data.pair_data import PairData
 from relocal_pyg.errors import CheckpointError, FeatureError, UsageError
-from relocal_pyg.models import ContrastMatcher, MultiGraphRelocalizer, NetworkConfig, load_model
+from relocal_pyg.io.record import write_manifest
+from relocal_pyg.models import MultiGraphRelocalizer, NetworkConfig, load_model
 from relocal_pyg.models.checkpoint import load_weights
-from relocal_pyg.models.pair_inputs import extend
-from relocal_pyg.training import PAPER, RECOMMENDED
+from relocal_pyg.training import PAPER
 
 
 def small(**changes: object) -> MultiGraphRelocalizer:
     settings = {"hidden_channels": 6, "num_steps": 5, "head_channels": (4, 3), **changes}
     return MultiGraphRelocalizer(7, **settings).double().eval()
-
-
-def small_recommended() -> MultiGraphRelocalizer:
-    config = dataclasses.replace(
-        RECOMMENDED.network, hidden_channels=6, num_steps=5, head_channels=(4, 3)
-    )
-    return MultiGraphRelocalizer.from_config(7, config).eval()
 
 
 def disturb(model: torch.nn.Module) -> None:
@@ -42,7 +34,7 @@ def plain_network(model: MultiGraphRelocalizer, query, proposal) -> tuple[float,
     for layer in net.fusion.layers:
         latent = layer.lin_in(hidden)
         branches = []
-        for k, conv in zip(model.network_config.ks, layer.convs, strict=True):
+        for k, conv in zip(model.settings.ks, layer.convs, strict=True):
             matrix = torch.zeros(2 * num, 2 * num, dtype=hidden.dtype)
             for i in range(num):
                 for j in range(num):
@@ -87,7 +79,7 @@ def test_rank_scores_each_proposal_as_its_own_pair():
     model = small()
     query, reference = torch.randn(4, 7).double(), torch.randn(20, 7).double()
     proposals = torch.tensor([[0.0, 3.0], [2.0, 19.0], [5.0, 10.0]])
-    scores, offsets = model.score_proposals(query, reference, proposals)
+    scores, offsets = model.score(query, [reference], [proposals])
     for number, (start, end) in enumerate(proposals.int().tolist()):
         pair = PairData.from_features(query, reference[start:end], num_steps=5)
         score, offset = model(Batch.from_data_list([pair]))
@@ -102,32 +94,10 @@ def test_padding_is_invisible_where_it_is_masked():
     model = small(mask_padding=True, ks=(1, 2))
     longer = small(mask_padding=True, ks=(1, 2), num_steps=11)
     longer.load_state_dict(model.state_dict())
-    short = model.score_proposals(query, reference, proposals)
-    long = longer.score_proposals(query, reference, proposals)
+    short = model.score(query, [reference], [proposals])
+    long = longer.score(query, [reference], [proposals])
     torch.testing.assert_close(short[0], long[0], atol=1e-12, rtol=0)
     torch.testing.assert_close(short[1], long[1], atol=1e-12, rtol=0)
-
-
-def test_untrained_recommended_network_ranks_as_the_contrast_matcher():
-    model = small_recommended()
-    query, reference, video = torch.randn(4, 7), torch.randn(30, 7), torch.randn(12, 7)
-    proposals = torch.tensor([[a, a + n] for a in range(0, 24, 2) for n in (2.0, 4.0, 6.0)])
-    for around in (None, video):
-        ours = model.rank(query, reference, proposals, query_video=around)
-        free = ContrastMatcher().rank(query, reference, proposals, query_video=around)
-        torch.testing.assert_close(ours.scores, torch.tanh(free.scores), atol=1e-5, rtol=0)
-        # A zero regression head leaves every proposal where it is.
-        torch.testing.assert_close(ours.moments, ours.proposals, atol=1e-4, rtol=0)
-
-
-def test_recommended_score_does_not_change_with_a_common_rotation_at_the_start():
-    model = small_recommended()
-    query, reference = torch.randn(4, 7), torch.randn(30, 7)
-    proposals = torch.tensor([[0.0, 4.0], [6.0, 12.0], [20.0, 30.0]])
-    turn = torch.linalg.qr(torch.randn(7, 7))[0]
-    scores = model.score_proposals(query, reference, proposals)[0]
-    turned = model.score_proposals(query @ turn, reference @ turn, proposals)[0]
-    torch.testing.assert_close(scores, turned, atol=1e-5, rtol=0)
 
 
 def test_cnn_ablation_cannot_see_the_neighbours_of_a_step():
@@ -170,9 +140,8 @@ def test_paper_preset_is_the_default_and_what_the_paper_states():
 
 
 def test_save_and_load_give_the_same_answer(tmp_path: Path):
-    model = small_recommended()
+    model = small().float()
     disturb(model)
-    model.set_refinement("windows")
     model.save(tmp_path / "model")
     again = load_model(tmp_path / "model")
     query, reference = torch.randn(4, 7), torch.randn(30, 7)
@@ -202,7 +171,7 @@ def test_a_wrong_or_damaged_checkpoint_is_refused(tmp_path: Path):
 @pytest.mark.parametrize(
     ("old", "new", "reason"),
     [
-        ('"format": 1', '"format": 99', "newer"),
+        ('"format": 2', '"format": 99', "newer"),
         ("MultiGraphRelocalizer", "os.system", "does not exist"),
         ('"hidden_channels": 6', '"hidden_chanels": 6', "do not fit"),
     ],
@@ -212,8 +181,6 @@ def test_edited_config_is_refused(tmp_path: Path, old: str, new: str, reason: st
     small().save(folder)
     file = folder / "config.json"
     file.write_text(file.read_text().replace(old, new))
-    from relocal_pyg.io.record import write_manifest
-
     write_manifest(folder, "model")
     with pytest.raises(CheckpointError, match=reason):
         load_model(folder)
@@ -226,13 +193,6 @@ def test_wrong_input_is_named():
         model(Batch.from_data_list([pair]))
     with pytest.raises(UsageError):
         MultiGraphRelocalizer(7, num_steps=0)
-    with pytest.raises(UsageError, match="target_temperature"):
-        MultiGraphRelocalizer(7, target_temperature=0.0)
-
-
-def test_context_is_clipped_to_the_reference():
-    windows = extend(torch.tensor([[1.0, 5.0], [8.0, 10.0]]), 0.5, 10)
-    assert windows.tolist() == [[0.0, 7.0], [7.0, 10.0]]
 
 
 @pytest.mark.parametrize("materialize", [False, True])

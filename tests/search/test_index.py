@@ -7,13 +7,12 @@ import pytest
 import torch
 
 from relocal_pyg.errors import FeatureError, SearchIndexError, UsageError
-from relocal_pyg.models import ContrastMatcher, MultiGraphRelocalizer
-from relocal_pyg.models.matchers import contrast_scores, step_similarity
+from relocal_pyg.models import ContrastMatcher, FrameLevel, MultiGraphMatcher, MultiGraphRelocalizer
+from relocal_pyg.models.base import Ranking
+from relocal_pyg.models.similarity import inside_and_around, step_similarity
 from relocal_pyg.moments import clip_moments, nms
-from relocal_pyg.search import PairScorer, SearchIndex, add_videos, build_index
-from relocal_pyg.search.engines import fingerprint
-from relocal_pyg.search.index import index_proposals
-from relocal_pyg.search.scorer import AdaptedPooling, CentredPooling
+from relocal_pyg.search import SearchIndex, add_videos, build_index
+from relocal_pyg.search.index import fingerprint, index_proposals
 
 
 def videos(count: int, first: int = 0):
@@ -33,19 +32,34 @@ def network(**changes: object) -> MultiGraphRelocalizer:
     return model.eval()
 
 
+def ours(way: str) -> MultiGraphMatcher:
+    torch.manual_seed(3)
+    model = MultiGraphMatcher(hidden_channels=8, num_steps=9, head_channels=8)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.03 * torch.randn_like(parameter))
+    model.set_refinement(way)
+    return model.eval()
+
+
 MODELS = {
     "no model": ContrastMatcher,
     "paper": network,
     "masked": lambda: network(mask_padding=True, normalization="mean"),
-    "compares": lambda: network(similarity=True, prior="contrast", context=0.5, head_norm="layer"),
+    "ours": lambda: ours("none"),
 }
+
+
+def library(count: int) -> torch.Tensor:
+    return torch.cat([features for _, features, _ in videos(count)]).mean(dim=0)
 
 
 def by_hand(model, query, count: int, top_k: int):
     """Rank every video alone, suppress inside it, merge."""
-    hits = []
+    hits, usual = [], library(count)
     for name, features, seconds in videos(count):
-        ranking = model.rank(query, features, index_proposals(len(features)))
+        windows = index_proposals(len(features))
+        ranking = model.rank(query, features, windows, background=usual)
         moments = clip_moments(ranking.moments, len(features))
         for i in nms(moments, ranking.scores, 0.5).tolist():
             start, end = (moments[i] * seconds).tolist()
@@ -95,96 +109,51 @@ def test_of_the_videos_that_answer_every_proposal_is_looked_at(tmp_path, name):
 
 
 @pytest.mark.parametrize("bare", [True, False])
-def test_a_direction_gives_the_score_of_the_matcher(bare):
-    query, features = torch.randn(5, 8), torch.randn(30, 8) + 0.5
+def test_the_first_stage_of_the_contrast_matcher_is_its_score(tmp_path, bare):
+    model, query = ContrastMatcher(), torch.randn(6, 8)
     around = None if bare else torch.randn(20, 8)
-    proposals, pooling = index_proposals(30), CentredPooling()
-    vectors, shifts = pooling.pool(features, proposals)
-    wanted = ContrastMatcher().rank(query, features, proposals, query_video=around).scores
-    mean = features.mean(dim=0, keepdim=True)
-    scores = vectors @ pooling.directions(query, around, mean)[0]
-    torch.testing.assert_close(scores.sort(descending=True).values, wanted)
-    probe = pooling.probe(query, around, mean)
-    scores = torch.cat([vectors, shifts[:, None]], dim=1) @ probe
-    length = (query.mean(dim=0) - mean[0]).norm() if bare else 1.0
-    torch.testing.assert_close(scores.sort(descending=True).values / length, wanted)
-    assert step_similarity(query, features).std() > 0.1
+    build_index(tmp_path, model, videos(9))
+    opened = SearchIndex(tmp_path, model)
+    (shard,) = opened.shards
+    quick = opened.first_stage._scores(shard, query, around)
+    for number, (_, features, _) in enumerate(videos(9)):
+        rows = np.arange(*shard.first_proposal[number : number + 2])
+        windows = shard.take("proposals", rows)
+        ranking = model.rank(
+            query, features, windows, query_video=around, background=opened.background
+        )
+        exact = dict(zip(map(tuple, ranking.moments.tolist()), ranking.scores, strict=True))
+        for window, score in zip(windows.tolist(), quick[rows], strict=True):
+            assert score.item() == pytest.approx(exact[tuple(window)].item(), abs=1e-5)
+    torch.testing.assert_close(opened.background, library(9))
 
 
-@pytest.mark.parametrize("bare", [True, False])
-def test_vectors_of_a_network_that_compares_hold_its_prior(bare):
-    model, query = MODELS["compares"](), torch.randn(6, 8)
-    around = None if bare else torch.randn(20, 8)
-    pooling = AdaptedPooling(model.inputs)
-    references = [features for _, features, _ in videos(5)]
-    means = torch.stack([features.mean(dim=0) for features in references])
-    directions = pooling.directions(query, around, means).expand(5, -1)
-    for features, direction in zip(references, directions, strict=True):
-        proposals = index_proposals(len(features))
-        wanted = model.inputs.compare(query, features, around).prior(proposals).detach()
-        assert wanted.std() > 0.05
-        inside, outside = pooling.pool(features, proposals)[0].chunk(2, dim=1)
-        torch.testing.assert_close((inside - 0.5 * outside) @ direction, wanted)
-
-
-def test_the_first_stage_of_a_network_follows_what_it_likes(tmp_path, monkeypatch):
+def test_the_first_stage_follows_what_a_network_likes(tmp_path, monkeypatch):
     """A network whose score is a quadratic of what is inside and around: nothing is lost."""
-    model, query = MODELS["compares"](), torch.randn(6, 8)
+    model, query = MODELS["ours"](), torch.randn(6, 8)
     build_index(tmp_path, model, videos(30))
     opened = SearchIndex(tmp_path, model)
 
-    def answer(query, references, proposals, query_video):
-        scores = []
+    def rank_videos(query, references, proposals, *, query_video=None, background=None):
+        rankings = []
         for reference, some in zip(references, proposals, strict=True):
-            similarity = model.inputs.compare(query, reference, query_video).similarity.detach()
-            inside = contrast_scores(similarity, some, 0.0)
-            around = inside - contrast_scores(similarity, some, 1.0)
+            similarity = step_similarity(query, reference, query_video, background=background)
+            inside, around = inside_and_around(similarity, some)
             length = (some[:, 1] - some[:, 0]).log()
-            scores.append(torch.tanh(around**2 - 0.4 * inside * around + 0.1 * length * inside))
-        owners = torch.arange(len(scores)).repeat_interleave(torch.tensor([len(s) for s in scores]))
-        return torch.cat(list(proposals)), torch.cat(scores), owners
+            score = torch.tanh(around**2 - 0.4 * inside * around + 0.1 * length * inside)
+            rankings.append(Ranking.sort(some, score.float(), some))
+        return rankings
 
-    monkeypatch.setattr(opened.engine, "answer", answer)
+    monkeypatch.setattr(model, "rank_videos", rank_videos)
     assert opened.recall([query, torch.randn(4, 8)], 10, candidates=60) >= 0.95
 
 
-TOGETHER = {
-    "paper": {},
-    "masked": {"mask_padding": True, "normalization": "mean"},
-    "compares": {"similarity": True, "prior": "contrast", "context": 0.5, "head_norm": "layer"},
-    "recommended": {
-        "similarity": True,
-        "appearance": False,
-        "prior": "contrast",
-        "context": 0.5,
-        "mask_padding": True,
-        "residual": True,
-    },
-    "prior alone": {"prior": "contrast"},
-    "no prior": {"similarity": True, "prior": "none"},
-    "exponential": {"similarity": True, "weight": "exponential"},
-    "cnn": {"similarity": True, "graph_conv": False},
-}
-
-
-@pytest.mark.parametrize("bare", [True, False])
-@pytest.mark.parametrize("name", TOGETHER)
-def test_many_videos_at_once_are_scored_as_each_alone(name, bare):
-    model, query = network(**TOGETHER[name]), torch.randn(6, 8)
-    around = None if bare else torch.randn(20, 8)
-    references = [features for _, features, _ in videos(5)]
-    proposals = []
-    for number, reference in enumerate(references):
-        odd = torch.tensor([[0.5, 3.5], [len(reference) - 0.4, len(reference)]])
-        windows = index_proposals(len(reference))
-        proposals.append(torch.cat([odd, windows])[: 6 * number + 1])
-    scores, offsets = PairScorer(model).score_videos(query, references, proposals, around)
-    with torch.no_grad():
-        pairs = zip(references, proposals, strict=True)
-        wanted = [model.score_proposals(query, *pair, around) for pair in pairs]
-    torch.testing.assert_close(scores, torch.cat([w[0] for w in wanted]), atol=1e-5, rtol=0)
-    torch.testing.assert_close(offsets, torch.cat([w[1] for w in wanted]), atol=1e-4, rtol=1e-4)
-    assert scores.std() > 1e-3
+def test_a_system_that_makes_its_own_moments_is_searched_too(tmp_path):
+    model, query = FrameLevel(), torch.randn(6, 8)
+    build_index(tmp_path, model, videos(6))
+    hits = SearchIndex(tmp_path, model).search(query, 3, candidates=20)
+    wanted = by_hand(model, query, 6, 3)
+    assert hits[0].score == pytest.approx(wanted[0][0], abs=1e-5)
 
 
 @pytest.mark.parametrize("name", ["no model", "paper"])
@@ -263,7 +232,7 @@ def test_bad_input_is_named(tmp_path):
 @pytest.mark.parametrize("name", ["no model", "paper"])
 def test_an_index_can_be_searched_while_videos_are_added(tmp_path, monkeypatch, name):
     """Every reader sees whole shards: those that were there when it opened, then and later."""
-    monkeypatch.setattr("relocal_pyg.search.index.SHARD_BYTES", 8_000)
+    monkeypatch.setattr("relocal_pyg.search.index.SHARD_BYTES", 3_000)
     model, query = MODELS[name](), torch.randn(6, 8)
     folder, readers = tmp_path / "index", []
     build_index(folder, model, videos(3), state_dtype=torch.float32)
@@ -297,9 +266,7 @@ def test_an_empty_index_answers_nothing(tmp_path):
 @pytest.mark.parametrize("first_stage", ["scan", None])
 def test_finer_windows_around_the_best_moments_of_all_videos(tmp_path, monkeypatch, first_stage):
     monkeypatch.setattr("relocal_pyg.search.index.SHARD_BYTES", 8_000)
-    model = network(
-        similarity=True, prior="contrast", objective="listwise", finer_windows=True, context=0.25
-    )
+    model = ours("none")
     query = torch.randn(6, 8)
     model.set_refinement("none")
     build_index(tmp_path / "coarse", model, videos(12))
@@ -312,10 +279,10 @@ def test_finer_windows_around_the_best_moments_of_all_videos(tmp_path, monkeypat
     for hit in fine:
         features, seconds = known[hit.video_id]
         place = torch.tensor([[hit.start, hit.end]]) / seconds
-        score, _ = model.score_proposals(query, features, place)
+        score = model.scorer(query, features, None, library(12))(place).tanh()
         assert hit.score == pytest.approx(score.item(), abs=1e-5)
         windows = index_proposals(len(features))
         new += not (windows - place).abs().sum(dim=1).lt(1e-3).any()
     assert new
-    assert fine[0].score > coarse[0].score
+    assert sum(hit.score for hit in fine) > sum(hit.score for hit in coarse)
     assert [hit.score for hit in fine] == sorted((hit.score for hit in fine), reverse=True)

@@ -11,8 +11,9 @@ import torch
 
 from relocal_pyg.datasets.synthetic import SyntheticConfig, synthetic
 from relocal_pyg.io.seeding import seed_torch
-from relocal_pyg.models import MultiGraphRelocalizer
+from relocal_pyg.nn.network import OffsetHead, ScoreHead
 from relocal_pyg.training import PAPER, RECOMMENDED, TrainingConfig, fit
+from relocal_pyg.training.recipe import build_network
 
 
 class Double:
@@ -31,25 +32,26 @@ def main(out: str, devices: int, kind: str) -> None:
     protocol = synthetic(SyntheticConfig(**sizes, train_videos=3, val_videos=3, test_videos=2))
     protocol = dataclasses.replace(protocol, features=Double(protocol.features))
     preset = {"triplets": PAPER, "lists": RECOMMENDED}[kind]
-    network = dataclasses.replace(
-        preset.network,
-        hidden_channels=8,
-        num_steps=6,
-        head_channels=(6, 4),
-        head_norm="layer",
-        dropout=0.0,
-        rotation=False,
-    )
+    sizes = {
+        "triplets": {"head_channels": (6, 4), "dropout": 0.0},
+        "lists": {"head_channels": 8, "blind": 0.0},
+    }
+    network = dataclasses.replace(preset.network, hidden_channels=8, num_steps=6, **sizes[kind])
     seed_torch(0, "weights")
-    model = MultiGraphRelocalizer.from_config(protocol.features.dim, network).double()
+    model = build_network(network, protocol.features.dim)
+    for head in (m for m in model.modules() if isinstance(m, ScoreHead | OffsetHead)):
+        for place, layer in enumerate(head.mlp):  # a device would see its own share of the batch
+            if isinstance(layer, torch.nn.BatchNorm1d):
+                head.mlp[place] = torch.nn.LayerNorm(layer.num_features)
+    model.double()
     answered = []
-    rankings = MultiGraphRelocalizer.rankings
+    rankings = type(model).rankings
 
     def counted(self, query, reference, proposals, **more):
         answered.append(1)
         return rankings(self, query, reference, proposals, **more)
 
-    MultiGraphRelocalizer.rankings = counted
+    type(model).rankings = counted
     config = TrainingConfig(
         batch_size=4, steps=6, learning_rate=1e-2, validate_every=6, max_validation_pairs=5
     )

@@ -13,6 +13,7 @@ from relocal_pyg.evaluation import evaluate
 from relocal_pyg.models import ContrastMatcher, MultiGraphRelocalizer
 from relocal_pyg.training import RECOMMENDED, TrainingConfig, fit
 from relocal_pyg.training.choice import Choice, read_choice
+from relocal_pyg.training.recipe import build_network
 from relocal_pyg.training.validation import SELECTION_THRESHOLDS
 
 CONFIG = TrainingConfig(batch_size=1, steps=1, validate_every=1, max_validation_pairs=6)
@@ -27,7 +28,7 @@ def protocol():
 def test_the_matcher_is_scored_as_the_harness_scores_it(protocol, tmp_path):
     """And the recommended network starts where the matcher is, so it is never behind."""
     network = dataclasses.replace(RECOMMENDED.network, hidden_channels=8, num_steps=6)
-    model = MultiGraphRelocalizer.from_config(protocol.features.dim, network)
+    model = build_network(network, protocol.features.dim)
     choice = fit(model, protocol, config=CONFIG, out=tmp_path, show_progress=False).choice
     pairs = make_pairs(protocol.splits["val"], split="val", protocol=protocol.name)
     pairs = pairs.sample(6)

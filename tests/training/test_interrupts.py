@@ -12,6 +12,7 @@ import torch
 from relocal_pyg.datasets.synthetic import SyntheticConfig, synthetic
 from relocal_pyg.io.tensors import read_tensors
 from relocal_pyg.models import MultiGraphRelocalizer
+from relocal_pyg.models.base import TrainableRelocalizer
 from relocal_pyg.training import TrainingConfig, fit, loop
 from relocal_pyg.training.loop import Interrupts
 
@@ -94,7 +95,7 @@ def interrupt_at(monkeypatch, owner: object, name: str, call: int) -> None:
         (torch.optim.Adam, "step", 3),
         (loop, "validate", 1),
         (loop, "validate", 2),
-        (loop, "save_model", 1),
+        (TrainableRelocalizer, "save", 1),
         (loop, "save_state", 1),
     ],
 )

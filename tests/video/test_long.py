@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from relocal_pyg.models.matchers import mean_row, step_similarity
+from relocal_pyg.models.similarity import mean_row, step_similarity
 from relocal_pyg.video.rows import RowWriter
 
 pytest.importorskip("av")

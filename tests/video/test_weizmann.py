@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from relocal_pyg.data.proposals import query_windows
-from relocal_pyg.models.matchers import contrast_scores, step_similarity
+from relocal_pyg.models.similarity import contrast_scores, step_similarity
 from relocal_pyg.moments import seconds_to_steps, tiou
 from relocal_pyg.video.backbones import EfficientNetLite0
 from relocal_pyg.video.decode import frames, probe

@@ -231,7 +231,7 @@ def choose_matcher(model: Path | None) -> tuple[Relocalizer, str]:
 
     A run whose validation spoke for the training-free matcher is answered by the matcher.
     """
-    from relocal_pyg.models import ContrastMatcher, load_model
+    from relocal_pyg.models import Calibrated, ContrastMatcher, load_model
 
     if model is None:
         return ContrastMatcher(), f"{ContrastMatcher.title} (no training needed; no --model given)"
@@ -243,8 +243,10 @@ def choose_matcher(model: Path | None) -> tuple[Relocalizer, str]:
         return loaded, f"{loaded.title}, from {model}"
     if choice.use_matcher:
         # A checkpoint named by itself (RUN/best) is used whatever validation said.
-        matcher = ContrastMatcher()
-        matcher.calibration = read_confidence(model / FILE).get("matcher")
+        matcher: Relocalizer = ContrastMatcher()
+        confidence = read_confidence(model / FILE).get("matcher")
+        if confidence is not None:
+            matcher = Calibrated(matcher, confidence)
         return matcher, f"{ContrastMatcher.title}, not {model}: {choice}"
     return loaded, f"{loaded.title}, from {model}: {choice}"
 

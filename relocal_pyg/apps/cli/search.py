@@ -86,7 +86,7 @@ def search(
         reencode: With --cut: exact to the frame, instead of copied from the key frame before.
     """
     from relocal_pyg.io.write import write_json
-    from relocal_pyg.search.index import SearchIndex, judge_hits
+    from relocal_pyg.search.index import SearchIndex
 
     exports.formats(export)  # a wrong name is said before anything is searched
     if cut is not None and is_features(query):
@@ -105,7 +105,7 @@ def search(
         hits = opened.search(
             clip, top_k, first_stage=stage, candidates=candidates, query_video=whole
         )
-        hits = judge_hits(hits, opened, matcher, clip, whole)
+        hits = opened.with_probabilities(hits, clip, whole)
     else:
         from relocal_pyg.video.find import VideoQuery
 
@@ -113,12 +113,12 @@ def search(
         found = search_video(
             stretch, opened, folder, network, model, matcher, top_k, stage, candidates
         )
-        hits = judge_hits(found.hits, opened, matcher, found.query, found.query_video)
+        hits = found.hits
     print(f"matcher: {why}")
     width = max([len(hit.video_id) for hit in hits] + [5])
     print(
         f"{'rank':>4} {'video':<{width}} {'start s':>10} {'end s':>10} {'start':>13} {'score':>7}"
-        + (" probability" if matcher.calibration is not None else "")
+        + (" probability" if any(hit.probability is not None for hit in hits) else "")
     )
     for rank, hit in enumerate(hits, start=1):
         print(

@@ -26,7 +26,6 @@ from relocal_pyg.apps.serve.library import Collection, Entry, Library
 from relocal_pyg.apps.serve.requests import Guard, read_search, receive, refuse, seconds
 from relocal_pyg.errors import RelocalError, UsageError, VideoError
 from relocal_pyg.models.base import Relocalizer
-from relocal_pyg.search.index import judge_hits
 from relocal_pyg.video.backbones import Backbone
 from relocal_pyg.video.extract import Progress
 from relocal_pyg.video.find import Found, VideoQuery, find_moments
@@ -169,10 +168,8 @@ def make_app(
                 cache=cache,
                 progress=lambda file: progress(query.name),
             )
-            rows = found.query, found.query_video
-            hits = judge_hits(found.hits, collection.index, collection.model, *rows)
             # Answers are remembered; rows of long videos need not be.
-            return replace(found, hits=hits, query=found.query[:0].clone(), query_video=None)
+            return replace(found, query=found.query[:0].clone(), query_video=None)
 
         return work
 

@@ -12,7 +12,7 @@ from torch.utils.data import Dataset
 from relocal_pyg.data.items import Protocol
 from relocal_pyg.data.pair_data import PairData, resample, resample_windows
 from relocal_pyg.data.samples import TripletDataset
-from relocal_pyg.models.base import Ranking, TrainableRelocalizer
+from relocal_pyg.models.base import Ranking, Surroundings, TrainableRelocalizer, separate
 from relocal_pyg.moments import decode_offsets
 from relocal_pyg.nn.losses import offset_loss, triplet_loss
 from relocal_pyg.nn.network import PairEncoder
@@ -107,12 +107,7 @@ class AFTSRM(TrainableRelocalizer):
     ) -> list[dict[str, Any]]:
         """Two groups, as for the multi-graph network: everything else, and the regression layer."""
         head = list(self.offsets.parameters())
-        known = {id(parameter) for parameter in head}
-        rest = [parameter for parameter in self.parameters() if id(parameter) not in known]
-        return [
-            {"params": rest, "lr": learning_rate},
-            {"params": head, "lr": offset_learning_rate, "weight_decay": 0.0},
-        ]
+        return separate(list(self.parameters()), head, learning_rate, offset_learning_rate)
 
     def forward(self, query: Tensor, proposal: Tensor) -> tuple[Tensor, Tensor]:
         """Score pairs.
@@ -136,27 +131,21 @@ class AFTSRM(TrainableRelocalizer):
         return torch.tanh(self.score(pooled)).squeeze(-1), self.offsets(pooled.detach())
 
     @torch.no_grad()
-    def rank(
-        self,
-        query: Tensor,
-        reference: Tensor,
-        proposals: Tensor,
-        *,
-        query_video: Tensor | None = None,
+    def _rank(
+        self, query: Tensor, reference: Tensor, proposals: Tensor, around: Surroundings
     ) -> Ranking:
         """Score every proposal (in steps) and refine each by its offsets."""
-        device = self.score.weight.device
-        clip, _ = resample(query.to(device), self.num_steps)
+        clip, _ = resample(query, self.num_steps)
         hidden_query = self.encoder.encode_query(clip[None])
         scores, offsets = [], []
         for part in proposals.split(CHUNK):
-            segments, _ = resample_windows(reference.to(device), part.to(device), self.num_steps)
+            segments, _ = resample_windows(reference, part, self.num_steps)
             hidden = self.encoder.encode_proposal(segments)
             score, offset = self._relate(hidden_query.expand(len(part), -1, -1), hidden)
             scores.append(score)
             offsets.append(offset)
-        refined = decode_offsets(proposals, torch.cat(offsets).to(proposals.device))
-        return Ranking.sort(refined, torch.cat(scores).to(proposals.device), proposals)
+        refined = decode_offsets(proposals, torch.cat(offsets))
+        return Ranking.sort(refined, torch.cat(scores), proposals)
 
     def training_set(
         self, protocol: Protocol, *, num_samples: int, seed: int

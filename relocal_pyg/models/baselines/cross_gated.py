@@ -15,7 +15,7 @@ from torch_geometric.data import Data
 
 from relocal_pyg.data.items import Item, Protocol
 from relocal_pyg.data.samples import PartnerSampler, SeededSamples
-from relocal_pyg.models.base import Ranking, TrainableRelocalizer
+from relocal_pyg.models.base import Ranking, Surroundings, TrainableRelocalizer
 
 
 class CrossMatching(nn.Module):
@@ -244,20 +244,14 @@ class CrossGated(TrainableRelocalizer):
         return logits
 
     @torch.no_grad()
-    def rank(
-        self,
-        query: Tensor,
-        reference: Tensor,
-        proposals: Tensor | None,
-        *,
-        query_video: Tensor | None = None,
+    def _rank(
+        self, query: Tensor, reference: Tensor, proposals: Tensor, around: Surroundings
     ) -> Ranking:
         """Rank ranges of at most ``max_steps`` steps by :func:`decode`; the best 5000 are given."""
-        device = self.labels.weight.device
-        lengths = [torch.tensor([len(clip)], device=device) for clip in (query, reference)]
-        logits = self(query.to(device)[None], reference.to(device)[None], *lengths)
-        log_probabilities = torch.log_softmax(logits[0], dim=-1).to(reference.device)
-        moments, scores = decode(log_probabilities, int(self.decoded_steps))
+        lengths = [torch.tensor([len(clip)], device=query.device) for clip in (query, reference)]
+        logits = self(query[None], reference[None], *lengths)
+        log_probabilities = torch.log_softmax(logits[0], dim=-1)
+        moments, scores = decode(log_probabilities, max(int(self.decoded_steps), 1))
         best = scores.argsort(descending=True, stable=True)[:RANKED]
         return Ranking(moments[best].to(reference.dtype), scores[best])
 

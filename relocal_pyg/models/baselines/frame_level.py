@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from relocal_pyg.models.base import Ranking, Relocalizer
+from relocal_pyg.models.base import Ranking, Relocalizer, Surroundings
 
 Variant = Literal["average", "chou", "block"]
 
@@ -58,13 +58,16 @@ class FrameLevel(Relocalizer):
         self.min_steps = min_steps
         self.max_steps = max_steps
 
-    def rank(
-        self,
-        query: Tensor,
-        reference: Tensor,
-        proposals: Tensor | None,
-        *,
-        query_video: Tensor | None = None,
+    def config(self) -> dict[str, Any]:
+        """Constructor arguments."""
+        return {
+            "variant": self.variant,
+            "min_steps": self.min_steps,
+            "max_steps": self.max_steps,
+        }
+
+    def _rank(
+        self, query: Tensor, reference: Tensor, proposals: Tensor, around: Surroundings
     ) -> Ranking:
         """Rank the best path of each end step (``"block"``: each window); proposals are ignored.
 

@@ -16,7 +16,7 @@ from torch_geometric.data import Data
 from relocal_pyg.data.items import Protocol
 from relocal_pyg.data.samples import PartnerSampler, SeededSamples
 from relocal_pyg.errors import UsageError
-from relocal_pyg.models.base import Ranking, TrainableRelocalizer
+from relocal_pyg.models.base import Ranking, Surroundings, TrainableRelocalizer
 
 #: Cost of a cell that no path may enter.
 WALL = 1e9
@@ -370,23 +370,16 @@ class MATR(TrainableRelocalizer):
         return out
 
     @torch.no_grad()
-    def rank(
-        self,
-        query: Tensor,
-        reference: Tensor,
-        proposals: Tensor | None,
-        *,
-        query_video: Tensor | None = None,
-        seconds_per_step: float | None = None,
+    def _rank(
+        self, query: Tensor, reference: Tensor, proposals: Tensor, around: Surroundings
     ) -> Ranking:
         """One moment for every step of the reference, by its score; proposals are ignored."""
         num = len(reference)
         if num > self._config["max_steps"]:
             kept = torch.linspace(0, num - 1, self._config["max_steps"]).round().long()
             reference = reference[kept.to(reference.device)]
-        device = self.slots.device
-        lengths = [torch.tensor([len(rows)], device=device) for rows in (query, reference)]
-        logits, spans, _ = self(query.to(device)[None], reference.to(device)[None], *lengths)
+        lengths = [torch.tensor([len(rows)], device=query.device) for rows in (query, reference)]
+        logits, spans, _ = self(query[None], reference[None], *lengths)
         moments = (spans[0] * num).clamp(0, num)
         # A span that touches an end of the video still has a length.
         moments[:, 0] = torch.minimum(moments[:, 0], moments[:, 1] - 1e-3).clamp(min=0)

@@ -16,7 +16,7 @@ from torch_geometric.data import Data
 from relocal_pyg.data.items import Item, Protocol
 from relocal_pyg.data.samples import SeededSamples
 from relocal_pyg.io.seeding import generator
-from relocal_pyg.models.base import Ranking, TrainableRelocalizer
+from relocal_pyg.models.base import Ranking, Surroundings, TrainableRelocalizer
 from relocal_pyg.models.matchers import CosineMatcher
 from relocal_pyg.moments import nms, tiou
 
@@ -139,20 +139,14 @@ class SST(TrainableRelocalizer):
         return logits
 
     @torch.no_grad()
-    def rank(
-        self,
-        query: Tensor,
-        reference: Tensor,
-        proposals: Tensor | None,
-        *,
-        query_video: Tensor | None = None,
+    def _rank(
+        self, query: Tensor, reference: Tensor, proposals: Tensor, around: Surroundings
     ) -> Ranking:
         """Rank the model's own moments (in steps) by confidence, or re-rank them by cosine."""
-        stride = int(self.stride)
-        logits = self(block_means(reference.to(self.stride.device), stride))
-        confidence = torch.sigmoid(logits).to(reference.device)
-        anchors, valid = anchor_windows(*confidence.shape)
-        anchors, scores = anchors[valid].to(reference.device), confidence[valid]
+        stride = min(max(int(self.stride), 1), len(reference))
+        confidence = torch.sigmoid(self(block_means(reference, stride)))
+        anchors, valid = anchor_windows(*confidence.shape, device=confidence.device)
+        anchors, scores = anchors[valid], confidence[valid]
         best = scores.argsort(descending=True, stable=True)[:CONSIDERED]
         moments = (anchors[best] * stride).clamp(max=len(reference)).to(reference.dtype)
         kept = nms(moments, scores[best], self.nms_threshold)
@@ -188,9 +182,9 @@ class SST(TrainableRelocalizer):
         references = pad_sequence(list(batch.reference.split(lengths)), batch_first=True)
         labels = pad_sequence(list(batch.labels.split(lengths)), batch_first=True)
         logits = self(references)
-        _, valid = anchor_windows(*logits.shape[1:])
+        _, valid = anchor_windows(*logits.shape[1:], device=steps.device)
         inside = torch.arange(logits.shape[1], device=steps.device) < steps[:, None]
-        valid = valid.to(steps.device) & inside[..., None]
+        valid = valid & inside[..., None]
         loss = functional.binary_cross_entropy_with_logits(
             logits[valid], labels[valid], pos_weight=self.positive_weight.expand_as(logits)[valid]
         )
@@ -265,7 +259,9 @@ class AnchorSamples(SeededSamples[Data]):
         return (overlap > POSITIVE_TIOU).any(dim=-1).float()
 
 
-def anchor_windows(num_blocks: int, num_anchors: int) -> tuple[Tensor, Tensor]:
+def anchor_windows(
+    num_blocks: int, num_anchors: int, device: torch.device | None = None
+) -> tuple[Tensor, Tensor]:
     """Anchors ``[t - j, t + 1)`` and which of them start inside the video.
 
     Returns:
@@ -276,8 +272,8 @@ def anchor_windows(num_blocks: int, num_anchors: int) -> tuple[Tensor, Tensor]:
         >>> windows[2].tolist(), valid[0].tolist()
         ([[2, 3], [1, 3]], [True, False])
     """
-    end = torch.arange(num_blocks)[:, None].expand(-1, num_anchors)
-    start = end - torch.arange(num_anchors)
+    end = torch.arange(num_blocks, device=device)[:, None].expand(-1, num_anchors)
+    start = end - torch.arange(num_anchors, device=device)
     return torch.stack([start, end + 1], dim=-1), start >= 0
 
 

@@ -15,8 +15,8 @@ from torch_geometric.data import Data
 from relocal_pyg.data.items import Item, Protocol
 from relocal_pyg.data.samples import PartnerSampler, SeededSamples
 from relocal_pyg.errors import AnnotationError
-from relocal_pyg.models.base import Ranking, TrainableRelocalizer
-from relocal_pyg.models.matchers import nearest_steps
+from relocal_pyg.models.base import Ranking, Surroundings, TrainableRelocalizer
+from relocal_pyg.models.similarity import nearest_steps
 from relocal_pyg.moments import tiou
 
 #: A positive segment overlaps its ground truth by more than this (section 5.3.1).
@@ -117,20 +117,13 @@ class VideoLevel(TrainableRelocalizer):
         return embedded
 
     @torch.no_grad()
-    def rank(
-        self,
-        query: Tensor,
-        reference: Tensor,
-        proposals: Tensor,
-        *,
-        query_video: Tensor | None = None,
+    def _rank(
+        self, query: Tensor, reference: Tensor, proposals: Tensor, around: Surroundings
     ) -> Ranking:
         """Rank the proposals (in steps) by distance to the query; scores are minus the distance."""
-        device = next(self.parameters()).device
-        windows = nearest_steps(proposals, len(reference)).to(device)
-        segments = self.embed_windows(reference.to(device), windows)
-        distance = (segments - self.embed([query.to(device)])).square().sum(dim=1)
-        return Ranking.sort(proposals, -distance.to(proposals.device), proposals)
+        segments = self.embed_windows(reference, nearest_steps(proposals, len(reference)))
+        distance = (segments - self.embed([query])).square().sum(dim=1)
+        return Ranking.sort(proposals, -distance, proposals)
 
     def training_set(self, protocol: Protocol, *, num_samples: int, seed: int) -> Dataset[Data]:
         """Triplets with both segments in one reference: :class:`SegmentTriplets`."""

@@ -17,7 +17,6 @@ from relocal_pyg.apps.cli.train import choose_preset
 from relocal_pyg.datasets.synthetic import SyntheticConfig, write_synthetic
 from relocal_pyg.formats.clips import clock
 from relocal_pyg.models import MultiGraphRelocalizer
-from relocal_pyg.models.checkpoint import save_model
 from relocal_pyg.training.recipe import slug
 
 
@@ -81,7 +80,7 @@ def test_train_evaluate_and_find(root: Path, tmp_path: Path, short: None, capsys
     arguments = ["find", place, place, "--model", str(run), "--query-start", "4"]
     arguments += ["--query-end", "9", "--seconds-per-step", "0.5", "--top-k", "3"]
     assert main([*arguments, "--json", str(found[0]), "--csv", str(found[1])]) == 0
-    assert "Multi-graph fusion" in capsys.readouterr().out
+    assert "Multi-graph matcher" in capsys.readouterr().out
     moments = json.loads(found[0].read_text())["moments"]
     assert 1 <= len(moments) <= 3
     with found[1].open() as stream:
@@ -249,7 +248,7 @@ def test_small_pieces():
 
 def test_a_checkpoint_of_other_features_is_refused(tmp_path: Path, capsys):
     model = MultiGraphRelocalizer(5, hidden_channels=4, num_steps=4)
-    save_model(model, tmp_path / "model")
+    model.save(tmp_path / "model")
     np.save(tmp_path / "a.npy", np.random.default_rng(0).normal(size=(8, 4)))
     place = str(tmp_path / "a.npy")
     assert main(["find", place, place, "--model", str(tmp_path / "model")]) == 2

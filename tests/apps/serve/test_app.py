@@ -16,7 +16,8 @@ import pytest
 from relocal_pyg.apps.cli import main
 from relocal_pyg.apps.serve import Library, SearchQueue
 from relocal_pyg.errors import UsageError
-from relocal_pyg.models.calibrated import FACTS, Confidence, Logistic
+from relocal_pyg.models import ContrastMatcher
+from relocal_pyg.models.calibrated import FACTS, Calibrated, Confidence, Logistic
 from relocal_pyg.video import FunctionBackbone
 
 
@@ -45,7 +46,7 @@ def test_upload_search_and_play(served, films):
     assert str(served.library.uploads).encode() not in body
 
 
-def test_a_calibrated_model_says_how_sure_it_is(served, served_index, films):
+def test_a_calibrated_model_says_how_sure_it_is(served, served_index, films, monkeypatch):
     zeros, ones = (0.0,) * len(FACTS), (1.0,) * len(FACTS)
     doubt, sure = Logistic(zeros, ones, zeros, -2.0), Logistic(zeros, ones, zeros, 2.0)
     place = {"reference": served.reference()}
@@ -54,7 +55,10 @@ def test_a_calibrated_model_says_how_sure_it_is(served, served_index, films):
         silent = server.outcome(server.search(query=clip["id"], **where)[1]["id"])
         assert {moment["probability"] for moment in silent["moments"]} == {None}
         assert silent["presence"] == ""
-        server.model.calibration = Confidence(doubt, sure, 20, 20, 15)
+        told = Calibrated(ContrastMatcher(), Confidence(doubt, sure, 20, 20, 15))
+        monkeypatch.setattr(server.model, "rank", told.rank)
+        if server.collection is not None:
+            monkeypatch.setattr(server.collection.index, "calibrated", told)
         told = server.outcome(server.search(query=clip["id"], **where)[1]["id"])
         for moment in told["moments"]:
             assert moment["probability"] == pytest.approx(1 / (1 + math.exp(-2)))

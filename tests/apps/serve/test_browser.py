@@ -12,7 +12,8 @@ from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.support.ui import Select, WebDriverWait
 
-from relocal_pyg.models.calibrated import FACTS, Confidence, Logistic
+from relocal_pyg.models import ContrastMatcher
+from relocal_pyg.models.calibrated import FACTS, Calibrated, Confidence, Logistic
 from relocal_pyg.video import VideoQuery, find_moments, write_found_page
 
 EVIL = "<img src=x onerror=document.title='run'>.mp4"
@@ -26,10 +27,11 @@ def wait(browser: Any, condition: Any) -> Any:
     return WebDriverWait(browser, 60, poll_frequency=0.1).until(condition)
 
 
-def test_load_choose_search_and_play(browser, served, films, tmp_path):
+def test_load_choose_search_and_play(browser, served, films, tmp_path, monkeypatch):
     zeros, ones = (0.0,) * len(FACTS), (1.0,) * len(FACTS)
     even = Logistic(zeros, ones, zeros, 0.0)
-    served.model.calibration = Confidence(even, even, 20, 20, 15)
+    told = Calibrated(ContrastMatcher(), Confidence(even, even, 20, 20, 15))
+    monkeypatch.setattr(served.model, "rank", told.rank)
     upload = tmp_path / EVIL
     upload.write_bytes(films["clip"].read_bytes())
     browser.get(served.url)

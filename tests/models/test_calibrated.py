@@ -17,21 +17,24 @@ from sklearn.preprocessing import StandardScaler
 from relocal_pyg.data.items import Protocol
 from relocal_pyg.datasets.synthetic import SyntheticConfig, synthetic
 from relocal_pyg.errors import CheckpointError, UsageError
-from relocal_pyg.models import ContrastMatcher, MultiGraphRelocalizer, load_model
+from relocal_pyg.evaluation.calibrate import (
+    PENALTIES,
+    calibrate,
+    calibrate_run,
+    fit_best,
+    fit_logistic,
+)
+from relocal_pyg.models import Calibrated, ContrastMatcher, MultiGraphMatcher, load_model
 from relocal_pyg.models.base import Ranking
 from relocal_pyg.models.calibrated import (
     FACTS,
     FILE,
-    PENALTIES,
     Confidence,
-    Logistic,
     answer_facts,
-    calibrate,
-    calibrate_run,
-    meetings,
     read_confidence,
     write_confidence,
 )
+from relocal_pyg.models.similarity import matching_statistics
 from relocal_pyg.moments import Moment
 
 
@@ -45,24 +48,15 @@ def calibrated(protocol: Protocol) -> Confidence:
     return calibrate(ContrastMatcher(), protocol, limit=60)
 
 
-def small_network(protocol: Protocol) -> MultiGraphRelocalizer:
-    return MultiGraphRelocalizer(
-        protocol.features.dim,
-        hidden_channels=8,
-        num_steps=6,
-        prior="contrast",
-        similarity=True,
-        appearance=False,
-        normalization="mean",
-        mask_padding=True,
-    ).eval()
+def small_network() -> MultiGraphMatcher:
+    return MultiGraphMatcher(hidden_channels=8, num_steps=6, head_channels=8).eval()
 
 
 def test_the_fit_is_that_of_scikit_learn() -> None:
     rng = np.random.default_rng(0)
     facts = rng.normal(size=(80, 3)) * [1, 20, 0.1] + [5, 0, 1]
     outcomes = rng.uniform(size=80) < 1 / (1 + np.exp(-(facts[:, 0] - 5) + facts[:, 1] / 20))
-    fitted = Logistic.fit(torch.tensor(facts), torch.tensor(outcomes), penalty=2.0)
+    fitted = fit_logistic(torch.tensor(facts), torch.tensor(outcomes), penalty=2.0)
     rows = (facts - facts.mean(axis=0)) / facts.std(axis=0)
     oracle = LogisticRegression(C=0.5, tol=1e-10, max_iter=1000).fit(rows, outcomes)
     assert fitted.weights == pytest.approx(oracle.coef_[0], abs=1e-4)
@@ -91,21 +85,21 @@ def test_the_penalty_predicts_best_what_was_left_out() -> None:
         wanted = PENALTIES[int(np.argmin(losses))]
         chosen.add(wanted)
         table = torch.tensor(facts), torch.tensor(outcomes)
-        assert Logistic.fit_best(*table, groups=torch.arange(60)) == Logistic.fit(*table, wanted)
+        assert fit_best(*table, groups=torch.arange(60)) == fit_logistic(*table, wanted)
     assert len(chosen) > 1
 
 
 def test_an_unknown_fact_counts_as_the_mean_and_a_constant_one_as_nothing() -> None:
     facts = torch.tensor([[0.0, 7.0], [1.0, 7.0], [2.0, 7.0], [torch.nan, 7.0]]).double()
-    fitted = Logistic.fit(facts, torch.tensor([0, 0, 1, 1]), 4.0)
+    fitted = fit_logistic(facts, torch.tensor([0, 0, 1, 1]), 4.0)
     assert fitted.mean == (1.0, 7.0)
     known, unknown = fitted(torch.tensor([[1.0, 7.0], [torch.nan, torch.nan]]).double()).tolist()
     assert known == unknown == pytest.approx(0.5)
-    never = Logistic.fit(torch.full((4, 1), torch.nan).double(), torch.tensor([0, 1, 1, 1]), 4.0)
+    never = fit_logistic(torch.full((4, 1), torch.nan).double(), torch.tensor([0, 1, 1, 1]), 4.0)
     assert never(torch.zeros(1, 1).double()).item() == pytest.approx(0.75, abs=1e-4)
 
 
-def test_meetings_are_best_cosines_of_centred_steps() -> None:
+def test_matching_statistics_are_best_cosines_of_centred_steps() -> None:
     generator = torch.Generator().manual_seed(0)
     query, reference, video = (torch.randn(n, 5, generator=generator) for n in (4, 1200, 30))
     moments = torch.tensor([[510.0, 520.0], [0.0, 1200.0], [7.2, 7.4]])
@@ -115,7 +109,7 @@ def test_meetings_are_best_cosines_of_centred_steps() -> None:
         rows /= np.linalg.norm(rows, axis=1, keepdims=True)
         columns /= np.linalg.norm(columns, axis=1, keepdims=True)
         table = rows @ columns.T
-        got = meetings(query, reference, moments, around)
+        got = matching_statistics(query, reference, moments, around)
         for answer, (start, end) in zip(got, ((510, 520), (0, 1200), (7, 8)), strict=True):
             inside = np.zeros(1200, bool)
             inside[start:end] = True
@@ -150,10 +144,8 @@ def test_facts_of_scores() -> None:
 
 def test_squashed_scores_are_told_apart_again(protocol: Protocol) -> None:
     raw = torch.tensor([-3.0, 0.0, 4.0])
-    assert small_network(protocol).raw_scores(raw.tanh()).tolist() == pytest.approx(
-        raw.tolist(), abs=1e-3
-    )
-    assert torch.isfinite(small_network(protocol).raw_scores(torch.ones(1))).all()
+    assert small_network().raw_scores(raw.tanh()).tolist() == pytest.approx(raw.tolist(), abs=1e-3)
+    assert torch.isfinite(small_network().raw_scores(torch.ones(1))).all()
 
 
 def test_a_longer_reference_leaves_the_facts_of_the_inside(protocol: Protocol) -> None:
@@ -178,8 +170,12 @@ def test_calibration_says_what_validation_showed(
     assert 10 <= calibrated.right <= 60
     again = calibrate(ContrastMatcher(), protocol, limit=60)
     assert again == calibrated
-    matcher = ContrastMatcher()
-    matcher.calibration = calibrated
+    matcher = Calibrated(ContrastMatcher(), calibrated)
+    assert (matcher.title, matcher.in_channels, matcher.trainable) == (
+        ContrastMatcher.title,
+        None,
+        False,
+    )
     item = protocol.splits["val"][0]
     found = matcher.localize(protocol.query(item), protocol.reference(item), top_k=3)
     assert [m for m in found if m.probability is None or m.presence is None] == []
@@ -198,7 +194,7 @@ def test_too_few_outcomes_of_a_kind_are_refused(protocol: Protocol) -> None:
         calibrate(ContrastMatcher(), protocol, limit=9)
 
     class Wrong(ContrastMatcher):
-        def rank(self, query, reference, proposals, *, query_video=None):  # type: ignore[no-untyped-def]
+        def _rank(self, query, reference, proposals, around):  # type: ignore[no-untyped-def]
             return Ranking(torch.tensor([[0.0, 0.5]]), torch.ones(1))
 
     with pytest.raises(UsageError, match="0 best answers on validation are right"):
@@ -206,35 +202,45 @@ def test_too_few_outcomes_of_a_kind_are_refused(protocol: Protocol) -> None:
 
 
 def test_a_calibrated_model_keeps_it(protocol: Protocol, calibrated: Confidence, tmp_path: Path):
-    model = small_network(protocol)
+    model = small_network()
     model.save(tmp_path / "plain")
-    assert load_model(tmp_path / "plain").calibration is None
-    model.calibration = calibrated
-    model.save(tmp_path / "kept")
-    assert load_model(tmp_path / "kept").calibration == calibrated
+    assert isinstance(load_model(tmp_path / "plain"), MultiGraphMatcher)
+    Calibrated(model, calibrated).save(tmp_path / "kept")
+    again = load_model(tmp_path / "kept")
+    assert isinstance(again, Calibrated)
+    assert again.confidence == calibrated
+    # What the wrapper does not have is the model's.
+    assert again.settings == model.settings
+    assert again.eval().to("cpu").save(tmp_path / "again") is None
+    item = protocol.splits["val"][0]
+    query, reference = protocol.query(item), protocol.reference(item)
+    found = again.localize(query, reference)
+    assert found[0].probability is not None
+    plain = model.localize(query, reference)
+    assert [replace(m, probability=None, presence=None) for m in found] == plain
 
 
 def test_a_run_keeps_the_model_s_and_the_matcher_s(protocol: Protocol, tmp_path: Path) -> None:
-    model = small_network(protocol)
+    model = small_network()
     model.save(tmp_path / "best")
     said = calibrate_run(model, protocol, tmp_path, limit=30)
     assert "calibrated on 30 validation pairs and 30 references" in said
-    assert load_model(tmp_path).calibration == model.calibration
-    assert load_model(tmp_path / "best").calibration == model.calibration
-    assert set(read_confidence(tmp_path / FILE)) == {"model", "matcher"}
+    kept = read_confidence(tmp_path / FILE)
+    assert set(kept) == {"model", "matcher"}
+    for folder in (tmp_path, tmp_path / "best"):
+        assert load_model(folder).confidence == kept["model"]
     # Weights that were trained further have no calibration, the matcher keeps its own.
-    torch.nn.init.ones_(model.network.score_head.mlp[-1].weight)
-    model.calibration = None
+    torch.nn.init.ones_(model.head[-1].weight)
     model.save(tmp_path / "best")
-    assert load_model(tmp_path).calibration is None
+    assert isinstance(load_model(tmp_path), MultiGraphMatcher)
     assert set(read_confidence(tmp_path / FILE, "0" * 64)) == {"matcher"}
 
 
 def test_a_run_says_that_nothing_was_kept(protocol: Protocol, tmp_path: Path) -> None:
-    model = small_network(protocol)
+    model = small_network()
     model.save(tmp_path / "best")
     assert "no calibration: 5 validation pairs" in calibrate_run(model, protocol, tmp_path, limit=5)
-    assert load_model(tmp_path).calibration is None
+    assert isinstance(load_model(tmp_path), MultiGraphMatcher)
     assert read_confidence(tmp_path / FILE) == {}
 
 

@@ -1,4 +1,8 @@
-"""``index.json`` of a search index: what it was made with and which shards count."""
+"""A search index on disk: shards of arrays, and the list that says which of them count.
+
+What is read may come from anywhere: checksums show that a file was not damaged, not that its
+content makes sense, so every count, type, width, range and id is looked at as well.
+"""
 
 from __future__ import annotations
 
@@ -14,27 +18,33 @@ import torch
 from torch import Tensor
 
 from relocal_pyg.errors import CheckpointError, SearchIndexError
-from relocal_pyg.io.read import read_array, read_json
+from relocal_pyg.io.read import id_problem, read_array, read_json
 from relocal_pyg.io.record import MANIFEST, sha256_file, verify_manifest
 from relocal_pyg.io.write import replace_folder, write_json
 
-#: Format of an index and its shards, raised when the layout changes. 2: ``index.json`` carries a
-#: checksum of itself and of every shard's manifest.
-FORMAT = 2
+#: Format of an index and its shards, raised when the layout changes. 3: what a first stage needs is
+#: made of the features.
+FORMAT = 3
 
-#: Arrays of a shard and their dimensions: rows of every video one after the other.
+#: Arrays of a shard, their dimensions and kinds: rows of every video one after the other.
 ARRAYS = {
-    "features": 2,
-    "means": 2,
-    "proposals": 2,
-    "lengths": 1,
-    "vectors": 2,
-    "shifts": 1,
-    "states": 3,
+    "features": (2, "float32"),
+    "means": (2, "float32"),
+    "proposals": (2, "float32"),
+    "lengths": (1, "int32"),
+    "states": (3, None),
 }
-
 #: Of those, the ones with a row a video, or a step; the others have a row a proposal.
 _PER_VIDEO, _PER_STEP = ("means",), ("features",)
+
+#: How states may be kept: names of ``torch``, and what numpy calls them.
+STATE_TYPES = {"bfloat16": "uint16", "float16": "float16", "float32": "float32"}
+
+#: More steps or proposals of one video, or seconds of a step, are a forgery.
+LARGEST = 100_000_000
+MOST_CHANNELS = 1_000_000
+#: Rows looked at at once.
+_BLOCK = 65_536
 
 
 @dataclass(frozen=True)
@@ -47,9 +57,7 @@ class VideoEntry:
         features: ``[n, F]``.
         means: ``[1, F]``, the mean step.
         proposals: ``[M, 2]`` in steps.
-        lengths: ``[M]``, steps of each proposal that are not padding for the network.
-        vectors: ``[M, F]``, pooled proposals for a first stage.
-        shifts: ``[M]``, what the first stage takes off.
+        lengths: ``[M]``, steps of each proposal that are not padding for the model.
         states: ``[M, T, d]``, or ``[M, 0, 0]`` where states differ from query to query.
     """
 
@@ -59,8 +67,6 @@ class VideoEntry:
     means: Tensor
     proposals: Tensor
     lengths: Tensor
-    vectors: Tensor
-    shifts: Tensor
     states: Tensor
 
     @property
@@ -116,16 +122,24 @@ class Shard:
     Args:
         folder: Folder of the index.
         listed: What the index remembers of the shard.
-        fingerprint: Of the model that asks.
-        verify: Compare every file with its checksum, which reads all of it.
+        index: The list that it is from.
+        states: Shape ``(T, d)`` of the states that the model keeps, ``(0, 0)`` where none are.
+        verify: Compare every file with its checksum and look at every number, which reads all of
+            it.
 
     Raises:
-        SearchIndexError: Damaged, of another format, not the shard that the index lists, or made
-            with another model.
+        SearchIndexError: Damaged, of another format, not the shard that the index lists, made with
+            another model, or holding what no index holds.
     """
 
     def __init__(
-        self, folder: Path, listed: ListedShard, fingerprint: str, *, verify: bool = True
+        self,
+        folder: Path,
+        listed: ListedShard,
+        index: ShardList,
+        states: tuple[int, int] = (0, 0),
+        *,
+        verify: bool = True,
     ) -> None:
         folder = folder / listed.name
         try:
@@ -142,15 +156,28 @@ class Shard:
         except CheckpointError as error:
             raise SearchIndexError(error.reason, file=error.file, record=error.record) from None
         record = read_json(folder / "shard.json", SearchIndexError)
-        self.folder = folder
-        self._check(record, listed.ids, fingerprint)
+        self.folder, self.channels = folder, index.channels
+        self._check(record, listed.ids, index.fingerprint)
         self.ids: list[str] = record["ids"]
         self.seconds_per_step: list[float] = record["seconds_per_step"]
         self.first_step = _starts(record["steps"])
         self.first_proposal = _starts(record["proposals"])
-        self._arrays = {name: self._map(name) for name in ARRAYS}
+        self._arrays = {
+            name: self._map(name, index.state_dtype, {"states": states}.get(name))
+            for name in ARRAYS
+        }
+        self._check_values(verify)
 
-    def rows(self, name: str, start: int, end: int) -> Tensor:
+    @property
+    def video_of_proposal(self) -> np.ndarray:
+        """Number ``[M]`` of each proposal's video."""
+        return np.repeat(np.arange(len(self.ids)), np.diff(self.first_proposal))
+
+    def video(self, number: int) -> Tensor:
+        """Features ``[n, F]`` of a video."""
+        return self.rows("features", *self.first_step[number : number + 2])
+
+    def rows(self, name: str, start: int = 0, end: int | None = None) -> Tensor:
         """Rows of an array as a tensor of their own."""
         return _tensor(self._arrays[name][start:end])
 
@@ -169,28 +196,59 @@ class Shard:
             )
         if record["fingerprint"] != fingerprint or record["ids"] != ids:
             raise SearchIndexError("is not the one that the index lists", file=file)
-        for name, kind in (("seconds_per_step", int | float), ("steps", int), ("proposals", int)):
+        for name, kinds in (
+            ("seconds_per_step", (int, float)),
+            ("steps", (int,)),
+            ("proposals", (int,)),
+        ):
             values = record[name]
             sound = isinstance(values, list) and len(values) == len(ids)
-            if not sound or not all(isinstance(value, kind) and value >= 0 for value in values):
-                raise SearchIndexError("is damaged", file=file, record=name)
+            if not sound or not all(
+                type(value) in kinds and 0 < value <= LARGEST for value in values
+            ):
+                raise SearchIndexError(
+                    "is damaged: a count is out of range", file=file, record=name
+                )
 
-    def _map(self, name: str) -> np.ndarray:
-        file = self.folder / f"{name}.npy"
+    def _map(self, name: str, state_type: str, shape: tuple[int, int] | None) -> np.ndarray:
+        file, (dimensions, kind) = self.folder / f"{name}.npy", ARRAYS[name]
         try:
             array: np.ndarray = np.lib.format.open_memmap(file, mode="r")
         except Exception:  # numpy raises whatever the parser of its header meets
             array = read_array(file, SearchIndexError)  # an empty array cannot be mapped
-        wanted = int(self.first_proposal[-1])
+        count = int(self.first_proposal[-1])
         if name in _PER_STEP:
-            wanted = int(self.first_step[-1])
+            count = int(self.first_step[-1])
         elif name in _PER_VIDEO:
-            wanted = len(self.ids)
-        if array.ndim != ARRAYS[name] or array.dtype.kind not in "fiu" or len(array) != wanted:
+            count = len(self.ids)
+        width = {"features": (self.channels,), "means": (self.channels,), "proposals": (2,)}
+        wanted = (count, *(width.get(name, ()) if shape is None else shape))
+        kind = STATE_TYPES[state_type] if kind is None else kind
+        if array.ndim != dimensions or array.shape != wanted or array.dtype != np.dtype(kind):
             raise SearchIndexError(
-                f"holds {list(array.shape)} {array.dtype}, {wanted} rows wanted", file=file
+                f"holds {list(array.shape)} {array.dtype.name}, {list(wanted)} {kind} wanted",
+                file=file,
             )
         return array
+
+    def _check_values(self, everything: bool) -> None:
+        """Refuse numbers that no index holds."""
+        windows, steps = self._arrays["proposals"], np.diff(self.first_step)[self.video_of_proposal]
+        inside = (windows[:, 0] >= 0) & (windows[:, 0] < windows[:, 1]) & (windows[:, 1] <= steps)
+        self._refuse("proposals", inside, "is no window of its video")
+        if self._arrays["states"].shape[1]:
+            lengths = self._arrays["lengths"]
+            sound = (lengths >= 1) & (lengths <= self._arrays["states"].shape[1])
+            self._refuse("lengths", sound, "is out of range")
+        for name in ("means", *(("features", "states") if everything else ())):
+            for start in range(0, len(self._arrays[name]), _BLOCK):
+                finite = self.rows(name, start, start + _BLOCK).isfinite().flatten(1).all(dim=1)
+                self._refuse(name, finite.numpy(), "is not finite", start)
+
+    def _refuse(self, name: str, sound: np.ndarray, what: str, start: int = 0) -> None:
+        if not sound.all():
+            row = start + int(np.argmin(sound))
+            raise SearchIndexError(f"row {row} {what}", file=self.folder / f"{name}.npy")
 
 
 def _starts(counts: Sequence[int]) -> np.ndarray:
@@ -249,7 +307,7 @@ class ShardList:
         if not file.is_file():
             raise SearchIndexError(f"no index here: {_NAME} is missing", file=folder)
         record = read_json(file, SearchIndexError)
-        if not isinstance(record, dict) or not isinstance(record.get("format"), int):
+        if not isinstance(record, dict) or type(record.get("format")) is not int:
             raise SearchIndexError("is not a search index", file=file)
         layout, told = record.pop("format"), record.pop("sha256", None)
         if layout > FORMAT:
@@ -269,17 +327,34 @@ class ShardList:
             made = cls(**record, shards=shards)
         except (TypeError, KeyError):
             raise SearchIndexError("is not a search index", file=file) from None
-        if made.state_dtype not in ("bfloat16", "float16", "float32"):
-            raise SearchIndexError("names an unknown type of numbers", file=file)
+        made._check(file)
         if made.fingerprint != fingerprint:
             raise SearchIndexError(
                 "was made with another model: search with that one, or build the index anew",
                 file=file,
             )
-        names = [shard.name for shard in made.shards]
+        return made
+
+    def _check(self, file: Path) -> None:
+        """Refuse types, names and ids that no index holds."""
+        if not isinstance(self.state_dtype, str) or self.state_dtype not in STATE_TYPES:
+            raise SearchIndexError("names an unknown type of numbers", file=file)
+        if type(self.channels) is not int or not 0 <= self.channels <= MOST_CHANNELS:
+            raise SearchIndexError("is out of range", file=file, record="channels")
+        names = [shard.name for shard in self.shards]
         if names != [f"shard-{number:05d}" for number in range(len(names))]:
             raise SearchIndexError("names a shard that does not exist", file=file)
-        return made
+        seen: set[str] = set()
+        for shard in self.shards:
+            if not isinstance(shard.ids, list) or not shard.ids:
+                raise SearchIndexError("lists no videos", file=file, record=shard.name)
+            for name in shard.ids:
+                fault = id_problem(name) if isinstance(name, str) else "is no text"
+                if fault is None and name in seen:
+                    fault = "comes twice"
+                if fault is not None:
+                    raise SearchIndexError(f"an id {fault}", file=file, record=shard.name)
+                seen.add(name)
 
     def save(self, folder: Path) -> None:
         """Write the list, all or nothing.

@@ -1,0 +1,229 @@
+"""Exact algebra against the network as it is written."""
+
+from __future__ import annotations
+
+import itertools
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from relocal_pyg.data.pair_data import resample, resample_windows, window_positions
+from relocal_pyg.graph import PairGraph
+from relocal_pyg.nn.inference import InferenceNetwork, window_states
+from relocal_pyg.nn.losses import triplet_loss
+from relocal_pyg.nn.network import PairNetwork
+
+OPTIONS: dict[str, dict[str, Any]] = {
+    "paper": {},
+    "residual": {"residual": True},
+    "masked": {"mask_padding": True},
+    "masked residual": {"mask_padding": True, "residual": True},
+    "mean": {"normalization": "mean"},
+    "sym": {"normalization": "sym"},
+    "masked mean": {"normalization": "mean", "mask_padding": True, "residual": True},
+    "masked sym": {"normalization": "sym", "mask_padding": True},
+    "masked sym residual": {"normalization": "sym", "mask_padding": True, "residual": True},
+    "exponential": {"weight": "exponential"},
+    "masked exponential": {"weight": "exponential", "mask_padding": True, "normalization": "mean"},
+    "laplacian": {"weight": "laplacian"},
+    "masked laplacian": {"weight": "laplacian", "mask_padding": True},
+    "exponential sym": {"weight": "exponential", "normalization": "sym", "mask_padding": True},
+    "cnn": {"graph_conv": False},
+    "masked residual cnn": {"graph_conv": False, "mask_padding": True, "residual": True},
+    "layer norm": {"head_norm": "layer"},
+    "far reach": {"ks": (2, 9), "num_layers": 2},
+}
+
+
+class Network:
+    """A network, its graphs, and the scores of windows by the way it is written."""
+
+    def __init__(
+        self,
+        dtype: torch.dtype = torch.float32,
+        *,
+        num_steps: int = 7,
+        ks: tuple[int, ...] = (1, 2, 3),
+        weight: Any = "binary",
+        normalization: Any = "none",
+        hidden_channels: int = 10,
+        head_channels: tuple[int, int] = (6, 5),
+        **options: Any,
+    ) -> None:
+        self.graphs = [PairGraph(num_steps, k, weight, normalization=normalization) for k in ks]
+        self.network = PairNetwork(
+            8, hidden_channels, num_graphs=len(ks), head_channels=head_channels, **options
+        ).to(dtype)
+        self.steps, self.dtype = num_steps, dtype
+
+    def perturb(self) -> Network:
+        """Move every weight and statistic away from where it starts."""
+        with torch.no_grad():
+            for parameter in self.network.parameters():
+                parameter.add_(0.1 * torch.randn_like(parameter))
+            for name, buffer in self.network.named_buffers():
+                if "running_mean" in name:
+                    buffer.add_(0.1 * torch.randn_like(buffer))
+                elif "running_var" in name:
+                    buffer.mul_(1 + torch.rand_like(buffer))
+        self.network.eval()
+        return self
+
+    def inference(self, dtype: torch.dtype | None = None, chunk: int | None = None):
+        return InferenceNetwork(self.network, self.graphs, dtype, chunk)
+
+    @torch.no_grad()
+    def plain(self, query: Tensor, reference: Tensor, windows: Tensor) -> tuple[Tensor, Tensor]:
+        x, real = resample(query, self.steps)
+        proposal, mask = resample_windows(reference, windows, self.steps)
+        count = len(windows)
+        return self.network(
+            x.expand(count, -1, -1), proposal, self.graphs, real.expand(count, -1), mask
+        )
+
+    @torch.no_grad()
+    def quick(
+        self, query: Tensor, reference: Tensor, windows: Tensor, merged: InferenceNetwork
+    ) -> tuple[Tensor, Tensor]:
+        x, real = resample(query, self.steps)
+        hidden = self.network.encode_query(x[None], real[None])[0]
+        where = window_positions(len(reference), windows, self.steps)
+        return merged.score_windows(hidden, real, reference, *where)
+
+
+def sample(dtype: torch.dtype = torch.float32) -> tuple[Tensor, ...]:
+    """A query shorter than T, and windows shorter, as long as, and longer than T."""
+    starts = torch.arange(0, 24, 2, dtype=dtype)
+    windows = [torch.stack([starts, starts + n], dim=1) for n in (1.0, 3.0, 7.0, 11.0)]
+    return (
+        torch.randn(5, 8, dtype=dtype),
+        torch.randn(30, 8, dtype=dtype),
+        torch.cat(windows)[torch.randperm(48)],
+    )
+
+
+def check(built: Network, tolerance: float, merged: InferenceNetwork) -> None:
+    short, reference, windows = sample(built.dtype)
+    for query in (short, torch.randn(12, 8, dtype=built.dtype)):
+        raw, offsets = built.plain(query, reference, windows)
+        quick, moved = built.quick(query, reference, windows, merged)
+        assert torch.tanh(raw).std() > 10 * tolerance
+        torch.testing.assert_close(torch.tanh(quick), torch.tanh(raw), atol=tolerance, rtol=0)
+        torch.testing.assert_close(moved, offsets, atol=10 * tolerance, rtol=10 * tolerance)
+
+
+@pytest.mark.parametrize("name", OPTIONS)
+def test_equals_the_plain_network_for_every_option(name):
+    built = Network(torch.float64, **OPTIONS[name]).perturb()
+    check(built, 1e-12, built.inference(chunk=5))
+    check(built, 1e-12, built.inference())
+
+
+@pytest.mark.parametrize(("num_graphs", "num_layers"), list(itertools.product((1, 2, 3), repeat=2)))
+@pytest.mark.parametrize("mask_padding", [False, True])
+def test_float32_within_1e_5(num_graphs, num_layers, mask_padding):
+    built = Network(
+        ks=tuple(range(1, num_graphs + 1)),
+        num_layers=num_layers,
+        mask_padding=mask_padding,
+        hidden_channels=32,
+        num_steps=12,
+    ).perturb()
+    check(built, 1e-5, built.inference())
+
+
+def planted(count: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Queries ``[count, 12, 8]`` of one sign each, and references with one stretch of either."""
+    sign = torch.randint(0, 2, (count, 1, 1)) * 2.0 - 1
+    direction = torch.linspace(-1, 1, 8)
+    references = 0.5 * torch.randn(count, 36, 8)
+    references[:, :12] += sign * direction
+    references[:, 18:30] -= sign * direction
+    return 0.5 * torch.randn(count, 12, 8) + sign * direction, references
+
+
+def trained(**options: Any) -> Network:
+    built = Network(hidden_channels=32, num_steps=12, head_channels=(16, 8), **options)
+    network, graphs = built.network.train(), built.graphs
+    optimizer = torch.optim.Adam(network.parameters(), lr=3e-3)
+    real = torch.ones(16, 12, dtype=torch.bool)
+    for _ in range(60):
+        queries, references = planted(16)
+        near, far = references[:, :12], references[:, 18:30]
+        both = torch.cat([near, far]), queries.repeat(2, 1, 1)
+        raw, _ = network(both[1], both[0], graphs, real.repeat(2, 1), real.repeat(2, 1))
+        loss = triplet_loss(*torch.tanh(raw).chunk(2))
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    network.eval()
+    return built
+
+
+@pytest.mark.parametrize("name", ["paper", "masked mean"])
+def test_bfloat16_of_a_trained_network(name):
+    """Within 2e-2, and an answer that the plain network finds as good."""
+    built = trained(**OPTIONS[name])
+    starts = torch.arange(0, 26.0)
+    windows = torch.cat([torch.stack([starts, starts + n], dim=1) for n in (4.0, 10.0)])
+    merged = built.inference(torch.bfloat16)
+    for query, reference in zip(*planted(20), strict=True):
+        scores = torch.tanh(built.plain(query, reference, windows)[0])
+        short = torch.tanh(built.quick(query, reference, windows, merged)[0])
+        exact = torch.tanh(built.quick(query, reference, windows, built.inference())[0])
+        assert scores.std() > 0.2
+        torch.testing.assert_close(exact, scores, atol=1e-5, rtol=0)
+        torch.testing.assert_close(short, scores, atol=2e-2, rtol=0)
+        assert scores[short.argmax()] >= scores.max() - 1e-2
+
+
+def test_prepared_proposals_give_the_same_scores():
+    built = Network(torch.float64).perturb()
+    query, reference, windows = sample(torch.float64)
+    merged = built.inference(chunk=7)
+    positions, mask = window_positions(len(reference), windows, built.steps)
+    states = merged.encode(reference, positions, mask)
+    x, real = resample(query, built.steps)
+    hidden = built.network.encode_query(x[None], real[None])[0].detach()
+    prepared = merged.prepare(states, mask)
+    assert [part.hidden.shape[1] for part in prepared] == [7] * 6 + [6]
+    one = merged.score(hidden, real, states, mask)
+    two = merged.score_prepared(hidden, real, prepared)
+    torch.testing.assert_close(one, two, atol=1e-12, rtol=0)
+
+
+def test_queries_that_differ_from_video_to_video():
+    built = Network(torch.float64, mask_padding=True, residual=True, normalization="mean").perturb()
+    _, reference, windows = sample(torch.float64)
+    queries = torch.randn(3, 5, 8, dtype=torch.float64)
+    owner = torch.randint(0, 3, (len(windows),))
+    found = [resample(query, built.steps) for query in queries]
+    hidden = torch.cat([built.network.encode_query(x[None], m[None]) for x, m in found]).detach()
+    where = window_positions(len(reference), windows, built.steps)
+    together, _ = built.inference().score_windows(
+        hidden.transpose(0, 1), found[0][1], reference, *where, owner=owner
+    )
+    for number, query in enumerate(queries):
+        alone, _ = built.plain(query, reference, windows[owner == number])
+        torch.testing.assert_close(together[owner == number], alone, atol=1e-12, rtol=0)
+
+
+@pytest.mark.parametrize("skip_padding", [False, True])
+@pytest.mark.parametrize("extra", [None, 2])
+def test_window_states_are_those_of_the_lstm(skip_padding, extra):
+    lstm = torch.nn.LSTM(4 + (extra or 0), 6, batch_first=True).double()
+    table = torch.randn(9, 4).double()
+    positions = torch.randint(0, 9, (11, 5))
+    mask = torch.arange(5) < torch.randint(1, 6, (11, 1))
+    x = table[positions]
+    further = None
+    if extra:
+        further = torch.randn(11, 5, extra).double() * mask[..., None]
+        x = torch.cat([x, further], dim=-1)
+    wanted = lstm(x * mask[..., None])[0]
+    if skip_padding:
+        wanted = wanted * mask[..., None]
+    states = window_states(lstm, table, positions, mask, further, skip_padding=skip_padding)
+    torch.testing.assert_close(states.transpose(0, 1), wanted, atol=1e-12, rtol=0)
