@@ -150,8 +150,9 @@ class MultiGraphRelocalizer(TrainableRelocalizer):
         """
         merged = self.inference() if inference is None else inference
         lengths = torch.tensor([len(reference) for reference in references], device=query.device)
+        counts = torch.tensor([len(some) for some in windows], device=query.device)
         owner = torch.arange(len(lengths), device=query.device).repeat_interleave(
-            torch.tensor([len(some) for some in windows], device=query.device)
+            counts, output_size=sum(map(len, windows))
         )
         first = lengths.cumsum(dim=0) - lengths
         positions, mask = place_windows(

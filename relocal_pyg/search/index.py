@@ -21,7 +21,7 @@ from relocal_pyg.data.proposals import (
     geometric_lengths,
     sliding_windows,
 )
-from relocal_pyg.errors import FeatureError, UsageError
+from relocal_pyg.errors import FeatureError, SearchIndexError, UsageError
 from relocal_pyg.io.read import id_problem
 from relocal_pyg.io.write import own_folder
 from relocal_pyg.models.base import Relocalizer, as_features, as_proposals
@@ -256,6 +256,12 @@ class SearchIndex:
         self.calibrated, self.model = model, _plain(model)
         if isinstance(self.model, torch.nn.Module):
             self.model.eval()
+        if listed.shards and self.model.in_channels not in (None, listed.channels):
+            raise SearchIndexError(
+                f"says that it holds {listed.channels} channels, and its model takes "
+                f"{self.model.in_channels}",
+                file=folder,
+            )
         states = _state_shape(self.model, listed.channels) if listed.shards else (0, 0)
         self.shards = [Shard(folder, one, listed, states, verify=verify) for one in listed.shards]
         steps = [torch.from_numpy(np.diff(shard.first_step)).double() for shard in self.shards]
@@ -512,11 +518,6 @@ def _inside(moments: Tensor, steps: Tensor) -> Tensor:
 
 
 def _state_shape(model: Relocalizer, channels: int) -> tuple[int, int]:
-    """Shape ``(T, d)`` of what a model keeps of a proposal.
-
-    Raises:
-        FeatureError: The model takes another width.
-    """
-    model.check_width(channels, "the index")
+    """Shape ``(T, d)`` of what a model keeps of a proposal."""
     kept = model.encode(torch.zeros(1, channels), torch.tensor([[0.0, 1.0]]))
     return (0, 0) if kept is None else (kept[0].shape[1], kept[0].shape[2])

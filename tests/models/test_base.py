@@ -1,0 +1,200 @@
+"""The one interface: what goes in, from wherever, and what comes out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import pytest
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from relocal_pyg.errors import FeatureError, ProposalError, UsageError
+from relocal_pyg.models import (
+    AFTSRM,
+    SST,
+    Calibrated,
+    CentreHalf,
+    Chance,
+    ContrastMatcher,
+    CosineMatcher,
+    CrossGated,
+    DiagonalMatcher,
+    FinerWindows,
+    FrameLevel,
+    MultiGraphMatcher,
+    MultiGraphRelocalizer,
+    RandomMoment,
+    Relocalizer,
+    VideoLevel,
+    WholeReference,
+)
+from relocal_pyg.models.baselines.matr import MATR
+from relocal_pyg.models.calibrated import FACTS, Confidence, Logistic
+
+F = 8
+TRAINED: dict[str, Callable[[], torch.nn.Module]] = {
+    "paper": lambda: MultiGraphRelocalizer(F, hidden_channels=6, num_steps=5),
+    "paper, masked": lambda: MultiGraphRelocalizer(
+        F, hidden_channels=6, num_steps=5, mask_padding=True, normalization="mean"
+    ),
+    "ours": lambda: MultiGraphMatcher(hidden_channels=6, num_steps=5, head_channels=4),
+    "video level": lambda: VideoLevel(F, 6),
+    "SST": lambda: SST(F, 6),
+    "SST reranked": lambda: SST(F, 6, rerank=True),
+    "cross-gated": lambda: CrossGated(F, 6),
+    "AFT+SRM": lambda: AFTSRM(F, 6, num_steps=6, widths=(4, 4, 4)),
+    "MATR": lambda: MATR(F),
+}
+FREE = (
+    ContrastMatcher,
+    CosineMatcher,
+    DiagonalMatcher,
+    FrameLevel,
+    Chance,
+    RandomMoment,
+    WholeReference,
+    CentreHalf,
+    lambda: FinerWindows(ContrastMatcher()),
+)
+WINDOWS = torch.tensor([[0.0, 4.0], [3.0, 9.0], [10.0, 30.0]])
+
+
+class OneDevice(TorchDispatchMode):
+    """Fails where an operation makes a tensor elsewhere than on the device of the weights."""
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        for each in out if isinstance(out, tuple | list) else (out,):
+            if isinstance(each, Tensor) and each.device.type != "meta":
+                raise AssertionError(f"{func} made a tensor on {each.device}")
+        return out
+
+
+@pytest.mark.parametrize("name", TRAINED)
+def test_everything_that_a_model_makes_is_where_its_weights_are(name: str):
+    """Weights on ``meta``, inputs on the CPU: nothing is about devices but missing numbers."""
+    model = TRAINED[name]().eval().to("meta")
+    assert model.device.type == "meta"
+    query, reference, video = torch.randn(4, F), torch.randn(30, F), torch.randn(12, F)
+    problem: Exception | None = None
+    try:
+        with OneDevice():
+            ranking = model.rank(query, reference, WINDOWS, query_video=video)
+    except (RuntimeError, NotImplementedError) as error:
+        problem = error
+    if problem is None:
+        assert ranking.scores.device.type == "meta"
+    else:  # a number was asked for that only weights with a value have
+        assert "meta" in str(problem).lower()
+        assert "same device" not in str(problem)
+    assert problem is None or name != "paper"
+
+
+class InAFile:
+    """Rows that come a block at a time."""
+
+    def __init__(self, rows: Tensor) -> None:
+        self.kept = rows
+
+    def __len__(self) -> int:
+        return len(self.kept)
+
+    def split(self, size: int, /) -> Iterator[Tensor]:
+        yield from self.kept.split(min(size, 7))
+
+
+@pytest.mark.parametrize("make", [*FREE, *TRAINED.values()])
+def test_rows_in_a_file_are_as_good_as_a_tensor(make: Callable[[], Relocalizer]):
+    torch.manual_seed(1)
+    model = make()
+    if isinstance(model, torch.nn.Module):
+        model.eval()
+    query, reference, video = torch.randn(4, F), torch.randn(30, F), torch.randn(12, F)
+    whole = model.localize(query, reference, query_video=video)
+    blocks = model.localize(query, InAFile(reference), query_video=InAFile(video))
+    assert [(m.start, m.end) for m in blocks] == [(m.start, m.end) for m in whole]
+    assert [m.score for m in blocks] == pytest.approx([m.score for m in whole], abs=1e-5)
+
+
+@pytest.mark.parametrize("make", [*FREE, *TRAINED.values()])
+def test_config_rebuilds_the_model(make: Callable[[], Relocalizer]):
+    model = make()
+    if not isinstance(model, FinerWindows):
+        assert type(model)(**model.config()).config() == model.config()
+
+
+def test_unfit_inputs_are_one_line():
+    model = MultiGraphRelocalizer(F, hidden_channels=6, num_steps=5).eval()
+    query, reference = torch.randn(4, F), torch.randn(30, F)
+    for arguments, error in (
+        ((torch.randn(4, 3), reference), FeatureError),
+        ((query, torch.randn(30, 3)), FeatureError),
+        ((query, reference[:0]), FeatureError),
+        ((query[0], reference), FeatureError),
+        ((query * float("nan"), reference), FeatureError),
+        ((query, InAFile(torch.randn(9, 3))), FeatureError),
+        ((query, InAFile(reference[:0])), FeatureError),
+        (("film.mp4", reference), FeatureError),
+    ):
+        with pytest.raises(error) as caught:
+            model.localize(*arguments)
+        assert "\n" not in str(caught.value)
+    for options, error in (
+        ({"proposals": [[3.0, 1.0]]}, ProposalError),
+        ({"proposals": [[0.0, float("inf")]]}, ProposalError),
+        ({"proposals": [1.0, 2.0]}, ProposalError),
+        ({"query_video": torch.randn(5, 3)}, FeatureError),
+        ({"top_k": 0}, UsageError),
+        ({"top_k": -3}, ValueError),
+        ({"seconds_per_step": 0.0}, UsageError),
+        ({"seconds_per_step": float("nan")}, UsageError),
+        ({"seconds_per_step": float("inf")}, UsageError),
+    ):
+        with pytest.raises(error):
+            model.localize(query, reference, **options)
+    with pytest.warns(UserWarning, match="no proposals"):
+        assert model.localize(query, reference, proposals=torch.zeros(0, 2)) == []
+
+
+def test_times_are_exact():
+    """4.16, not 4.15999985: steps are turned to seconds in double precision."""
+    moments = WholeReference().localize(
+        torch.randn(2, 3), torch.randn(26, 3), seconds_per_step=0.16
+    )
+    assert moments[0].end == 26 * 0.16
+
+
+def test_width_is_declared():
+    assert MultiGraphRelocalizer(F, hidden_channels=6).in_channels == F
+    assert MultiGraphMatcher(hidden_channels=6).in_channels is None
+    assert ContrastMatcher().in_channels is None
+    with pytest.raises(FeatureError, match="takes 8"):
+        VideoLevel(F, 6).check_width(9, "query")
+
+
+@pytest.mark.parametrize("name", TRAINED)
+def test_ranking_leaves_a_model_in_training_as_it_was(name: str):
+    model = TRAINED[name]().train()
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    model.rank(torch.randn(4, F), torch.randn(30, F), WINDOWS)
+    assert model.training
+    if name in ("paper", "paper, masked", "ours"):
+        assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+
+
+def test_a_wrapper_answers_as_its_model_does():
+    even = Logistic((0.0,) * len(FACTS), (1.0,) * len(FACTS), (0.0,) * len(FACTS), 0.0)
+    model = MultiGraphMatcher(hidden_channels=6, num_steps=5, head_channels=4).eval()
+    told = Calibrated(model, Confidence(even, even, 20, 20, 15))
+    query, reference = torch.randn(4, F), torch.randn(30, F)
+    plain, judged = (each.rank(query, reference, WINDOWS) for each in (model, told))
+    assert torch.equal(plain.scores, judged.scores)
+    assert (told.title, told.device, told.config()) == (model.title, model.device, model.config())
+    assert set(told.rankings(query, reference, WINDOWS)) == set(model.refinements)
+    best = judged.best(30, 2)
+    assert [moment.probability for moment in best] == [0.5] * len(best)
+    assert told.scored_span(best[0]) == model.scored_span(best[0])
+    assert torch.equal(
+        told.explain(query, reference, (3.0, 9.0)), model.explain(query, reference, (3.0, 9.0))
+    )

@@ -1,0 +1,108 @@
+"""Libraries of clips that are nothing but the action."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from relocal_pyg.models import ContrastMatcher, MultiGraphMatcher
+from relocal_pyg.search import SearchIndex, build_index
+
+
+def clips(seed: int, count: int = 24, classes: int = 6, width: int = 64) -> list[Tensor]:
+    """Clip ``i`` shows action ``i % classes`` from its first step to its last, in its own style."""
+    draw = torch.Generator().manual_seed(seed)
+
+    def normal(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=draw)
+
+    common, actions, made = normal(width), normal(classes, width), []
+    for number in range(count):
+        steps = int(torch.randint(20, 60, (1,), generator=draw))
+        drift = 0.15 * normal(steps, width).cumsum(dim=0)
+        strength = 1 + 0.3 * torch.sin(0.7 * torch.arange(steps))[:, None]
+        style = common + 0.7 * normal(width)
+        made.append(
+            style + drift + 0.8 * normal(steps, width) + strength * actions[number % classes]
+        )
+    return made
+
+
+@pytest.mark.parametrize("share", [1.0, 0.7, 0.4])
+@pytest.mark.parametrize("first_stage", ["scan", None])
+def test_a_clip_finds_itself_first_and_its_own_class_next(
+    tmp_path: Path, share: float, first_stage: str | None
+):
+    library, model = clips(0), ContrastMatcher()
+    build_index(tmp_path, model, ((str(n), rows, 0.2) for n, rows in enumerate(library)))
+    opened = SearchIndex(tmp_path, model)
+    same_class = 0
+    for number, rows in enumerate(library[:11]):
+        kept = max(3, round(share * len(rows)))
+        start = (len(rows) - kept) // 2
+        hits = opened.search(rows[start : start + kept], 100, first_stage=first_stage)
+        order = list(dict.fromkeys(int(hit.video_id) for hit in hits))
+        assert order[0] == number
+        same_class += order[1] % 6 == number % 6
+    assert same_class >= 10
+
+
+def test_the_best_window_of_a_clip_that_is_all_action_is_the_clip(tmp_path: Path):
+    library, model = clips(1), ContrastMatcher()
+    build_index(tmp_path, model, ((str(n), rows, 1.0) for n, rows in enumerate(library)))
+    opened = SearchIndex(tmp_path, model)
+    for number, rows in enumerate(library[:6]):
+        best = opened.search(rows, 1)[0]
+        assert (best.video_id, best.start, best.end) == (str(number), 0.0, float(len(rows)))
+
+
+@pytest.mark.parametrize("other", [False, True])
+def test_a_query_that_covers_its_whole_reference_is_answered_by_all_of_it(other: bool):
+    """The file itself, or another clip of the same action, with nothing else to compare with."""
+    library = clips(2)
+    for number in range(6):
+        query, reference = library[number + 6 * other], library[number]
+        best = ContrastMatcher().localize(query, reference, top_k=1)[0]
+        if not other or len(query) >= len(reference):
+            assert (best.start, best.end) == (0.0, float(len(reference)))
+
+
+def test_the_pretrained_matcher_finds_the_clip_itself(tmp_path: Path):
+    library, model = clips(3), MultiGraphMatcher.pretrained()
+    build_index(tmp_path, model, ((str(n), rows, 0.2) for n, rows in enumerate(library)))
+    opened = SearchIndex(tmp_path, model)
+    first = [opened.search(rows, 1)[0].video_id for rows in library[:8]]
+    assert first == [str(number) for number in range(8)]
+
+
+@pytest.mark.slow
+def test_clips_of_real_people_find_themselves(shared_data: Path, tmp_path: Path, figure):
+    """Weizmann: the clip itself first, and clips of its class more often than by chance."""
+    pytest.importorskip("av")
+    from relocal_pyg.video.backbones import EfficientNetLite0
+    from relocal_pyg.video.extract import extract_video
+
+    files = sorted(file for file in (shared_data / "weizmann" / "clips").rglob("*.*"))[:36]
+    if len(files) < 12:
+        pytest.skip("no clips of Weizmann")
+    backbone = EfficientNetLite0()
+    rows = {
+        f"{file.parent.name} {file.stem}": extract_video(file, backbone, 12.5).features
+        for file in files
+    }
+    model = ContrastMatcher()
+    build_index(tmp_path / "index", model, ((name, r, 0.08) for name, r in rows.items()))
+    opened = SearchIndex(tmp_path / "index", model)
+    first = same = 0
+    for name, clip in rows.items():
+        hits = opened.search(clip, 200)
+        order = list(dict.fromkeys(hit.video_id for hit in hits))
+        first += order[0] == name
+        others = [other for other in order if other != name]
+        same += others[0].split()[0] == name.split()[0]
+    figure("short clips", f"{first} of {len(rows)} find themselves, {same} their class next")
+    assert first == len(rows)
+    assert same > len(rows) / 2
