@@ -9,6 +9,7 @@ from benchmarks.measuring import Table, interleaved, matmul_rate
 from relocal_pyg.data import PairData
 from relocal_pyg.models import MultiGraphRelocalizer
 from relocal_pyg.nn import MultiGraphConv
+from relocal_pyg.nn.products import FastProducts
 from relocal_pyg.training import PAPER
 
 #: The paper's T, d, K and L and our tests' tiny one.
@@ -27,7 +28,8 @@ def layer(quick: bool) -> Table:
 
     def both(stored: bool) -> None:
         x.grad = None
-        out = conv(x.flatten(0, 1), coo).view_as(x) if stored else conv(x, model.graphs)
+        with FastProducts():
+            out = conv(x.flatten(0, 1), coo).view_as(x) if stored else conv(x, model.graphs)
         out.sum().backward()
 
     times = interleaved({"COO": lambda: both(True), "default": lambda: both(False)}, 5)
@@ -48,7 +50,7 @@ def training_step(quick: bool) -> Table:
 
     def step(stored: bool, short: bool) -> None:
         optimizer.zero_grad(set_to_none=True)
-        with torch.autocast("cpu", torch.bfloat16, enabled=short):
+        with FastProducts(), torch.autocast("cpu", torch.bfloat16, enabled=short):
             loss = model.training_losses(batches[stored])["loss"]
         loss.backward()
         optimizer.step()
@@ -86,9 +88,9 @@ def search(quick: bool) -> Table:
         hidden = states.transpose(0, 1)
         pairs = query.expand(part, -1, -1)
         whole = count // part * part
-        return torch.cat(
-            [net.fuse(pairs, h, graphs, mask, mask)[0] for h in hidden[:whole].split(part)]
-        )
+        with FastProducts():
+            parts = hidden[:whole].split(part)
+            return torch.cat([net.fuse(pairs, h, graphs, mask, mask)[0] for h in parts])
 
     calls = {"plain, COO": lambda: plain(True), "plain, default": lambda: plain(False)}
     scorers = {}

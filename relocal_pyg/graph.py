@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.utils._pytree import register_pytree_node
 
 from relocal_pyg.errors import UsageError
 
@@ -21,7 +22,7 @@ from relocal_pyg.errors import UsageError
 DENSE_STEPS_PER_BIT = 30
 
 
-@dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True)
 class PairGraph:
     r"""One graph over the ``2T`` steps of a query (nodes ``0..T-1``) and a proposal (``T..2T-1``).
 
@@ -178,6 +179,20 @@ class PairGraph:
         return None, degree.reciprocal() if self.normalization == "mean" else None
 
 
+# To torch.export and torch.func a graph is a structure without tensors: a constant.
+register_pytree_node(
+    PairGraph,
+    lambda graph: ([], dataclasses.astuple(graph)),
+    lambda _, fields: PairGraph(*fields),
+    flatten_with_keys_fn=lambda graph: ([], dataclasses.astuple(graph)),
+    serialized_type_name="relocal_pyg.graph.PairGraph",
+    to_dumpable_context=list,
+    from_dumpable_context=tuple,
+)
+# An exported program keeps its example inputs; five plain values are safe to read back.
+torch.serialization.add_safe_globals([PairGraph])
+
+
 def _pattern(graph: PairGraph, device: torch.device | str | None) -> Tensor:
     """Which nodes are joined, bool ``[2T, 2T]``."""
     node = torch.arange(graph.num_nodes, device=device)
@@ -304,10 +319,10 @@ def _add_box_sums(
     Takes ``log2(k)`` rounds. The result is written to ``out`` and what is between to two ``spare``
     tensors, where given.
     """
-    offset, width = 0, 1
+    offset, width, digits = 0, 1, 2 * k + 1
     # window[i] holds the sum of `width` rows from i on; the binary digits of 2k + 1 say which
     # widths tile the whole box.
-    for digit in reversed(f"{2 * k + 1:b}"):
+    while digits:
         if width > 1:
             rows, free = window.shape[-2] - width // 2, spare[0]
             window = torch.add(
@@ -316,16 +331,16 @@ def _add_box_sums(
                 out=None if free is None else free.narrow(-2, 0, rows),
             )
             spare = spare[::-1]
-        if digit == "1":
+        if digits % 2:
             base = torch.add(base, window.narrow(-2, offset, base.shape[-2]), out=out)
             offset += width
-        width *= 2
+        width, digits = 2 * width, digits // 2
     return base
 
 
 def _class_sums(x: Tensor, k: int) -> Tensor:
     """Sums over the steps of each residue class modulo ``k <= T``, ``[..., k, F]``."""
-    rounds, rest = divmod(x.shape[-2], k)
+    rounds, rest = x.shape[-2] // k, x.shape[-2] % k
     whole = x.narrow(-2, 0, rounds * k).reshape(*x.shape[:-2], rounds, k, x.shape[-1])
     sums = whole.sum(-3, dtype=x.dtype)
     if rest:

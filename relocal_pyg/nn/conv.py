@@ -6,17 +6,17 @@ from collections.abc import Callable, Sequence
 from typing import Any, Final, cast
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch_geometric import EdgeIndex
 from torch_geometric.nn.conv import MessagePassing
 from torch_geometric.nn.dense.linear import Linear
 from torch_geometric.nn.inits import zeros
 from torch_geometric.typing import Adj, OptPairTensor, OptTensor, Size
-from torch_geometric.utils import is_torch_sparse_tensor, spmm
+from torch_geometric.utils import is_torch_sparse_tensor
 
 from relocal_pyg.errors import UsageError
 from relocal_pyg.graph import PairGraph
-from relocal_pyg.nn.products import linear, tanh
 
 # No `from __future__ import annotations`: PyG reads the annotations of message functions.
 
@@ -73,8 +73,7 @@ class SumConv(MessagePassing):
     def __init__(
         self, in_channels: int, out_channels: int, bias: bool = False, **kwargs: Any
     ) -> None:
-        kwargs.setdefault("aggr", "sum")
-        super().__init__(**kwargs)
+        super().__init__(aggr="sum", **kwargs)
         self.in_channels = in_channels
         self.out_channels = out_channels
         self.lin = Linear(in_channels, out_channels, bias=False, weight_initializer="glorot")
@@ -143,8 +142,11 @@ class SumConv(MessagePassing):
             if isinstance(x, tuple):
                 raise UsageError("a mask needs one tensor of nodes, not a bipartite pair")
             x = x.masked_fill(~mask.unsqueeze(-1), 0)
-        if isinstance(edge_index, EdgeIndex) and self.flow == "target_to_source":
-            # The fused product of a matrix sorted by column knows one direction only.
+        if isinstance(edge_index, EdgeIndex) and (
+            # The fused product of a matrix sorted by column knows one direction only, and a
+            # compiler no sparse matrix.
+            self.flow == "target_to_source" or torch.compiler.is_compiling()
+        ):
             edge_index = edge_index.as_tensor()
         pair = x if isinstance(x, tuple) else (x, x)
         # propagate_type: (x: OptPairTensor, edge_weight: OptTensor)
@@ -159,20 +161,94 @@ class SumConv(MessagePassing):
         self, edge_index: Adj, x: OptPairTensor, edge_weight: OptTensor
     ) -> Tensor:
         """One sparse product; leading dimensions become channels, as it takes matrices only."""
-        source = x[0]
+        source, target = x
         flat = source if source.dim() == 2 else source.movedim(-2, 0).flatten(1)
         if isinstance(edge_index, EdgeIndex):
-            if edge_weight is None and flat.dtype != torch.float32:
-                # The weights that EdgeIndex assumes are float32, and types do not mix here.
-                edge_weight = flat.new_ones(edge_index.size(1))
-            out = edge_index.matmul(
-                other=flat, input_value=edge_weight, reduce="sum", transpose=True
-            )
+            (pointer, node), _ = edge_index.get_csc()
+            if target is not None:  # an EdgeIndex that was not told its size ends early
+                missing = target.shape[-2] + 1 - len(pointer)
+                pointer = F.pad(pointer, (0, missing), value=len(node))
+            out = _SparseProduct.apply(flat, edge_weight, lambda: (pointer, node, None), None)
         else:
-            out = spmm(edge_index.to(flat.dtype), flat, reduce="sum")
+            weight = edge_index.to_sparse_csr().values() if edge_index.requires_grad else None
+            out = _SparseProduct.apply(flat, weight, lambda: _csr_parts(edge_index), None)
         if source.dim() == 2:
             return out
         return out.unflatten(1, (*source.shape[:-2], source.shape[-1])).movedim(0, -2)
+
+
+def _csr_parts(matrix: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    csr = matrix.to_sparse_csr()
+    return csr.crow_indices(), csr.col_indices(), csr.values()
+
+
+class _SparseProduct(torch.autograd.Function):
+    """A sparse matrix of targets and sources times ``x``, or its transpose of so many ``rows``.
+
+    Neither PyTorch's own sparse products nor PyG's are known to ``torch.func``. The parts of the
+    matrix (row pointer, columns, values or None for ones) come from a call, because inside a
+    transform a sparse tensor cannot even be read; ``weight`` stands for values to differentiate.
+    """
+
+    @staticmethod
+    def forward(
+        x: Tensor, weight: OptTensor, parts: Callable[[], tuple[Any, ...]], rows: int | None
+    ) -> Tensor:
+        pointer, node, values = parts()
+        values = values if weight is None else weight
+        values = x.new_ones(len(node)) if values is None else values.to(x.dtype)
+        size = (len(pointer) - 1, len(x) if rows is None else rows)
+        matrix = torch.sparse_csr_tensor(pointer, node, values, size, check_invariants=False)
+        if rows is not None:
+            turned = matrix.to_sparse_csc()
+            turned_parts = turned.ccol_indices(), turned.row_indices(), turned.values()
+            matrix = torch.sparse_csr_tensor(*turned_parts, size[::-1], check_invariants=False)
+        return torch.sparse.mm(matrix, x, "sum") if x.device.type == "cpu" else matrix @ x
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        x, weight, ctx.parts, ctx.rows = inputs
+        ctx.nodes = len(x)
+        ctx.save_for_backward(x if ctx.needs_input_grad[1] else None, weight)
+        ctx.save_for_forward(x, weight)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[OptTensor, OptTensor, None, None]:
+        x, weight = ctx.saved_tensors
+        to_x = to_weight = None
+        if ctx.needs_input_grad[0]:
+            back = ctx.nodes if ctx.rows is None else None
+            to_x = _SparseProduct.apply(grad, weight, ctx.parts, back)
+        if ctx.needs_input_grad[1]:
+            pointer, node, _ = ctx.parts()
+            row = torch.arange(len(pointer) - 1, device=node.device)
+            row = row.repeat_interleave(pointer.diff(), output_size=len(node))
+            given, received = (node, row) if ctx.rows is None else (row, node)
+            to_weight = (grad[received] * x[given]).sum(-1).to(weight.dtype)
+        return to_x, to_weight, None, None
+
+    @staticmethod
+    def jvp(ctx: Any, x_change: OptTensor, weight_change: OptTensor, *_: None) -> Tensor:
+        x, weight = ctx.saved_tensors
+        total: Any = 0
+        if x_change is not None:
+            total = _SparseProduct.apply(x_change, weight, ctx.parts, ctx.rows)
+        if weight_change is not None:
+            total = total + _SparseProduct.apply(x, weight_change, ctx.parts, ctx.rows)
+        return total
+
+    @staticmethod
+    def vmap(
+        info: Any, in_dims: tuple[int | None, ...], x: Tensor, weight: OptTensor, *graph: Any
+    ) -> tuple[Tensor, int]:
+        if in_dims[1] is None:
+            stacked = x.movedim(in_dims[0] or 0, 1)
+            out = _SparseProduct.apply(stacked.flatten(1), weight, *graph)
+            return out.unflatten(1, stacked.shape[1:]), 1
+        size = info.batch_size
+        xs = [x] * size if in_dims[0] is None else x.unbind(in_dims[0])
+        pairs = zip(xs, weight.unbind(in_dims[1]), strict=True)
+        return torch.stack([_SparseProduct.apply(*pair, *graph) for pair in pairs]), 0
 
 
 def _sum_pairs(x: Tensor, graph: PairGraph, mask: OptTensor) -> Tensor:
@@ -290,7 +366,7 @@ class MultiGraphConv(nn.Module):
             UsageError: Not one graph (and weight) per branch.
         """
         active = self.branches(x, graphs, edge_weights, mask)
-        out = linear(active, self.lin_out.weight, self.lin_out.bias)
+        out = self.lin_out(active)
         return out if mask is None else out.masked_fill(~mask.unsqueeze(-1), 0)
 
     def branches(
@@ -309,17 +385,17 @@ class MultiGraphConv(nn.Module):
         weight = torch.cat([conv.lin.weight for conv in self.convs])
         if self.lin_in.in_channels < 0:
             # A size that is not known yet is found by calling the module itself.
-            branches = linear(self.lin_in(x), weight)
+            branches = F.linear(self.lin_in(x), weight)
         elif (
             # Which way is cheaper is a question of the batch, which a traced graph must not ask.
             torch.compiler.is_compiling()
             or x.numel() < MERGED_ROWS * self.hidden_channels * x.shape[-1]
         ):
-            branches = linear(linear(x, self.lin_in.weight, self.lin_in.bias), weight)
+            branches = F.linear(self.lin_in(x), weight)
         else:
             # Both products are one where multiplying the weights costs less than the nodes.
             bias = torch.mv(weight, self.lin_in.bias)
-            branches = linear(x, weight @ self.lin_in.weight, bias)
+            branches = F.linear(x, weight @ self.lin_in.weight, bias)
         if self.graph_conv:
             weights = [None] * self.num_graphs if edge_weights is None else edge_weights
             if graphs is None or not len(graphs) == len(weights) == self.num_graphs:
@@ -330,7 +406,7 @@ class MultiGraphConv(nn.Module):
                 [conv.sum_neighbors(part, graph, w, mask=mask) for conv, part, graph, w in items],
                 dim=-1,
             )
-        return tanh(branches) if self.act is torch.tanh else self.act(branches)
+        return self.act(branches)
 
     def __repr__(self) -> str:
         kind = "" if self.graph_conv else ", graph_conv=False"

@@ -4,6 +4,9 @@ For float32 on a CPU PyTorch multiplies with MKL, which leaves half of an AMD pr
 width unused, and computes tanh with a portable library. oneDNN, which every build of PyTorch for
 x86 contains, does both at full width: on one Zen 5 core 190 against 88 GFLOP/s, and tanh in a ninth
 of the time. Results differ by rounding alone. Everywhere else these functions are PyTorch's own.
+
+No layer calls them: a loop opts in with :class:`FastProducts`, exact inference calls
+:func:`project`.
 """
 
 from __future__ import annotations
@@ -13,9 +16,12 @@ from typing import Any, Literal
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 
-#: Multiplications below which a call of oneDNN costs more than it saves.
+#: Multiplications, or numbers of a tanh, below which a call of oneDNN costs more than it saves.
 SMALL = 100_000
+#: The same where gradients are wanted too, for which oneDNN needs turned copies.
+SMALL_WITH_GRADIENTS = 100_000_000
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -34,7 +40,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         [4.0, 4.0, 4.0, 4.0]
     """
     plain = torch.is_autocast_enabled(x.device.type) or torch.compiler.is_compiling()
-    if plain or x.dtype != torch.float32 or not _worth_it(x, weight):
+    if plain or x.dtype != torch.float32 or not _worth_it(x, weight, SMALL_WITH_GRADIENTS):
         return F.linear(x, weight, bias)
     out: Tensor = _Linear.apply(x.reshape(-1, x.shape[-1]), weight, bias)
     return out.view(*x.shape[:-1], -1)
@@ -46,6 +52,27 @@ def tanh(x: Tensor) -> Tensor:
         return torch.tanh(x)
     out: Tensor = _Tanh.apply(x)
     return out
+
+
+class FastProducts(TorchFunctionMode):
+    """Where it is entered, ``F.linear`` and ``torch.tanh`` are :func:`linear` and :func:`tanh`.
+
+    Whatever module is called inside computes with oneDNN, and so does the backward pass of what was
+    computed; the layers themselves are plain PyTorch. Made for training and inference loops:
+    gradients of any order, but no ``torch.func.vmap`` and no forward-mode differentiation.
+
+    Example:
+        >>> layer = torch.nn.Linear(3, 2)
+        >>> with FastProducts():
+        ...     layer(torch.ones(5, 3)).shape
+        torch.Size([5, 2])
+    """
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        """Swap the two functions; everything else is as it was."""
+        return _FAST.get(func, func)(*args, **(kwargs or {}))
 
 
 @torch.no_grad()
@@ -73,7 +100,7 @@ def project(
         >>> project(torch.zeros(1, 2), torch.ones(1, 2), torch.ones(1), act="tanh").item()
         0.7615941762924194
     """
-    if not _worth_it(x, weight):
+    if not _worth_it(x, weight, SMALL):
         out = F.linear(x, weight, bias)
         return torch.tanh(out) if act == "tanh" else out if add is None else out.add_(add)
     if add is not None:
@@ -93,10 +120,13 @@ class _Linear(torch.autograd.Function):
     """A product whose gradients are such products too."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        ctx.save_for_backward(x, weight)
-        ctx.with_bias = bias is not None
-        return _operator()(x, weight, bias, "none", [], "")
+    def forward(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        out: Tensor = _operator()(x, weight, bias, "none", [], "")
+        return out
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor | None, ...], output: Tensor) -> None:
+        ctx.save_for_backward(*inputs[:2])
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
@@ -105,16 +135,18 @@ class _Linear(torch.autograd.Function):
         return (
             linear(grad.contiguous(), weight.T.contiguous()) if to_x else None,
             linear(grad.T.contiguous(), x.T.contiguous()) if to_weight else None,
-            grad.sum(dim=0) if to_bias and ctx.with_bias else None,
+            grad.sum(dim=0) if to_bias else None,
         )
 
 
 class _Tanh(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:
-        out = x.contiguous().to_mkldnn().tanh_().to_dense(x.dtype)
-        ctx.save_for_backward(out)
-        return out
+    def forward(x: Tensor) -> Tensor:
+        return x.contiguous().to_mkldnn().tanh_().to_dense(x.dtype)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor], output: Tensor) -> None:
+        ctx.save_for_backward(output)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Tensor:
@@ -126,10 +158,9 @@ def _operator() -> Any:
     return torch.ops.mkldnn._linear_pointwise
 
 
-def _worth_it(x: Tensor, weight: Tensor) -> bool:
-    return (
-        _eligible(x) and weight.dtype == x.dtype and len(weight) * x.numel() >= SMALL and AVAILABLE
-    )
+def _worth_it(x: Tensor, weight: Tensor, least: int) -> bool:
+    large = len(weight) * x.numel() >= least
+    return large and _eligible(x) and weight.dtype == x.dtype and AVAILABLE
 
 
 def _eligible(x: Tensor) -> bool:
@@ -137,5 +168,6 @@ def _eligible(x: Tensor) -> bool:
     return on and x.device.type == "cpu" and x.dtype in (torch.float32, torch.bfloat16)
 
 
+_FAST = {F.linear: linear, torch.tanh: tanh, Tensor.tanh: tanh}
 #: The operator is that of torch.compile; a build or a version without it does the same with MKL.
 AVAILABLE = hasattr(torch.ops, "mkldnn") and hasattr(torch.ops.mkldnn, "_linear_pointwise")

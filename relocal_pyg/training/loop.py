@@ -32,6 +32,7 @@ from relocal_pyg.io.write import own_folder, replace_folder, sweep, write_json
 from relocal_pyg.models.base import TrainableRelocalizer
 from relocal_pyg.models.checkpoint import load_weights
 from relocal_pyg.models.matchers import ContrastMatcher
+from relocal_pyg.nn.products import FastProducts
 from relocal_pyg.training.choice import Choice
 from relocal_pyg.training.presets import TrainingConfig
 from relocal_pyg.training.validation import paired_gain, passed, selection_score, validate
@@ -468,7 +469,8 @@ class _Loop:
             group["lr"] = group["initial_lr"] * learning_rate_factor(step, config)
         self.module.train()
         self.optimizer.zero_grad(set_to_none=True)
-        losses = self.module.training_losses(batch)
+        with FastProducts():
+            losses = self.module.training_losses(batch)
         finite = torch.isfinite(losses["loss"].detach()).float()
         # Every process stops, or none: one that went on alone would wait for the others for ever.
         if self.fabric.all_reduce(finite, reduce_op="mean") != 1:

@@ -236,29 +236,3 @@ def test_learns_in_a_data_loader_batch() -> None:
     torch.testing.assert_close(out, torch.cat(each))
     out.sum().backward()
     assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in conv.parameters())
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("form", ["coo", "graph"])
-def test_compile_and_export(form: str) -> None:
-    fusion = MultiGraphFusion(6, 3).eval()
-    graphs = graphs_of(5, form)
-
-    class Wrapped(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.fusion = fusion
-
-        def forward(self, x: Tensor, mask: Tensor) -> Tensor:
-            return self.fusion(x, graphs, mask=mask)
-
-    module = Wrapped().eval()
-    x, mask = torch.randn(3, 10, 6), torch.rand(3, 10) < 0.7
-    expected = module(x, mask)
-    compiled = torch.compile(module, fullgraph=True, backend="aot_eager")
-    torch.testing.assert_close(compiled(x, mask), expected)
-    batch = torch.export.Dim("batch", min=2)
-    program = torch.export.export(
-        module, (x[:2], mask[:2]), dynamic_shapes={"x": {0: batch}, "mask": {0: batch}}
-    )
-    torch.testing.assert_close(program.module()(x, mask), expected)

@@ -7,6 +7,12 @@ import torch.nn.functional as F
 from relocal_pyg.nn import products
 
 
+@pytest.fixture(autouse=True)
+def small_products(monkeypatch):
+    """Small products take the way of large ones."""
+    monkeypatch.setattr(products, "SMALL_WITH_GRADIENTS", products.SMALL)
+
+
 def test_switching_onednn_off_is_obeyed(monkeypatch):
     monkeypatch.setattr(products, "_operator", lambda: pytest.fail("oneDNN was asked"))
     x, weight = torch.randn(700, 40), torch.randn(30, 40)
@@ -31,6 +37,36 @@ def test_linear_and_its_gradients_are_those_of_torch(shape, with_bias):
         strict=True,
     ):
         torch.testing.assert_close(one, two, atol=1e-4, rtol=1e-5)
+
+
+def test_a_loop_opts_in_and_its_backward_pass_follows(monkeypatch):
+    operator, calls = products._operator(), []
+    monkeypatch.setattr(
+        products, "_operator", lambda: lambda *given: calls.append(1) or operator(*given)
+    )
+    net = torch.nn.Sequential(torch.nn.Linear(40, 300), torch.nn.Tanh(), torch.nn.Linear(300, 9))
+    x = torch.randn(700, 40, requires_grad=True)
+    plain = net(x)
+    wanted = torch.autograd.grad(plain.square().sum(), [x, *net.parameters()])
+    assert not calls
+    with products.FastProducts():
+        fast = net(x)
+    assert len(calls) == 2
+    found = torch.autograd.grad(fast.square().sum(), [x, *net.parameters()])
+    assert len(calls) == 6
+    torch.testing.assert_close(fast, plain, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(found, wanted, atol=1e-3, rtol=1e-4)
+
+
+def test_torch_func_gradients_inside_the_mode():
+    x, weight = torch.randn(700, 40), torch.randn(30, 40)
+
+    def loss(weight):
+        return torch.tanh(F.linear(x, weight)).square().mean()
+
+    with products.FastProducts():
+        found = torch.func.grad(loss)(weight)
+    torch.testing.assert_close(found, torch.func.grad(loss)(weight), atol=1e-6, rtol=1e-4)
 
 
 def test_second_derivatives():

@@ -287,37 +287,3 @@ def test_refuses() -> None:
         conv((x, x), graph)
     with pytest.raises(UsageError, match="bipartite"):
         conv((x, x), graph.edge_index(), mask=torch.ones(8, dtype=torch.bool))
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("form", ["coo", "graph"])
-def test_compile(form: str) -> None:
-    graph = PairGraph(6, 2)
-    used = graph if form == "graph" else graph.edge_index()
-    conv = SumConv(5, 3)
-    compiled = torch.compile(conv, dynamic=True, fullgraph=True, backend="aot_eager")
-    for batch in (2, 5):
-        x = torch.randn(batch, 12, 5)
-        torch.testing.assert_close(compiled(x, used), conv(x, used))
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("form", ["coo", "dense", "closed form"])
-def test_export(form: str) -> None:
-    graph = PairGraph(60 if form == "closed form" else 6, 2)
-
-    class Wrapped(torch.nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.conv = SumConv(5, 3)
-
-        def forward(self, x: Tensor) -> Tensor:
-            return self.conv(x, graph.edge_index() if form == "coo" else graph)
-
-    module = Wrapped().eval()
-    shapes = {"x": {0: torch.export.Dim("batch", min=2)}}
-    program = torch.export.export(
-        module, (torch.randn(3, graph.num_nodes, 5),), dynamic_shapes=shapes
-    )
-    x = torch.randn(7, graph.num_nodes, 5)
-    torch.testing.assert_close(program.module()(x), module(x))
