@@ -22,6 +22,9 @@ from relocal_pyg.video.find import VideoQuery, clip_steps
 from relocal_pyg.video.folder import Extraction, extract_folder, find_videos
 from relocal_pyg.video.rows import FeatureCache
 
+#: The only backbone of indexes that do not say what theirs is built from.
+_BEFORE = "efficientnet-lite0-160"
+
 
 @dataclass(frozen=True)
 class IndexedVideos:
@@ -32,12 +35,14 @@ class IndexedVideos:
         rate_hz: Frames per second.
         backbone: Name of the backbone.
         files: Where each video was, by its id; absolute, links resolved.
+        network: What the backbone is built from, as the command line has it; empty where unknown.
     """
 
     index: Path
     rate_hz: float
     backbone: str
     files: dict[str, Path] = field(default_factory=dict)
+    network: dict[str, str | None] = field(default_factory=dict)
 
     @property
     def features(self) -> Path:
@@ -66,11 +71,14 @@ class IndexedVideos:
         try:
             rate, backbone = float(record["rate_hz"]), str(record["backbone"])
             files = {name: Path(place) for name, place in record["files"].items()}
+            # Records of before keep the name alone.
+            usual = {"backbone": "efficientnet-lite0"} if backbone == _BEFORE else {}
+            network = {str(key): value for key, value in record.get("network", usual).items()}
         except (AttributeError, TypeError, KeyError, ValueError):
             raise SearchIndexError(
                 "is damaged: remove it and run relocal index again", file=file
             ) from None
-        return cls(Path(index), rate, backbone, files)
+        return cls(Path(index), rate, backbone, files, network)
 
     def save(self) -> None:
         """Write the record.
@@ -79,7 +87,12 @@ class IndexedVideos:
             OutputError: It cannot be written.
         """
         files = {name: str(place) for name, place in sorted(self.files.items())}
-        record = {"rate_hz": self.rate_hz, "backbone": self.backbone, "files": files}
+        record = {
+            "rate_hz": self.rate_hz,
+            "backbone": self.backbone,
+            "network": self.network,
+            "files": files,
+        }
         write_json(self.record_of(self.index), record)
 
     def check(self, backbone: Backbone) -> None:
@@ -103,6 +116,7 @@ def index_features(
     workers: int = 1,
     quarantine: Quarantine | None = None,
     key: str = "c3d_features",
+    network: dict[str, str | None] | None = None,
 ) -> tuple[IndexedVideos, Extraction]:
     """Extract the videos of a folder for an index, resumable.
 
@@ -116,6 +130,7 @@ def index_features(
         workers: Videos at a time.
         quarantine: Collects videos that cannot be used.
         key: Name of the feature array.
+        network: What the backbone is built from, kept for queries.
 
     Raises:
         SearchIndexError: The index that is there was made with another backbone.
@@ -130,7 +145,8 @@ def index_features(
             raise UsageError(f"the index has {made.rate_hz:g} frames a second", file=index)
     else:
         usual = 25.0 if backbone.clip_frames > 1 else DEFAULT_RATE_HZ
-        made = IndexedVideos(index, usual if rate_hz is None else rate_hz, backbone.name)
+        rate = usual if rate_hz is None else rate_hz
+        made = IndexedVideos(index, rate, backbone.name, network=network or {})
     done = extract_folder(
         videos,
         made.features,

@@ -74,7 +74,11 @@ def write_exports(
 
 
 def cut_moments(
-    found: Sequence[tuple[Source, Moment]], folder: Path, reencode: bool, padding: float
+    found: Sequence[tuple[Source, Moment]],
+    folder: Path,
+    reencode: bool,
+    padding: float,
+    stream: int | None = None,
 ) -> None:
     """Write each moment as ``<video>-<rank>.mp4`` (or in the video's own container)."""
     from relocal_pyg.video.cut import cut_clip
@@ -83,7 +87,7 @@ def cut_moments(
         source = Path(clip.source.path)
         suffix = ".mp4" if reencode or not source.suffix else source.suffix
         target = folder / f"{source.stem}-{clip.rank}{suffix}"
-        start, end = cut_clip(source, clip.start, clip.end, target, reencode)
+        start, end = cut_clip(source, clip.start, clip.end, target, reencode, stream)
         print(f"clip {clip.rank}: {target} ({clock(start)} to {clock(end)})")
     if found and not reencode:
         print("clips begin at the key frame before their moment; --reencode cuts exactly")

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -23,6 +25,7 @@ from relocal_pyg.apps.cli.options import (
     Seconds,
     StepSeconds,
     load_network,
+    number,
 )
 from relocal_pyg.errors import FeatureError, UsageError
 from relocal_pyg.formats import Source
@@ -33,21 +36,75 @@ if TYPE_CHECKING:
 
     from relocal_pyg.models.base import Relocalizer
     from relocal_pyg.moments import Moment
-    from relocal_pyg.video.backbones import Backbone
+    from relocal_pyg.video.extract import Progress
     from relocal_pyg.video.find import Found, VideoQuery
+
+
+@dataclass(frozen=True)
+class QueryOptions:
+    """What is looked for, and with which model."""
+
+    model: Path | None = None
+    """A trained run or checkpoint; the training-free contrast matcher where left out."""
+    query_start: Seconds = None
+    """Seconds at which the clip starts inside QUERY."""
+    query_end: Seconds = None
+    """Seconds at which the clip ends inside QUERY."""
+    seconds_per_step: StepSeconds = 1.0
+    """Features: duration of one step."""
+    key: str = "c3d_features"
+    """Features: name of the array inside a video's group of an HDF5 file."""
+
+    def rows(self, query: str) -> tuple[Tensor, Tensor | None]:
+        """Features of the clip, and of all of QUERY where the clip is a part of it."""
+        around = read_features(query, self.key)
+        clip = cut_steps(around, self.query_start, self.query_end, self.seconds_per_step)
+        return clip, around if len(clip) < len(around) else None
+
+    def stretch(self, query: str) -> VideoQuery:
+        """The clip as a stretch of a video file."""
+        from relocal_pyg.video.find import VideoQuery
+
+        return VideoQuery(Path(query), self.query_start, self.query_end)
+
+
+@dataclass(frozen=True)
+class LookOptions:
+    """Videos: what is looked at."""
+
+    rate: Rate = None
+    """Frames per second looked at; that of the run's own videos, or what follows from the clip's
+    length, where left out."""
+    stream: Annotated[int | None, number("N", whole=True, least=0, most=1e6)] = None
+    """Number of the video stream of REFERENCE; the default one where left out."""
+    exhaustive: bool = False
+    """Look at every step of a long reference, not only around the places that its key frames speak
+    for."""
+    include_query: bool = False
+    """Where the clip is a stretch of REFERENCE itself, let it be an answer."""
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a search gave, whatever it was in."""
+
+    moments: list[Moment]
+    facts: dict[str, Any]
+    seconds_per_step: float
+    contributions: Tensor | None
+    source: Callable[[], Source]
+    found: Found | None = None
 
 
 def find(
     query: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="QUERY")],
     reference: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="REFERENCE")],
+    asked: QueryOptions = QueryOptions(),  # noqa: B008 - frozen
     network: BackboneOptions = BackboneOptions(),  # noqa: B008 - frozen
+    look: LookOptions = LookOptions(),  # noqa: B008 - frozen
     exports: ExportOptions = ExportOptions(),  # noqa: B008 - frozen
     *,
-    model: Path | None = None,
-    query_start: Seconds = None,
-    query_end: Seconds = None,
     top_k: Count = 5,
-    rate: Rate = None,
     cache: Annotated[Path | None, Output()] = None,
     json_file: Annotated[Path | None, OUT_FILE, tyro.conf.arg(name="json")] = None,
     csv_file: Annotated[Path | None, OUT_FILE, tyro.conf.arg(name="csv")] = None,
@@ -57,8 +114,7 @@ def find(
     explain: Annotated[Path | None, OUT_FILE] = None,
     cut: Annotated[Path | None, Output()] = None,
     reencode: bool = False,
-    seconds_per_step: StepSeconds = 1.0,
-    key: str = "c3d_features",
+    verbose: Annotated[bool, tyro.conf.arg(aliases=["-v"])] = False,
 ) -> None:
     """Find the moments of REFERENCE that mean the same as QUERY.
 
@@ -69,15 +125,12 @@ def find(
         query: The clip, or with --query-start/--query-end the longer video that it is part of
             (better: what surrounds the clip says what is special about it).
         reference: The long video.
+        asked: What is looked for, and with which model.
         network: Videos: which network turns frames into features; that of the run's own videos
             where left out.
+        look: Videos: what is looked at.
         exports: How moments are written for other programs.
-        model: A trained run or checkpoint; the training-free contrast matcher where left out.
-        query_start: Seconds at which the clip starts inside QUERY.
-        query_end: Seconds at which the clip ends inside QUERY.
         top_k: How many moments at most.
-        rate: Videos: frames per second looked at; that of the run's own videos, or what
-            follows from the clip's length, where left out.
         cache: Videos: keep features in this folder, for the next search.
         json_file: Write the moments here as JSON.
         csv_file: Write the moments here as CSV.
@@ -90,81 +143,138 @@ def find(
             the score of the best moment.
         cut: Videos: write each moment as a clip into this folder.
         reencode: With --cut: exact to the frame, instead of copied from the key frame before.
-        seconds_per_step: Features: duration of one step.
-        key: Features: name of the array inside a video's group of an HDF5 file.
+        verbose: Say what was looked at, and how.
     """
     exports.formats(export)  # a wrong name is said before anything is searched
-    matcher, why = choose_matcher(model)
-    moments: list[Moment]
-    contributions: Tensor | None = None
-    length: float | None = None
-    facts: dict[str, object] = {"query": query, "reference": reference, "matcher": why}
-    if is_features(query) and is_features(reference):
-        for name, value in (("--report", report), ("--cut", cut)):
-            if value is not None:
-                raise UsageError(f"{name} needs video files, these are features")
-        around = read_features(query, key)
-        clip = cut_steps(around, query_start, query_end, seconds_per_step)
-        video = read_features(reference, key)
-        length = len(video) * seconds_per_step
-        whole = around if len(clip) < len(around) else None
-        moments = matcher.localize(
-            clip,
-            video,
-            top_k=top_k,
-            seconds_per_step=seconds_per_step,
-            query_video=whole,
-        )
-        if explain is not None and moments:
-            start, end = matcher.scored_span(moments[0])
-            place = start / seconds_per_step, end / seconds_per_step
-            contributions = matcher.explain(clip, video, place, whole)
-        print(f"matcher: {why}")
-    elif is_features(query) or is_features(reference):
+    if is_features(query) != is_features(reference):
         raise UsageError("give two video files or two features, not one of each")
+    for name, value in (("--report", report), ("--cut", cut)):
+        if value is not None and is_features(query):
+            raise UsageError(f"{name} needs video files, these are features")
+    wanted = explain is not None or report is not None
+    if is_features(query):
+        answer = find_in_features(query, reference, asked, top_k, wanted)
     else:
-        from relocal_pyg.video.decode import probe
-        from relocal_pyg.video.find import VideoQuery
+        answer = find_in_video(query, reference, asked, network, look, top_k, cache, wanted)
+    moments, facts = answer.moments, answer.facts
+    print_answer(answer, verbose)
+    if json_file is not None:
+        write_moments_json(json_file, moments, **facts)
+    if explain is not None:
+        write_explanation(explain, moments, answer.contributions, answer.seconds_per_step, facts)
+    if export or csv_file is not None or srt_file is not None or cut is not None:
+        source = answer.source()
+        ranked = [(source, moment) for moment in moments]
+        write_exports(ranked, place_name(query), exports, export, csv_file, srt_file)
+        if cut is not None:
+            cut_moments(ranked, cut, reencode, exports.padding or 0.0, look.stream)
+    if report is not None and answer.found is not None:
+        from relocal_pyg.video.page import write_found_page
 
-        for file in (query, reference):  # a wrong name is said before a network is loaded
-            probe(file)
-        stretch = VideoQuery(Path(query), query_start, query_end)
-        backbone, rate = load_network(network, rate, model, matcher)
-        wanted = explain is not None or report is not None
-        found = search(stretch, reference, backbone, matcher, top_k, rate, cache, wanted)
-        moments, contributions = found.moments, found.explanation
-        seconds_per_step = found.seconds_per_step
-        start, end = found.span
-        facts |= {"query_span": [start, end], "settings": found.settings}
-        print(f"matcher: {why}")
-        print(
-            f"query: {start:.2f} to {end:.2f} s, centred by {found.settings['query_centred_by']}; "
-            f"{found.settings['frames_per_second']:g} frames a second"
+        write_found_page(report, answer.found, why=facts["matcher"])
+        print(f"report: {report}")
+
+
+def find_in_features(
+    query: str, reference: str, asked: QueryOptions, top_k: int, explain: bool
+) -> Answer:
+    """Search one array of features for another."""
+    matcher, why = choose_matcher(asked.model)
+    clip, whole = asked.rows(query)
+    video, step = read_features(reference, asked.key), asked.seconds_per_step
+    moments = matcher.localize(clip, video, top_k=top_k, seconds_per_step=step, query_video=whole)
+    contributions = None
+    if explain and moments:
+        start, end = matcher.scored_span(moments[0])
+        contributions = matcher.explain(clip, video, (start / step, end / step), whole)
+    facts = {"query": query, "reference": reference, "matcher": why}
+    source = Source(place_name(reference), len(video) * step)
+    return Answer(moments, facts, step, contributions, lambda: source)
+
+
+def find_in_video(
+    query: str,
+    reference: str,
+    asked: QueryOptions,
+    network: BackboneOptions,
+    look: LookOptions,
+    top_k: int,
+    cache: Path | None,
+    explain: bool,
+) -> Answer:
+    """Search a video file with bars on the terminal; damage in the files is printed."""
+    from relocal_pyg.video.cut import describe_source
+    from relocal_pyg.video.decode import probe
+    from relocal_pyg.video.find import find_moments
+    from relocal_pyg.video.rows import FeatureCache
+
+    probe(query)  # a wrong name is said before a network is loaded
+    probe(reference, look.stream)
+    matcher, why = choose_matcher(asked.model)
+    backbone, rate = load_network(network, look.rate, asked.model, matcher)
+    with bars_on_terminal() as bar:
+        found = find_moments(
+            asked.stretch(query),
+            reference,
+            model=matcher,
+            backbone=backbone,
+            top_k=top_k,
+            rate_hz=rate,
+            cache=None if cache is None else FeatureCache(cache),
+            progress=bar,
+            explain=explain,
+            exhaustive=look.exhaustive,
+            include_query=look.include_query,
+            stream=look.stream,
         )
+    for problem in found.problems:
+        print(f"damaged: {problem}")
+    return Answer(
+        found.moments,
+        {
+            "query": query,
+            "reference": reference,
+            "matcher": why,
+            "query_span": list(found.span),
+            "settings": found.settings,
+        },
+        found.seconds_per_step,
+        found.explanation,
+        lambda: describe_source(reference, duration=found.reference_seconds),
+        found,
+    )
+
+
+def print_answer(answer: Answer, verbose: bool) -> None:
+    """Print how was searched and what was found."""
+    facts, moments = answer.facts, answer.moments
+    print(f"matcher: {facts['matcher']}")
+    if answer.found is not None:
+        (start, end), settings = answer.found.span, answer.found.settings
+        print(
+            f"query: {start:.2f} to {end:.2f} s, centred by {settings['query_centred_by']}; "
+            f"{settings['frames_per_second']:g} frames a second"
+        )
+        share = f"{settings['share_seen']:.0%} of the pictures of an exhaustive search"
+        if settings["share_seen"] < 1:
+            print(f"looked at {settings['looked_at']}: {share} (--exhaustive looks at all)")
+        if settings["query_left_out"]:
+            print("the query's own stretch is left out (--include-query keeps it)")
+        for name, value in settings.items() if verbose else ():
+            print(f"  {name.replace('_', ' ')}: {value}")
     print(moments_table(moments))
     if moments and moments[0].presence is not None:
         facts["presence"] = moments[0].presence
         print(presence_line(moments[0].presence))
-    if json_file is not None:
-        write_moments_json(json_file, moments, **facts)
-    if explain is not None:
-        write_explanation(explain, moments, contributions, seconds_per_step, facts)
-    if export or csv_file is not None or srt_file is not None or cut is not None:
-        if length is None:
-            from relocal_pyg.video.cut import describe_source
 
-            source = describe_source(reference, duration=found.reference_seconds)
-        else:
-            source = Source(place_name(reference), length)
-        ranked = [(source, moment) for moment in moments]
-        write_exports(ranked, place_name(query), exports, export, csv_file, srt_file)
-        if cut is not None:
-            cut_moments(ranked, cut, reencode, exports.padding or 0.0)
-    if report is not None:
-        from relocal_pyg.video.page import write_found_page
 
-        write_found_page(report, found, why=why)
-        print(f"report: {report}")
+@contextmanager
+def bars_on_terminal() -> Iterator[Callable[[str], Progress]]:
+    """A function that gives a file's progress a bar of its own."""
+    from relocal_pyg.video.extract import progress_bar
+
+    with ExitStack() as bars:
+        yield lambda title: bars.enter_context(progress_bar(title))
 
 
 def write_explanation(
@@ -186,44 +296,6 @@ def write_explanation(
     best = {"start": moments[0].start, "end": moments[0].end, "score": moments[0].score}
     content = {"unit": "seconds", "moment": best, "seconds_per_step": seconds_per_step}
     write_json(path, {**facts, **content, "contributions": contributions.tolist()})
-
-
-def search(
-    query: VideoQuery,
-    reference: str,
-    backbone: Backbone,
-    matcher: Relocalizer,
-    top_k: int,
-    rate: float | None,
-    cache: Path | None,
-    explain: bool = False,
-) -> Found:
-    """Search a video file with bars on the terminal; damage in the files becomes a warning."""
-    from contextlib import ExitStack
-
-    from relocal_pyg.video.extract import Progress, progress_bar
-    from relocal_pyg.video.find import find_moments
-    from relocal_pyg.video.rows import FeatureCache
-
-    with ExitStack() as bars:
-
-        def bar(title: str) -> Progress:
-            return bars.enter_context(progress_bar(title))
-
-        found = find_moments(
-            query,
-            reference,
-            model=matcher,
-            backbone=backbone,
-            top_k=top_k,
-            rate_hz=rate,
-            cache=None if cache is None else FeatureCache(cache),
-            progress=bar,
-            explain=explain,
-        )
-    for problem in found.problems:
-        print(f"damaged: {problem}")
-    return found
 
 
 def choose_matcher(model: Path | None) -> tuple[Relocalizer, str]:

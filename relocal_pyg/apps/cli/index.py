@@ -60,12 +60,21 @@ def index(
     matcher, why = choose_matcher(model)
     if features.is_dir() or features.suffix.lower() in VIDEO_SUFFIXES:
         from relocal_pyg.data.annotations import Quarantine
-        from relocal_pyg.video.index import index_features
+        from relocal_pyg.video.index import IndexedVideos, index_features
 
         quarantine = Quarantine()
+        if network == BackboneOptions() and IndexedVideos.record_of(folder).is_file():
+            network = BackboneOptions.of(IndexedVideos.load(folder).network)
         backbone, rate = load_network(network, rate, model, matcher)
         made, done = index_features(
-            features, folder, backbone, rate, workers=workers, quarantine=quarantine, key=key
+            features,
+            folder,
+            backbone,
+            rate,
+            workers=workers,
+            quarantine=quarantine,
+            key=key,
+            network=network.plain(),
         )
         print_extraction(done, quarantine)
         features, seconds_per_step = made.features, backbone.clip_stride / made.rate_hz

@@ -285,6 +285,26 @@ class BackboneOptions:
     pca: Path | None = None
     """Project the features by a PCA that relocal_pyg.video.fit_pca fitted and saved."""
 
+    @classmethod
+    def of(cls, record: dict[str, Any]) -> BackboneOptions:
+        """The options that :meth:`plain` gave.
+
+        Raises:
+            UsageError: It names a network that this version does not know.
+        """
+        name = record.get("backbone", cls.backbone)
+        if name not in ("efficientnet-lite0-max", "efficientnet-lite0", "c3d"):
+            raise UsageError(f"the backbone {name!r} is not known to this version")
+        paths = (None if record.get(k) is None else Path(record[k]) for k in ("weights", "pca"))
+        return cls(name, *paths)
+
+    def plain(self) -> dict[str, str | None]:
+        """The options as plain values, for a record; paths are made absolute."""
+        return {
+            key: str(value.resolve()) if isinstance(value, Path) else value
+            for key, value in asdict(self).items()
+        }
+
 
 def load_backbone(options: BackboneOptions) -> Backbone:
     """Build the network that the options name.
@@ -316,11 +336,7 @@ def describe_extraction(
     options: BackboneOptions, backbone: Backbone, rate_hz: float
 ) -> dict[str, Any]:
     """What a run records of how its videos were turned into features, as plain values."""
-    network = {
-        key: str(value.resolve()) if isinstance(value, Path) else value
-        for key, value in asdict(options).items()
-    }
-    return {"backbone": backbone.name, "rate_hz": rate_hz, "network": network}
+    return {"backbone": backbone.name, "rate_hz": rate_hz, "network": options.plain()}
 
 
 def load_network(
@@ -384,14 +400,9 @@ def _recorded_extraction(run: Path) -> _Recorded | None:
         made = record.get("features")
         if made is None:
             return None
-        network = made["network"]
-        weights, pca = (
-            None if network[k] is None else Path(network[k]) for k in ("weights", "pca")
-        )
-        options = BackboneOptions(network["backbone"], weights, pca)
+        options = BackboneOptions.of(made["network"])
         recorded = _Recorded(str(made["backbone"]), float(made["rate_hz"]), options)
-        known = ("efficientnet-lite0-max", "efficientnet-lite0", "c3d")
-        if options.backbone not in known or not recorded.rate_hz > 0:
+        if not recorded.rate_hz > 0:
             raise ValueError
     except (AttributeError, KeyError, TypeError, ValueError):
         raise CheckpointError("does not say how its features were made", file=file) from None

@@ -15,14 +15,17 @@ from relocal_pyg.apps.cli.exports import (
     place_name,
     write_exports,
 )
-from relocal_pyg.apps.cli.find import choose_matcher, cut_steps, is_features, read_features
+from relocal_pyg.apps.cli.find import (
+    QueryOptions,
+    bars_on_terminal,
+    choose_matcher,
+    is_features,
+)
 from relocal_pyg.apps.cli.options import (
     OUT_FILE,
     BackboneOptions,
     Count,
     Output,
-    Seconds,
-    StepSeconds,
     load_network,
 )
 from relocal_pyg.errors import UsageError
@@ -30,27 +33,20 @@ from relocal_pyg.formats import Source
 from relocal_pyg.formats.clips import clock
 
 if TYPE_CHECKING:
-    from relocal_pyg.models.base import Relocalizer
     from relocal_pyg.moments import Moment
-    from relocal_pyg.search.index import FirstStageName, Hit, SearchIndex
-    from relocal_pyg.video.find import VideoQuery
-    from relocal_pyg.video.index import FoundVideos
+    from relocal_pyg.search.index import FirstStageName, Hit
 
 
 def search(
     folder: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="FOLDER")],
     query: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="QUERY")],
+    asked: QueryOptions = QueryOptions(),  # noqa: B008 - frozen
     network: BackboneOptions = BackboneOptions(),  # noqa: B008 - frozen
     exports: ExportOptions = ExportOptions(),  # noqa: B008 - frozen
     *,
-    model: Path | None = None,
-    query_start: Seconds = None,
-    query_end: Seconds = None,
     top_k: Count = 10,
     first_stage: Literal["scan", "faiss", "none"] = "scan",
     candidates: Count = 1000,
-    seconds_per_step: StepSeconds = 1.0,
-    key: str = "c3d_features",
     json_file: Annotated[Path | None, OUT_FILE, tyro.conf.arg(name="json")] = None,
     csv_file: Annotated[Path | None, OUT_FILE, tyro.conf.arg(name="csv")] = None,
     srt_file: Annotated[Path | None, OUT_FILE, tyro.conf.arg(name="srt")] = None,
@@ -66,17 +62,13 @@ def search(
     Args:
         folder: The index, made by "relocal index".
         query: The clip, or with --query-start/--query-end the longer video that it is part of.
-        network: Videos: the network that the index was made with.
+        asked: What is looked for, and the run or checkpoint that the index was made with.
+        network: Videos: the network that the index was made with, taken from it where left out.
         exports: How moments are written for other programs.
-        model: The run or checkpoint that the index was made with.
-        query_start: Seconds at which the clip starts inside QUERY.
-        query_end: Seconds at which the clip ends inside QUERY.
         top_k: How many moments at most.
         first_stage: Which proposals the model looks at: the best of a scan, those that faiss finds
             (approximate, faster on large indexes), or all of them.
         candidates: How many proposals the model looks at after a first stage.
-        seconds_per_step: Features: duration of one step of QUERY.
-        key: Name of the feature array inside a video's group of an HDF5 file.
         json_file: Write the answers here as JSON.
         csv_file: Write the answers here as CSV.
         srt_file: Write the answers here as subtitles, a file for each video.
@@ -85,36 +77,30 @@ def search(
         cut: Videos: write each moment as a clip into this folder.
         reencode: With --cut: exact to the frame, instead of copied from the key frame before.
     """
-    from relocal_pyg.io.write import write_json
-    from relocal_pyg.search.index import SearchIndex
-
     exports.formats(export)  # a wrong name is said before anything is searched
     if cut is not None and is_features(query):
         raise UsageError("--cut needs video files, these are features")
-    if not is_features(query):  # a wrong name is said before an index is read
-        from relocal_pyg.video.decode import probe
-
-        probe(query)
-    matcher, why = choose_matcher(model)
-    opened = SearchIndex(folder, matcher)
     stage: FirstStageName | None = None if first_stage == "none" else first_stage
     if is_features(query):
-        around = read_features(query, key)
-        clip = cut_steps(around, query_start, query_end, seconds_per_step)
-        whole = around if len(clip) < len(around) else None
-        hits = opened.search(
-            clip, top_k, first_stage=stage, candidates=candidates, query_video=whole
-        )
-        hits = opened.with_probabilities(hits, clip, whole)
+        hits, why = search_features(folder, query, asked, top_k, stage, candidates)
     else:
-        from relocal_pyg.video.find import VideoQuery
-
-        stretch = VideoQuery(Path(query), query_start, query_end)
-        found = search_video(
-            stretch, opened, folder, network, model, matcher, top_k, stage, candidates
-        )
-        hits = found.hits
+        hits, why = search_video(folder, query, asked, network, top_k, stage, candidates)
     print(f"matcher: {why}")
+    print_hits(hits)
+    if json_file is not None:
+        from relocal_pyg.io.write import write_json
+
+        facts = {"query": query, "matcher": why, "unit": "seconds"}
+        write_json(json_file, {**facts, "hits": [asdict(hit) for hit in hits]})
+    if export or csv_file is not None or srt_file is not None or cut is not None:
+        ranked = locate(hits, None if is_features(query) else folder)
+        write_exports(ranked, place_name(query), exports, export, csv_file, srt_file)
+        if cut is not None:
+            cut_moments(ranked, cut, reencode, exports.padding or 0.0)
+
+
+def print_hits(hits: Sequence[Hit]) -> None:
+    """Print ranked hits as a table."""
     width = max([len(hit.video_id) for hit in hits] + [5])
     print(
         f"{'rank':>4} {'video':<{width}} {'start s':>10} {'end s':>10} {'start':>13} {'score':>7}"
@@ -126,14 +112,26 @@ def search(
             f"{clock(hit.start):>13} {hit.score:>7.3f}"
             + ("" if hit.probability is None else f" {hit.probability:>11.2f}")
         )
-    if json_file is not None:
-        facts = {"query": query, "matcher": why, "unit": "seconds"}
-        write_json(json_file, {**facts, "hits": [asdict(hit) for hit in hits]})
-    if export or csv_file is not None or srt_file is not None or cut is not None:
-        ranked = locate(hits, None if is_features(query) else folder)
-        write_exports(ranked, place_name(query), exports, export, csv_file, srt_file)
-        if cut is not None:
-            cut_moments(ranked, cut, reencode, exports.padding or 0.0)
+
+
+def search_features(
+    folder: Path,
+    query: str,
+    asked: QueryOptions,
+    top_k: int,
+    first_stage: FirstStageName | None,
+    candidates: int,
+) -> tuple[list[Hit], str]:
+    """Search an index for features; the hits, and which matcher gave them."""
+    from relocal_pyg.search.index import SearchIndex
+
+    matcher, why = choose_matcher(asked.model)
+    opened = SearchIndex(folder, matcher)
+    clip, whole = asked.rows(query)
+    hits = opened.search(
+        clip, top_k, first_stage=first_stage, candidates=candidates, query_video=whole
+    )
+    return opened.with_probabilities(hits, clip, whole), why
 
 
 def locate(hits: Sequence[Hit], folder: Path | None) -> list[tuple[Source, Moment]]:
@@ -160,37 +158,34 @@ def locate(hits: Sequence[Hit], folder: Path | None) -> list[tuple[Source, Momen
 
 
 def search_video(
-    query: VideoQuery,
-    index: SearchIndex,
     folder: Path,
+    query: str,
+    asked: QueryOptions,
     network: BackboneOptions,
-    model: Path | None,
-    matcher: Relocalizer,
     top_k: int,
     first_stage: FirstStageName | None,
     candidates: int,
-) -> FoundVideos:
-    """Search for a stretch of a video file, with a bar on the terminal; damage is printed.
+) -> tuple[list[Hit], str]:
+    """Search an index for a stretch of a video file; the hits, and which matcher gave them.
 
     Raises:
         SearchIndexError: The index was not made from video files, or with another network.
         VideoError: The file cannot be decoded.
     """
-    from contextlib import ExitStack
-
-    from relocal_pyg.video.extract import Progress, progress_bar
+    from relocal_pyg.search.index import SearchIndex
+    from relocal_pyg.video.decode import probe
     from relocal_pyg.video.index import IndexedVideos, find_in_index
 
-    made = IndexedVideos.load(folder)
-    backbone, _ = load_network(network, None, model, matcher)
-    with ExitStack() as bars:
-
-        def bar(title: str) -> Progress:
-            return bars.enter_context(progress_bar(title))
-
+    probe(query)  # a wrong name is said before an index is read
+    matcher, why = choose_matcher(asked.model)
+    opened, made = SearchIndex(folder, matcher), IndexedVideos.load(folder)
+    if network == BackboneOptions():
+        network = BackboneOptions.of(made.network)
+    backbone, _ = load_network(network, None, asked.model, matcher)
+    with bars_on_terminal() as bar:
         found = find_in_index(
-            query,
-            index,
+            asked.stretch(query),
+            opened,
             made,
             backbone,
             top_k=top_k,
@@ -200,4 +195,4 @@ def search_video(
         )
     for problem in found.problems:
         print(f"damaged: {problem}")
-    return found
+    return found.hits, why

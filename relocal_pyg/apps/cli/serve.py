@@ -47,6 +47,10 @@ def serve(
     from relocal_pyg.apps.serve import run
 
     matcher, why = choose_matcher(model)
+    if index is not None and network == BackboneOptions():
+        from relocal_pyg.video.index import IndexedVideos
+
+        network = BackboneOptions.of(IndexedVideos.load(index).network)
     backbone, rate = load_network(network, None, model, matcher)
 
     def started() -> None:
