@@ -211,9 +211,13 @@ def find_moments(
 
     query_options = options(Path(clip.path), stream if same else None)
     around = extract_video(clip.path, backbone, rate, cache=cache, **query_options)
+    begins = known[0].start if clip.start is None else clip.start
     first, last = clip_steps(clip, around)
+    # What is before the first picture of a file shows nothing.
+    first = min(max(first, math.floor(begins / around.seconds_per_step + 1e-6)), last - 1)
     rows = around.blocks.range(first, last)
-    whole = around if len(rows) < len(around) else None
+    bare = (clip.start is None and clip.end is None) or len(rows) == len(around)
+    whole = None if bare else around
     if same:
         looked = _Looked(around)
     elif exhaustive or not _is_long(known[1], rows, backbone, rate):
@@ -233,7 +237,7 @@ def find_moments(
         query=clip,
         reference=Path(reference),
         span=(
-            clip.start or 0.0,
+            begins,
             around.duration if clip.end is None else min(clip.end, around.duration),
         ),
         similarity=motion_similarity(

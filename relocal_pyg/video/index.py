@@ -72,8 +72,10 @@ class IndexedVideos:
             rate, backbone = float(record["rate_hz"]), str(record["backbone"])
             files = {name: Path(place) for name, place in record["files"].items()}
             # Records of before keep the name alone.
-            usual = {"backbone": "efficientnet-lite0"} if backbone == _BEFORE else {}
-            network = {str(key): value for key, value in record.get("network", usual).items()}
+            usual = {"backbone": "efficientnet-lite0", "weights": None, "pca": None}
+            network = record.get("network", usual if backbone == _BEFORE else {})
+            if network and set(network) != set(usual):
+                raise ValueError
         except (AttributeError, TypeError, KeyError, ValueError):
             raise SearchIndexError(
                 "is damaged: remove it and run relocal index again", file=file

@@ -287,15 +287,18 @@ class BackboneOptions:
 
     @classmethod
     def of(cls, record: dict[str, Any]) -> BackboneOptions:
-        """The options that :meth:`plain` gave.
+        """The options that :meth:`plain` gave; the usual ones where it gave nothing.
 
         Raises:
             UsageError: It names a network that this version does not know.
+            KeyError: Something is missing.
         """
-        name = record.get("backbone", cls.backbone)
+        if not record:
+            return cls()
+        name = record["backbone"]
         if name not in ("efficientnet-lite0-max", "efficientnet-lite0", "c3d"):
             raise UsageError(f"the backbone {name!r} is not known to this version")
-        paths = (None if record.get(k) is None else Path(record[k]) for k in ("weights", "pca"))
+        paths = (None if record[k] is None else Path(record[k]) for k in ("weights", "pca"))
         return cls(name, *paths)
 
     def plain(self) -> dict[str, str | None]:
