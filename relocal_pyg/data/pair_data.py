@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 from torch_geometric.data import Data, HeteroData
 from torch_geometric.data.data import warn_or_raise
+from torch_geometric.data.storage import EdgeStorage, GlobalStorage
+from torch_geometric.utils import coalesce
 
 from relocal_pyg.errors import FeatureError, ProposalError, UsageError
 from relocal_pyg.graph import PairGraph
@@ -149,10 +151,49 @@ def _check(features: Tensor) -> None:
 
 _EDGES = "edge_index_k"
 _WEIGHTS = "edge_weight_k"
+_NO_EDGES = "no edges: use materialize=True, or give the layer PairGraphs"
+
+
+class _EdgeSet(GlobalStorage):
+    """One edge set of a pair as PyG's methods and transforms want it; what they write is kept."""
+
+    def __init__(self, pair: PairData, k: int) -> None:
+        super().__init__()
+        self._parent, self._suffix = pair, f"_k{k}"
+        for key, value in pair.to_dict().items():
+            if key.startswith("edge_") and key.endswith(self._suffix):
+                self._mapping[key.removesuffix(self._suffix)] = value
+
+    @property
+    def num_nodes(self) -> int | None:
+        nodes: int | None = self._parent().num_nodes
+        return nodes
+
+    def __setitem__(self, key: str, value: Any) -> None:
+        super().__setitem__(key, value)
+        self._parent()[key + self._suffix] = value
+
+    def __delitem__(self, key: str) -> None:
+        super().__delitem__(key)
+        del self._parent()[key + self._suffix]
+
+    def coalesce(self, reduce: str = "sum") -> _EdgeSet:
+        """Merge double edges and whatever they carry; PyG's own forgets all but ``edge_attr``."""
+        keys = [key for key in self if key != "edge_index" and self.is_edge_attr(key)]
+        values = [self[key] for key in keys]
+        edges, values = coalesce(self["edge_index"], values, self.num_nodes, reduce)
+        self["edge_index"] = edges
+        for key, value in zip(keys, values, strict=True):
+            self[key] = value
+        return self
 
 
 class PairData(Data):
     """A query (nodes ``0..T-1``) and a proposal (nodes ``T..2T-1``), with K edge sets.
+
+    What PyG asks of or does to "the" edges (``is_undirected``, ``coalesce``, ``ToUndirected``, ...)
+    is asked of and done to each of the K sets, as if they were the edge types of :meth:`to_hetero`;
+    without stored edges it is refused.
 
     Attributes:
         x: Features ``[2T, F]``, zero at padding.
@@ -237,7 +278,19 @@ class PairData(Data):
     @property
     def num_edges(self) -> int:
         """Edges of all K graphs together."""
-        return super().num_edges if not self.ks else sum(e.shape[1] for e in self.edge_indices())
+        return super().num_edges if self._has_edges else 0
+
+    @property
+    def edge_stores(self) -> list[EdgeStorage]:
+        """The K edge sets, one at a time.
+
+        Raises:
+            UsageError: No edges are stored.
+        """
+        if not self._has_edges:
+            raise UsageError(_NO_EDGES)
+        plain = super().edge_stores if "edge_index" in self else []
+        return [*plain, *(_EdgeSet(self, k) for k in self.ks)]
 
     def edge_indices(self) -> list[Tensor]:
         """``edge_index_k*`` ``[2, E_k]`` in the order of :attr:`ks`, as a multi-graph layer wants.
@@ -246,7 +299,7 @@ class PairData(Data):
             UsageError: No edges are stored.
         """
         if not self.ks:
-            raise UsageError("no edges: use materialize=True, or give the layer PairGraphs")
+            raise UsageError(_NO_EDGES)
         return [self[f"{_EDGES}{k}"] for k in self.ks]
 
     def edge_weights(self) -> list[Tensor | None]:
@@ -281,9 +334,9 @@ class PairData(Data):
         """
         hetero = HeteroData()
         for key, value in self.to_dict().items():
-            if key.startswith((_EDGES, _WEIGHTS)):
-                name, _, k = key.rpartition("_")
-                hetero["step", k, "step"][name] = value
+            name, _, k = key.rpartition("_k")
+            if name.startswith("edge_") and k.isdecimal():
+                hetero["step", f"k{k}", "step"][name] = value
             elif key == "ptr" or self.is_node_attr(key):
                 hetero["step"][key] = value
             else:
@@ -305,6 +358,10 @@ class PairData(Data):
             UsageError: Always.
         """
         raise UsageError("a pair has several edge sets: use to_hetero().edge_subgraph(...)")
+
+    @property
+    def _has_edges(self) -> bool:
+        return bool(self.ks) or "edge_index" in self
 
     def _edge_sets(self) -> list[Tensor]:
         return self.edge_indices() if self.ks else []

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import copy
 import pickle
+from collections.abc import Callable
 from pathlib import Path
 
 import h5py
 import pytest
 import torch
+import torch_geometric.transforms as T
 from torch_geometric.data import Batch, HeteroData
 from torch_geometric.explain import Explainer, GNNExplainer
 from torch_geometric.loader import DataLoader
@@ -212,6 +214,116 @@ def test_an_explainer_masks_the_edges_of_every_graph() -> None:
     )
     masks = explainer(hetero.x_dict, hetero.edge_index_dict).edge_mask_dict
     assert {key[1]: len(mask) for key, mask in masks.items()} == {"k1": 76, "k2": 64}
+
+
+def lopsided() -> PairData:
+    """Two edge sets without symmetry: a loop, a double edge and a lone node in one of them."""
+    return PairData(
+        x=torch.randn(4, 3),
+        edge_index_k1=torch.tensor([[0, 1, 1, 1, 2, 3], [1, 1, 2, 2, 3, 0]]),
+        edge_weight_k1=torch.arange(1.0, 7),
+        edge_index_k2=torch.tensor([[0, 1], [2, 2]]),
+        edge_attr_k2=torch.randn(2, 5),
+    )
+
+
+def sets_of(data: PairData | HeteroData) -> list[dict[str, torch.Tensor]]:
+    """The edge sets in full, read from the flat keys or from the edge types."""
+    if isinstance(data, HeteroData):
+        return [store.to_dict() for store in data.edge_stores]
+    return [
+        {key.removesuffix(f"_k{k}"): data[key] for key in data.keys() if key.endswith(f"_k{k}")}  # noqa: SIM118
+        for k in data.ks
+    ]
+
+
+@pytest.mark.parametrize("batched", [False, True])
+def test_questions_about_the_edges_are_asked_of_every_set(batched: bool) -> None:
+    def of(**change: torch.Tensor) -> PairData:
+        data = lopsided()
+        for key, value in change.items():
+            data[key] = value
+        return Batch.from_data_list([data, data]) if batched else data
+
+    ring = torch.tensor([[0, 1, 1, 2, 2, 3, 3, 0], [1, 0, 2, 1, 3, 2, 0, 3]])
+    both = {"edge_index_k1": ring, "edge_weight_k1": torch.ones(8)}
+    assert not of().is_undirected()
+    assert of().is_directed()
+    assert not of(**both).is_undirected()
+    assert of(**both, edge_index_k2=ring, edge_attr_k2=torch.ones(8, 5)).is_undirected()
+    assert of().has_self_loops()
+    assert not of(**both).has_self_loops()
+    assert of().has_isolated_nodes()
+    assert of(**both).has_isolated_nodes()
+    assert not of(edge_index_k2=ring, edge_attr_k2=torch.ones(8, 5)).has_isolated_nodes()
+    assert not of().is_coalesced()
+    assert of().coalesce().is_coalesced()
+    for k in KS:
+        graph = pair(ks=(k,))
+        assert graph.is_undirected()
+        assert not graph.has_isolated_nodes()
+
+
+@pytest.mark.parametrize(
+    "transform",
+    [
+        T.ToUndirected(),
+        T.ToUndirected(reduce="max", merge=True),
+        T.AddSelfLoops(),
+        T.AddRemainingSelfLoops(fill_value=3.0),
+        T.RemoveSelfLoops(),
+        T.RemoveDuplicatedEdges(),
+        lambda data: data.sort(sort_by_row=False),
+    ],
+)
+@pytest.mark.parametrize("batched", [False, True])
+def test_transforms_reach_every_set_as_they_reach_every_edge_type(
+    transform: Callable[[object], object], batched: bool
+) -> None:
+    data = lopsided()
+    if batched:
+        data = Batch.from_data_list([data, lopsided()])
+    hetero = data.to_hetero()
+    before = sets_of(data)
+    changed, wanted = transform(copy.copy(data)), transform(hetero)
+    assert [sorted(one) for one in sets_of(changed)] == [sorted(one) for one in sets_of(wanted)]
+    for ours, theirs in zip(sets_of(changed), sets_of(wanted), strict=True):
+        assert all(torch.equal(ours[key], theirs[key]) for key in ours)
+    assert isinstance(changed, PairData)
+    assert changed.num_edges == sum(one["edge_index"].shape[1] for one in sets_of(wanted))
+    assert changed.validate()
+    for ours, theirs in zip(sets_of(data), before, strict=True):
+        assert all(torch.equal(ours[key], theirs[key]) for key in theirs)
+
+
+def test_coalesce_merges_what_double_edges_carry() -> None:
+    data = lopsided()
+    merged = data.coalesce()
+    for k, carried in ((1, "edge_weight_k1"), (2, "edge_attr_k2")):
+        dense, again = (
+            torch.zeros(4, 4, *one[carried].shape[1:]).index_put(
+                tuple(one[f"edge_index_k{k}"]), one[carried], accumulate=True
+            )
+            for one in (data, merged)
+        )
+        torch.testing.assert_close(again, dense)
+        assert merged[f"edge_index_k{k}"].unique(dim=1).shape[1] == len(merged[carried])
+    assert merged.validate()
+
+
+def test_without_edges_nothing_is_done_in_silence() -> None:
+    data = pair(materialize=False)
+    for call in (
+        T.ToUndirected(),
+        T.AddSelfLoops(),
+        PairData.is_undirected,
+        PairData.has_self_loops,
+        PairData.has_isolated_nodes,
+        PairData.coalesce,
+    ):
+        with pytest.raises(UsageError, match="materialize"):
+            call(data)
+    assert data.num_edges == 0
 
 
 def test_subgraphs_are_refused() -> None:
