@@ -53,6 +53,9 @@ CALIBRATION_PAIRS = 100
 #: A network no wider than this computes in one thread, see :func:`spare_threads`.
 _NARROW = 128
 
+#: Settings of our network that say how it is trained, and fit weights of any training.
+_TRAINED_ON = ("blind", "list_length", "far_proposals", "target_temperature")
+
 #: Adam at 1e-3 with gradients clipped at 5, which the public code of the baselines uses.
 BASELINE = TrainingConfig(
     batch_size=16,
@@ -178,6 +181,7 @@ def train(
     accelerator: str = "cpu",
     devices: int = 1,
     calibration_pairs: int | None = None,
+    from_scratch: bool = False,
     identity: dict[str, object] | None = None,
 ) -> FitResult:
     """Train the network of a preset and calibrate it; :meth:`Trained.load` reads the run.
@@ -191,6 +195,7 @@ def train(
         accelerator: Kind of device.
         devices: How many.
         calibration_pairs: Validation pairs for the probabilities; those of the preset where None.
+        from_scratch: Start from random weights where there are pretrained ones.
         identity: Further facts of the run.
 
     Returns:
@@ -202,7 +207,7 @@ def train(
     spare_threads(preset)
     # What training starts from, and step 0 of it, is decided here and nowhere else.
     seed_torch(seed, "weights")
-    model = _network(preset.network)(protocol.features.dim)
+    model = build_network(preset.network, protocol.features.dim, from_scratch=from_scratch)
     result = fit(
         model,
         protocol,
@@ -212,7 +217,7 @@ def train(
         resume=resume,
         accelerator=accelerator,
         devices=devices,
-        identity={"preset": preset.name, **(identity or {})},
+        identity={"preset": preset.name, "from_scratch": from_scratch, **(identity or {})},
     )
     if getattr(rank_zero_only, "rank", 0) != 0:
         return result
@@ -399,20 +404,28 @@ def spare_threads(preset: Preset) -> None:
 
 
 def _network(config: NetworkConfig | MatcherConfig) -> Callable[[int], TrainableRelocalizer]:
-    return lambda channels: build_network(config, channels)
+    return lambda channels: build_network(config, channels, from_scratch=True)
 
 
-def build_network(config: NetworkConfig | MatcherConfig, channels: int) -> TrainableRelocalizer:
-    """The network of a preset for features of a width; ours starts from its pretrained weights.
+def build_network(
+    config: NetworkConfig | MatcherConfig, channels: int, *, from_scratch: bool = False
+) -> TrainableRelocalizer:
+    """The network of a preset, with the weights that training starts from.
 
-    Where a setting changes what those weights are for, it starts afresh.
+    Ours starts from the weights that come with the package, where they fit its settings; the
+    paper's network has none.
+
+    Args:
+        config: Settings of the network.
+        channels: Width of the features.
+        from_scratch: Draw weights from torch's generator instead.
     """
     if isinstance(config, NetworkConfig):
         return MultiGraphRelocalizer.from_config(channels, config)
     model = MultiGraphMatcher.from_config(config)
-    pretrained = MultiGraphMatcher.pretrained()
-    shape = ("num_steps", "ks", "graph_conv", "weight", "normalization", "context")
-    if all(getattr(config, name) == getattr(pretrained.settings, name) for name in shape):
-        with suppress(RuntimeError):  # another width
+    if not from_scratch:
+        pretrained = MultiGraphMatcher.pretrained()
+        told = {name: getattr(config, name) for name in _TRAINED_ON}
+        if replace(pretrained.settings, **told) == config:
             model.load_state_dict(pretrained.state_dict())
     return model

@@ -46,8 +46,9 @@ def train(
     precision: Precision | None = None,
     accelerator: str = "cpu",
     devices: Count = 1,
+    from_scratch: bool = False,
 ) -> None:
-    """Train the network of the paper on a protocol; then "relocal evaluate OUT".
+    """Train a network on a protocol, from the weights that come with it; then "relocal evaluate".
 
     With --videos and --annotations: extract the features of your own videos, train on them and
     evaluate, in one go.
@@ -68,6 +69,7 @@ def train(
         precision: Arithmetic, instead of the preset's.
         accelerator: Kind of device: cpu, cuda, auto.
         devices: How many devices.
+        from_scratch: Start from random weights, for comparison.
     """
     from relocal_pyg.training import recipe
 
@@ -85,6 +87,7 @@ def train(
         identity={"data": describe(data), **identity},
         accelerator=accelerator,
         devices=devices,
+        from_scratch=from_scratch,
     )
     print(result.calibration)
     print(f"best validation score {result.best_score:.3f} at step {result.best_step}")
