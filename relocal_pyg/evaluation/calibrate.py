@@ -17,11 +17,11 @@ from relocal_pyg.models.base import Relocalizer
 from relocal_pyg.models.calibrated import (
     FILE,
     Confidence,
-    Logistic,
     answer_facts,
     write_confidence,
 )
 from relocal_pyg.models.matchers import ContrastMatcher
+from relocal_pyg.models.presence import Logistic
 from relocal_pyg.moments import clip_moments, nms, tiou
 
 #: Outcomes of either kind below which nothing is fitted.

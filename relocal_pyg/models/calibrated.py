@@ -17,6 +17,7 @@ from relocal_pyg.io.read import read_json
 from relocal_pyg.io.record import sha256_file
 from relocal_pyg.io.write import replace_folder, write_json
 from relocal_pyg.models.base import Ranking, Relocalizer
+from relocal_pyg.models.presence import Logistic, judge
 from relocal_pyg.models.similarity import Rows, matching_statistics
 from relocal_pyg.moments import Moment, clip_moments, tiou
 
@@ -33,29 +34,6 @@ FACTS = (
     "query_outside",
     "outside_in_query",
 )
-
-
-@dataclass(frozen=True)
-class Logistic:
-    """Log odds, linear in standardised facts.
-
-    Attributes:
-        mean: Means of the facts it was fitted to; an unknown fact counts as its mean.
-        scale: Their standard deviations.
-        weights: One a fact.
-        bias: Log odds at the mean.
-    """
-
-    mean: tuple[float, ...]
-    scale: tuple[float, ...]
-    weights: tuple[float, ...]
-    bias: float
-
-    def __call__(self, facts: Tensor) -> Tensor:
-        """Probabilities ``[N]`` of facts ``[N, V]``."""
-        mean, scale, weights = facts.new_tensor([self.mean, self.scale, self.weights])
-        rows = (torch.where(facts.isnan(), mean, facts) - mean) / scale
-        return torch.sigmoid(rows @ weights + self.bias)
 
 
 @dataclass(frozen=True)
@@ -146,7 +124,8 @@ class Calibrated(Relocalizer):
 
     Args:
         model: Any model.
-        confidence: What was fitted to it on validation pairs.
+        confidence: What was fitted to it on validation pairs; where None, answers are judged by
+            what chance gives on their reference (:mod:`relocal_pyg.models.presence`).
 
     Example:
         >>> from relocal_pyg.models import ContrastMatcher
@@ -156,7 +135,7 @@ class Calibrated(Relocalizer):
         0.5
     """
 
-    def __init__(self, model: Relocalizer, confidence: Confidence) -> None:
+    def __init__(self, model: Relocalizer, confidence: Confidence | None = None) -> None:
         self.model, self.confidence = model, confidence
         for name in ("title", "trainable", "reconstructed", "max_windows", "in_channels"):
             setattr(self, name, getattr(model, name))
@@ -201,6 +180,8 @@ class Calibrated(Relocalizer):
         )
 
         def probabilities(moments: Tensor, scores: Tensor) -> tuple[Tensor, float]:
+            if self.confidence is None:
+                return judge(query.cpu(), reference, moments, query_video, background)
             facts = answer_facts(
                 self.model,
                 ranking.cpu(),

@@ -14,7 +14,8 @@ from relocal_pyg.apps.cli import main
 from relocal_pyg.io.record import sha256_file
 from relocal_pyg.io.write import write_json
 from relocal_pyg.models import MultiGraphRelocalizer
-from relocal_pyg.models.calibrated import FACTS, Confidence, Logistic, write_confidence
+from relocal_pyg.models.calibrated import FACTS, Confidence, write_confidence
+from relocal_pyg.models.presence import Logistic
 
 CHANNELS = 8
 

@@ -17,7 +17,8 @@ from relocal_pyg.apps.cli import main
 from relocal_pyg.apps.serve import Library, SearchQueue
 from relocal_pyg.errors import UsageError
 from relocal_pyg.models import ContrastMatcher
-from relocal_pyg.models.calibrated import FACTS, Calibrated, Confidence, Logistic
+from relocal_pyg.models.calibrated import FACTS, Calibrated, Confidence
+from relocal_pyg.models.presence import Logistic
 from relocal_pyg.video import FunctionBackbone
 
 

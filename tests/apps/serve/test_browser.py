@@ -13,7 +13,8 @@ from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.support.ui import Select, WebDriverWait
 
 from relocal_pyg.models import ContrastMatcher
-from relocal_pyg.models.calibrated import FACTS, Calibrated, Confidence, Logistic
+from relocal_pyg.models.calibrated import FACTS, Calibrated, Confidence
+from relocal_pyg.models.presence import Logistic
 from relocal_pyg.video import VideoQuery, find_moments, write_found_page
 
 EVIL = "<img src=x onerror=document.title='run'>.mp4"
