@@ -18,7 +18,6 @@ from lightning_fabric.utilities.rank_zero import rank_zero_only
 from relocal_pyg.data.items import Protocol
 from relocal_pyg.data.pairs import PairList, make_null_pairs, make_pairs
 from relocal_pyg.errors import CheckpointError, UsageError
-from relocal_pyg.evaluation.calibrate import calibrate, calibrate_run
 from relocal_pyg.evaluation.report import write_report
 from relocal_pyg.evaluation.run import evaluate
 from relocal_pyg.evaluation.tables import Comparison, compare, to_json, to_latex, to_markdown
@@ -44,6 +43,7 @@ from relocal_pyg.models.matchers import (
 )
 from relocal_pyg.models.multi_graph import MultiGraphRelocalizer
 from relocal_pyg.models.network_config import MatcherConfig, NetworkConfig
+from relocal_pyg.training.calibrate import calibrate, calibrate_run
 from relocal_pyg.training.choice import Choice, read_choice
 from relocal_pyg.training.loop import FitResult, fit
 from relocal_pyg.training.presets import PAPER, Preset, TrainingConfig

@@ -17,13 +17,6 @@ from sklearn.preprocessing import StandardScaler
 from relocal_pyg.data.items import Protocol
 from relocal_pyg.datasets.synthetic import SyntheticConfig, synthetic
 from relocal_pyg.errors import CheckpointError, UsageError
-from relocal_pyg.evaluation.calibrate import (
-    PENALTIES,
-    calibrate,
-    calibrate_run,
-    fit_best,
-    fit_logistic,
-)
 from relocal_pyg.models import Calibrated, ContrastMatcher, MultiGraphMatcher, load_model
 from relocal_pyg.models.base import Ranking
 from relocal_pyg.models.calibrated import (
@@ -36,6 +29,13 @@ from relocal_pyg.models.calibrated import (
 )
 from relocal_pyg.models.similarity import matching_statistics
 from relocal_pyg.moments import Moment
+from relocal_pyg.training.calibrate import (
+    PENALTIES,
+    calibrate,
+    calibrate_run,
+    fit_best,
+    fit_logistic,
+)
 
 
 @pytest.fixture(scope="module")

@@ -41,15 +41,16 @@ def calibrate(model: Relocalizer, protocol: Protocol, *, limit: int | None = Non
     Args:
         model: Any model; a module is put in evaluation mode and back.
         protocol: Its test splits are not touched.
-        limit: At most so many pairs, the first of the hashed list, and as many without the action.
+        limit: At most so many pairs, drawn from the hashed list, and as many without the action.
 
     Raises:
         UsageError: There are fewer than 10 outcomes of some kind.
     """
     split = "val"
     items, exclude = protocol.splits[split], protocol.exclude
-    pairs = make_pairs(items, split=split, protocol=protocol.name, exclude=exclude).pairs[:limit]
-    nulls = make_null_pairs(protocol, split).pairs[:limit]
+    every = make_pairs(items, split=split, protocol=protocol.name, exclude=exclude)
+    pairs = every.sample(limit).pairs
+    nulls = make_null_pairs(protocol, split).sample(limit).pairs
     for what, count in (("pairs", len(pairs)), ("references without the action", len(nulls))):
         if count < FEWEST:
             raise UsageError(f"no calibration: {count} validation {what}, {FEWEST} wanted")
@@ -66,11 +67,11 @@ def calibrate(model: Relocalizer, protocol: Protocol, *, limit: int | None = Non
     query = torch.tensor([order[name] for name in names])
     held = torch.arange(len(answers)) < len(pairs)
     first = torch.stack([facts[0] for facts, _ in answers])
-    every, hits = (torch.cat(column) for column in zip(*answers, strict=True))
+    facts, hits = (torch.cat(column) for column in zip(*answers, strict=True))
     counts = torch.tensor([len(found) for _, found in answers])
     return Confidence(
         fit_best(first, held, query),
-        fit_best(every, hits, query.repeat_interleave(counts)),
+        fit_best(facts, hits, query.repeat_interleave(counts)),
         len(pairs),
         len(nulls),
         right,
