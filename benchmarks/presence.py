@@ -25,12 +25,12 @@ from relocal_pyg.data.proposals import default_proposals
 from relocal_pyg.datasets.endless import Rows, draw_world
 from relocal_pyg.datasets.simulation import WorldConfig
 from relocal_pyg.datasets.synthetic import SyntheticConfig, synthetic
-from relocal_pyg.evaluation.calibrate import fit_best
 from relocal_pyg.evaluation.statistics import auroc_interval, calibration_error
 from relocal_pyg.io.seeding import generator
 from relocal_pyg.models import ContrastMatcher
 from relocal_pyg.models.presence import FACTS, Logistic, moment_facts
 from relocal_pyg.moments import tiou
+from relocal_pyg.training.calibrate import fit_best
 from relocal_pyg.training.pretrain import draw_query, same_footage
 
 #: Videos in which nothing happens.
