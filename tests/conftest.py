@@ -28,6 +28,15 @@ def shared_data() -> Path:
     return folder
 
 
+@pytest.fixture(scope="session")
+def cases(shared_data: Path) -> Path:
+    """Small files that went wrong once, with known right values; skips where they are absent."""
+    folder = shared_data.parent / "cases" / "data"
+    if not folder.is_dir():
+        pytest.skip(f"no cases at {folder}")
+    return folder
+
+
 @pytest.fixture
 def figure() -> Callable[[str, str], None]:
     """Note a measured figure under a goal, for ``benchmarks.reliability`` to read."""

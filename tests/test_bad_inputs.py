@@ -35,7 +35,7 @@ from relocal_pyg.errors import CheckpointError, RelocalError
 from relocal_pyg.io.record import write_manifest
 from relocal_pyg.models import ContrastMatcher, MultiGraphRelocalizer, load_model
 
-KEY = "c3d_features"
+KEY = "features"
 DIM, STEPS, DURATION = 4, 20, 20.0
 IDS = [f"video{number}" for number in range(12)]
 

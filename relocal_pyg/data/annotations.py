@@ -187,6 +187,7 @@ class VideoCollector:
             names: What to call each row in the report; numbered where None.
             needs_duration: Whether a missing duration is a defect.
         """
+        video_id = unicodedata.normalize("NFC", video_id.strip())
         problem = id_problem(video_id)
         if problem:
             self.reject(video_id or "''", f"the id {problem}")
@@ -254,9 +255,11 @@ class VideoCollector:
         if start >= end:
             return f"start {start} is not before end {end}"
         if start >= length or end <= 0:
-            return f"[{start}, {end}) lies outside the video of {length} s"
+            frames = end > 5 * length and float(start).is_integer() and float(end).is_integer()
+            hint = ": are these frames? seconds are wanted" if frames else ""
+            return f"[{start}, {end}) lies outside the video of {length} s{hint}"
         if not self.clip and (start < 0 or end > length):
-            return f"[{start}, {end}) leaves the video of {length} s: clip to accept it"
+            return f"[{start}, {end}) leaves the video of {length} s: --clip (clip=True) cuts it"
         return None
 
 

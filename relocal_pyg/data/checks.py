@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import os
 import select
+import statistics
 import subprocess
 import sys
+import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict
@@ -15,12 +17,12 @@ from typing import Any
 
 from relocal_pyg.data.annotations import Quarantine, Rejected, Video, read_annotations
 from relocal_pyg.data.features import MAX_BYTES, Record, check_key, scan, spellings
-from relocal_pyg.errors import FeatureError
+from relocal_pyg.errors import FeatureError, check_number
 
 
 def probe_features(
     path: str | Path,
-    key: str = "c3d_features",
+    key: str | None = None,
     *,
     max_bytes: int = MAX_BYTES,
     values: bool = True,
@@ -42,7 +44,7 @@ def probe_features(
         FeatureError: The file as a whole cannot be used, or reading it hangs or crashes.
     """
     check_key(key)
-    command = [sys.executable, "-m", __name__, os.path.abspath(path), key]
+    command = [sys.executable, "-m", __name__, os.path.abspath(path), key or ""]
     command += [str(max_bytes), str(int(values))]
     root = str(Path(__file__).resolve().parents[2])
     paths = os.pathsep.join(filter(None, (root, os.environ.get("PYTHONPATH"))))
@@ -93,15 +95,11 @@ def main() -> None:
     """Be the child."""
     path, key, max_bytes, values = sys.argv[1:]
     try:
-        for record in scan(path, key, max_bytes=int(max_bytes), values=values == "1"):
+        for record in scan(path, key or None, max_bytes=int(max_bytes), values=values == "1"):
             print(json.dumps(asdict(record) if record else {}), flush=True)
         print('{"done": true}', flush=True)
     except FeatureError as error:
         print(json.dumps({"error": error.reason, "record": error.record}), flush=True)
-
-
-if __name__ == "__main__":
-    main()
 
 
 __all__ = ["Quarantine", "Rejected", "check_dataset", "usable_videos"]
@@ -111,11 +109,12 @@ def check_dataset(
     features: str | Path,
     annotations: str | Path,
     *,
-    key: str = "c3d_features",
+    key: str | None = None,
     max_bytes: int = MAX_BYTES,
     values: bool = True,
     clip: bool = False,
     strict: bool = False,
+    seconds_per_step: float | None = None,
     time_limit: float = 10.0,
 ) -> Quarantine:
     """Check a feature file and its annotations without trusting either.
@@ -131,6 +130,7 @@ def check_dataset(
         values: Read all values too: checksums, NaN and infinities.
         clip: Cut segments that leave the video at its borders instead of setting them aside.
         strict: Make the first unusable record an error.
+        seconds_per_step: Duration of a step, where the features are known to be evenly spaced.
         time_limit: Seconds without a sign of life after which reading is given up.
 
     Returns:
@@ -145,7 +145,7 @@ def check_dataset(
         features, key, max_bytes=max_bytes, values=values, time_limit=time_limit
     )
     videos = read_annotations(annotations, quarantine=quarantine, clip=clip)
-    usable_videos(videos, records, features, annotations, quarantine)
+    usable_videos(videos, records, features, annotations, quarantine, seconds_per_step)
     return quarantine
 
 
@@ -155,8 +155,14 @@ def usable_videos(
     features: str | Path,
     annotations: str | Path,
     quarantine: Quarantine,
+    seconds_per_step: float | None = None,
 ) -> dict[str, Record]:
     """Match annotated videos with their features; set aside what does not fit.
+
+    Where nearly all videos have one number of steps a second, one that has another is set aside:
+    its features were cut off, or its duration is wrong, and every time of it would be too.
+    Segments that begin after the features end are reported, and so are times that cannot be
+    seconds.
 
     Args:
         videos: Annotated videos by id.
@@ -164,6 +170,7 @@ def usable_videos(
         features: Its name, for messages.
         annotations: Name of the annotation file, for messages.
         quarantine: Takes videos without usable features.
+        seconds_per_step: Duration of a step, where the caller knows it.
 
     Returns:
         The feature record of each video that has actions and features, by the annotation's id.
@@ -171,7 +178,7 @@ def usable_videos(
     Raises:
         FeatureError: No video is left.
     """
-    by_name = {record.name: record for record in records}
+    by_name = {unicodedata.normalize("NFC", record.name): record for record in records}
     widths = Counter(record.dim for record in by_name.values() if record.problem is None)
     usual = widths.most_common(1)[0][0] if widths else 0
     for record in by_name.values():
@@ -189,9 +196,84 @@ def usable_videos(
             quarantine.add(annotations, video_id, f"has no features in {features}", FeatureError)
         elif found.problem is None and found.dim == usual:
             usable[video_id] = found
+    for video_id, reason in _wrong_rates(videos, usable, seconds_per_step).items():
+        quarantine.add(annotations, video_id, reason, FeatureError)
+        del usable[video_id]
+    if problem := _times_in_frames(videos, usable):
+        quarantine.add(annotations, "times", problem)
     if not usable:
         raise FeatureError(
             f"no video of {annotations} has usable features here; {quarantine.summary()}",
             file=features,
         )
     return usable
+
+
+#: Rates within this share of the usual one agree; an outlier is that far off at least.
+_SAME_RATE, _OTHER_RATE = 0.03, 0.1
+#: Steps that a network of clips leaves out at the end.
+_SLACK = 3
+#: Fewest steps of a video whose rate says something, and share of videos that have to agree.
+_FEW_STEPS, _NEARLY_ALL = 10, 0.7
+
+
+def _wrong_rates(
+    videos: Mapping[str, Video], records: Mapping[str, Record], seconds_per_step: float | None
+) -> dict[str, str]:
+    """What is wrong with videos whose number of steps and duration do not go together."""
+    rates = {
+        video_id: records[video_id].num_steps / duration
+        for video_id in records
+        if (duration := videos[video_id].duration) is not None
+        and records[video_id].num_steps >= _FEW_STEPS
+    }
+    usual = statistics.median(rates.values()) if rates else 0.0
+    if seconds_per_step is not None:
+        usual = 1 / check_number(seconds_per_step, "seconds_per_step", above=0)
+    else:
+        agree = sum(abs(rate / usual - 1) <= _SAME_RATE for rate in rates.values())
+        if len(rates) < 3 or agree < max(3, _NEARLY_ALL * len(rates)):
+            usual = 0.0  # features of a fixed number of steps, say: nothing to compare with
+    wrong = {
+        video_id: f"has {records[video_id].num_steps} steps for {videos[video_id].duration:g} s, "
+        f"{rate:.3g} a second where others have {usual:.3g}: its features were cut off, or its "
+        "duration is wrong"
+        for video_id, rate in rates.items()
+        if usual and abs(rate / usual - 1) > max(_OTHER_RATE, _SLACK / records[video_id].num_steps)
+    }
+    for video_id, record in records.items():
+        length = record.num_steps / usual if usual else 0.0
+        late = [each for each in videos[video_id].segments if each.start >= length > 0]
+        if late and video_id not in wrong:
+            wrong[video_id] = (
+                f"has features for {length:.6g} s, but an action from {late[0].start:g} to "
+                f"{late[0].end:g} s"
+            )
+    return wrong
+
+
+def _times_in_frames(videos: Mapping[str, Video], records: Mapping[str, Record]) -> str | None:
+    """Say so where the times of most videos cannot be seconds."""
+    ends = {
+        video_id: max(segment.end for segment in videos[video_id].segments)
+        for video_id in records
+        if videos[video_id].duration is None
+    }
+    # Even one step in five seconds, which no extractor makes, would not reach that far.
+    late = [video_id for video_id, end in ends.items() if end > 5 * records[video_id].num_steps]
+    whole = all(
+        float(time).is_integer()
+        for video_id in late
+        for segment in videos[video_id].segments
+        for time in (segment.start, segment.end)
+    )
+    if not late or not whole or 2 * len(late) <= len(ends):
+        return None
+    return (
+        f"look like frames: {late[0]} has {records[late[0]].num_steps} steps and an action that "
+        f"ends at {ends[late[0]]:g}; divide them by the frame rate, seconds are wanted"
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -6,6 +6,7 @@ import contextlib
 import math
 import os
 import stat
+import unicodedata
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +25,10 @@ if TYPE_CHECKING:
 
 #: Largest array that a record may declare, unless the caller says otherwise.
 MAX_BYTES = 8 << 30
+
+#: Names of the data set inside a video's group, of which the first that is there is read: ours,
+#: and that of the published C3D features.
+KEYS = ("features", "c3d_features")
 
 #: Arrays below this size are not checked for compression bombs.
 _SMALL = 16 << 20
@@ -83,19 +88,19 @@ def _all_names(file: h5py.File, path: str | Path) -> list[str]:
         raise FeatureError(f"cannot be read ({error})", file=path) from None
 
 
-def check_key(key: str) -> None:
-    """Check the name of the data set inside each group.
+def check_key(key: str | None) -> None:
+    """Check the name of the data set inside each group; None stands for :data:`KEYS`.
 
     Raises:
         UsageError: It is not a plain name.
     """
-    problem = id_problem(key)
+    problem = None if key is None else id_problem(key)
     if problem:
         raise UsageError(f"the name of a data set {problem}: a plain name wanted", record=key)
 
 
 def checked_dataset(
-    file: h5py.File, path: str | Path, name: str, key: str, max_bytes: int
+    file: h5py.File, path: str | Path, name: str, key: str | None, max_bytes: int
 ) -> h5py.Dataset:
     """Get ``<name>/<key>`` after every check that needs no values.
 
@@ -103,7 +108,8 @@ def checked_dataset(
         file: The open file.
         path: Its name, for messages.
         name: One of :func:`video_names`.
-        key: Name of the data set, already checked by :func:`check_key`.
+        key: Name of the data set, already checked by :func:`check_key`; one of :data:`KEYS` where
+            None.
         max_bytes: Largest array that may be declared.
 
     Returns:
@@ -121,6 +127,8 @@ def checked_dataset(
         group = _hard_linked(file, name, path, name)
         if not isinstance(group, h5py.Group):
             raise refuse(f"is not a group: a group with data set {key!r} wanted")
+        if key is None:
+            key = next((each for each in KEYS if group.get(each, getlink=True)), KEYS[0])
         if group.get(key, getlink=True) is None:
             held = ", ".join(sorted(map(str, group))[:3]) or "nothing"
             raise refuse(f"has no data set {key!r}, it holds {held}: choose the key")
@@ -189,13 +197,13 @@ class Record:
 
 
 def scan(
-    path: str | Path, key: str, *, max_bytes: int = MAX_BYTES, values: bool = True
+    path: str | Path, key: str | None, *, max_bytes: int = MAX_BYTES, values: bool = True
 ) -> Iterator[Record | None]:
     """Look at every record of a feature file.
 
     Args:
         path: The file.
-        key: Name of the data set inside each group.
+        key: Name of the data set inside each group; the first of :data:`KEYS` there where None.
         max_bytes: Largest array that may be declared.
         values: Read all values too: checksums, NaN and infinities.
 
@@ -242,7 +250,8 @@ _CHUNK = 64
 class FeatureStore:
     """Feature steps of the videos of an HDF5 file; a ``FeatureSource`` for a protocol.
 
-    The layout is ``<video id>/<key>``, floating point ``[n, F]``. The published file
+    The layout is ``<video id>/<key>``, floating point ``[n, F]``. Ids are found in whatever Unicode
+    form they are asked for. The published file
     ``sub_activitynet_v1-3.c3d.hdf5`` works as it is: its groups are called ``v_<id>``, which
     ``<id>`` finds too, and its rows are 8 frames apart, so that ``subsample=2`` (``feat[::2]``, as
     fengyang0317/video_reloc does) gives the temporal resolution of 16 frames of the paper.
@@ -253,7 +262,7 @@ class FeatureStore:
 
     Args:
         path: The HDF5 file.
-        key: Name of the data set inside each group.
+        key: Name of the data set inside each group; the first of :data:`KEYS` there where None.
         subsample: Keep every so-many-th row; all numbers of steps count the rows kept.
         max_bytes: Largest array that a video may declare.
         check: Refuse steps that are not finite.
@@ -267,7 +276,7 @@ class FeatureStore:
         self,
         path: str | Path,
         *,
-        key: str = "c3d_features",
+        key: str | None = None,
         subsample: int = 1,
         max_bytes: int = MAX_BYTES,
         check: bool = True,
@@ -286,7 +295,7 @@ class FeatureStore:
     def ids(self) -> list[str]:
         """Names of the videos in the file, sorted."""
         self._open()
-        return list(self._names)
+        return sorted(self._names.values())
 
     @property
     def dim(self) -> int:
@@ -382,7 +391,7 @@ class FeatureStore:
     def _forget(self) -> None:
         self._handle: h5py.File | None = None
         self._pid = -1
-        self._names: dict[str, None] = {}
+        self._names: dict[str, str] = {}  # by their composed form
         self._lengths: dict[str, int] = {}
         self._dim = None
 
@@ -392,12 +401,14 @@ class FeatureStore:
             # the library would otherwise share one file position between processes.
             self.close()
             self._handle, self._pid = open_features(self.path), os.getpid()
-            self._names = dict.fromkeys(video_names(self._handle, self.path))
+            names = video_names(self._handle, self.path)
+            self._names = {unicodedata.normalize("NFC", name): name for name in names}
         return self._handle
 
     def _find(self, video_id: str) -> str | None:
         self._open()
-        return next((name for name in spellings(video_id) if name in self._names), None)
+        names = (self._names.get(name) for name in spellings(video_id))
+        return next((name for name in names if name is not None), None)
 
     def _name(self, video_id: str) -> str:
         name = self._find(video_id)
@@ -414,10 +425,13 @@ class FeatureStore:
 def spellings(video_id: str) -> Iterator[str]:
     """Names under which a video may be filed: the id, and without or with a leading ``v_``.
 
+    Composed (Unicode NFC): names of files and ids of tables come in either form.
+
     Example:
         >>> list(spellings("abc")), list(spellings("v_abc"))
         (['abc', 'v_abc'], ['v_abc', 'v_v_abc', 'abc'])
     """
+    video_id = unicodedata.normalize("NFC", video_id)
     yield video_id
     yield f"v_{video_id}"
     if video_id.startswith("v_"):
@@ -425,7 +439,7 @@ def spellings(video_id: str) -> Iterator[str]:
 
 
 def write_features(
-    path: str | Path, items: Iterable[tuple[str, ArrayLike]], *, key: str = "c3d_features"
+    path: str | Path, items: Iterable[tuple[str, ArrayLike]], *, key: str = KEYS[0]
 ) -> int:
     """Write a feature file that :class:`FeatureStore` reads, all or nothing.
 
@@ -435,7 +449,7 @@ def write_features(
     Args:
         path: The HDF5 file to write.
         items: Video id and features ``[n, F]``; one width throughout.
-        key: Name of the data set inside each group.
+        key: Name of the data set inside each group; the first of :data:`KEYS` there where None.
 
     Returns:
         Number of videos written.

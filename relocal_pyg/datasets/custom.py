@@ -23,7 +23,7 @@ def custom(
     features: str | Path | FeatureStore,
     annotations: str | Path,
     *,
-    key: str = "c3d_features",
+    key: str | None = None,
     name: str = "custom",
     unseen_classes: int | Sequence[str] = 0,
     holdout: Literal["subject", "video"] | None = None,
@@ -82,7 +82,14 @@ def custom(
     videos = read_annotations(annotations, quarantine=given, clip=clip)
     records = scan(store.path, store.key, max_bytes=store.max_bytes, values=check_values)
     found = [record for record in records if record is not None]
-    usable = usable_videos(videos, found, store.path, annotations, given)
+    usable = usable_videos(
+        videos,
+        found,
+        store.path,
+        annotations,
+        given,
+        None if seconds_per_step is None else seconds_per_step / store.subsample,
+    )
     if quarantine is None and len(given):
         warnings.warn(given.summary(), stacklevel=2)
     steps = {video_id: -(-usable[video_id].num_steps // store.subsample) for video_id in usable}

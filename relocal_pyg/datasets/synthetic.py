@@ -144,7 +144,7 @@ def synthetic(config: SyntheticConfig | None = None) -> Protocol:
 def write_synthetic(folder: str | Path, config: SyntheticConfig | None = None) -> Protocol:
     """Write the synthetic data set in the formats of real ones.
 
-    ``features.h5`` holds one group per video with the dataset ``c3d_features`` ``[n, F]``;
+    ``features.h5`` holds one group per video with the dataset ``features`` ``[n, F]``;
     ``annotations.json`` is of ActivityNet's layout, segments in seconds. Files of these names are
     replaced.
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import codecs
 import json
 import math
+import os
 import re
 import stat
 import sys
@@ -17,8 +18,16 @@ import numpy as np
 
 from relocal_pyg.errors import RelocalError, UsageError, check_number, shorten
 
-#: Larger text files are refused before they are read.
-MAX_BYTES = 1 << 30
+#: Larger text files are refused before they are read, and texts that take more memory.
+MAX_BYTES = 64 << 20
+MAX_TEXT_MEMORY = 128 << 20
+#: What the values of a JSON text may take in memory, estimated from its marks before it is parsed:
+#: an object, a list, an item and half a text.
+MAX_JSON_MEMORY = 192 << 20
+_MARK_MEMORY = {"{": 300, "[": 100, ",": 40, '"': 35}
+
+#: Arrays above this size have to be stored, not only declared: this many bytes a byte on the disk.
+_SMALL, _MAX_RATIO = 16 << 20, 4
 
 #: Where JSON is nested too deep for Python, the line that first reaches this depth is named.
 _DEPTH = 500
@@ -44,7 +53,7 @@ def read_text(path: str | Path, error: type[RelocalError]) -> str:
         if not stat.S_ISREG(status.st_mode):
             raise error("is not a regular file", file=path)
         if status.st_size > MAX_BYTES:
-            raise error(f"is over {MAX_BYTES} bytes", file=path)
+            raise error(f"is over {MAX_BYTES} bytes of text: split it", file=path)
         data = Path(path).read_bytes()
     except FileNotFoundError:
         raise error("does not exist", file=path) from None
@@ -53,6 +62,10 @@ def read_text(path: str | Path, error: type[RelocalError]) -> str:
         raise error(f"cannot be read ({reason})", file=path) from None
     # What spreadsheets call Unicode text begins with the byte order mark of UTF-16.
     encoding = "utf-16" if data[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE) else "utf-8-sig"
+    # One character of another script makes every character of a Python text wider.
+    width = 4 if re.search(rb"[\xf0-\xff]", data) else 2 if re.search(rb"[\xc4-\xef]", data) else 1
+    if width * len(data) > MAX_TEXT_MEMORY:
+        raise error(f"takes over {MAX_TEXT_MEMORY >> 20} MiB as text: split it", file=path)
     try:
         return data.decode(encoding)
     except UnicodeDecodeError as problem:
@@ -74,8 +87,10 @@ def read_json(path: str | Path, error: type[RelocalError], *, allow_nan: bool = 
         RelocalError: Of kind ``error``, naming the line.
     """
     text = read_text(path, error)
-    if not text.strip():
+    if not text or text.isspace():
         raise error("is empty", file=path)
+    if sum(text.count(mark) * size for mark, size in _MARK_MEMORY.items()) > MAX_JSON_MEMORY:
+        raise error(f"holds more values than fit {MAX_JSON_MEMORY >> 20} MiB", file=path)
     hooks: dict[str, Any] = {"object_pairs_hook": _unique}
     if not allow_nan:
         hooks |= {"parse_constant": _refuse, "parse_float": _finite}
@@ -88,23 +103,38 @@ def read_json(path: str | Path, error: type[RelocalError], *, allow_nan: bool = 
     raise error(reason, file=path, record=f"line {line}" if line else None)
 
 
-def read_array(path: str | Path, error: type[RelocalError]) -> np.ndarray[Any, Any]:
+def read_array(
+    path: str | Path, error: type[RelocalError], *, mapped: bool = False
+) -> np.ndarray[Any, Any]:
     """Read an array that ``numpy.save`` wrote; what it declares has to be there, and no pickle is.
 
     Args:
         path: A ``.npy`` file.
         error: Kind of error to raise.
+        mapped: Leave the rows on the disk, to be read where they are needed.
+
+    Returns:
+        Plain numbers in this machine's byte order.
 
     Raises:
-        RelocalError: Of kind ``error``: missing, no such file, damaged, or holding objects.
+        RelocalError: Of kind ``error``: missing, no such file, damaged, of another type than plain
+            numbers, or declaring more than is stored.
     """
     if not Path(path).is_file():
         raise error("does not exist or is not a regular file", file=path)
     try:
         # Mapped, a file that declares more than it holds is refused before anything is allocated.
-        return np.array(np.lib.format.open_memmap(path, mode="r"))
+        rows = np.lib.format.open_memmap(path, mode="r")
+        stored = os.stat(path).st_blocks * 512
     except Exception as problem:  # numpy raises whatever the parser of its header meets
         raise error(f"is not a readable .npy file of numbers ({problem})", file=path) from None
+    if rows.dtype.kind not in "biuf":
+        raise error(f"holds {shorten(rows.dtype)}: plain numbers wanted", file=path)
+    if rows.nbytes > max(_SMALL, _MAX_RATIO * stored):
+        raise error(f"declares {rows.nbytes} bytes and stores {stored}", file=path)
+    if mapped and rows.dtype.isnative:
+        return rows
+    return np.array(rows, dtype=rows.dtype.newbyteorder("="))
 
 
 def parse_time(text: str | float, name: str = "time") -> float:
@@ -168,11 +198,11 @@ def refuse_look_alikes(ids: Iterable[str], path: str | Path, error: type[Relocal
     """
     seen: dict[str, str] = {}
     for video_id in ids:
-        plain = unicodedata.normalize("NFC", video_id)
+        plain = unicodedata.normalize("NFC", video_id).strip()
         if plain in seen:
             raise error(
-                f"two ids look the same and differ in Unicode normalisation: {seen[plain]!a} and "
-                f"{video_id!a}",
+                "two ids look the same and differ in blanks or Unicode normalisation: "
+                f"{seen[plain]!a} and {video_id!a}",
                 file=path,
                 record=video_id,
             )

@@ -104,6 +104,11 @@ def writing(
         _WORK.reset(token)
 
 
+def forced() -> bool:
+    """Whether the work under way may replace what this package did not write."""
+    return _WORK.get().force
+
+
 def check_output(path: str | Path, kind: str | None = None) -> Path:
     """Refuse a file that must not be written; nothing is touched.
 

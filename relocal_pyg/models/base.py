@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from relocal_pyg import __version__
 from relocal_pyg.data.items import Protocol
 from relocal_pyg.data.proposals import default_proposals, finer_windows
-from relocal_pyg.errors import FeatureError, ProposalError, UsageError
+from relocal_pyg.errors import FeatureError, ProposalError, check_number
 from relocal_pyg.io.tensors import save_tensors
 from relocal_pyg.io.write import replace_folder
 from relocal_pyg.models.similarity import BLOCK, Rows
@@ -325,11 +325,9 @@ class Relocalizer(abc.ABC):
             ProposalError: ``proposals`` is not ``[M, 2]`` with ``start < end``.
             UsageError: ``seconds_per_step`` or ``top_k`` is out of range.
         """
-        if not (top_k >= 1 and 0 < seconds_per_step < float("inf")):
-            raise UsageError(
-                f"top_k is {top_k}, seconds_per_step {seconds_per_step}: at least 1 and above 0 "
-                "wanted"
-            )
+        check_number(top_k, "top_k", least=1, whole=True)
+        check_number(seconds_per_step, "seconds_per_step", above=0)
+        check_number(nms_threshold, "nms_threshold", least=0, most=1)
         clip, video = as_features(query, "query"), as_rows(reference, "reference")
         around = None if query_video is None else as_rows(query_video, "query_video")
         self.check_width(clip.shape[1], "query")

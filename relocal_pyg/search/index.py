@@ -21,7 +21,7 @@ from relocal_pyg.data.proposals import (
     geometric_lengths,
     sliding_windows,
 )
-from relocal_pyg.errors import FeatureError, SearchIndexError, UsageError
+from relocal_pyg.errors import FeatureError, SearchIndexError, UsageError, check_number
 from relocal_pyg.io.read import id_problem
 from relocal_pyg.io.write import own_folder
 from relocal_pyg.models.base import Relocalizer, as_features, as_proposals
@@ -312,6 +312,8 @@ class SearchIndex:
             FeatureError: The query is unusable or of another width.
             UsageError: faiss is asked for and not installed.
         """
+        check_number(top_k, "top_k", least=1, whole=True)
+        check_number(candidates, "candidates", least=1, whole=True)
         clip = as_features(query, "query")
         if not self.shards:
             return []

@@ -14,7 +14,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from relocal_pyg.data.proposals import default_proposals
-from relocal_pyg.errors import UsageError
+from relocal_pyg.errors import UsageError, check_number
+from relocal_pyg.io.read import parse_time
 from relocal_pyg.models.base import Relocalizer
 from relocal_pyg.models.matchers import ContrastMatcher
 from relocal_pyg.models.similarity import (
@@ -56,11 +57,12 @@ class VideoQuery:
 
     Attributes:
         path: The video file.
-        start: Seconds at which the clip starts in it; its beginning where None.
+        start: Seconds at which the clip starts in it, or the time as ``h:mm:ss``; its beginning
+            where None.
         end: Seconds at which it ends; the end of the file where None.
 
     Raises:
-        UsageError: The stretch is empty or negative.
+        UsageError: A time is none, or the stretch is empty or negative.
     """
 
     path: Path
@@ -68,6 +70,9 @@ class VideoQuery:
     end: float | None = None
 
     def __post_init__(self) -> None:
+        for name in ("start", "end"):
+            if getattr(self, name) is not None:
+                object.__setattr__(self, name, parse_time(getattr(self, name), name))
         first = 0.0 if self.start is None else self.start
         last = float("inf") if self.end is None else self.end
         if not (0 <= first < last) or first == float("inf"):
@@ -139,7 +144,7 @@ def find_moments(
     top_k: int = 5,
     rate_hz: float | None = None,
     nms_threshold: float = 0.2,
-    cache: FeatureCache | None = None,
+    cache: FeatureCache | str | Path | None = None,
     progress: Callable[[str], Progress] | None = None,
     explain: bool = False,
     exhaustive: bool = False,
@@ -167,7 +172,7 @@ def find_moments(
         rate_hz: Frames per second given to the backbone, instead of what follows from the query.
         nms_threshold: Of two moments with a larger tIoU only the better is given. Low, because
             people want other places, not other cuts of one place.
-        cache: Features of videos met before.
+        cache: Features of videos met before, or the folder that keeps them.
         progress: Called with a title for each file; what it gives is told the seconds done.
         explain: Say which steps made the score of the best moment; no more than
             :data:`MAX_EXPLAINED` meetings of steps are explained.
@@ -189,8 +194,11 @@ def find_moments(
         >>> find_moments("goal.mp4", "match.mp4")  # doctest: +SKIP
         >>> find_moments(VideoQuery("match1.mp4", 62, 68), "match2.mp4").moments  # doctest: +SKIP
     """
-    if top_k < 1:
-        raise UsageError(f"top_k is {top_k}, at least 1 wanted")
+    check_number(top_k, "top_k", least=1, whole=True)
+    if rate_hz is not None:
+        check_number(rate_hz, "rate_hz", above=0, most=1000)
+    if isinstance(cache, str | Path):
+        cache = FeatureCache(cache)
     clip = query if isinstance(query, VideoQuery) else VideoQuery(Path(query))
     # Before anything takes long.
     same = Path(clip.path).resolve() == Path(reference).resolve()

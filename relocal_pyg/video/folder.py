@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
+import os
 import threading
 import unicodedata
-from collections.abc import Callable, Iterable
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,13 +23,21 @@ from tqdm import tqdm
 from relocal_pyg.data.annotations import Quarantine, read_annotations
 from relocal_pyg.data.features import (
     H5_ERRORS,
+    KEYS,
     MAX_BYTES,
     checked_dataset,
     open_features,
+    video_names,
     write_features,
 )
-from relocal_pyg.errors import AnnotationError, FeatureError, UsageError, VideoError
-from relocal_pyg.io.write import replace_file
+from relocal_pyg.errors import (
+    AnnotationError,
+    FeatureError,
+    OutputError,
+    UsageError,
+    VideoError,
+)
+from relocal_pyg.io.write import check_output, forced, replace_file, writing
 from relocal_pyg.video.backbones import Backbone
 from relocal_pyg.video.decode import warn_of
 from relocal_pyg.video.extract import Progress, extract_video, sampling_rate
@@ -34,8 +45,10 @@ from relocal_pyg.video.rows import FeatureCache
 
 #: Files of a folder that are taken for videos; a file named by itself may have any suffix.
 VIDEO_SUFFIXES = (
-    *(".3gp", ".asf", ".avi", ".flv", ".m2ts", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg"),
-    *(".mts", ".mxf", ".ogv", ".ts", ".vob", ".webm", ".wmv"),
+    *(".3g2", ".3gp", ".asf", ".avi", ".divx", ".dv", ".f4v", ".flv", ".gif", ".m1v", ".m2t"),
+    *(".m2ts", ".m2v", ".m4v", ".mkv", ".mov", ".mp4", ".mpe", ".mpeg", ".mpg", ".mts", ".mxf"),
+    *(".ogm", ".ogv", ".qt", ".rm", ".rmvb", ".tod", ".trp", ".ts", ".tts", ".vob", ".webm"),
+    *(".wmv", ".y4m"),
 )
 #: Data set beside the features: start and end of each step in seconds, float64 ``[n, 2]``.
 TIMES_KEY = "times"
@@ -50,12 +63,14 @@ class Extraction:
         computed: Videos extracted now.
         reused: Videos whose features were already there.
         problems: Damage of videos that were used as far as they go, by video id.
+        passed_over: How many files of the folder were not taken for videos, by suffix.
     """
 
     digests: dict[str, str]
     computed: int
     reused: int
     problems: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    passed_over: dict[str, int] = field(default_factory=dict)
 
 
 class _Interrupted(Exception):
@@ -70,7 +85,7 @@ class _Outcome:
 
 
 def extract_folder(
-    videos: str | Path | Iterable[str | Path],
+    videos: str | Path | Iterable[str | Path] | Mapping[str, Path],
     output: str | Path,
     backbone: Backbone,
     rate_hz: float | None = None,
@@ -78,8 +93,9 @@ def extract_folder(
     workers: int = 1,
     cache: str | Path | None = None,
     quarantine: Quarantine | None = None,
-    key: str = "c3d_features",
+    key: str | None = None,
     progress: bool = True,
+    drop: bool = False,
 ) -> Extraction:
     """Extract features of many videos into one HDF5 file that ``FeatureStore`` reads.
 
@@ -89,7 +105,8 @@ def extract_folder(
     time. Besides ``<id>/<key>`` it holds ``<id>/times``, read by :func:`read_times`.
 
     Args:
-        videos: A folder (searched with its subfolders for :data:`VIDEO_SUFFIXES`), a file or files.
+        videos: A folder (searched with its subfolders, linked ones too, for
+            :data:`VIDEO_SUFFIXES`), a file or files, or files by the id they are to have.
         output: The HDF5 file to write.
         backbone: Called from ``workers`` threads.
         rate_hz: See :func:`relocal_pyg.video.extract.extract_video`.
@@ -100,21 +117,24 @@ def extract_folder(
             :class:`relocal_pyg.video.decode.VideoWarning`.
         key: Name of the feature data set.
         progress: Show a bar with the time left on a terminal.
+        drop: Let the output lose videos that it holds and that are not among these.
 
     Returns:
-        The :class:`Extraction`. The id of a video is :func:`video_id` of its file.
+        The :class:`Extraction`. The ids of the videos are those of :func:`find_videos`.
 
     Raises:
-        UsageError: No videos, two videos with one id, or an argument out of range.
+        UsageError: No videos, or an argument out of range.
         VideoError: No video at all could be used, or (``Quarantine(strict=True)``) one could not.
         FeatureError: The backbone did not give what it says.
-        OutputError: The output or the cache cannot be written.
+        OutputError: The output or the cache cannot be written; the output is a video, holds
+            something else, other videos, or features made in another way.
     """
     if workers < 1:
         raise UsageError(f"workers is {workers}, at least 1 wanted")
     if key == TIMES_KEY:
         raise UsageError(f"the features cannot be called {key!r}: the times are")
     files = find_videos(videos)
+    kind = f"features of {backbone.name} at {f'{rate_hz:g} Hz' if rate_hz else 'its own rate'}"
     quarantine = Quarantine() if quarantine is None else quarantine
     store = FeatureCache(Path(f"{output}.cache") if cache is None else cache)
 
@@ -137,50 +157,118 @@ def extract_folder(
         for problem in outcome.problems:
             warn_of(files[name])(problem)
 
-    _in_threads(files, extract, settle, workers, progress)
-    if not done:
-        raise VideoError(f"no video could be used: {quarantine.summary()}", file=output)
-    digests = {name: done[name].digest for name in sorted(done)}
-    _assemble(output, store, digests, key)
+    with writing([output], inputs=files.values()):
+        if check_output(output, kind).exists() and not drop:
+            _refuse_to_drop(output, files)
+        _in_threads(files, extract, settle, workers, progress)
+        if not done:
+            raise VideoError(f"no video could be used: {quarantine.summary()}", file=output)
+        digests = {name: done[name].digest for name in sorted(done)}
+        _assemble(output, store, digests, key or KEYS[0], kind)
     reused = sum(outcome.reused for outcome in done.values())
     problems = {name: outcome.problems for name, outcome in done.items() if outcome.problems}
-    return Extraction(digests, len(done) - reused, reused, problems)
+    folder = isinstance(videos, str | Path) and Path(videos).is_dir()
+    skipped = passed_over(Path(videos)) if folder else {}  # type: ignore[arg-type]
+    return Extraction(digests, len(done) - reused, reused, problems, skipped)
 
 
-def find_videos(videos: str | Path | Iterable[str | Path]) -> dict[str, Path]:
+def find_videos(
+    videos: str | Path | Iterable[str | Path] | Mapping[str, Path],
+    known: Mapping[str, Path] | None = None,
+) -> dict[str, Path]:
     """The files that :func:`extract_folder` would extract, by video id, sorted.
 
+    The id is :func:`video_id` of the file. Where files share it, each is called by its folder too
+    (``day1-park``), or by its suffix (``park.avi``), so that none is left out and the same files
+    have the same ids every time.
+
+    Args:
+        videos: See :func:`extract_folder`.
+        known: Ids that files were given before, which they keep; paths absolute, links resolved.
+
     Raises:
-        UsageError: There are none, or two have one id (both are named).
+        UsageError: There are none.
     """
+    if isinstance(videos, Mapping):
+        return dict(sorted(videos.items()))
+    root = Path()
     if isinstance(videos, str | Path):
-        folder = Path(videos)
-        if folder.is_dir():
-            found = [
-                entry
-                for entry in folder.rglob("*")
-                if entry.suffix.lower() in VIDEO_SUFFIXES
-                and not entry.name.startswith(".")
-                and entry.is_file()
-            ]
-            if not found:
-                raise UsageError("holds no video files", file=folder)
-        else:
-            found = [folder]
+        root = Path(videos)
+        found = list(_video_files(root)) if root.is_dir() else [root]
+        if not found:
+            raise UsageError("holds no video files", file=root)
     else:
-        found = [Path(video) for video in videos]
-    files: dict[str, Path] = {}
-    for file in sorted(found):
-        name = video_id(file)
-        if files.setdefault(name, file) != file:
-            raise UsageError(
-                f"has the same id as {files[name]}: rename one, or extract them apart",
-                file=file,
-                record=name,
-            )
-    if not files:
+        found = list(dict.fromkeys(Path(video) for video in videos))
+    if not found:
         raise UsageError("no videos were given")
+    before = {str(path): name for name, path in (known or {}).items()}
+    files: dict[str, Path] = {}
+    fresh: dict[str, list[Path]] = defaultdict(list)
+    for file in sorted(found):
+        name = before.get(os.path.realpath(file))
+        if name is None or name in files:
+            fresh[video_id(file)].append(file)
+        else:
+            files[name] = file
+    for name, group in fresh.items():
+        taken = {*files, *(known or {}), *(fresh.keys() - {name})}
+        for names in _distinct(name, group, root):
+            if len(set(names)) == len(names) and not taken & set(names):
+                files.update(zip(names, group, strict=True))
+                break
     return dict(sorted(files.items()))
+
+
+def _distinct(name: str, group: list[Path], root: Path) -> Iterator[list[str]]:
+    """Ids for files of one name: the name itself for one, else with suffix, folder or both."""
+    if len(group) == 1:
+        yield [name]
+    places = [
+        "-".join(file.parent.relative_to(root).parts)
+        if file.is_relative_to(root)
+        else file.parent.name
+        for file in group
+    ]
+    folders = [video_id(f"{place}-{name}.x" if place else f"{name}.x") for place in places]
+    suffixes = [file.suffix.lower() for file in group]
+    yield [video_id(f"{name}{suffix}.x") for suffix in suffixes]
+    yield folders
+    yield [video_id(f"{long}{suffix}.x") for long, suffix in zip(folders, suffixes, strict=True)]
+    for size in (8, 64):  # what tells them apart was cut off or replaced
+        yield [
+            f"{video_id(name)[:60]}-{hashlib.sha256(os.fsencode(file)).hexdigest()[:size]}"
+            for file in group
+        ]
+
+
+def _video_files(folder: Path) -> Iterator[Path]:
+    return (file for file in _files(folder) if file.suffix.lower() in VIDEO_SUFFIXES)
+
+
+def _files(folder: Path) -> Iterator[Path]:
+    """Regular files below a folder but hidden ones; linked folders are entered, each once."""
+    seen: set[str] = set()
+    for place, folders, names in os.walk(folder, followlinks=True):
+        real = os.path.realpath(place)
+        if real in seen:
+            folders.clear()
+            continue
+        seen.add(real)
+        # Linked folders last, so that what lies below the folder itself goes by its own path.
+        visible = (name for name in folders if not name.startswith("."))
+        folders[:] = sorted(
+            visible, key=lambda name: (os.path.islink(os.path.join(place, name)), name)
+        )
+        for name in sorted(names):
+            file = Path(place, name)
+            if not name.startswith(".") and file.is_file():
+                yield file
+
+
+def passed_over(folder: Path) -> dict[str, int]:
+    """How many files of a folder are not taken for videos, by suffix, the most frequent first."""
+    counts = Counter(file.suffix.lower() or "no suffix" for file in _files(folder))
+    return {name: n for name, n in counts.most_common() if name not in VIDEO_SUFFIXES}
 
 
 def video_id(path: str | Path) -> str:
@@ -269,7 +357,23 @@ def _in_threads(
         bar.close()
 
 
-def _assemble(output: str | Path, store: FeatureCache, digests: dict[str, str], key: str) -> None:
+def _refuse_to_drop(output: str | Path, files: Mapping[str, Path]) -> None:
+    try:
+        with open_features(output) as file:
+            lost = sorted(set(video_names(file, output)) - set(files))
+    except FeatureError:  # forced over something else
+        return
+    if lost and not forced():
+        raise OutputError(
+            f"holds {len(lost)} videos that are not among these, {lost[0]!r} first: choose another "
+            "name, or drop them with --force",
+            file=output,
+        )
+
+
+def _assemble(
+    output: str | Path, store: FeatureCache, digests: dict[str, str], key: str, kind: str
+) -> None:
     times: dict[str, NDArray[np.float64]] = {}
 
     def items() -> Iterable[tuple[str, Tensor]]:
@@ -281,7 +385,7 @@ def _assemble(output: str | Path, store: FeatureCache, digests: dict[str, str], 
             times[name] = np.stack([starts, starts + 1], axis=1) * video.seconds_per_step
             yield name, video.features
 
-    with replace_file(output) as temporary:
+    with replace_file(output, kind) as temporary:
         write_features(temporary, items(), key=key)
         with h5py.File(temporary, "r+", libver="latest") as file:
             for name, seconds in times.items():
@@ -302,7 +406,7 @@ def features_from_videos(
     workers: int = 1,
     background: str | None = "background",
     quarantine: Quarantine | None = None,
-    key: str = "c3d_features",
+    key: str | None = None,
 ) -> tuple[Extraction, float]:
     """Extract the features of the annotated videos of a folder, resumable.
 
@@ -331,7 +435,8 @@ def features_from_videos(
     # What is wrong with annotations is reported where the protocol reads them.
     annotated = read_annotations(annotations, quarantine=Quarantine())
     files = find_videos(videos)
-    wanted = [file for name, file in files.items() if name in annotated]
+    composed = {unicodedata.normalize("NFC", name) for name in annotated}
+    wanted = {name: file for name, file in files.items() if name in composed}
     if not wanted:
         raise AnnotationError(
             f"names no video of {videos}: an id is a file's name without its suffix, such as "

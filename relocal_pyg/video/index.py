@@ -19,7 +19,7 @@ from relocal_pyg.search.index import FirstStageName, Hit, SearchIndex
 from relocal_pyg.video.backbones import Backbone
 from relocal_pyg.video.extract import DEFAULT_RATE_HZ, Progress, extract_video
 from relocal_pyg.video.find import VideoQuery, clip_steps
-from relocal_pyg.video.folder import Extraction, extract_folder, find_videos
+from relocal_pyg.video.folder import Extraction, extract_folder, find_videos, passed_over
 from relocal_pyg.video.rows import FeatureCache
 
 #: The only backbone of indexes that do not say what theirs is built from.
@@ -117,7 +117,7 @@ def index_features(
     *,
     workers: int = 1,
     quarantine: Quarantine | None = None,
-    key: str = "c3d_features",
+    key: str | None = None,
     network: dict[str, str | None] | None = None,
 ) -> tuple[IndexedVideos, Extraction]:
     """Extract the videos of a folder for an index, resumable.
@@ -149,19 +149,21 @@ def index_features(
         usual = 25.0 if backbone.clip_frames > 1 else DEFAULT_RATE_HZ
         rate = usual if rate_hz is None else rate_hz
         made = IndexedVideos(index, rate, backbone.name, network=network or {})
+    found = find_videos(videos, made.files)
     done = extract_folder(
-        videos,
+        found,
         made.features,
         backbone,
         made.rate_hz,
         workers=workers,
         quarantine=quarantine,
         key=key,
+        drop=True,
     )
+    if Path(videos).is_dir():
+        done = replace(done, passed_over=passed_over(Path(videos)))
     files = {
-        name: Path(os.path.realpath(file))
-        for name, file in find_videos(videos).items()
-        if name in done.digests
+        name: Path(os.path.realpath(file)) for name, file in found.items() if name in done.digests
     }
     made = replace(made, files={**made.files, **files})
     made.save()

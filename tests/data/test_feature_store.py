@@ -47,7 +47,7 @@ def test_every_row_comes_back(path: Path) -> None:
     assert store.ids == sorted(ARRAYS)
     assert len(store) == 4
     assert store.dim == 6
-    assert repr(store) == f"FeatureStore({str(path)!r}, key='c3d_features')"
+    assert repr(store) == f"FeatureStore({str(path)!r}, key=None)"
     for name, array in ARRAYS.items():
         assert name in store
         assert store.num_steps(name) == len(array)
@@ -104,7 +104,7 @@ def test_floating_types_become_float32(tmp_path: Path, kind: object) -> None:
 
 
 @pytest.mark.parametrize(
-    "video_id", ["", ".", "..", "video 0/c3d_features", "video 0\0x", "a\ud800", "x" * 300, "none"]
+    "video_id", ["", ".", "..", "video 0/features", "video 0\0x", "a\ud800", "x" * 300, "none"]
 )
 def test_bad_ids_are_never_paths(path: Path, video_id: str) -> None:
     store = FeatureStore(path)
@@ -151,7 +151,7 @@ def test_links_are_refused(tmp_path: Path, path: Path) -> None:
         file["soft"] = h5py.SoftLink("/loop")
         file["loop"] = h5py.SoftLink("/soft")
         file.create_group("inner")["c3d_features"] = h5py.ExternalLink(
-            str(path), "video 0/c3d_features"
+            str(path), "video 0/features"
         )
     store = FeatureStore(tmp_path / "b.h5")
     for name in ("outside", "soft", "loop", "inner"):
@@ -164,7 +164,7 @@ def test_links_are_refused(tmp_path: Path, path: Path) -> None:
 def test_values_of_other_files_are_refused(tmp_path: Path, path: Path) -> None:
     (tmp_path / "secret").write_bytes(b"0123456789abcdef")
     layout = h5py.VirtualLayout(shape=(30, 6), dtype="f4")
-    layout[:] = h5py.VirtualSource(str(path), "video 0/c3d_features", shape=(30, 6))
+    layout[:] = h5py.VirtualSource(str(path), "video 0/features", shape=(30, 6))
     with h5py.File(tmp_path / "b.h5", "w") as file:
         file.create_group("virtual").create_virtual_dataset("c3d_features", layout)
         file.create_group("external").create_dataset(
@@ -283,7 +283,7 @@ def test_damage_is_found_by_checksum(path: Path) -> None:
     with pytest.raises(FeatureError, match="video 2: cannot be read"):
         store.read("video 2")
     assert np.array_equal(store.read("video 1"), ARRAYS["video 1"])
-    problems = {record.name: record.problem for record in scan(path, "c3d_features") if record}
+    problems = {record.name: record.problem for record in scan(path, "features") if record}
     assert [name for name, problem in problems.items() if problem] == ["video 2"]
 
 
@@ -383,7 +383,7 @@ def test_writing_streams_and_counts(tmp_path: Path) -> None:
     write_features(path, [("w", np.zeros((200, 3)))])
     with h5py.File(path) as file:
         assert list(file) == ["w"]
-        assert file["w/c3d_features"].chunks == (64, 3)
+        assert file["w/features"].chunks == (64, 3)
 
 
 @pytest.mark.parametrize(

@@ -197,11 +197,11 @@ def test_what_cannot_be_used_is_set_aside(tmp_path: Path) -> None:
     content["database"]["0-0"]["annotations"][1]["segment"] = [8, 4]
     (tmp_path / "a.json").write_text(json.dumps(content))
     with h5py.File(tmp_path / "a.h5", "a") as file:
-        file["1-0/c3d_features"][7] = np.nan
-        del file["2-0/c3d_features"]
-        file["2-0/c3d_features"] = np.ones((40, 9), np.float32)
-        del file["3-0/c3d_features"]
-        file["3-0/c3d_features"] = np.ones((0, 3), np.float32)
+        file["1-0/features"][7] = np.nan
+        del file["2-0/features"]
+        file["2-0/features"] = np.ones((40, 9), np.float32)
+        del file["3-0/features"]
+        file["3-0/features"] = np.ones((0, 3), np.float32)
     quarantine = Quarantine()
     protocol = make(tmp_path, quarantine=quarantine)
     records = {entry.record for entry in quarantine.records}

@@ -368,7 +368,7 @@ def test_written_files_read_back_equal(tmp_path: Path) -> None:
     with h5py.File(tmp_path / "new" / FEATURES_FILE) as file:
         assert set(file) == set(made.features.plans)
         for video in file:
-            stored = file[video]["c3d_features"]
+            stored = file[video]["features"]
             assert stored.dtype == np.float32
             assert np.array_equal(stored[:], made.features.read(video).numpy())
             assert torch.equal(written.features.read(video), made.features.read(video))

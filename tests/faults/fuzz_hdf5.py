@@ -23,7 +23,7 @@ def main() -> None:
         spoilt.write_bytes(mutate(data, np.random.default_rng([5, case]), text=False))
         print(case, flush=True)
         try:
-            list(scan(spoilt, "c3d_features"))
+            list(scan(spoilt, "features"))
             store = FeatureStore(spoilt)
             for name in store.ids:
                 store.read(name)

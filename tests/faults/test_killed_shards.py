@@ -26,7 +26,7 @@ from relocal_pyg.search.shards import ShardTask, score_shards
 if __name__ == "__main__":
     folder, videos = Path(sys.argv[1]), tuple(sys.argv[2].split())
     task = ShardTask(
-        folder / "f.h5", "c3d_features", videos, folder / "q.npy", None, folder / "out.parquet"
+        folder / "f.h5", "features", videos, folder / "q.npy", None, folder / "out.parquet"
     )
     try:
         score_shards(task, len(videos), workers=2)
@@ -65,7 +65,7 @@ def test_a_killed_worker_loses_nothing(tmp_path: Path, count, figure):
     assert 0 < left < len(videos)
     assert subprocess.run(command, check=False).returncode == 0
     task = ShardTask(
-        tmp_path / "f.h5", "c3d_features", videos, tmp_path / "q.npy", None, tmp_path / "whole"
+        tmp_path / "f.h5", "features", videos, tmp_path / "q.npy", None, tmp_path / "whole"
     )
     assert (tmp_path / "out.parquet").read_bytes() == score_shards(task, 1).read_bytes()
     figure("shards", f"{kills} killed workers, {left} of {len(videos)} shards kept: same bytes")

@@ -98,7 +98,7 @@ COMMANDS: list[tuple[list[str], str, list[str]]] = [
         "",
         ["features.h5", "annotations.json"],
     ),
-    (["demo"], "--out", ["features.h5", "videos", "index"]),
+    (["demo"], "--out", ["videos", "index"]),
     (["train"], "", ["index", "videos"]),
 ]
 

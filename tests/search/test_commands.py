@@ -24,9 +24,9 @@ def test_index_then_search_finds_the_planted_moment(tmp_path, capsys):
     assert "3 videos added, 3 there before" in capsys.readouterr().out
     out = tmp_path / "hits.json"
     search(tmp_path / "index", str(tmp_path / "q.npy"), json_file=out, top_k=3)
-    hits = json.loads(out.read_text())["hits"]
+    hits = json.loads(out.read_text())["moments"]
     assert len(hits) == 3
-    assert hits[0]["video_id"] == "v4"
+    assert hits[0]["video"] == "v4"
     assert abs(hits[0]["start"] - 32) <= 6
     assert abs(hits[0]["end"] - 48) <= 6
     assert "v4" in capsys.readouterr().out.splitlines()[2]

@@ -27,7 +27,7 @@ def task(tmp_path) -> ShardTask:
     np.save(tmp_path / "query.npy", draw.normal(size=(5, 8)).astype("float32"))
     return ShardTask(
         tmp_path / "features.h5",
-        "c3d_features",
+        "features",
         tuple(videos),
         tmp_path / "query.npy",
         None,

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import os
+import random
 import threading
 
 import h5py
@@ -14,7 +16,7 @@ from relocal_pyg.io.read import id_problem
 from relocal_pyg.video.backbones import FunctionBackbone
 from relocal_pyg.video.decode import VideoWarning
 from relocal_pyg.video.extract import extract_video
-from relocal_pyg.video.folder import extract_folder, find_videos, read_times, video_id
+from relocal_pyg.video.folder import extract_folder, find_videos, passed_over, read_times, video_id
 from relocal_pyg.video.rows import FeatureCache
 
 pytest.importorskip("av")
@@ -106,7 +108,7 @@ def test_an_interrupted_run_goes_on_where_it_stopped(folder, tmp_path, workers):
     with h5py.File(output) as a, h5py.File(tmp_path / "whole.h5") as b:
         assert sorted(a) == sorted(b)
         for name in b:
-            for key in ("c3d_features", "times"):
+            for key in ("features", "times"):
                 assert np.array_equal(a[name][key][:], b[name][key][:])
     assert output.read_bytes() == (tmp_path / "whole.h5").read_bytes()
     third = Counting()
@@ -205,6 +207,41 @@ def test_faults_of_the_backbone_end_the_run(folder, tmp_path):
         extract_folder(folder, tmp_path / "f.h5", broken, 5.0, workers=2)
 
 
+def test_every_video_has_an_id_of_its_own(tmp_path):
+    for name in ("a.mp4", "a.avi", "day1/park.mp4", "day2/park.mp4", "b.3g2", "c.QT", "notes.txt"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(b"x")
+    (tmp_path / "again").symlink_to(tmp_path / "day1")
+    (tmp_path / "loop").symlink_to(tmp_path)
+    os.mkfifo(tmp_path / "pipe.mp4")
+    found = find_videos(tmp_path)
+    assert list(found) == ["a.avi", "a.mp4", "b", "c", "day1-park", "day2-park"]
+    assert found == find_videos(tmp_path)
+    assert passed_over(tmp_path) == {".txt": 1}
+    # A file that is added does not rename those that are known.
+    known = {"b": (tmp_path / "b.3g2").resolve()}
+    (tmp_path / "b.mp4").write_bytes(b"x")
+    assert find_videos(tmp_path, known)["b"] == tmp_path / "b.3g2"
+    assert {"b.3g2", "b.mp4"} <= set(find_videos(tmp_path))
+
+
+@pytest.mark.parametrize("count", [2, 3, 12])
+def test_ids_are_distinct_whatever_the_names(tmp_path, count):
+    draw = random.Random(count)
+    for _ in range(40):
+        names = {
+            "/".join(draw.choice(["a", "b", "a-b", "."]) for _ in range(draw.randint(0, 2)))
+            + "/"
+            + draw.choice(["a", "b", "a-b", "a.mp4"])
+            + draw.choice([".mp4", ".avi", ".MP4"])
+            for _ in range(count)
+        }
+        files = sorted({tmp_path / name for name in names})
+        found = find_videos(files)
+        assert sorted(found.values()) == files
+        assert all(id_problem(name) is None for name in found)
+
+
 def test_usage(folder, tmp_path):
     backbone = Counting().backbone()
     with pytest.raises(UsageError, match="workers"):
@@ -215,10 +252,8 @@ def test_usage(folder, tmp_path):
     with pytest.raises(UsageError, match="no videos"):
         extract_folder([], tmp_path / "f.h5", backbone)
     (folder / "sub" / "a.mkv").write_bytes((folder / "a.mp4").read_bytes())
-    with pytest.raises(UsageError, match="same id") as caught:
-        extract_folder(folder, tmp_path / "f.h5", backbone)
-    assert str(folder / "a.mp4") in str(caught.value)
-    assert str(folder / "sub" / "a.mkv") in str(caught.value)
+    assert {"a.mp4", "a.mkv"} <= set(find_videos(folder))
+    assert "a" not in find_videos(folder)
     (tmp_path / "out.h5").mkdir()
     with pytest.raises(OutputError):
         extract_folder(folder / "a.mp4", tmp_path / "out.h5", backbone, cache=tmp_path / "c")

@@ -17,7 +17,7 @@ from typing import Annotated, Any
 import tyro
 
 import relocal_pyg
-from relocal_pyg.apps.cli.options import Output, WrongArgument, check_places, paths_of
+from relocal_pyg.apps.cli.options import RESULTS, Output, WrongArgument, check_places, paths_of
 from relocal_pyg.errors import RelocalError, RunError, UsageError, ascii_line
 from relocal_pyg.io.write import own_folder, writing
 
@@ -109,13 +109,24 @@ def command(name: str) -> Callable[..., None]:
                     value,
                     is_option=signature.parameters[key].kind is inspect.Parameter.KEYWORD_ONLY,
                 )
-        written = [values.get(key) for key, mark in marks.items() if mark.is_file]
-        files = [path for value in written for path in paths_of(value)]
+        files, streams = [], False
+        for key, mark in marks.items():
+            for path in paths_of(values.get(key)) if mark.is_file else ():
+                if str(path) != "-":
+                    files.append(path)
+                elif mark.may_stream:
+                    streams = True
+                else:
+                    raise UsageError('only --json may be "-", the standard output')
         inputs = [path for key in values if key not in marks for path in paths_of(values[key])]
         with writing(files, inputs=inputs, force=force), contextlib.ExitStack() as folders:
             for key, mark in marks.items():
                 if mark.folder and values.get(key):
                     folders.enter_context(own_folder(values[key], mark.folder))
+            if streams:
+                RESULTS.set(sys.stdout)
+                folders.enter_context(contextlib.redirect_stdout(sys.stderr))
+                folders.callback(RESULTS.set, None)
             body(*given, **named)
 
     guarded.__name__, guarded.__doc__ = name, body.__doc__

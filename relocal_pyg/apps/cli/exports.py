@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+import sys
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from relocal_pyg.apps.cli.options import Seconds
+from relocal_pyg.apps.cli.options import RESULTS, Seconds
 from relocal_pyg.errors import UsageError
 from relocal_pyg.formats import FORMATS, Source, export_clips, format_of, to_clips
 from relocal_pyg.formats.clips import clock
 
 if TYPE_CHECKING:
     from relocal_pyg.moments import Moment
+    from relocal_pyg.search.index import Hit
+
+#: What the JSON of answers is, and in which version; raised when a field changes its meaning.
+SCHEMA = "relocal_pyg.moments/1"
 
 
 @dataclass(frozen=True)
@@ -49,6 +55,57 @@ def place_name(place: str) -> str:
         ('a', 'v_1')
     """
     return place.rpartition("::")[2] if "::" in place else Path(place).stem
+
+
+def write_answers(
+    path: Path,
+    answers: Sequence[tuple[str, Moment | Hit]],
+    *,
+    query: str,
+    reference: str,
+    matcher: str,
+    query_span: Sequence[float] | None = None,
+    presence: float | None = None,
+    settings: Mapping[str, Any] | None = None,
+) -> None:
+    """Write answers as JSON, the same for one reference and for an index (docs/formats.md).
+
+    Args:
+        path: The file; "-" for the standard output.
+        answers: Id of the video and moment in seconds, best first.
+        query: The query as it was given.
+        reference: The reference or index as it was given.
+        matcher: Which model answered, and why.
+        query_span: Start and end of the clip in seconds of the query's clock, where known.
+        presence: Probability that the one reference holds it, where known.
+        settings: What else decided the answers.
+    """
+    from relocal_pyg.io.write import write_json
+
+    names = ("start", "end", "score", "probability", "presence")
+    moments = [
+        {
+            "rank": rank,
+            "video": video,
+            **{name: value for name in names if (value := getattr(moment, name)) is not None},
+        }
+        for rank, (video, moment) in enumerate(answers, start=1)
+    ]
+    content = {
+        "schema": SCHEMA,
+        "unit": "seconds",
+        "query": query,
+        "query_span": None if query_span is None else list(query_span),
+        "reference": reference,
+        "matcher": matcher,
+        "settings": dict(settings or {}),
+        "presence": presence,
+        "moments": moments,
+    }
+    if str(path) == "-":
+        print(json.dumps(content, indent=1, allow_nan=False), file=RESULTS.get() or sys.stdout)
+    else:
+        write_json(path, content)
 
 
 def write_exports(

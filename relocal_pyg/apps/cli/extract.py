@@ -15,9 +15,11 @@ from relocal_pyg.apps.cli.options import (
     Natural,
     Output,
     Rate,
+    Seconds,
     load_backbone,
     load_protocol,
 )
+from relocal_pyg.errors import ascii_line
 
 if TYPE_CHECKING:
     from relocal_pyg.data.annotations import Quarantine
@@ -32,7 +34,7 @@ def extract(
     rate: Rate = None,
     workers: Count = 1,
     cache: Annotated[Path | None, Output()] = None,
-    key: str = "c3d_features",
+    key: str | None = None,
     report: Annotated[Path | None, OUT_FILE] = None,
     strict: bool = False,
 ) -> None:
@@ -41,11 +43,12 @@ def extract(
     Args:
         videos: A folder, searched with its subfolders, or one video file.
         network: Which network turns frames into features.
-        output: The HDF5 file to write: VIDEO_ID/c3d_features and VIDEO_ID/times.
+        output: The HDF5 file to write: VIDEO_ID/features and VIDEO_ID/times.
         rate: Frames per second; 3.125 for efficientnet-lite0, the video's own for c3d if left out.
         workers: Videos at a time.
         cache: Folder of finished videos; OUTPUT.cache where left out.
-        key: Name of the feature array inside a video's group.
+        key: Name of the feature array inside a video's group; features or c3d_features if left
+            out.
         report: Write the videos that could not be used as JSON here.
         strict: Stop at the first bad video with exit code 2.
     """
@@ -75,8 +78,11 @@ def extract(
 def print_extraction(done: Extraction, quarantine: Quarantine) -> None:
     """Print how many videos were extracted, reused and left out, and which."""
     print(f"{done.computed} videos extracted, {done.reused} reused")
+    if done.passed_over:
+        kinds = ", ".join(f"{count} {suffix}" for suffix, count in done.passed_over.items())
+        print(ascii_line(f"passed over: {sum(done.passed_over.values())} files ({kinds})"))
     for record in quarantine.records:
-        print(f"left out: {record.file}: {record.reason}")
+        print(ascii_line(f"left out: {record.file}: {record.reason}"))
 
 
 def propose(
@@ -111,8 +117,10 @@ def check(
     features: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="FEATURES")],
     annotations: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="ANNOTATIONS")],
     *,
-    key: str = "c3d_features",
+    key: str | None = None,
     report: Annotated[Path | None, OUT_FILE] = None,
+    clip: bool = False,
+    seconds_per_step: Seconds = None,
     strict: bool = False,
 ) -> None:
     """Read a data set and report every bad record.
@@ -120,14 +128,18 @@ def check(
     Args:
         features: HDF5 file of features.
         annotations: ActivityNet JSON or CSV.
-        key: Name of the feature array inside a video's group.
+        key: Name of the feature array inside a video's group; features or c3d_features if left
+            out.
         report: Write the bad records as JSON here.
+        clip: Cut actions that leave their video at its borders instead of reporting them.
+        seconds_per_step: Duration of a step; the usual one of the videos where left out.
         strict: Stop at the first bad record with exit code 2.
     """
     from relocal_pyg.data.checks import check_dataset
-    from relocal_pyg.errors import ascii_line
 
-    quarantine = check_dataset(features, annotations, key=key, strict=strict)
+    quarantine = check_dataset(
+        features, annotations, key=key, clip=clip, strict=strict, seconds_per_step=seconds_per_step
+    )
     for record in quarantine.records:
         print(ascii_line(f"{record.file}: {record.record}: {record.reason}"))
     print(quarantine.summary())

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -14,10 +14,12 @@ from relocal_pyg.apps.cli.exports import (
     ExportOptions,
     cut_moments,
     place_name,
+    write_answers,
     write_exports,
 )
 from relocal_pyg.apps.cli.options import (
     OUT_FILE,
+    OUT_STREAM,
     BackboneOptions,
     Count,
     Output,
@@ -27,7 +29,7 @@ from relocal_pyg.apps.cli.options import (
     load_network,
     number,
 )
-from relocal_pyg.errors import FeatureError, UsageError
+from relocal_pyg.errors import FeatureError, UsageError, ascii_line
 from relocal_pyg.formats import Source
 from relocal_pyg.formats.clips import clock, presence_line
 
@@ -52,8 +54,8 @@ class QueryOptions:
     """Seconds at which the clip ends inside QUERY."""
     seconds_per_step: StepSeconds = 1.0
     """Features: duration of one step."""
-    key: str = "c3d_features"
-    """Features: name of the array inside a video's group of an HDF5 file."""
+    key: str | None = None
+    """Features: name of the array inside a video's group; features or c3d_features if left out."""
 
     def rows(self, query: str) -> tuple[Tensor, Tensor | None]:
         """Features of the clip, and of all of QUERY where the clip is a part of it."""
@@ -106,7 +108,7 @@ def find(
     *,
     top_k: Count = 5,
     cache: Annotated[Path | None, Output()] = None,
-    json_file: Annotated[Path | None, OUT_FILE, tyro.conf.arg(name="json")] = None,
+    json_file: Annotated[Path | None, OUT_STREAM, tyro.conf.arg(name="json")] = None,
     csv_file: Annotated[Path | None, OUT_FILE, tyro.conf.arg(name="csv")] = None,
     srt_file: Annotated[Path | None, OUT_FILE, tyro.conf.arg(name="srt")] = None,
     export: Annotated[tuple[Path, ...], OUT_FILE, tyro.conf.arg(metavar="FILE...")] = (),
@@ -132,7 +134,7 @@ def find(
         exports: How moments are written for other programs.
         top_k: How many moments at most.
         cache: Videos: keep features in this folder, for the next search.
-        json_file: Write the moments here as JSON.
+        json_file: Write the moments here as JSON; "-" for the standard output.
         csv_file: Write the moments here as CSV.
         srt_file: Write the moments here as subtitles of REFERENCE.
         export: Write the moments into these files for other programs, in the format of their
@@ -159,7 +161,8 @@ def find(
     moments, facts = answer.moments, answer.facts
     print_answer(answer, verbose)
     if json_file is not None:
-        write_moments_json(json_file, moments, **facts)
+        video = place_name(reference)
+        write_answers(json_file, [(video, moment) for moment in moments], **facts)
     if explain is not None:
         write_explanation(explain, moments, answer.contributions, answer.seconds_per_step, facts)
     if export or csv_file is not None or srt_file is not None or cut is not None:
@@ -228,7 +231,7 @@ def find_in_video(
             stream=look.stream,
         )
     for problem in found.problems:
-        print(f"damaged: {problem}")
+        print(ascii_line(f"damaged: {problem}"))
     return Answer(
         found.moments,
         {
@@ -337,19 +340,6 @@ def moments_table(moments: list[Moment]) -> str:
     return "\n".join(lines)
 
 
-def write_moments_json(path: Path, moments: list[Moment], **facts: Any) -> None:
-    """Write moments, in seconds, and what they were found with; probabilities where known."""
-    from relocal_pyg.io.write import write_json
-
-    judged = any(moment.probability is not None for moment in moments)
-    unknown = set() if judged else {"probability", "presence"}
-    plain = [
-        {name: value for name, value in asdict(moment).items() if name not in unknown}
-        for moment in moments
-    ]
-    write_json(path, {**facts, "unit": "seconds", "moments": plain})
-
-
 def is_features(place: str) -> bool:
     """Whether a place names features rather than a video file.
 
@@ -357,28 +347,23 @@ def is_features(place: str) -> bool:
         >>> is_features("x.npy"), is_features("features.h5::v_1"), is_features("x.mp4")
         (True, True, False)
     """
-    return place.endswith(".npy") or "::" in place
+    return place.endswith(".npy") or ("::" in place and not Path(place).exists())
 
 
-def read_features(place: str, key: str) -> Tensor:
+def read_features(place: str, key: str | None) -> Tensor:
     """Read ``x.npy`` or ``features.h5::VIDEO_ID`` as float32 ``[n, F]``.
 
     Raises:
         FeatureError: No such file or video, or not an array of finite numbers.
     """
-    import numpy as np
-
     from relocal_pyg.data.features import FeatureStore
+    from relocal_pyg.io.read import read_array
     from relocal_pyg.models.base import as_features
 
-    name, _, video_id = place.partition("::")
-    if video_id:
+    name, _, video_id = place.rpartition("::")
+    if name and not Path(place).exists():
         return FeatureStore(name, key=key).read(video_id)
-    try:
-        array = np.load(name, allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
-        raise FeatureError(f"cannot be read ({error})", file=name) from None
-    return as_features(array, name)
+    return as_features(read_array(place, FeatureError), place)
 
 
 def cut_steps(

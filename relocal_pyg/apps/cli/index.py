@@ -34,7 +34,7 @@ def index(
     rate: Rate = None,
     workers: Count = 1,
     seconds_per_step: StepSeconds = 1.0,
-    key: str = "c3d_features",
+    key: str | None = None,
 ) -> None:
     """Make FOLDER a search index of the videos of FEATURES, or add them to the one it holds.
 

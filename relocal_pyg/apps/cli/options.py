@@ -6,9 +6,10 @@ import dataclasses
 import os
 import stat
 from collections.abc import Iterator
+from contextvars import ContextVar
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TextIO
 
 import tyro
 
@@ -29,14 +30,20 @@ class Output:
         is_file: It is one file, locked from the beginning.
         folder: Kind of the folder that it is, held from the beginning; None where it is none, or
             one that files are put into one by one.
+        may_stream: The file may be "-": the standard output then holds it and nothing else.
     """
 
     is_file: bool = False
     folder: str | None = None
+    may_stream: bool = False
 
 
-#: A file that a command writes.
+#: A file that a command writes, and one that may be "-", the standard output.
 OUT_FILE = Output(is_file=True)
+OUT_STREAM = Output(is_file=True, may_stream=True)
+
+#: Where results go while what is said on the way goes to the standard error.
+RESULTS: ContextVar[TextIO | None] = ContextVar("results", default=None)
 
 
 class WrongArgument(RelocalError):
@@ -177,8 +184,8 @@ class DataOptions:
     """Proposal list in the released format; sliding windows where left out."""
     subsample: Count = 1
     """Use every SUBSAMPLE-th step of the file: 2 for the published C3D features of anet-vrl."""
-    key: str = "c3d_features"
-    """Name of the feature array inside a video's group."""
+    key: str | None = None
+    """Name of the feature array inside a video's group; features or c3d_features if left out."""
     unseen_classes: Natural = 0
     """custom: how many classes to keep out of training and test apart."""
     holdout: Literal["subject", "video"] = "video"
@@ -189,6 +196,8 @@ class DataOptions:
     """custom: duration of a step; each video's duration divided by its steps where left out."""
     split_seed: Natural = 0
     """Seed of the split, where the protocol draws one."""
+    clip: bool = False
+    """custom: cut actions that leave their video at its borders instead of setting them aside."""
     strict: bool = False
     """Stop at the first bad record instead of setting it aside."""
 
@@ -260,6 +269,7 @@ def _custom(options: DataOptions, root: Path) -> Protocol:
         background=options.background,
         seconds_per_step=options.seconds_per_step,
         seed=options.split_seed,
+        clip=options.clip,
         quarantine=quarantine,
     )
     if quarantine.records:

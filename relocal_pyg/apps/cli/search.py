@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -13,6 +12,7 @@ from relocal_pyg.apps.cli.exports import (
     ExportOptions,
     cut_moments,
     place_name,
+    write_answers,
     write_exports,
 )
 from relocal_pyg.apps.cli.find import (
@@ -23,12 +23,13 @@ from relocal_pyg.apps.cli.find import (
 )
 from relocal_pyg.apps.cli.options import (
     OUT_FILE,
+    OUT_STREAM,
     BackboneOptions,
     Count,
     Output,
     load_network,
 )
-from relocal_pyg.errors import UsageError
+from relocal_pyg.errors import UsageError, ascii_line
 from relocal_pyg.formats import Source
 from relocal_pyg.formats.clips import clock
 
@@ -47,7 +48,7 @@ def search(
     top_k: Count = 10,
     first_stage: Literal["scan", "faiss", "none"] = "scan",
     candidates: Count = 1000,
-    json_file: Annotated[Path | None, OUT_FILE, tyro.conf.arg(name="json")] = None,
+    json_file: Annotated[Path | None, OUT_STREAM, tyro.conf.arg(name="json")] = None,
     csv_file: Annotated[Path | None, OUT_FILE, tyro.conf.arg(name="csv")] = None,
     srt_file: Annotated[Path | None, OUT_FILE, tyro.conf.arg(name="srt")] = None,
     export: Annotated[tuple[Path, ...], OUT_FILE, tyro.conf.arg(metavar="FILE...")] = (),
@@ -69,7 +70,8 @@ def search(
         first_stage: Which proposals the model looks at: the best of a scan, those that faiss finds
             (approximate, faster on large indexes), or all of them.
         candidates: How many proposals the model looks at after a first stage.
-        json_file: Write the answers here as JSON.
+        json_file: Write the answers here as JSON, as "relocal find" does; "-" for the standard
+            output.
         csv_file: Write the answers here as CSV.
         srt_file: Write the answers here as subtitles, a file for each video.
         export: Write the answers into these files for other programs, in the format of their
@@ -88,10 +90,13 @@ def search(
     print(f"matcher: {why}")
     print_hits(hits)
     if json_file is not None:
-        from relocal_pyg.io.write import write_json
-
-        facts = {"query": query, "matcher": why, "unit": "seconds"}
-        write_json(json_file, {**facts, "hits": [asdict(hit) for hit in hits]})
+        write_answers(
+            json_file,
+            [(hit.video_id, hit) for hit in hits],
+            query=query,
+            reference=str(folder),
+            matcher=why,
+        )
     if export or csv_file is not None or srt_file is not None or cut is not None:
         ranked = locate(hits, None if is_features(query) else folder)
         write_exports(ranked, place_name(query), exports, export, csv_file, srt_file)
@@ -101,14 +106,15 @@ def search(
 
 def print_hits(hits: Sequence[Hit]) -> None:
     """Print ranked hits as a table."""
-    width = max([len(hit.video_id) for hit in hits] + [5])
+    names = [ascii_line(hit.video_id) for hit in hits]
+    width = max([*map(len, names), 5])
     print(
         f"{'rank':>4} {'video':<{width}} {'start s':>10} {'end s':>10} {'start':>13} {'score':>7}"
         + (" probability" if any(hit.probability is not None for hit in hits) else "")
     )
-    for rank, hit in enumerate(hits, start=1):
+    for rank, (hit, name) in enumerate(zip(hits, names, strict=True), start=1):
         print(
-            f"{rank:>4} {hit.video_id:<{width}} {hit.start:>10.2f} {hit.end:>10.2f} "
+            f"{rank:>4} {name:<{width}} {hit.start:>10.2f} {hit.end:>10.2f} "
             f"{clock(hit.start):>13} {hit.score:>7.3f}"
             + ("" if hit.probability is None else f" {hit.probability:>11.2f}")
         )
@@ -194,5 +200,5 @@ def search_video(
             progress=bar,
         )
     for problem in found.problems:
-        print(f"damaged: {problem}")
+        print(ascii_line(f"damaged: {problem}"))
     return found.hits, why

@@ -15,7 +15,7 @@ av = pytest.importorskip("av")
 
 from relocal_pyg.apps.cli import main  # noqa: E402
 from relocal_pyg.data.features import FeatureStore  # noqa: E402
-from relocal_pyg.errors import AnnotationError, UsageError  # noqa: E402
+from relocal_pyg.errors import AnnotationError, OutputError, UsageError  # noqa: E402
 from relocal_pyg.video import (  # noqa: E402
     C3D,
     PCA,
@@ -75,7 +75,7 @@ def test_a_folder_is_extracted_once_and_the_bad_file_left_out(folder, tmp_path, 
     assert "0 videos extracted, 3 reused" in capsys.readouterr().out
     with h5py.File(output) as one, h5py.File(again) as two:
         for name in ("a", "b", "c"):
-            assert np.array_equal(one[name]["c3d_features"], two[name]["c3d_features"])
+            assert np.array_equal(one[name]["features"], two[name]["features"])
 
 
 def test_strict_stops_at_the_bad_file(folder, tmp_path, capsys):
@@ -90,7 +90,7 @@ def test_strict_stops_at_the_bad_file(folder, tmp_path, capsys):
     ("arguments", "words"),
     [
         (["--backbone", "c3d"], "needs --weights"),
-        (["--weights", "w.pt"], "brings its own weights"),
+        (["--weights", __file__], "brings its own weights"),
         (["--pca", "missing.safetensors"], "missing.safetensors"),
         (["--workers", "0"], "workers"),
     ],
@@ -140,7 +140,9 @@ def test_only_annotated_videos_are_read_at_a_rate_that_follows_the_actions(folde
     done, step = features_from_videos(folder, table, tmp_path / "f.h5", MEANS)
     assert sorted(done.digests) == ["a", "c"]
     assert step == 1 / 12.5
-    _, step = features_from_videos(folder, table, tmp_path / "f.h5", MEANS, 4.0)
+    with pytest.raises(OutputError, match="holds features of"):
+        features_from_videos(folder, table, tmp_path / "f.h5", MEANS, 4.0)
+    _, step = features_from_videos(folder, table, tmp_path / "g.h5", MEANS, 4.0)
     assert step == 0.25
     table.write_text("video,start,end,label\na.mp4,1,2,x\n")
     with pytest.raises(AnnotationError, match="without its suffix, such as 'a'"):
@@ -194,6 +196,8 @@ def test_videos_need_annotations_and_exclude_features(folder, tmp_path, capsys):
     arguments = ["train", str(tmp_path / "run"), "--videos", str(folder)]
     assert main(arguments) == 2
     assert "--annotations" in capsys.readouterr().err
-    arguments += ["--annotations", "a.csv", "--features", "f.h5"]
+    for name in ("a.csv", "f.h5"):
+        (tmp_path / name).touch()
+    arguments += ["--annotations", str(tmp_path / "a.csv"), "--features", str(tmp_path / "f.h5")]
     assert main(arguments) == 2
     assert "not both" in capsys.readouterr().err

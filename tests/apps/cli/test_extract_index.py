@@ -69,8 +69,8 @@ def test_the_right_video_and_time_are_found(tmp_path: Path, blocks: None, capsys
     found = tmp_path / "found.json"
     arguments = ["search", str(index), str(query), "--query-start", "2", "--top-k", "3"]
     assert main([*arguments, "--json", str(found)]) == 0
-    best = json.loads(found.read_text())["hits"][0]
-    assert best["video_id"] == "two"
+    best = json.loads(found.read_text())["moments"][0]
+    assert best["video"] == "two"
     assert best["start"] == pytest.approx(4.0, abs=0.41)
     assert best["end"] == pytest.approx(6.0, abs=0.41)
 
@@ -100,7 +100,7 @@ def test_another_backbone_or_no_record_is_refused(tmp_path: Path, blocks: None, 
     with pytest.raises(SearchIndexError, match="made with blocks, the query with other"):
         index_features(tmp_path / "a.mp4", tmp_path / "index", other)
     assert main(["search", str(tmp_path / "nothing"), str(tmp_path / "a.mp4")]) == 2
-    assert "no index here" in capsys.readouterr().err
+    assert "does not exist" in capsys.readouterr().err
     with pytest.raises(SearchIndexError, match="not from video files"):
         IndexedVideos.load(tmp_path / "nothing")
     assert main(["search", str(tmp_path / "nothing"), str(tmp_path / "b.mp4")]) == 2

@@ -123,7 +123,7 @@ def test_search_gives_probabilities_of_its_hits(
     lines = capsys.readouterr().out.splitlines()
     assert lines[1].endswith("probability")
     assert all(line.endswith("0.70") for line in lines[2:])
-    hits = json.loads(found.read_text())["hits"]
+    hits = json.loads(found.read_text())["moments"]
     assert len(hits) == len(lines) - 2 > 0
     assert [hit["presence"] for hit in hits] == pytest.approx([0.25] * len(hits))
 

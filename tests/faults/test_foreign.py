@@ -1,0 +1,269 @@
+"""Foreign and forged files: one line within a bounded time and memory, and never a hang."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import subprocess
+import sys
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from numpy.lib import format as npy
+
+from relocal_pyg.apps.cli import main
+from relocal_pyg.data import read_annotations
+from relocal_pyg.errors import CheckpointError, FeatureError, RelocalError
+from relocal_pyg.io.read import read_array, read_json, read_text
+from relocal_pyg.io.record import MANIFEST, manifest_text, verify_manifest
+from relocal_pyg.io.write import replace_folder
+
+
+@pytest.mark.parametrize("dtype", [">f4", ">f8", "<f8", ">f2", ">i4", "<u2", "i1"])
+def test_arrays_of_any_byte_order_are_read_as_they_are_meant(tmp_path: Path, dtype: str) -> None:
+    values = np.arange(12).reshape(4, 3)
+    np.save(tmp_path / "a.npy", values.astype(dtype))
+    for mapped in (False, True):
+        rows = read_array(tmp_path / "a.npy", FeatureError, mapped=mapped)
+        assert rows.dtype.isnative
+        np.testing.assert_array_equal(rows, values)
+
+
+def test_big_endian_features_are_searched_as_their_twin(cases: Path) -> None:
+    from relocal_pyg.apps.cli.find import read_features
+
+    twins = [read_features(str(cases / name), None) for name in ("be.npy", "F.npy")]
+    assert twins[0].equal(twins[1])
+
+
+def declare(file: Path, shape: object, dtype: object, stored: int = 100) -> Path:
+    """An array file with any header and little behind it."""
+    with file.open("wb") as stream:
+        header = repr({"descr": dtype, "fortran_order": False, "shape": shape})
+        text = header.encode() + b" " * (63 - (len(header) + 10) % 64) + b"\n"
+        stream.write(npy.magic(1, 0) + len(text).to_bytes(2, "little") + text)
+        stream.write(bytes(stored))
+    return file
+
+
+@pytest.mark.parametrize(
+    ("shape", "dtype"),
+    [
+        ((10**30, 4), "<f4"),
+        ((10**18, 10**18), "<f4"),
+        ((-4, -4), "<f4"),
+        ((2**63, 2), "<f4"),
+        ((4, 4), [("a", "<f4"), ("b", "<i8")]),
+        ((4, 4), "|O"),
+        ((4, 4), "|S10"),
+        ((4, 4), "<U3"),
+        ((4, 4), "<M8[s]"),
+        ((4, 4), "<c8"),
+        ((4, 4), "|V8"),
+        ((4, 4), "nonsense"),
+        (("4", 4), "<f4"),
+        ((1000, 1000), "<f4"),
+    ],
+    ids=str,
+)
+def test_arrays_that_no_one_honest_wrote(tmp_path: Path, shape: object, dtype: object) -> None:
+    file = declare(tmp_path / "a.npy", shape, dtype)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with pytest.raises(FeatureError) as caught:
+            read_array(file, FeatureError)
+    assert "\n" not in str(caught.value)
+    assert main(["find", str(file), str(file)]) == 2
+
+
+def test_an_array_that_is_declared_and_not_stored(tmp_path: Path) -> None:
+    """A sparse file is as long as it says and holds nothing."""
+    file = declare(tmp_path / "a.npy", (1 << 20, 1 << 10), "<f4")
+    os.truncate(file, (4 << 30) + 128)
+    with pytest.raises(FeatureError, match="declares 4294967296 bytes and stores"):
+        read_array(file, FeatureError)
+
+
+@given(st.binary(max_size=300))
+@settings(max_examples=100, deadline=None)
+def test_any_bytes_are_an_array_or_one_line(
+    tmp_path_factory: pytest.TempPathFactory, content: bytes
+) -> None:
+    file = tmp_path_factory.mktemp("bytes") / "a.npy"
+    for prefix in (b"", npy.magic(1, 0), npy.magic(3, 0)):
+        file.write_bytes(prefix + content)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            with contextlib.suppress(FeatureError):
+                read_array(file, FeatureError)
+
+
+COMMANDS = [
+    ["find", "PLACE", "PLACE"],
+    ["find", "PLACE::video", "PLACE::video"],
+    ["search", "PLACE", "PLACE"],
+    ["index", "new", "PLACE"],
+    ["extract", "PLACE", "-o", "new.h5"],
+    ["check", "PLACE", "PLACE"],
+    ["evaluate", "PLACE"],
+    ["train", "new", "--protocol", "custom", "--features", "PLACE", "--annotations", "PLACE"],
+    ["find", "a.npy", "a.npy", "--model", "PLACE"],
+    ["find", "a.npy", "a.npy", "--backbone", "c3d", "--weights", "PLACE"],
+    ["find", "a.npy", "a.npy", "--pca", "PLACE"],
+]
+
+
+@pytest.mark.parametrize("command", COMMANDS, ids=" ".join)
+@pytest.mark.parametrize("kind", ["fifo", "device", "loop", "socket"])
+def test_what_is_no_file_is_refused_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: list[str], kind: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    np.save("a.npy", np.ones((5, 4), "f4"))
+    place = tmp_path / "place.mp4"
+    if kind == "fifo":
+        os.mkfifo(place)
+    elif kind == "device":
+        place.symlink_to("/dev/zero")
+    elif kind == "loop":
+        place.symlink_to(place)
+    else:
+        import socket
+
+        monkeypatch.chdir(tmp_path)
+        socket.socket(socket.AF_UNIX).bind("place.mp4")
+    line = [word.replace("PLACE", "place.mp4") for word in command]
+    assert main(line) == 2
+
+
+def test_readers_refuse_pipes_themselves(tmp_path: Path) -> None:
+    """A Python user does not pass the command line."""
+    os.mkfifo(tmp_path / "pipe")
+    for read in (read_text, read_json, read_array):
+        with pytest.raises(RelocalError, match="regular file"):
+            read(tmp_path / "pipe", FeatureError)
+
+
+BOMB = """
+import resource, sys
+from pathlib import Path
+from relocal_pyg.data import read_annotations
+from relocal_pyg.errors import RelocalError
+def used():
+    return int(open("/proc/self/status").read().split("VmHWM:")[1].split()[0]) >> 10
+before = used()
+try:
+    read_annotations(sys.argv[1])
+    print("read", used() - before)
+except RelocalError as error:
+    print("refused", used() - before)
+"""
+
+#: What is repeated, and how often: as much as is let through, or far more.
+BOMBS = {
+    "lists": ("[],", 1_300_000),
+    "objects": ("{},", 500_000),
+    "numbers": ("1.5,", 4_500_000),
+    "texts": ('"ab",', 1_700_000),
+    "keys": ('{"a":1},', 400_000),
+    "many lists": ("[],", 20_000_000),
+    "many objects": ("{},", 20_000_000),
+    "deep": ("[", 30_000_000),
+    "wide": ("\N{GRINNING FACE}", 12_000_000),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", BOMBS)
+def test_json_takes_bounded_memory(tmp_path: Path, name: str, figure: object) -> None:
+    unit, count = BOMBS[name]
+    with (tmp_path / "a.json").open("w", encoding="utf-8") as stream:
+        stream.write('{"database": [' + ('"' if name == "wide" else ""))
+        for _ in range(count // 100_000):
+            stream.write(unit * 100_000)
+        stream.write('"]}' if name == "wide" else "0]}")
+    done = subprocess.run(
+        [sys.executable, "-c", BOMB, tmp_path / "a.json"],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    word, megabytes = done.stdout.split()
+    assert int(megabytes) < 300, done.stdout
+    assert word == "refused"
+
+
+def test_a_table_of_very_many_columns_is_refused_early(tmp_path: Path) -> None:
+    file = tmp_path / "a.csv"
+    file.write_text("video,start,end,label" + ",x" * 100_000 + "\n" + "v,1,2,a" + ",0" * 100_000)
+    with pytest.raises(RelocalError, match="columns"):
+        read_annotations(file)
+
+
+NAMES = st.text(min_size=1, max_size=30).filter(lambda name: "\0" not in name and "/" not in name)
+
+
+@given(name=NAMES)
+@settings(
+    deadline=None, max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+def test_names_are_printed_escaped(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str
+) -> None:
+    evil = f"{name}\x1b]0;title\x07\u202egnp.exe\n2nd"
+    try:
+        os.fsencode(evil)
+    except UnicodeEncodeError:
+        return
+    assert main(["find", str(tmp_path / evil)[-200:], evil]) == 2
+    said = capsys.readouterr()
+    text = (said.out + said.err).removesuffix("\n")
+    assert text.isprintable()
+
+
+@given(
+    st.recursive(
+        st.none() | st.booleans() | st.integers() | st.text(max_size=10),
+        lambda inner: (
+            st.lists(inner, max_size=3)
+            | st.dictionaries(st.sampled_from(["files", "kind", "format", "a"]), inner, max_size=4)
+        ),
+    )
+)
+@settings(deadline=None, max_examples=100)
+def test_no_manifest_but_ours_is_accepted(
+    tmp_path_factory: pytest.TempPathFactory, content: object
+) -> None:
+    folder = tmp_path_factory.mktemp("forged")
+    (folder / "a").write_text("1")
+    for indent in (None, 1):
+        (folder / MANIFEST).write_text(json.dumps(content, indent=indent) + "\n")
+        with pytest.raises(CheckpointError):
+            verify_manifest(folder)
+
+
+@given(st.data())
+@settings(deadline=None, max_examples=60)
+def test_a_mutated_manifest_is_refused(
+    tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
+) -> None:
+    folder = tmp_path_factory.mktemp("mutated") / "model"
+    with replace_folder(folder, "model") as temporary:
+        (temporary / "a").write_text("1")
+    text = bytearray((folder / MANIFEST).read_bytes())
+    place = data.draw(st.integers(0, len(text) - 1))
+    text[place] = data.draw(st.integers(0, 255).filter(lambda byte: byte != text[place]))
+    (folder / MANIFEST).write_bytes(text)
+    with pytest.raises(CheckpointError):
+        verify_manifest(folder, "model")
+
+
+def test_a_manifest_of_a_folder_that_grows_is_no_checkpoint(tmp_path: Path) -> None:
+    (tmp_path / MANIFEST).write_text(manifest_text("model"))
+    with pytest.raises(CheckpointError, match="lists no files"):
+        verify_manifest(tmp_path, "model")
