@@ -20,7 +20,7 @@ from pathlib import Path
 import torch
 import tyro
 
-from relocal_pyg.models import Chance
+from relocal_pyg.models import Chance, ContrastMatcher, MultiGraphMatcher
 from relocal_pyg.models.base import Relocalizer
 from relocal_pyg.moments import tiou
 from relocal_pyg.video import (
@@ -64,7 +64,8 @@ def main(root: Path, performers: int = 9, cache: Path | None = None) -> None:
             kind = "cut from its own video" if cut else "bare clip"
             pairs = list(all_pairs(root, performers, cut))
             systems: list[tuple[str, Backbone, Relocalizer | None]] = [
-                ("relocal find", trained, None),
+                ("contrast matcher", trained, ContrastMatcher()),
+                ("pretrained matcher", trained, MultiGraphMatcher.pretrained()),
                 ("control: untrained weights", untrained, None),
                 ("control: chance", trained, Chance()),
             ]

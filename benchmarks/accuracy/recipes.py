@@ -12,6 +12,7 @@ from relocal_pyg.models import (
     DiagonalMatcher,
     FinerWindows,
     FrameLevel,
+    MultiGraphMatcher,
     Relocalizer,
 )
 from relocal_pyg.training import RECOMMENDED, Preset
@@ -29,8 +30,9 @@ def _idea(training: dict[str, Any] | None = None, **network: Any) -> Preset:
     )
 
 
-#: What needs no training but its own row, beside the contrast matcher that every row has.
+#: What needs no labels but its own row, beside the contrast matcher that every row has.
 FREE: dict[str, Callable[[], Relocalizer]] = {
+    "Pretrained matcher": MultiGraphMatcher.pretrained,
     "Frame-level DP": FrameLevel,
     "Cosine of means": CosineMatcher,
     "Mean along the diagonal": DiagonalMatcher,

@@ -20,7 +20,7 @@ _WEIGHTS, _CONFIG = "model.safetensors", "config.json"
 
 #: The weights that come with the package, and what they must hash to.
 PRETRAINED = Path(__file__).parent / "pretrained"
-PRETRAINED_SHA256 = "45bbcf48db41598177e3a4f043232159130027820d333ff18b081cb27e864a8a"
+PRETRAINED_SHA256 = "694c3f34ca8ae822a9ba090e3f525e92c596e28663bf3bec62cdfdb434ea8ac6"
 
 _MODULES = {
     "MultiGraphRelocalizer": "multi_graph",

@@ -38,7 +38,7 @@ MOST = 500
 class PretrainConfig:
     """How the shipped weights are found."""
 
-    steps: int = 10_000
+    steps: int = 8_000
     """Optimiser steps."""
     lists: int = 4
     """Lists in a step, each from a world of its own."""
