@@ -207,10 +207,10 @@ def presence_line(presence: float) -> str:
         >>> presence_line(0.8)
         'probability that the reference holds it: 0.80'
         >>> presence_line(0.2)
-        'the reference may not hold it: probability 0.20, below 0.5'
+        'probably not in this video: probability 0.20, below 0.5'
     """
     if presence < DOUBT:
-        return f"the reference may not hold it: probability {presence:.2f}, below {DOUBT:g}"
+        return f"probably not in this video: probability {presence:.2f}, below {DOUBT:g}"
     return f"probability that the reference holds it: {presence:.2f}"
 
 

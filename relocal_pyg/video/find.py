@@ -17,6 +17,7 @@ from relocal_pyg.data.proposals import default_proposals
 from relocal_pyg.errors import UsageError, check_number
 from relocal_pyg.io.read import parse_time
 from relocal_pyg.models.base import Relocalizer
+from relocal_pyg.models.calibrated import Calibrated
 from relocal_pyg.models.matchers import ContrastMatcher
 from relocal_pyg.models.similarity import (
     Rows,
@@ -166,7 +167,8 @@ def find_moments(
     Args:
         query: The clip: a video file, or a :class:`VideoQuery` for a stretch of one.
         reference: The long video.
-        model: The training-free :class:`relocal_pyg.models.ContrastMatcher` where None.
+        model: Answers are judged by what chance gives on the reference where it is not calibrated.
+            The training-free :class:`relocal_pyg.models.ContrastMatcher` where None.
         backbone: EfficientNet-Lite0 where None. A trained model needs the one it was trained with.
         top_k: How many moments at most.
         rate_hz: Frames per second given to the backbone, instead of what follows from the query.
@@ -205,6 +207,7 @@ def find_moments(
     known = probe(clip.path, stream if same else None), probe(reference, stream)
     backbone = EfficientNetLite0() if backbone is None else backbone
     matcher = ContrastMatcher() if model is None else model
+    matcher = matcher if isinstance(matcher, Calibrated) else Calibrated(matcher)
     check_width(matcher, backbone)
     rate = _rate(clip, known, backbone) if rate_hz is None else rate_hz
     problems: list[str] = []
@@ -435,7 +438,11 @@ def _localize(
         )
         for moment in found
     ]
-    return [moment for moment in answers if own is None or not _is_own(moment, own)][:top_k]
+    if own is None:
+        return answers[:top_k]
+    # Where the clip itself is in the reference and left out, nothing is known about the rest.
+    others = [moment for moment in answers if not _is_own(moment, own)][:top_k]
+    return [replace(moment, probability=None, presence=None) for moment in others]
 
 
 def _is_own(moment: Moment, own: tuple[float, float]) -> bool:

@@ -427,7 +427,7 @@ def test_what_made_the_score_is_told_and_pictured(planted, tmp_path):
     html = (tmp_path / "page.html").read_text()
     assert "added to the score of the best moment" in html
     assert "probability 0.70" in html
-    assert "The reference may not hold it: probability 0.30, below 0.5." in html
+    assert "Probably not in this video: probability 0.30, below 0.5." in html
     plain = find_moments(query, planted["reference"], backbone=BLOCKS)
     assert plain.explanation is None
     write_found_page(tmp_path / "plain.html", plain)

@@ -31,11 +31,12 @@ from relocal_pyg.apps.cli.options import (
 )
 from relocal_pyg.errors import FeatureError, UsageError, ascii_line
 from relocal_pyg.formats import Source
-from relocal_pyg.formats.clips import clock, presence_line
+from relocal_pyg.formats.clips import DOUBT, clock, presence_line
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from relocal_pyg.models import Calibrated
     from relocal_pyg.models.base import Relocalizer
     from relocal_pyg.moments import Moment
     from relocal_pyg.video.extract import Progress
@@ -107,6 +108,7 @@ def find(
     exports: ExportOptions = ExportOptions(),  # noqa: B008 - frozen
     *,
     top_k: Count = 5,
+    min_probability: Annotated[float, number("P", least=0, most=1)] = 0.0,
     cache: Annotated[Path | None, Output()] = None,
     json_file: Annotated[Path | None, OUT_STREAM, tyro.conf.arg(name="json")] = None,
     csv_file: Annotated[Path | None, OUT_FILE, tyro.conf.arg(name="csv")] = None,
@@ -133,6 +135,7 @@ def find(
         look: Videos: what is looked at.
         exports: How moments are written for other programs.
         top_k: How many moments at most.
+        min_probability: Leave out moments that are less probable to be right.
         cache: Videos: keep features in this folder, for the next search.
         json_file: Write the moments here as JSON; "-" for the standard output.
         csv_file: Write the moments here as CSV.
@@ -158,8 +161,9 @@ def find(
         answer = find_in_features(query, reference, asked, top_k, wanted)
     else:
         answer = find_in_video(query, reference, asked, network, look, top_k, cache, wanted)
-    moments, facts = answer.moments, answer.facts
-    print_answer(answer, verbose)
+    print_answer(answer, verbose, min_probability)
+    facts = answer.facts
+    moments = [each for each in answer.moments if likely(each, min_probability)]
     if json_file is not None:
         video = place_name(reference)
         write_answers(json_file, [(video, moment) for moment in moments], **facts)
@@ -248,8 +252,13 @@ def find_in_video(
     )
 
 
-def print_answer(answer: Answer, verbose: bool) -> None:
-    """Print how was searched and what was found."""
+def likely(moment: Moment, least: float) -> bool:
+    """Whether a moment is as probable as is wanted; what is not known is not left out."""
+    return moment.probability is None or moment.probability >= least
+
+
+def print_answer(answer: Answer, verbose: bool, least: float = 0.0) -> None:
+    """Print how was searched and what was found; what is less probable than ``least`` is not."""
     facts, moments = answer.facts, answer.moments
     print(f"matcher: {facts['matcher']}")
     if answer.found is not None:
@@ -265,10 +274,13 @@ def print_answer(answer: Answer, verbose: bool) -> None:
             print("the query's own stretch is left out (--include-query keeps it)")
         for name, value in settings.items() if verbose else ():
             print(f"  {name.replace('_', ' ')}: {value}")
-    print(moments_table(moments))
-    if moments and moments[0].presence is not None:
-        facts["presence"] = moments[0].presence
-        print(presence_line(moments[0].presence))
+    presence = moments[0].presence if moments else None
+    if presence is not None:
+        facts["presence"], facts["probably_there"] = presence, presence >= DOUBT
+        print(presence_line(presence) + ("" if presence >= DOUBT else "; the best guesses:"))
+    print(moments_table([moment for moment in moments if likely(moment, least)]))
+    if left := sum(not likely(moment, least) for moment in moments):
+        print(f"left out: {left} below --min-probability {least:g}")
 
 
 @contextmanager
@@ -301,11 +313,19 @@ def write_explanation(
     write_json(path, {**facts, **content, "contributions": contributions.tolist()})
 
 
-def choose_matcher(model: Path | None) -> tuple[Relocalizer, str]:
+def choose_matcher(model: Path | None) -> tuple[Calibrated, str]:
     """The model to search with, and words that say which one and why.
 
-    A run whose validation spoke for the training-free matcher is answered by the matcher.
+    A run whose validation spoke for the training-free matcher is answered by the matcher. What
+    comes without a calibration is judged by what chance gives on the reference.
     """
+    from relocal_pyg.models import Calibrated
+
+    matcher, why = _chosen(model)
+    return matcher if isinstance(matcher, Calibrated) else Calibrated(matcher), why
+
+
+def _chosen(model: Path | None) -> tuple[Relocalizer, str]:
     from relocal_pyg.models import Calibrated, ContrastMatcher, load_model
 
     if model is None:

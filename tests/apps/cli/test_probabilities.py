@@ -13,7 +13,7 @@ import pytest
 from relocal_pyg.apps.cli import main
 from relocal_pyg.io.record import sha256_file
 from relocal_pyg.io.write import write_json
-from relocal_pyg.models import MultiGraphRelocalizer
+from relocal_pyg.models import MultiGraphMatcher
 from relocal_pyg.models.calibrated import FACTS, Confidence, write_confidence
 from relocal_pyg.models.presence import Logistic
 
@@ -29,16 +29,7 @@ def always(probability: float) -> Logistic:
 @pytest.fixture
 def run(tmp_path: Path) -> Path:
     """A run whose weights are sure of moments at 0.7 and doubt references at 0.25."""
-    model = MultiGraphRelocalizer(
-        CHANNELS,
-        hidden_channels=4,
-        num_steps=4,
-        prior="contrast",
-        similarity=True,
-        appearance=False,
-        normalization="mean",
-        mask_padding=True,
-    )
+    model = MultiGraphMatcher(hidden_channels=16, num_steps=4)
     model.save(tmp_path / "run" / "best")
     weights = sha256_file(tmp_path / "run" / "best" / "model.safetensors")
     confidence = Confidence(always(0.25), always(0.7), 20, 20, 15)
@@ -67,11 +58,12 @@ def test_find_gives_probabilities_and_says_when_it_doubts(
     files = ["--json", str(tmp_path / "a.json"), "--csv", str(tmp_path / "a.csv")]
     assert main(["find", *arguments(features), "--model", str(run), *files]) == 0
     printed = capsys.readouterr().out
-    assert "probability" in printed.splitlines()[1]
-    assert printed.splitlines()[2].endswith("0.70")
-    assert "the reference may not hold it: probability 0.25, below 0.5" in printed
+    assert "probability" in printed.splitlines()[2]
+    assert printed.splitlines()[3].endswith("0.70")
+    assert "probably not in this video: probability 0.25, below 0.5; the best guesses:" in printed
     content = json.loads((tmp_path / "a.json").read_text())
     assert content["presence"] == pytest.approx(0.25)
+    assert content["probably_there"] is False
     assert [m["probability"] for m in content["moments"]] == pytest.approx(
         [0.7] * len(content["moments"])
     )
@@ -89,15 +81,29 @@ def test_the_matcher_that_validation_preferred_has_its_own(
     assert "probability that the reference holds it: 0.90" in printed
 
 
-def test_without_a_calibration_nothing_is_said(
+def test_without_a_calibration_chance_on_the_reference_judges(
     run: Path, features: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (run / "confidence.json").unlink()
-    files = ["--json", str(tmp_path / "a.json"), "--csv", str(tmp_path / "a.csv")]
-    assert main(["find", *arguments(features), "--model", str(run), *files]) == 0
-    assert "probability" not in capsys.readouterr().out
-    assert "probability" not in (tmp_path / "a.json").read_text()
-    assert (tmp_path / "a.csv").read_text().startswith("rank,start,end,score\n")
+    for model in (["--model", str(run)], []):
+        assert main(["find", *arguments(features), *model, "--json", str(tmp_path / "a.json")]) == 0
+        assert "probab" in capsys.readouterr().out.splitlines()[1]
+        content = json.loads((tmp_path / "a.json").read_text())
+        assert content["probably_there"] is (content["presence"] >= 0.5)
+        assert all(m["probability"] <= content["presence"] for m in content["moments"])
+
+
+def test_what_is_not_probable_enough_is_left_out(
+    run: Path, features: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "a.json"
+    wanted = [*arguments(features), "--model", str(run), "--json", str(file)]
+    assert main(["find", *wanted, "--min-probability", "0.6"]) == 0
+    assert len(json.loads(file.read_text())["moments"]) > 0
+    assert main(["find", *wanted, "--min-probability", "0.8"]) == 0
+    assert "below --min-probability 0.8" in capsys.readouterr().out
+    assert json.loads(file.read_text())["moments"] == []
+    assert main(["find", *wanted, "--min-probability", "1.5"]) == 2
 
 
 def test_a_spoilt_calibration_is_one_line_and_code_2(

@@ -64,7 +64,7 @@ def test_a_calibrated_model_says_how_sure_it_is(served, served_index, films, mon
         for moment in told["moments"]:
             assert moment["probability"] == pytest.approx(1 / (1 + math.exp(-2)))
         if server is served:
-            assert told["presence"] == "the reference may not hold it: probability 0.12, below 0.5"
+            assert told["presence"] == "probably not in this video: probability 0.12, below 0.5"
 
 
 def test_every_answer_carries_the_policy(served):
