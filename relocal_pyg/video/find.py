@@ -167,8 +167,9 @@ def find_moments(
     Args:
         query: The clip: a video file, or a :class:`VideoQuery` for a stretch of one.
         reference: The long video.
-        model: Answers are judged by what chance gives on the reference where it is not calibrated.
-            The training-free :class:`relocal_pyg.models.ContrastMatcher` where None.
+        model: Where None, the training-free :class:`relocal_pyg.models.ContrastMatcher`, whose
+            answers are judged by what chance gives on the reference
+            (:mod:`relocal_pyg.models.presence`).
         backbone: EfficientNet-Lite0 where None. A trained model needs the one it was trained with.
         top_k: How many moments at most.
         rate_hz: Frames per second given to the backbone, instead of what follows from the query.
@@ -206,8 +207,7 @@ def find_moments(
     same = Path(clip.path).resolve() == Path(reference).resolve()
     known = probe(clip.path, stream if same else None), probe(reference, stream)
     backbone = EfficientNetLite0() if backbone is None else backbone
-    matcher = ContrastMatcher() if model is None else model
-    matcher = matcher if isinstance(matcher, Calibrated) else Calibrated(matcher)
+    matcher = Calibrated(ContrastMatcher()) if model is None else model
     check_width(matcher, backbone)
     rate = _rate(clip, known, backbone) if rate_hz is None else rate_hz
     problems: list[str] = []

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from relocal_pyg.apps.cli.options import RESULTS, Seconds
 from relocal_pyg.errors import UsageError
 from relocal_pyg.formats import FORMATS, Source, export_clips, format_of, to_clips
-from relocal_pyg.formats.clips import clock
+from relocal_pyg.formats.clips import DOUBT, clock
 
 if TYPE_CHECKING:
     from relocal_pyg.moments import Moment
@@ -100,6 +100,7 @@ def write_answers(
         "matcher": matcher,
         "settings": dict(settings or {}),
         "presence": presence,
+        "probably_there": None if presence is None else presence >= DOUBT,
         "moments": moments,
     }
     if str(path) == "-":

@@ -276,7 +276,7 @@ def print_answer(answer: Answer, verbose: bool, least: float = 0.0) -> None:
             print(f"  {name.replace('_', ' ')}: {value}")
     presence = moments[0].presence if moments else None
     if presence is not None:
-        facts["presence"], facts["probably_there"] = presence, presence >= DOUBT
+        facts["presence"] = presence
         print(presence_line(presence) + ("" if presence >= DOUBT else "; the best guesses:"))
     print(moments_table([moment for moment in moments if likely(moment, least)]))
     if left := sum(not likely(moment, least) for moment in moments):

@@ -14,7 +14,7 @@ from relocal_pyg.apps.serve.app import make_app
 from relocal_pyg.apps.serve.jobs import SearchQueue
 from relocal_pyg.apps.serve.library import Collection, Library
 from relocal_pyg.errors import UsageError
-from relocal_pyg.models import ContrastMatcher
+from relocal_pyg.models import Calibrated, ContrastMatcher
 from relocal_pyg.models.base import Relocalizer
 from relocal_pyg.video.backbones import Backbone, EfficientNetLite0
 from relocal_pyg.video.find import check_width
@@ -59,7 +59,7 @@ def run(
         uploads.mkdir(mode=0o700)
         library = Library(uploads, folder, max_bytes=max_bytes)
         network = EfficientNetLite0() if backbone is None else backbone
-        matcher = ContrastMatcher() if model is None else model
+        matcher = Calibrated(ContrastMatcher()) if model is None else model
         check_width(matcher, network)
         collection = None
         if index is not None:
