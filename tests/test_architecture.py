@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import ast
+import graphlib
+import re
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 import relocal_pyg
@@ -15,62 +18,70 @@ PACKAGE = Path(relocal_pyg.__file__).parent
 MODULES = sorted(PACKAGE.rglob("*.py"))
 
 #: Rooms from the top of the house down: a room imports from itself and from those before it.
-ROOMS = [
-    "version",
-    "errors",
-    "moments",
-    "graph",
-    "io",
-    "formats",
-    "nn",
-    "data",
-    "datasets",
-    "proposals",
-    "models",
-    "evaluation",
-    "training",
-    "search",
-    "video",
-    "apps",
-]
+ROOMS = ["errors", "moments", "graph", "io", "formats", "nn", "data", "datasets", "proposals"]
+ROOMS += ["models", "evaluation", "training", "search", "video", "apps"]
 
-#: One function imports downwards, late: ``TrainableRelocalizer.fit`` calls the training loop.
-EXCEPTIONS = {("models/base.py", "relocal_pyg.training")}
+#: What stands above the rooms: the face, and what starts the command.
+FACE = {"relocal_pyg", "relocal_pyg.__main__"}
+
+LONGEST_FILE = 600
+MOST_FILES, MOST_LINES = 120, 32_000
 
 
-def room(dotted: str) -> int:
-    name = dotted.removeprefix("relocal_pyg").lstrip(".")
-    found = [i for i, each in enumerate(ROOMS) if name == each or name.startswith(each + ".")]
-    return max(found, key=lambda i: len(ROOMS[i])) if found else -1
+def dotted(path: Path) -> str:
+    parts = path.relative_to(PACKAGE.parent).with_suffix("").parts
+    return ".".join(parts).removesuffix(".__init__")
 
 
-def runtime_imports(tree: ast.Module) -> list[str]:
-    """Modules imported outside ``if TYPE_CHECKING``."""
-    names, stack = [], list(tree.body)
-    while stack:
-        node = stack.pop()
-        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.dump(node.test):
-            stack += node.orelse
-            continue
+NAMES = {dotted(path): path for path in MODULES}
+
+
+def imports(path: Path) -> set[str]:
+    """Modules of the package that a file imports: late ones and those for typing too."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.ImportFrom) and node.module:
-            names.append(node.module)
-        if isinstance(node, ast.Import):
-            names += [alias.name for alias in node.names]
-        stack += list(ast.iter_child_nodes(node))
-    return names
+            members = {f"{node.module}.{alias.name}" for alias in node.names}
+            modules = members & set(NAMES)
+            found |= modules | ({node.module} if members - modules else set())
+        elif isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+    return {name for name in found if name.split(".")[0] == "relocal_pyg"} - {dotted(path)}
+
+
+def room(name: str) -> int:
+    return ROOMS.index(name.split(".")[1])
 
 
 @pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(PACKAGE)))
 def test_imports_point_up(path: Path):
-    place = path.relative_to(PACKAGE)
-    dotted = ".".join(place.with_suffix("").parts).removesuffix(".__init__")
-    if dotted == "__init__":
-        return
-    own = room(dotted)
-    assert own >= 0, f"{dotted} is in no room"
-    for name in runtime_imports(ast.parse(path.read_text(encoding="utf-8"))):
-        if name.startswith("relocal_pyg.") and (str(place), name) not in EXCEPTIONS:
-            assert room(name) <= own, f"{dotted} imports {name}, which is further down"
+    name = dotted(path)
+    if name not in FACE:
+        for other in imports(path) - FACE:
+            assert room(other) <= room(name), f"{name} imports {other}, which is further down"
+
+
+def test_the_import_graph_has_no_cycle():
+    graph = {name: imports(path) - FACE for name, path in NAMES.items() if name not in FACE}
+    graphlib.TopologicalSorter(graph).prepare()  # raises CycleError, which names the cycle
+
+
+def test_the_house_is_small():
+    lines = {name: len(path.read_text().splitlines()) for name, path in NAMES.items()}
+    assert {name: count for name, count in lines.items() if count > LONGEST_FILE} == {}
+    assert len(lines) <= MOST_FILES
+    assert sum(lines.values()) <= MOST_LINES
+
+
+def test_only_the_guarded_writers_write():
+    """Every file is written under a temporary name that ``io.write`` gave, or is a cache's own."""
+    writes = {"write_text", "write_bytes", "savefig", "to_csv", "to_parquet", "tofile"}
+    temporary = re.compile(r"temporary|scratch|folder|place|work|stream|buffer|packed|manifest")
+    for name, path in NAMES.items():
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            called = node.func if isinstance(node, ast.Call) else None
+            if isinstance(called, ast.Attribute) and called.attr in writes:
+                assert temporary.search(ast.unparse(node)), f"{name}: {ast.unparse(node)}"
 
 
 FORBIDDEN_CALLS = {"eval", "exec", "compile"}
@@ -80,7 +91,18 @@ FORBIDDEN_MODULES = {"pickle", "dill", "cloudpickle", "shelve", "marshal"}
 @pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(PACKAGE)))
 def test_nothing_a_user_supplies_can_run(path: Path):
     tree = ast.parse(path.read_text(encoding="utf-8"))
-    assert not FORBIDDEN_MODULES & {name.split(".")[0] for name in runtime_imports(tree)}
+    names = {
+        name.split(".")[0]
+        for node in ast.walk(tree)
+        for name in (
+            [alias.name for alias in node.names]
+            if isinstance(node, ast.Import)
+            else [node.module or ""]
+            if isinstance(node, ast.ImportFrom)
+            else []
+        )
+    }
+    assert not FORBIDDEN_MODULES & names
     for node in ast.walk(tree):
         if not isinstance(node, ast.Call):
             continue
@@ -98,19 +120,64 @@ def test_nothing_a_user_supplies_can_run(path: Path):
             assert keywords.get("allow_pickle") == "False"
 
 
+def loaded(code: str, *arguments: str) -> set[str]:
+    """Modules that a fresh interpreter holds after some code; it may print before."""
+    done = subprocess.run(
+        [sys.executable, "-c", f"import sys\n{code}\nprint()\nprint(*sys.modules)", *arguments],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    return set(done.stdout.splitlines()[-1].split())
+
+
 def test_light_import():
-    heavy = ("torch", "matplotlib", "sklearn", "av", "ray", "faiss")
-    code = f"import sys, relocal_pyg; sys.exit(any(m in sys.modules for m in {heavy}))"
-    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+    heavy = {"torch", "matplotlib", "sklearn", "av", "ray", "faiss", "numpy", "h5py"}
+    assert not heavy & loaded("import relocal_pyg")
+
+
+def test_the_face_gives_the_names_that_most_need():
+    for name in (
+        *("find_moments", "load_model", "PairGraph", "PairData", "SumConv", "MultiGraphConv"),
+        *("MultiGraphRelocalizer", "MultiGraphMatcher", "ContrastMatcher", "MomentMAP"),
+    ):
+        assert name in relocal_pyg.__all__
+        assert getattr(relocal_pyg, name).__name__ == name
 
 
 def test_models_and_data_load_no_extra():
     # torchmetrics, which evaluation needs, loads matplotlib by itself.
-    heavy = ("sklearn", "av", "ray", "faiss", "tensorboard", "torch_scatter")
-    code = (
-        "import sys, relocal_pyg.training.loop, relocal_pyg.evaluation.run, "
-        "relocal_pyg.models.multi_graph, relocal_pyg.datasets.custom; "
-        f"sys.exit(', '.join(m for m in {heavy} if m in sys.modules) or 0)"
+    heavy = {"sklearn", "av", "ray", "faiss", "tensorboard", "torch_scatter"}
+    assert not heavy & loaded(
+        "import relocal_pyg.training.loop, relocal_pyg.evaluation.run, "
+        "relocal_pyg.models.multi_graph, relocal_pyg.datasets.custom"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, check=False)
-    assert done.returncode == 0, done.stderr.decode()
+
+
+def test_find_loads_nothing_of_training(tmp_path: Path):
+    draw = np.random.default_rng(0)
+    for name, steps in (("q", 6), ("r", 40)):
+        np.save(tmp_path / f"{name}.npy", draw.standard_normal((steps, 8)).astype("f4"))
+    held = loaded(
+        "from relocal_pyg.apps.cli import main\nassert main(['find', *sys.argv[1:]]) == 0",
+        str(tmp_path / "q.npy"),
+        str(tmp_path / "r.npy"),
+    )
+    heavy = {"lightning_fabric", "lightning", "torchmetrics", "matplotlib", "tensorboard", "av"}
+    assert not heavy & held
+    assert not {name for name in held if name.startswith(("relocal_pyg.training",))}
+
+
+def test_a_missing_file_is_said_before_anything_is_loaded(tmp_path: Path):
+    held = loaded(
+        "from relocal_pyg.apps.cli import main\nassert main(['find', *sys.argv[1:]]) == 2",
+        str(tmp_path / "no.mp4"),
+        str(tmp_path / "nor.mp4"),
+    )
+    assert not {"torch", "h5py", "pandas", "av"} & held
+
+
+def test_other_commands_load_only_what_they_name(tmp_path: Path):
+    held = loaded("from relocal_pyg.apps.cli import main\nassert main(['check', 'a', 'b']) == 2")
+    commands = {name for name in held if name.startswith("relocal_pyg.apps.cli.")}
+    assert commands == {"relocal_pyg.apps.cli.extract", "relocal_pyg.apps.cli.options"}

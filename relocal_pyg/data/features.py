@@ -16,7 +16,7 @@ import h5py
 import numpy as np
 from numpy.typing import ArrayLike
 
-from relocal_pyg.errors import FeatureError, UsageError
+from relocal_pyg.errors import FeatureError, UsageError, check_number
 from relocal_pyg.io.read import id_problem, refuse_look_alikes
 from relocal_pyg.io.write import replace_file
 
@@ -282,8 +282,7 @@ class FeatureStore:
         check: bool = True,
     ) -> None:
         check_key(key)
-        if subsample < 1:
-            raise UsageError(f"subsample is {subsample}: 1 or more wanted")
+        check_number(subsample, "subsample", least=1, whole=True)
         self.path, self.key = Path(path), key
         self.subsample, self.max_bytes, self.check = subsample, max_bytes, check
         self._forget()

@@ -137,6 +137,18 @@ def read_array(
     return np.array(rows, dtype=rows.dtype.newbyteorder("="))
 
 
+def parse_number(text: str) -> float:
+    """A number as people write it: decimal digits, a point, an exponent.
+
+    Raises:
+        UsageError: Anything else, such as what Python alone takes for a number (``1_0``, ``nan``).
+    """
+    plain = text.strip()
+    if not _NUMBER.fullmatch(plain):
+        raise UsageError(f" is {shorten(text)!r}, a number wanted")
+    return int(plain) if plain.lstrip("+-").isdigit() and len(plain) < 30 else float(plain)
+
+
 def parse_time(text: str | float, name: str = "time") -> float:
     """Seconds from seconds, ``m:ss`` or ``h:mm:ss``, each with or without a fraction.
 

@@ -15,6 +15,7 @@ import torch
 from numpy.typing import ArrayLike
 from torch import Tensor, nn
 
+import relocal_pyg
 from relocal_pyg import __version__
 from relocal_pyg.data.items import Protocol
 from relocal_pyg.data.proposals import default_proposals, finer_windows
@@ -458,10 +459,8 @@ class TrainableRelocalizer(nn.Module, Relocalizer):
 
     def fit(self, protocol: Protocol, **options: Any) -> Any:
         """Train on a protocol; options and result are those of :func:`relocal_pyg.training.fit`."""
-        # The loop sits below the models and uses them: imported late to keep the arrows one way.
-        from relocal_pyg.training import fit
-
-        return fit(self, protocol, **options)
+        # The loop sits below the models: only the face of the package reaches it from here.
+        return relocal_pyg.training.fit(self, protocol, **options)
 
     def save(self, folder: str | Path) -> None:
         """Write the weights and the configuration; read them with ``load_model``.

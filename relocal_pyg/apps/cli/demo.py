@@ -10,11 +10,12 @@ from relocal_pyg.apps.cli.options import (
     DataOptions,
     Natural,
     Output,
+    PresetName,
     Steps,
+    choose_preset,
     describe,
     load_protocol,
 )
-from relocal_pyg.apps.cli.train import PresetName, choose_preset
 
 
 def demo(

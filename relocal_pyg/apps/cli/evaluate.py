@@ -8,8 +8,17 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
-from relocal_pyg.apps.cli.options import DataOptions, Natural, Output, Steps, load_protocol, restore
-from relocal_pyg.apps.cli.train import PresetName, choose_preset
+from relocal_pyg.apps.cli.options import (
+    Count,
+    DataOptions,
+    Natural,
+    Output,
+    PresetName,
+    Steps,
+    choose_preset,
+    load_protocol,
+    restore,
+)
 from relocal_pyg.errors import CheckpointError, UsageError
 
 if TYPE_CHECKING:
@@ -74,8 +83,8 @@ def ablate(
     data: DataOptions = DataOptions(),  # noqa: B008 - frozen
     *,
     grid: Literal["layers-graphs", "weights"] = "layers-graphs",
-    layers: tuple[int, ...] = (1, 2, 3),
-    graphs: tuple[int, ...] = (1, 2, 3),
+    layers: tuple[Count, ...] = (1, 2, 3),
+    graphs: tuple[Count, ...] = (1, 2, 3),
     preset: PresetName = "recommended",
     steps: Steps = None,
     seeds: tuple[Natural, ...] = (0,),

@@ -14,11 +14,12 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, TextIO
 import tyro
 
 from relocal_pyg.errors import CheckpointError, RelocalError, UsageError, check_number
-from relocal_pyg.io.read import parse_time
+from relocal_pyg.io.read import parse_number, parse_time
 
 if TYPE_CHECKING:
     from relocal_pyg.data.items import Protocol
     from relocal_pyg.models.base import Relocalizer
+    from relocal_pyg.training.presets import Preset
     from relocal_pyg.video.backbones import Backbone
 
 
@@ -73,14 +74,10 @@ def number(metavar: str, *, time: bool = False, whole: bool = False, **bounds: f
         if word == "None":
             return None
         try:
-            value: float | str = parse_time(word, "") if time else float(word)
-        except UsageError as error:
-            raise WrongArgument(error.reason, word) from None
-        except ValueError:
-            value = word
-        try:
-            given = int(word) if whole and word.lstrip("-").isdigit() and len(word) < 30 else value
-            return check_number(given, "", whole=whole, **bounds)  # type: ignore[arg-type]
+            value = parse_time(word, "") if time else parse_number(word)
+            if whole and value == value // 1:
+                value = int(value)
+            return check_number(value, "", whole=whole, **bounds)
         except UsageError as error:
             raise WrongArgument(error.reason, word) from None
 
@@ -279,6 +276,20 @@ def _custom(options: DataOptions, root: Path) -> Protocol:
 
 def _seeded(config: Any, seed: int) -> Any:
     return dataclasses.replace(config, world=dataclasses.replace(config.world, seed=seed))
+
+
+PresetName = Literal["recommended", "paper"]
+Precision = Literal["32", "bf16-mixed", "auto"]
+
+
+def choose_preset(name: str, steps: int | None, precision: Precision | None = None) -> Preset:
+    """A preset with the few settings that the command line overrides."""
+    from relocal_pyg.training.presets import PRESETS
+
+    training = PRESETS[name].training.with_steps(steps)
+    if precision is not None:
+        training = dataclasses.replace(training, precision=precision)
+    return dataclasses.replace(PRESETS[name], training=training)
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import Annotated
 
 import tyro
 
@@ -14,21 +14,17 @@ from relocal_pyg.apps.cli.options import (
     DataOptions,
     Natural,
     Output,
+    Precision,
+    PresetName,
     Rate,
     Steps,
+    choose_preset,
     describe,
     describe_extraction,
     load_backbone,
     load_protocol,
 )
 from relocal_pyg.errors import UsageError
-
-if TYPE_CHECKING:
-    from relocal_pyg.training.presets import Preset
-
-
-PresetName = Literal["recommended", "paper"]
-Precision = Literal["32", "bf16-mixed", "auto"]
 
 
 def train(
@@ -146,13 +142,3 @@ def extract_for_training(
     # Rounded: 49 a second would come back as 49.00000000000001.
     rate_hz = round(backbone.clip_stride / seconds_per_step, 9)
     return used, describe_extraction(network, backbone, rate_hz)
-
-
-def choose_preset(name: str, steps: int | None, precision: Precision | None = None) -> Preset:
-    """A preset with the few settings that the command line overrides."""
-    from relocal_pyg.training.presets import PRESETS
-
-    training = PRESETS[name].training.with_steps(steps)
-    if precision is not None:
-        training = replace(training, precision=precision)
-    return replace(PRESETS[name], training=training)
