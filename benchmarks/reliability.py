@@ -61,6 +61,22 @@ GOALS: dict[str, tuple[str, list[list[str]]]] = {
         "10,000 spoilt files: 0 uncaught, 0 hanging",
         [["tests/faults/test_fuzz.py"]],
     ),
+    "outputs": (
+        "0 of 500 outputs reach an input; nothing foreign replaced; two writers 50 of 50",
+        [["tests/faults/test_outputs.py"]],
+    ),
+    "text": (
+        "blanks, Unicode forms, separators, clocks and rates: read as meant, or said",
+        [["tests/faults/test_text.py"]],
+    ),
+    "numbers": (
+        "every number is checked where it enters, in one line",
+        [["tests/faults/test_numbers.py"]],
+    ),
+    "foreign files": (
+        "arrays, manifests, JSON and what is no file: an answer or one line, < 300 MB",
+        [["tests/faults/test_foreign.py"]],
+    ),
     "bombs": (
         "peak memory < 300 MB over baseline",
         [["tests/test_bad_inputs.py", "-k", "bomb"]],

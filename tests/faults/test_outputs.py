@@ -137,7 +137,7 @@ HOW += ["linked folder", "case", "Unicode"]
 
 @given(st.data())
 @settings(
-    max_examples=int(os.environ.get("RELOCAL_ATTEMPTS", "120")),
+    max_examples=500 if os.environ.get("RELOCAL_FAULTS") == "full" else 60,
     deadline=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture],
 )
