@@ -318,17 +318,21 @@ def compare_trained(
     with suppress(UsageError):  # too few validation pairs: scores alone are shown
         matcher = Calibrated(matcher, calibrate(matcher, protocol, limit=CALIBRATION_PAIRS))
     nulls = draw_nulls(protocol, pairs, max_nulls)
-    # Models without labels of this protocol, each beside the others in every table.
+    pretrained = MultiGraphMatcher.pretrained()
     free: list[Relocalizer] = [Chance(), FrameLevel(), CosineMatcher(), DiagonalMatcher(), matcher]
-    evaluations = [evaluate(model, protocol, pairs, nulls=nulls) for model in free]
-    finer = f"{ContrastMatcher.title}, finer windows"
-    model = FinerWindows(ContrastMatcher())
-    evaluations.append(evaluate(model, protocol, pairs, nulls=nulls, title=finer))
-    for each in trained:
-        title, seed = each.title, each.seed
-        evaluations.append(
-            evaluate(each.model, protocol, pairs, nulls=nulls, title=title, seed=seed)
-        )
+    # Without labels, and judged by what chance gives on each reference, also without labels.
+    others = {
+        f"{ContrastMatcher.title}, finer windows": FinerWindows(ContrastMatcher()),
+        f"{pretrained.title} (pretrained)": Calibrated(pretrained),
+    }
+    evaluations = [
+        evaluate(model, protocol, pairs, nulls=nulls, title=title)
+        for title, model in {**{each.title: each for each in free}, **others}.items()
+    ]
+    evaluations += [
+        evaluate(each.model, protocol, pairs, nulls=nulls, title=each.title, seed=each.seed)
+        for each in trained
+    ]
     return compare(evaluations)
 
 

@@ -36,7 +36,12 @@ def test_train_compare_publish_and_read_again(protocol, tmp_path):
     comparison = recipe.compare_trained(protocol, pairs, [trained], max_nulls=2)
     report = recipe.publish(comparison, pairs, tmp_path / "table", protocol, [trained])
     titles = {row.title for row in comparison.rows}
-    free = ("Contrast matcher", "Contrast matcher, finer windows", "Mean along the diagonal")
+    free = (
+        "Contrast matcher",
+        "Contrast matcher, finer windows",
+        "Mean along the diagonal",
+        "Multi-graph matcher (pretrained)",
+    )
     assert {*free, "Frame-level DP", "Chance", trained.title} <= titles
     for row in comparison.rows:
         matcher = row.title in ("Contrast matcher", "Proposal oracle")
@@ -49,6 +54,8 @@ def test_train_compare_publish_and_read_again(protocol, tmp_path):
         if evaluation.seed is not None:
             folder = folder.with_name(f"{folder.name}-seed3")
         assert Evaluation.load(folder) == evaluation
+    judged = {row.title for row in comparison.presence if row.by == "probability"}
+    assert "Multi-graph matcher (pretrained)" in judged  # without labels
     nulls = json.loads((tmp_path / "table" / "nulls.json").read_text())
     assert len(nulls["pairs"]) == 2
     asked = {pair.query.item_id for pair in pairs.pairs}
