@@ -24,7 +24,7 @@ from relocal_pyg.evaluation.tables import Comparison, compare, to_json, to_latex
 from relocal_pyg.io.read import read_json
 from relocal_pyg.io.record import sha256_json
 from relocal_pyg.io.seeding import seed_torch
-from relocal_pyg.io.write import replace_file, write_json
+from relocal_pyg.io.write import own_folder, replace_file, write_json
 from relocal_pyg.models.base import Relocalizer, TrainableRelocalizer
 from relocal_pyg.models.baselines.aft_srm import AFTSRM
 from relocal_pyg.models.baselines.cross_gated import CrossGated
@@ -356,34 +356,34 @@ def publish(
         The report, ``report.html``.
 
     Raises:
-        OutputError: A file cannot be written.
+        OutputError: A file cannot be written, the folder holds something else, or another process
+            writes it.
     """
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    pairs.save(folder / "pairs.json")
-    asked = len(comparison.first_with_nulls.nulls)
-    draw_nulls(protocol, pairs, asked).save(folder / "nulls.json")
-    forms = {"results.md": to_markdown, "results.json": to_json, "results.tex": to_latex}
-    for name, form in forms.items():
-        with replace_file(folder / name) as temporary:
-            temporary.write_text(form(comparison), encoding="utf-8")
-    for title, evaluations in comparison.evaluations.items():
-        for evaluation in evaluations:
-            seed = "" if evaluation.seed is None else f"-seed{evaluation.seed}"
-            evaluation.save(folder / "answers" / f"{slug(title)}{seed}")
-    drawn = [graphs for each in trained if (graphs := getattr(each.model, "graphs", ()))]
-    write_report(
-        folder / "report.html",
-        comparison,
-        protocol,
-        settings={
-            f"{each.title}, seed {each.seed}": f"{each.choice}; {each.choice.bought()}"
-            for each in trained
-            if each.choice is not None
-        },
-        histories={f"{each.title}, seed {each.seed}": each.history for each in trained},
-        graphs=drawn[0] if drawn else (),
-    )
+    with own_folder(folder, "evaluation") as folder:
+        pairs.save(folder / "pairs.json")
+        asked = len(comparison.first_with_nulls.nulls)
+        draw_nulls(protocol, pairs, asked).save(folder / "nulls.json")
+        forms = {"results.md": to_markdown, "results.json": to_json, "results.tex": to_latex}
+        for name, form in forms.items():
+            with replace_file(folder / name) as temporary:
+                temporary.write_text(form(comparison), encoding="utf-8")
+        for title, evaluations in comparison.evaluations.items():
+            for evaluation in evaluations:
+                seed = "" if evaluation.seed is None else f"-seed{evaluation.seed}"
+                evaluation.save(folder / "answers" / f"{slug(title)}{seed}")
+        drawn = [graphs for each in trained if (graphs := getattr(each.model, "graphs", ()))]
+        write_report(
+            folder / "report.html",
+            comparison,
+            protocol,
+            settings={
+                f"{each.title}, seed {each.seed}": f"{each.choice}; {each.choice.bought()}"
+                for each in trained
+                if each.choice is not None
+            },
+            histories={f"{each.title}, seed {each.seed}": each.history for each in trained},
+            graphs=drawn[0] if drawn else (),
+        )
     return folder / "report.html"
 
 

@@ -71,6 +71,8 @@ def train(
 
     chosen = choose_preset(preset, steps, precision)
     identity: dict[str, object] = {}
+    if (out / "last").is_dir() and not resume:  # said before anything is extracted
+        raise UsageError("holds a run: pass --resume to go on, or another folder", file=out)
     if videos is not None:
         data, identity["features"] = extract_for_training(videos, data, network, out, rate, workers)
     print(chosen)
