@@ -66,6 +66,7 @@ def test_train_evaluate_and_find(root: Path, tmp_path: Path, short: None, capsys
         assert results["pairs"] == 4
         assert {file.name for file in folder.iterdir()} == {
             "answers",
+            "manifest.json",
             "nulls.json",
             "pairs.json",
             "report.html",
@@ -73,6 +74,10 @@ def test_train_evaluate_and_find(root: Path, tmp_path: Path, short: None, capsys
             "results.md",
             "results.tex",
         }
+
+    again = ["evaluate", str(run), "--limit", "4", "--split", "test_seen"]
+    assert main(again) == 0  # what it wrote before, it writes again
+    capsys.readouterr()
 
     video = sorted(json.loads((root / "annotations.json").read_text())["database"])[0]
     place = f"{root / 'features.h5'}::{video}"
