@@ -149,7 +149,7 @@ def parse_number(text: str) -> float:
     return int(plain) if plain.lstrip("+-").isdigit() and len(plain) < 30 else float(plain)
 
 
-def parse_time(text: str | float, name: str = "time") -> float:
+def parse_time(text: object, name: str = "time") -> float:
     """Seconds from seconds, ``m:ss`` or ``h:mm:ss``, each with or without a fraction.
 
     Args:

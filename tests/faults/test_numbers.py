@@ -189,3 +189,17 @@ def test_the_version_is_said() -> None:
         start = [sys.executable, "-m", "relocal_pyg"] if words[0] != "-m" else [sys.executable]
         done = subprocess.run([*start, *words], capture_output=True, text=True, check=True)
         assert done.stdout == f"relocal {relocal_pyg.__version__}\n"
+
+
+@pytest.mark.parametrize(
+    "value", [math.nan, math.inf, 10**400, True, "x", [1], {}, "1e300"], ids=str
+)
+def test_times_of_requests_are_checked(value: object) -> None:
+    requests = pytest.importorskip("relocal_pyg.apps.serve.requests")
+    with pytest.raises(UsageError, match="a time is .* wanted"):
+        requests.seconds(value)
+
+
+def test_times_of_requests() -> None:
+    requests = pytest.importorskip("relocal_pyg.apps.serve.requests")
+    assert [requests.seconds(each) for each in (None, 4, "0:04", 4.5)] == [None, 4, 4, 4.5]

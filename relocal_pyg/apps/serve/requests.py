@@ -13,6 +13,7 @@ from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from relocal_pyg.errors import UsageError, VideoError
+from relocal_pyg.io.read import parse_time
 
 HEADERS = {
     "Content-Security-Policy": (
@@ -104,10 +105,6 @@ def seconds(value: object) -> float | None:
     """A time of a request; None where it is left out.
 
     Raises:
-        UsageError: It is no number.
+        UsageError: It is no finite number and no ``h:mm:ss``.
     """
-    if value is None:
-        return None
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise UsageError("times: seconds wanted")
-    return float(value)
+    return None if value is None else parse_time(value, "a time")
