@@ -2,7 +2,8 @@
 
 Pairs are drawn from simulated worlds, half of which hold the action; of those that do not some show
 nothing that means anything: random walks, noise, stills, fades, pans, slides. Two logistics are
-fitted, and checked on worlds of other seeds and wider ranges.
+fitted, presence whatever is answered, and moments to the pretrained matcher's answers, and checked
+on worlds of other seeds and wider ranges.
 """
 
 from __future__ import annotations
@@ -27,12 +28,15 @@ from relocal_pyg.datasets.simulation import WorldConfig
 from relocal_pyg.datasets.synthetic import SyntheticConfig, synthetic
 from relocal_pyg.evaluation.statistics import auroc_interval, calibration_error
 from relocal_pyg.io.seeding import generator
-from relocal_pyg.models import ContrastMatcher
+from relocal_pyg.models import ContrastMatcher, MultiGraphMatcher
+from relocal_pyg.models.base import Relocalizer
 from relocal_pyg.models.presence import FACTS, Logistic, moment_facts
 from relocal_pyg.moments import tiou
 from relocal_pyg.training.calibrate import fit_best
 from relocal_pyg.training.pretrain import draw_query, same_footage
 
+#: Windows that a model chooses from, about.
+WINDOWS = 1000
 #: Videos in which nothing happens.
 NOTHING = ("walk", "noise", "constant", "fade", "pan", "slides")
 
@@ -216,12 +220,10 @@ def unrelated(seed: int, kind: str, count: int, keep: float | None = None) -> It
         yield Asked(query, reference, whole, torch.zeros(0, 2), name)
 
 
-def answer(asked: Asked, count: int = 3) -> tuple[Tensor, Tensor]:
-    """Facts ``[A, 11]`` of the matcher's best answers, and which of them are right."""
-    proposals = default_proposals(len(asked.reference), len(asked.query))
-    ranking = ContrastMatcher().rank(
-        asked.query, asked.reference, proposals, query_video=asked.query_video
-    )
+def answer(asked: Asked, model: Relocalizer, count: int = 3) -> tuple[Tensor, Tensor]:
+    """Facts ``[A, 11]`` of a model's best answers, and which of them are right."""
+    proposals = default_proposals(len(asked.reference), len(asked.query), limit=WINDOWS)
+    ranking = model.rank(asked.query, asked.reference, proposals, query_video=asked.query_video)
     found = ranking.best(len(asked.reference), count)
     moments = torch.tensor([[each.start, each.end] for each in found])
     facts = moment_facts(asked.query, asked.reference, moments, asked.query_video)
@@ -229,14 +231,14 @@ def answer(asked: Asked, count: int = 3) -> tuple[Tensor, Tensor]:
     return facts[:, :-1], (overlap > 0.5).any(dim=1).double()
 
 
-def gather(stream: Iterable[Asked]) -> tuple[Tensor, Tensor, Tensor, list[str]]:
+def gather(stream: Iterable[Asked], model: Relocalizer) -> tuple[Tensor, Tensor, Tensor, list[str]]:
     """Facts ``[N, 3, V]`` of the answers, right ``[N, 3]``, held ``[N]``, and kinds.
 
     Where there are fewer than three answers the first stands for the others.
     """
     rows, right, held, kinds = [], [], [], []
     for asked in tqdm(stream, unit="pair"):
-        facts, hits = answer(asked)
+        facts, hits = answer(asked, model)
         filled = [*range(len(facts)), 0, 0][:3]
         rows.append(facts[filled])
         right.append(hits[filled])
@@ -245,16 +247,18 @@ def gather(stream: Iterable[Asked]) -> tuple[Tensor, Tensor, Tensor, list[str]]:
     return torch.stack(rows), torch.stack(right), torch.tensor(held), kinds
 
 
-def fit(facts: Tensor, right: Tensor, held: Tensor, kinds: list[str]) -> tuple[Logistic, Logistic]:
-    """The two logistics, from what :func:`gather` gives."""
+def fit_presence(facts: Tensor, held: Tensor, kinds: list[str]) -> Logistic:
+    """From what :func:`gather` gives."""
     # Nothing counts four times: a false alarm there is worse than a doubt elsewhere.
     times = torch.tensor([4 if kind in NOTHING else 1 for kind in kinds])
     group = torch.arange(len(held)).repeat_interleave(times)
-    presence = fit_best(facts[group, 0, : len(FACTS)], held[group], group)
-    moment = fit_best(
-        facts[group].flatten(0, 1), right[group].flatten(), group.repeat_interleave(3)
-    )
-    return presence, moment
+    return fit_best(facts[group, 0, : len(FACTS)], held[group], group)
+
+
+def fit_moment(facts: Tensor, right: Tensor) -> Logistic:
+    """From what :func:`gather` gives."""
+    group = torch.arange(len(right)).repeat_interleave(right.shape[1])
+    return fit_best(facts.flatten(0, 1), right.flatten(), group)
 
 
 def report(name: str, values: Tensor, happened: Tensor) -> str:
@@ -276,24 +280,29 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.presence", description=__doc__)
     parser.add_argument("--pairs", type=int, default=1300, help="from worlds without end")
     parser.add_argument("--worlds", type=int, default=90, help="like the synthetic protocol's")
+    parser.add_argument("--judged", type=int, default=600, help="that the pretrained one answers")
     parser.add_argument("--held-out", type=int, default=300, help="pairs of wider ranges")
     parser.add_argument("--draws", type=int, default=200, help="of each kind of nothing")
     options = parser.parse_args()
     torch.set_num_threads(1)
-    seen = gather(chain(endless(21, options.pairs), staged(22, options.worlds)))
-    presence, moment = fit(*seen)
+    matcher, pretrained = ContrastMatcher(), MultiGraphMatcher.pretrained()
+    stream = chain(endless(21, options.pairs), staged(22, options.worlds))
+    facts, _, held, kinds = gather(stream, matcher)
+    presence = fit_presence(facts, held, kinds)
+    facts, right, _, _ = gather(endless(25, options.judged), pretrained)
+    moment = fit_moment(facts, right)
     for name, found in (("_PRESENCE", presence), ("_MOMENT", moment)):
         print(f"{name} = Logistic(")
         for part in (found.mean, found.scale, found.weights):
             print("    (" + ", ".join(f"{value:.4f}" for value in part) + "),")
         print(f"    {found.bias:.4f},\n)")
-    facts, right, held, _ = gather(endless(23, options.held_out, wide=True))
+    facts, right, held, _ = gather(endless(23, options.held_out, wide=True), pretrained)
     told = presence(facts[:, 0, : len(FACTS)])
     print(report("held-out worlds, present", told, held))
     print(report("held-out worlds, right", torch.minimum(moment(facts[:, 0]), told), right[:, 0]))
     for kind in NOTHING:
         for keep in (0.9, 0.95, 0.99) if kind == "walk" else (None,):
-            facts = gather(unrelated(24, kind, options.draws, keep))[0]
+            facts = gather(unrelated(24, kind, options.draws, keep), matcher)[0]
             alarms = int((presence(facts[:, 0, : len(FACTS)]) >= 0.5).sum())
             print(f"two videos of {kind} {keep or ''}: {alarms} false alarms of {options.draws}")
 

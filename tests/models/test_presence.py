@@ -12,6 +12,7 @@ from torch import Tensor
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from benchmarks.presence import NOTHING, answer, endless, unrelated  # noqa: E402
+from relocal_pyg.models import ContrastMatcher  # noqa: E402
 from relocal_pyg.models.presence import (  # noqa: E402
     FACTS,
     MOMENT_FACTS,
@@ -82,7 +83,7 @@ def test_the_action_elsewhere_in_the_reference_is_told_from_one_that_is_not_ther
     """Worlds without end: mean presence of what is there is above that of what is not."""
     told: dict[bool, list[float]] = {True: [], False: []}
     for asked in endless(77, 40):
-        facts, _ = answer(asked, 1)
+        facts, _ = answer(asked, ContrastMatcher(), 1)
         end = float(min(len(asked.query), len(asked.reference)))
         presence = judge(
             asked.query, asked.reference, torch.tensor([[0.0, end]]), asked.query_video
