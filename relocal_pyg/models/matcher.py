@@ -11,6 +11,7 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 from torch_geometric.data import Batch, Data
 
 from relocal_pyg.data.items import Protocol
@@ -47,7 +48,7 @@ CHUNK = 1024
 #: Ways to refine: proposals as they are, or finer windows around the best as well.
 REFINEMENTS = ("none", "windows")
 #: Windows of a reference that the network scores, at most.
-MOST = 6000
+MOST = 3000
 #: Largest score that its tanh is undone for: the last float32 below 1.
 SATURATED = 1 - 2**-24
 #: Unit of the score before its tanh, in logits of a ranking.
@@ -103,10 +104,13 @@ class MultiGraphMatcher(TrainableRelocalizer):
 
     def __init__(self, **settings: Any) -> None:
         super().__init__()
-        settings["ks"] = tuple(settings.get("ks", MatcherConfig.ks))
+        for name in ("ks", "paces"):
+            settings[name] = tuple(settings.get(name, getattr(MatcherConfig, name)))
         self.settings = config = MatcherConfig(**settings)
         if config.num_steps < 1 or not config.ks or config.target_temperature <= 0:
             raise UsageError("num_steps at least 1, ks, and a temperature above 0 wanted")
+        if config.paces[:1] != (1.0,) or not all(0.1 <= pace <= 10 for pace in config.paces):
+            raise UsageError(f"paces {config.paces}: 1 first, and others between 0.1 and 10 wanted")
         self.graphs = [
             PairGraph(config.num_steps, k, config.weight, normalization=config.normalization)
             for k in config.ks
@@ -242,7 +246,11 @@ class MultiGraphMatcher(TrainableRelocalizer):
         """
         merged = self.inference() if inference is None else inference
         with evaluating(self):
-            return WindowScorer(self, compare(query, reference, query_video, background), merged)
+            comparisons = [
+                compare(stretched(query, pace), reference, query_video, background)
+                for pace in self.settings.paces
+            ]
+            return WindowScorer(self, comparisons, merged)
 
     def inference(
         self, dtype: torch.dtype | None = None, chunk: int | None = None
@@ -343,8 +351,8 @@ class MultiGraphMatcher(TrainableRelocalizer):
     ) -> Tensor:
         """How much each pair of steps added to the score of a moment.
 
-        Gradient times input over the five tables of similarities, summed: what a small change would
-        do. Whatever else is derived from a table follows it, except what chance gives.
+        Gradient times input over the five tables of the query as it is, summed: what a small change
+        would do. Whatever else is derived from a table follows it, except what chance gives.
 
         Args:
             query: ``[m, F]``.
@@ -412,25 +420,43 @@ class MultiGraphMatcher(TrainableRelocalizer):
         return {"loss": loss, "ranking": loss}
 
 
+def stretched(rows: Tensor, pace: float) -> Tensor:
+    """Rows ``[n, F]`` brought to ``pace`` times their number, at least two, along straight lines.
+
+    Example:
+        >>> stretched(torch.tensor([[0.0], [2.0], [4.0], [6.0]]), 0.5).flatten().tolist()
+        [1.0, 5.0]
+    """
+    if pace == 1:
+        return rows
+    count = max(2, round(len(rows) * pace))
+    return functional.interpolate(rows.T[None], count, mode="linear", align_corners=False)[0].T
+
+
 class WindowScorer:
     """Scores of any windows of one reference: query and reference are compared once for all.
 
     Args:
         model: The matcher, in evaluation mode.
-        comparison: Its query and reference.
+        comparisons: Its query, as it is and at other paces, with its reference.
         inference: Its merged weights.
 
     Attributes:
-        comparison: As given.
+        comparison: That of the query as it is.
     """
 
     def __init__(
-        self, model: MultiGraphMatcher, comparison: Comparison, inference: InferenceNetwork
+        self,
+        model: MultiGraphMatcher,
+        comparisons: Sequence[Comparison],
+        inference: InferenceNetwork,
     ) -> None:
-        self.model, self.comparison, self.inference = model, comparison, inference
-        nodes, self.query_mask = model.query_nodes(comparison)
-        self.query = model.encoder.encode_query(nodes[None], self.query_mask[None])[0]
-        self.kind = comparison.kind[None]
+        self.model, self.comparison, self.inference = model, comparisons[0], inference
+        self._queries = []
+        for comparison in comparisons:
+            nodes, mask = model.query_nodes(comparison)
+            hidden = model.encoder.encode_query(nodes[None], mask[None])[0]
+            self._queries.append((comparison, hidden, mask))
 
     @torch.no_grad()
     def __call__(self, windows: Tensor) -> Tensor:
@@ -439,13 +465,17 @@ class WindowScorer:
             return torch.cat([self._score(part) for part in windows.split(CHUNK)])
 
     def _score(self, windows: Tensor) -> Tensor:
-        model, comparison = self.model, self.comparison
-        positions, mask = model.shown(comparison, windows)
-        placed = comparison.placed(windows, positions, mask)
-        states = self.inference.encode(comparison.reference_nodes, positions, mask, placed)
-        pooled = self.inference.pooled(self.query, self.query_mask, states, mask)
+        model = self.model
+        positions, mask = model.shown(self.comparison, windows)
         owner = torch.zeros_like(positions[:, 0])
-        return model.weigh_windows(pooled, comparison.scalars(windows), self.kind, owner)
+        scores = []
+        for comparison, query, query_mask in self._queries:
+            placed = comparison.placed(windows, positions, mask)
+            states = self.inference.encode(comparison.reference_nodes, positions, mask, placed)
+            pooled = self.inference.pooled(query, query_mask, states, mask)
+            told = comparison.scalars(windows), comparison.kind[None]
+            scores.append(model.weigh_windows(pooled, *told, owner))
+        return torch.stack(scores).mean(dim=0)
 
     @torch.no_grad()
     def prior(self, windows: Tensor) -> Tensor:
@@ -454,5 +484,5 @@ class WindowScorer:
         For choosing among more windows than the network can score; by prefix sums and a few
         look-ups, no window is made.
         """
-        weights = self.model.weigh(self.kind)[0]
+        weights = self.model.weigh(self.comparison.kind[None])[0]
         return self.comparison.quick(windows) @ weights.view(len(TABLES), -1)[:, :2].flatten()

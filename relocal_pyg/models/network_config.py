@@ -54,6 +54,9 @@ class MatcherConfig:
     """Edge weights (section 4.4)."""
     normalization: Literal["none", "mean", "sym"] = "mean"
     """Of the sum over neighbours."""
+    paces: tuple[float, ...] = (1.0,)
+    """The query is compared as it is and, in ranking, stretched by the others too; scores are
+    averaged. Less is made of the query's own length; the time grows with their number."""
     context: float = 0.25
     """Share of a window's length that is shown on either side of it."""
     blind: float = 0.1

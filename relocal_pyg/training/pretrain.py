@@ -28,6 +28,8 @@ from relocal_pyg.moments import tiou
 #: Shares of the lists: folders of clips that are all action, references that hold the same footage,
 #: and references that are all action.
 FOLDERS, COPIES, COVERED = 0.1, 0.1, 0.06
+#: The matcher that comes with the package.
+SHIPPED = MatcherConfig(paces=(1.0, 0.6, 1.7))
 #: What a run is made of, and where it is kept.
 PARTS, STATE = ("model", "average", "optimiser"), "state.pt"
 #: Windows of a video that a list is chosen from, at most, beside those at its answers.
@@ -233,7 +235,7 @@ def pretrain(
 
     Args:
         config: How; the defaults where None.
-        network: Shape of the matcher and of its lists; the defaults where None.
+        network: Shape of the matcher and of its lists; :data:`SHIPPED` where None.
         folder: Where the state is kept, and the result in ``best``: a run that was cut off goes on
             as if it had not been. None keeps nothing.
         log: Told of the progress.
@@ -245,7 +247,7 @@ def pretrain(
     Raises:
         UsageError: The folder holds a run of other settings.
     """
-    config, network = config or PretrainConfig(), network or MatcherConfig()
+    config, network = config or PretrainConfig(), network or SHIPPED
     torch.manual_seed(config.seed)
     model = MultiGraphMatcher(**asdict(network))
     run = _Run(config, model, deepcopy(model).eval())

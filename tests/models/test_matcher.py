@@ -23,6 +23,7 @@ from relocal_pyg.models.compare import (
     compare,
     similarity_tables,
 )
+from relocal_pyg.models.matcher import stretched
 from relocal_pyg.models.similarity import contrast_scores, step_similarity
 from relocal_pyg.moments import tiou
 
@@ -177,6 +178,19 @@ def test_exact_algebra_gives_the_scores_of_the_network(rng: torch.Generator) -> 
     torch.testing.assert_close(together[len(windows) :], alone, rtol=1e-4, atol=1e-5)
 
 
+def test_paces_average_the_scores_of_stretched_queries(rng: torch.Generator) -> None:
+    query, reference, video = _videos(rng)
+    windows = default_proposals(len(reference), len(query))
+    weights = _model().state_dict()
+    both = MultiGraphMatcher(hidden_channels=16, num_steps=10, paces=(1.0, 2.0)).eval()
+    both.load_state_dict(weights)
+    found = both.scorer(query, reference, video)(windows)
+    one, two = (
+        _model().scorer(stretched(query, pace), reference, video)(windows) for pace in (1.0, 2.0)
+    )
+    torch.testing.assert_close(found, (one + two) / 2, rtol=1e-4, atol=1e-5)
+
+
 def test_more_windows_than_the_network_takes(
     rng: torch.Generator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -232,6 +246,8 @@ def test_every_weight_learns_from_the_lists_of_a_protocol() -> None:
 def test_bad_settings_are_refused() -> None:
     with pytest.raises(UsageError, match="num_steps"):
         MultiGraphMatcher(num_steps=0)
+    with pytest.raises(UsageError, match="paces"):
+        MultiGraphMatcher(paces=(0.5,))
 
 
 # The weights that come with the package
