@@ -1,15 +1,19 @@
 from __future__ import annotations
 
 import dataclasses
+from multiprocessing import Pipe
 
 import numpy as np
 import pytest
 import torch
 
 from relocal_pyg.data.features import write_features
+from relocal_pyg.errors import FeatureError, RunError
 from relocal_pyg.models import ContrastMatcher, MultiGraphRelocalizer
 from relocal_pyg.search.shards import (
     ShardTask,
+    _give,
+    _hear,
     make_tasks,
     score_shard,
     score_shards,
@@ -102,3 +106,25 @@ def test_ray_gives_the_same_bytes(task, tmp_path):
             assert len(list((tmp_path / f"{out.name}.parts").iterdir())) == number
     finally:
         ray.shutdown()
+
+
+@pytest.mark.slow
+def test_an_error_in_a_worker_is_that_of_the_shard(task):
+    broken = dataclasses.replace(task, video_ids=(*task.video_ids, "nowhere"))
+    with pytest.raises(FeatureError, match="nowhere"):
+        score_shards(broken, 3, workers=2)
+
+
+@pytest.mark.slow
+def test_a_worker_that_says_nothing_is_given_up(task):
+    """No wait is without end: a worker that starts needs longer than this."""
+    with pytest.raises(RunError, match="no shard was finished in 0.01 s"):
+        score_shards(task, 4, workers=2, patience=0.01)
+
+
+def test_a_worker_that_died_is_heard_of(tmp_path):
+    ours, theirs = Pipe()
+    theirs.close()
+    assert _give(ours, [None])  # sending to the dead is no error; listening is
+    with pytest.raises(RunError, match="a worker was killed"):
+        _hear(ours, tmp_path)
