@@ -163,6 +163,7 @@ class Relocalizer(abc.ABC):
         reconstructed: Whether the system was rebuilt without its source.
         in_channels: Width F of the features that it takes; None for any.
         max_windows: About how many windows it is given where there are no proposals.
+        max_videos: How many videos of an index it is given in a search; None for any number.
         rounds: How far, as shares of a moment's length, :meth:`rank` moves the ends of the best
             answers to look at finer windows, round after round; :meth:`rank_videos` does not.
     """
@@ -171,6 +172,7 @@ class Relocalizer(abc.ABC):
     trainable: ClassVar[bool] = False
     reconstructed: ClassVar[bool] = False
     max_windows: ClassVar[int] = 4000
+    max_videos: ClassVar[int | None] = None
     in_channels: int | None = None
     rounds: Sequence[Sequence[float]] = ()
 

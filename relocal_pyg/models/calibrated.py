@@ -137,7 +137,14 @@ class Calibrated(Relocalizer):
 
     def __init__(self, model: Relocalizer, confidence: Confidence | None = None) -> None:
         self.model, self.confidence = model, confidence
-        for name in ("title", "trainable", "reconstructed", "max_windows", "in_channels"):
+        for name in (
+            "title",
+            "trainable",
+            "reconstructed",
+            "max_windows",
+            "max_videos",
+            "in_channels",
+        ):
             setattr(self, name, getattr(model, name))
 
     def __getattr__(self, name: str) -> Any:

@@ -98,6 +98,7 @@ class MultiGraphMatcher(TrainableRelocalizer):
 
     title = "Multi-graph matcher"
     starts_informed = True
+    max_videos = 128  # comparing two videos is most of the work
     #: Padded steps stay out of the LSTMs, of edges and of the pool.
     mask_padding = True
     refines: Tensor

@@ -16,7 +16,7 @@ from relocal_pyg.models.similarity import centres, contrast_scores, inside_and_a
 from relocal_pyg.search.storage import Shard
 
 #: Videos, proposals of each, and queries that the fit looks at.
-VIDEOS, PROPOSALS, QUERIES = 64, 16, 8
+VIDEOS, PROPOSALS, QUERIES = 32, 16, 4
 #: Feature values in memory at once.
 VALUES = 8_000_000
 #: Coefficients of :func:`terms` where a model scores no windows: those of the contrast matcher.
@@ -67,9 +67,21 @@ class FirstStage:
             rows = self._search(query, query_video, count)
         else:
             scores = torch.cat([self._scores(shard, query, query_video) for shard in self.shards])
-            rows = scores.topk(count).indices.numpy()
+            rows = self._of_best_videos(scores.topk(count).indices.numpy())
         shard = np.searchsorted(self.first, rows, side="right") - 1
         return [rows[shard == number] - self.first[number] for number in range(len(self.shards))]
+
+    def _of_best_videos(self, rows: np.ndarray) -> np.ndarray:
+        """Rows, best first, without those of more videos than the model compares in a search."""
+        most = self.model.max_videos
+        if most is None:
+            return rows
+        counts = [shard.video_of_proposal for shard in self.shards]
+        firsts = np.cumsum([0, *(len(shard.ids) for shard in self.shards)])
+        video = np.concatenate([own + first for own, first in zip(counts, firsts, strict=False)])
+        videos, where = np.unique(video[rows], return_index=True)
+        best = videos[np.argsort(where)[:most]]
+        return rows[np.isin(video[rows], best)]
 
     def _scores(self, shard: Shard, query: Tensor, query_video: Tensor | None) -> Tensor:
         """The quadratic ``[M]`` of every proposal of a shard."""
