@@ -48,7 +48,7 @@ CHUNK = 1024
 #: Ways to refine: proposals as they are, or finer windows around the best as well.
 REFINEMENTS = ("none", "windows")
 #: Windows of a reference that the network scores, at most.
-MOST = 3000
+MOST = 2500
 #: Largest score that its tanh is undone for: the last float32 below 1.
 SATURATED = 1 - 2**-24
 #: Unit of the score before its tanh, in logits of a ranking.
