@@ -452,7 +452,7 @@ def _ahead(
                 raise value
     finally:
         stop.set()
-        thread.join(timeout=1.0)
+        thread.join(timeout=0.3)
 
 
 def _frame_rate(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import threading
+import time
 import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -64,6 +65,7 @@ class Extraction:
         reused: Videos whose features were already there.
         problems: Damage of videos that were used as far as they go, by video id.
         passed_over: How many files of the folder were not taken for videos, by suffix.
+        seconds: How long it took.
     """
 
     digests: dict[str, str]
@@ -71,6 +73,7 @@ class Extraction:
     reused: int
     problems: dict[str, tuple[str, ...]] = field(default_factory=dict)
     passed_over: dict[str, int] = field(default_factory=dict)
+    seconds: float = field(default=0.0, compare=False)
 
 
 class _Interrupted(Exception):
@@ -90,7 +93,7 @@ def extract_folder(
     backbone: Backbone,
     rate_hz: float | None = None,
     *,
-    workers: int = 1,
+    workers: int | None = None,
     cache: str | Path | None = None,
     quarantine: Quarantine | None = None,
     key: str | None = None,
@@ -110,7 +113,8 @@ def extract_folder(
         output: The HDF5 file to write.
         backbone: Called from ``workers`` threads.
         rate_hz: See :func:`relocal_pyg.video.extract.extract_video`.
-        workers: Videos at a time; torch's threads are shared out among them.
+        workers: Videos at a time, as many as there are processors where None; torch's threads are
+            shared out among them.
         cache: Folder of finished videos; ``<output>.cache`` where None.
         quarantine: Collects videos that cannot be used, while the others are extracted. A damaged
             video of which something decodes is used, with a
@@ -129,6 +133,7 @@ def extract_folder(
         OutputError: The output or the cache cannot be written; the output is a video, holds
             something else, other videos, or features made in another way.
     """
+    workers = os.cpu_count() or 1 if workers is None else workers
     if workers < 1:
         raise UsageError(f"workers is {workers}, at least 1 wanted")
     if key == TIMES_KEY:
@@ -160,7 +165,9 @@ def extract_folder(
     with writing([output], inputs=files.values()):
         if check_output(output, kind).exists() and not drop:
             _refuse_to_drop(output, files)
+        began = time.monotonic()
         _in_threads(files, extract, settle, workers, progress)
+        took = time.monotonic() - began
         if not done:
             raise VideoError(f"no video could be used: {quarantine.summary()}", file=output)
         digests = {name: done[name].digest for name in sorted(done)}
@@ -169,7 +176,7 @@ def extract_folder(
     problems = {name: outcome.problems for name, outcome in done.items() if outcome.problems}
     folder = isinstance(videos, str | Path) and Path(videos).is_dir()
     skipped = passed_over(Path(videos)) if folder else {}  # type: ignore[arg-type]
-    return Extraction(digests, len(done) - reused, reused, problems, skipped)
+    return Extraction(digests, len(done) - reused, reused, problems, skipped, took)
 
 
 def find_videos(
@@ -403,7 +410,7 @@ def features_from_videos(
     backbone: Backbone,
     rate_hz: float | None = None,
     *,
-    workers: int = 1,
+    workers: int | None = None,
     background: str | None = "background",
     quarantine: Quarantine | None = None,
     key: str | None = None,
@@ -419,7 +426,7 @@ def features_from_videos(
         rate_hz: Frames per second; where None, what
             :func:`relocal_pyg.video.extract.sampling_rate` gives for half the median action, so
             that short actions keep steps too (a clip network: 25, so that every step is as long).
-        workers: Videos at a time.
+        workers: Videos at a time, as many as there are processors where None.
         background: Label that is no action.
         quarantine: Collects videos that cannot be used.
         key: Name of the feature array.

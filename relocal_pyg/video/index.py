@@ -115,7 +115,7 @@ def index_features(
     backbone: Backbone,
     rate_hz: float | None = None,
     *,
-    workers: int = 1,
+    workers: int | None = None,
     quarantine: Quarantine | None = None,
     key: str | None = None,
     network: dict[str, str | None] | None = None,
@@ -129,7 +129,7 @@ def index_features(
         backbone: See :class:`relocal_pyg.video.backbones.Backbone`.
         rate_hz: Frames per second; where None that of an index that is there already, else
             3.125 (25 for a clip network).
-        workers: Videos at a time.
+        workers: Videos at a time, as many as there are processors where None.
         quarantine: Collects videos that cannot be used.
         key: Name of the feature array.
         network: What the backbone is built from, kept for queries.

@@ -16,6 +16,7 @@ from relocal_pyg.apps.cli.options import (
     Output,
     Rate,
     Seconds,
+    Steps,
     load_backbone,
     load_protocol,
 )
@@ -32,7 +33,7 @@ def extract(
     *,
     output: Annotated[Path, OUT_FILE, tyro.conf.arg(aliases=["-o"])],
     rate: Rate = None,
-    workers: Count = 1,
+    workers: Steps = None,
     cache: Annotated[Path | None, Output()] = None,
     key: str | None = None,
     report: Annotated[Path | None, OUT_FILE] = None,
@@ -45,7 +46,7 @@ def extract(
         network: Which network turns frames into features.
         output: The HDF5 file to write: VIDEO_ID/features and VIDEO_ID/times.
         rate: Frames per second; 3.125 for efficientnet-lite0, the video's own for c3d if left out.
-        workers: Videos at a time.
+        workers: Videos at a time; all processors where left out.
         cache: Folder of finished videos; OUTPUT.cache where left out.
         key: Name of the feature array inside a video's group; features or c3d_features if left
             out.
@@ -77,7 +78,8 @@ def extract(
 
 def print_extraction(done: Extraction, quarantine: Quarantine) -> None:
     """Print how many videos were extracted, reused and left out, and which."""
-    print(f"{done.computed} videos extracted, {done.reused} reused")
+    pace = f", {60 * done.computed / done.seconds:.0f} a minute" if done.computed else ""
+    print(f"{done.computed} videos extracted, {done.reused} reused{pace}")
     if done.passed_over:
         kinds = ", ".join(f"{count} {suffix}" for suffix, count in done.passed_over.items())
         print(ascii_line(f"passed over: {sum(done.passed_over.values())} files ({kinds})"))

@@ -12,9 +12,9 @@ from relocal_pyg.apps.cli.extract import print_extraction
 from relocal_pyg.apps.cli.find import choose_matcher
 from relocal_pyg.apps.cli.options import (
     BackboneOptions,
-    Count,
     Output,
     Rate,
+    Steps,
     StepSeconds,
     load_network,
 )
@@ -32,7 +32,7 @@ def index(
     *,
     model: Path | None = None,
     rate: Rate = None,
-    workers: Count = 1,
+    workers: Steps = None,
     seconds_per_step: StepSeconds = 1.0,
     key: str | None = None,
 ) -> None:
@@ -49,7 +49,7 @@ def index(
         model: A trained run or checkpoint; the training-free contrast matcher where left out.
         rate: Videos: frames per second; where left out that of the run's own videos, or 3.125 (25
             for c3d).
-        workers: Videos: how many at a time.
+        workers: Videos: how many at a time; all processors where left out.
         seconds_per_step: Features: duration of one step.
         key: Name of the feature array inside a video's group.
     """

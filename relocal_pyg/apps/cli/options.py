@@ -426,7 +426,7 @@ def _recorded_extraction(run: Path) -> _Recorded | None:
             return None
         options = BackboneOptions.of(made["network"])
         recorded = _Recorded(str(made["backbone"]), float(made["rate_hz"]), options)
-        if not recorded.rate_hz > 0:
+        if not (made["network"] and recorded.rate_hz > 0):
             raise ValueError
     except (AttributeError, KeyError, TypeError, ValueError):
         raise CheckpointError("does not say how its features were made", file=file) from None

@@ -34,7 +34,7 @@ def train(
     *,
     videos: Path | None = None,
     rate: Rate = None,
-    workers: Count = 1,
+    workers: Steps = None,
     preset: PresetName = "recommended",
     steps: Steps = None,
     seed: Natural = 0,
@@ -57,7 +57,7 @@ def train(
             video,start,end,label, or what "relocal convert" reads; a video is named by its file
             without the suffix).
         rate: With --videos: frames per second; follows the length of the actions if left out.
-        workers: With --videos: videos at a time.
+        workers: With --videos: videos at a time; all processors where left out.
         preset: "recommended", or "paper" for the paper's recipe to the letter.
         steps: Optimiser steps at most, instead of the preset's.
         seed: Seed of weights, samples and dropout.
@@ -105,7 +105,7 @@ def extract_for_training(
     network: BackboneOptions,
     out: Path,
     rate: float | None,
-    workers: int,
+    workers: int | None,
 ) -> tuple[DataOptions, dict[str, object]]:
     """Extract into ``OUT/features.h5``.
 
