@@ -63,7 +63,7 @@ def stages(file: Path, query: VideoQuery, backbone: EfficientNetLite0) -> list[S
     skip = droppable(file, rate)
 
     def decoded(skip: str) -> Callable[[], int]:
-        return lambda: sum(1 for _ in pictures(file, report=print, skip=skip))
+        return lambda: sum(1 for _ in pictures(file, report=print, skip=skip, apart=0.5))
 
     def scaled() -> int:
         paint = painter(file, backbone.size, backbone.interpolation)

@@ -23,6 +23,8 @@ from relocal_pyg.io.record import sha256_file
 # Colour statistics that the ImageNet weights were trained with.
 _MEAN = (0.485, 0.456, 0.406)
 _STD = (0.229, 0.224, 0.225)
+# Pictures that OpenVINO takes at once.
+_AT_ONCE = 8
 
 
 @runtime_checkable
@@ -222,6 +224,8 @@ def _in_openvino(
     except RuntimeError:  # not there, or not whole
         model = _convert(build(), size)
         _keep(model, folder)
+    # A fixed number of pictures at once is a quarter faster than any number.
+    model.reshape([_AT_ONCE, size, size, 3])
     # Its default is bfloat16 where the processor has it: other machines would disagree.
     settings = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": 1, "NUM_STREAMS": 1}
     compiled = core.compile_model(model, "CPU", settings)
@@ -230,7 +234,13 @@ def _in_openvino(
     def run(frames: Tensor) -> Tensor:
         if not hasattr(requests, "one"):
             requests.one = compiled.create_infer_request()
-        return torch.from_numpy(requests.one.infer([frames.numpy()])[0].copy())
+        rows = []
+        for part in frames.split(_AT_ONCE):
+            few = len(part)
+            if few < _AT_ONCE:
+                part = torch.cat([part, part[-1:].expand(_AT_ONCE - few, -1, -1, -1)])
+            rows.append(torch.from_numpy(requests.one.infer([part.numpy()])[0][:few].copy()))
+        return torch.cat(rows)
 
     return run
 

@@ -340,6 +340,7 @@ def pictures(
     stream: int | None = None,
     report: Callable[[str], None],
     skip: str = "DEFAULT",
+    apart: float = 0.0,
     threads: int = 1,
 ) -> Iterator[Timed]:
     """Every picture on the screen during a stretch, as it is.
@@ -351,6 +352,7 @@ def pictures(
         stream: As in :func:`open_video`.
         report: Called with one line for each kind of damage met.
         skip: FFmpeg's ``skip_frame``: which frames are not decoded, see :func:`droppable`.
+        apart: With ``skip="NONKEY"``, seconds that key frames have to lie apart to be decoded.
         threads: Threads of the decoder.
 
     Yields:
@@ -362,7 +364,7 @@ def pictures(
         UsageError: No such stream.
     """
     found = False
-    for item in _timed_from(path, start, stream, report, skip, threads):
+    for item in _timed_from(path, start, stream, report, skip, apart, threads):
         if end is not None and item[0] >= end - _TOLERANCE and found:
             break
         if item[1] > start + _TOLERANCE:
@@ -380,6 +382,7 @@ def _timed_from(
     number: int | None,
     report: Callable[[str], None],
     skip: str,
+    apart: float,
     threads: int,
 ) -> Iterator[Timed]:
     """Pictures from the key frame before ``start`` on; never later than that."""
@@ -387,7 +390,7 @@ def _timed_from(
         with open_video(path, number, threads) as (container, stream):
             stream.codec_context.skip_frame = skip
             if seek_before(container, stream, start):
-                found = timed(container, stream, report)
+                found = timed(container, stream, report, apart if skip == "NONKEY" else None)
                 head = next(found, None)
                 # Some containers seek past the mark, and a broken index can lead anywhere.
                 if head is not None and head[0] <= start + _TOLERANCE:
@@ -396,7 +399,7 @@ def _timed_from(
                     return
     with open_video(path, number, threads) as (container, stream):
         stream.codec_context.skip_frame = skip
-        found = timed(container, stream, report)
+        found = timed(container, stream, report, apart if skip == "NONKEY" else None)
         yield _first(path, found)
         yield from found
 
@@ -420,7 +423,9 @@ def _restarts_of(path: str, number: int | None, size: int, changed: int) -> bool
     return False
 
 
-def timed(container: Any, stream: Any, report: Callable[[str], None]) -> Iterator[Timed]:
+def timed(
+    container: Any, stream: Any, report: Callable[[str], None], apart: float | None = None
+) -> Iterator[Timed]:
     """Pictures with the seconds at which they appear and go, in order; damage is reported.
 
     Packets are decoded one by one, because a damaged packet ends ``container.decode``.
@@ -429,13 +434,20 @@ def timed(container: Any, stream: Any, report: Callable[[str], None]) -> Iterato
         container: Of :func:`open_video`; where it was sought to, pictures follow from there.
         stream: Its stream.
         report: Called with one line for each kind of damage met.
+        apart: Decode key frames only, and of those only such as lie so many seconds after the last.
     """
+    due = -math.inf
     clock = Clock(container, stream)
     stated = stated_end(container, stream)
     held: tuple[float, Any] | None = None
     damaged = backwards = 0
     for packet in packets_of(container, stream, report):
         clock.note(packet)
+        if apart is not None and packet.pts is not None:
+            stamp = float(packet.pts * stream.time_base)
+            if not packet.is_keyframe or due - apart <= stamp < due - 1e-6:
+                continue
+            due = stamp + apart
         try:
             decoded = stream.decode(packet)
         except failures():
@@ -504,7 +516,7 @@ def _droppable(path: str, number: int | None, rate_hz: float, size: int, changed
         kept = _trial(path, number, skip)
         gaps = [after - before for before, after in pairwise(sorted([*kept, max(whole)]))]
         if (
-            len(kept) < len(whole)
+            (len(kept) < len(whole) or skip == "NONKEY")
             and max(gaps, default=math.inf) <= 1.1 / rate_hz
             and all(stamp in whole and np.array_equal(whole[stamp], kept[stamp]) for stamp in kept)
         ):

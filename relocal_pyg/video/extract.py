@@ -295,7 +295,7 @@ class _Work:
 
         def keys() -> Decoded:
             nonlocal end
-            for time, until, frame in self.pictures(report, "NONKEY"):
+            for time, until, frame in self.pictures(report, "NONKEY", apart=0.5 * max_gap):
                 times.append(time)
                 if len(times) in (_KEYS, 4 * _KEYS) and np.median(np.diff(times)) > max_gap:
                     raise TooSparse
@@ -328,8 +328,9 @@ class _Work:
         skip: str,
         start: float = 0.0,
         end: float | None = None,
+        apart: float | None = None,
     ) -> Iterator[Timed]:
-        """Decoded pictures of a stretch."""
+        """Decoded pictures of a stretch; key frames where they are enough, one a step."""
         return pictures(
             self.path,
             start,
@@ -337,6 +338,7 @@ class _Work:
             stream=self.stream,
             report=report,
             skip=skip,
+            apart=0.99 / self.rate if apart is None else apart,
             threads=self.threads,
         )
 

@@ -303,7 +303,7 @@ def _look(
     def choose(keys: Tensor, times: Tensor) -> list[Span]:
         usual = step_similarity(rows, keys, video)
         best = _best_match(rows, keys, video)
-        reach = 1.5 * length + 0.5 * float(times.diff().median())
+        reach = 1.5 * length  # a moment as long as the clip, and what lies around it
         taken: list[float] = []
         orders = [each.argsort(descending=True).tolist() for each in (usual, best)]
         for key in (key for pair in zip(*orders, strict=True) for key in pair):

@@ -267,3 +267,20 @@ def test_a_pipe_is_refused_not_waited_for(tmp_path):
     os.mkfifo(tmp_path / "pipe.mp4")
     with pytest.raises(VideoError, match="no regular file"):
         probe(tmp_path / "pipe.mp4")
+
+
+def test_of_a_film_of_key_frames_one_a_step_is_decoded(tmp_path):
+    path = film(tmp_path / "intra.mkv", options={"g": "1"})
+    assert droppable(path, 3.125) == "NONKEY"
+
+    def shown(apart):
+        found = pictures(path, report=pytest.fail, skip="NONKEY", apart=apart)
+        return [
+            (round(t, 3), round(float(f.to_ndarray(format="rgb24").mean()) / 2))
+            for t, _, f in found
+        ]
+
+    assert len(shown(0.0)) == 75
+    times, numbers = zip(*shown(0.99 / 3.125), strict=True)
+    assert times == pytest.approx([0.32 * i for i in range(19)], abs=1e-3)
+    assert numbers == pytest.approx(range(0, 75, 4), abs=1.5)

@@ -347,7 +347,7 @@ def test_the_command_opens_an_index(starts, index, blocks, monkeypatch, capsys, 
     assert len(starts) == 1
     capsys.readouterr()
     assert main([*command, str(tmp_path / "nothing")]) == 2
-    assert "no index here" in capsys.readouterr().err
+    assert "nothing: does not exist" in capsys.readouterr().err
     other = FunctionBackbone(blocks.function, "other", dim=144, size=(48, 64))
     monkeypatch.setattr(
         import_module("relocal_pyg.apps.cli.serve"), "load_network", lambda *_: (other, None)
