@@ -9,7 +9,7 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence, Sized
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import torch
 from numpy.typing import ArrayLike
@@ -164,8 +164,6 @@ class Relocalizer(abc.ABC):
         in_channels: Width F of the features that it takes; None for any.
         max_windows: About how many windows it is given where there are no proposals.
         max_videos: How many videos of an index it is given in a search; None for any number.
-        rounds: How far, as shares of a moment's length, :meth:`rank` moves the ends of the best
-            answers to look at finer windows, round after round; :meth:`rank_videos` does not.
     """
 
     title: ClassVar[str]
@@ -174,7 +172,14 @@ class Relocalizer(abc.ABC):
     max_windows: ClassVar[int] = 4000
     max_videos: ClassVar[int | None] = None
     in_channels: int | None = None
-    rounds: Sequence[Sequence[float]] = ()
+
+    @property
+    def rounds(self) -> Sequence[Sequence[float]]:
+        """How far :meth:`rank` moves the ends of the best answers, as shares of a moment's length.
+
+        Round after round, to look at finer windows; :meth:`rank_videos` does not.
+        """
+        return ()
 
     @property
     def device(self) -> torch.device | None:
@@ -253,8 +258,13 @@ class Relocalizer(abc.ABC):
         seconds_per_step: float | None = None,
     ) -> dict[str, Ranking]:
         """The answers by each of :attr:`refinements`; arguments as in :meth:`rank`."""
-        known = {} if seconds_per_step is None else {"seconds_per_step": seconds_per_step}
-        ranking = self.rank(query, reference, proposals, query_video=query_video, **known)
+        ranking = self.rank(
+            query,
+            reference,
+            proposals,
+            query_video=query_video,
+            seconds_per_step=seconds_per_step,
+        )
         before = ranking.moments if ranking.proposals is None else ranking.proposals
         return dict(zip(self.refinements, (Ranking(before, ranking.scores), ranking), strict=True))
 
@@ -552,7 +562,8 @@ def as_rows(rows: ArrayLike | Rows, name: str) -> Rows:
         FeatureError: As :func:`as_features`; or there are no rows.
     """
     if isinstance(rows, Tensor) or not hasattr(rows, "split"):
-        return as_features(rows, name)  # type: ignore[arg-type]
+        return as_features(cast(ArrayLike, rows), name)
+    rows = cast(Rows, rows)
     if len(rows) == 0:
         raise FeatureError("is empty", record=name)
     return rows

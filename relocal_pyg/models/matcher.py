@@ -38,6 +38,7 @@ from relocal_pyg.models.compare import (
     similarity_tables,
 )
 from relocal_pyg.models.network_config import MatcherConfig
+from relocal_pyg.models.similarity import Rows
 from relocal_pyg.moments import Moment
 from relocal_pyg.nn.inference import InferenceNetwork
 from relocal_pyg.nn.losses import listwise_loss
@@ -345,9 +346,9 @@ class MultiGraphMatcher(TrainableRelocalizer):
     def explain(
         self,
         query: Tensor,
-        reference: Tensor,
+        reference: Rows,
         moment: tuple[float, float],
-        query_video: Tensor | None = None,
+        query_video: Rows | None = None,
         seconds_per_step: float | None = None,
     ) -> Tensor:
         """How much each pair of steps added to the score of a moment.
@@ -367,11 +368,11 @@ class MultiGraphMatcher(TrainableRelocalizer):
         """
         window = torch.tensor([moment], dtype=query.dtype)
         around = Surroundings(query_video)
-        query, reference, place, around = self._enter(query, reference, window, around)
+        query, video, place, around = self._enter(query, reference, window, around)
         # Only in training does cudnn keep what the gradient of an LSTM needs.
         with evaluating(self), torch.enable_grad(), torch.backends.cudnn.flags(enabled=False):
-            tables = similarity_tables(query, reference, around.query_video).requires_grad_()
-            comparison = compare(query, reference, around.query_video, tables=tables)
+            tables = similarity_tables(query, video, around.query_video).requires_grad_()
+            comparison = compare(query, video, around.query_video, tables=tables)
             raw = self([self.look(comparison, place)])
             (gradient,) = torch.autograd.grad(raw.sum(), tables)
         return (gradient * tables).sum(dim=0).detach()

@@ -24,7 +24,7 @@ from relocal_pyg.models.base import (
     separate,
 )
 from relocal_pyg.models.network_config import NetworkConfig
-from relocal_pyg.models.similarity import place_windows
+from relocal_pyg.models.similarity import Rows, place_windows
 from relocal_pyg.moments import decode_offsets
 from relocal_pyg.nn.distributed import sum_over_ranks
 from relocal_pyg.nn.inference import InferenceNetwork
@@ -253,9 +253,9 @@ class MultiGraphRelocalizer(TrainableRelocalizer):
     def explain(
         self,
         query: Tensor,
-        reference: Tensor,
+        reference: Rows,
         moment: tuple[float, float],
-        query_video: Tensor | None = None,
+        query_video: Rows | None = None,
         seconds_per_step: float | None = None,
     ) -> Tensor:
         """Gradient times weight over the edges between the videos, brought back from T steps.
@@ -280,12 +280,12 @@ class MultiGraphRelocalizer(TrainableRelocalizer):
             raise UsageError(
                 "a network without graph convolution joins no steps: nothing to explain"
             )
-        window = torch.tensor([moment], dtype=reference.dtype)
-        query, reference, window, _ = self._enter(query, reference, window, Surroundings())
+        window = torch.tensor([moment], dtype=query.dtype)
+        query, video, window, _ = self._enter(query, reference, window, Surroundings())
         steps = self.settings.num_steps
         with evaluating(self), torch.no_grad():
             hidden, mask = self._encode_query(query)
-            x, shown = resample_windows(reference, window, steps)
+            x, shown = resample_windows(video, window, steps)
             sides = hidden[None], self.network.encode_proposal(x, shown)
         masks = mask[None], shown
         real = torch.cat(masks, dim=1)[0] if self.settings.mask_padding else None
@@ -304,8 +304,8 @@ class MultiGraphRelocalizer(TrainableRelocalizer):
         joined = slots[:steps, steps:] + slots[steps:, :steps].T
         joined = joined * mask[:, None] * shown
         rows, _ = resample_positions(torch.tensor(len(query), device=query.device), steps)
-        columns, _ = place_windows(window, len(reference), 0, steps)
-        table = query.new_zeros(len(query), len(reference))
+        columns, _ = place_windows(window, len(video), 0, steps)
+        table = query.new_zeros(len(query), len(video))
         return table.index_put_((rows[:, None], columns), joined, accumulate=True)
 
     # Training

@@ -33,9 +33,11 @@ def mean_row(rows: Rows) -> Tensor:
     """Mean ``[F]`` of rows ``[n, F]``, a block in memory at a time."""
     if isinstance(rows, Tensor) and len(rows) <= BLOCK:
         return rows.mean(dim=0)
-    total: Tensor | float = 0.0
-    for block in rows.split(BLOCK):
-        total = total + block.sum(dim=0, dtype=torch.float64)
+    blocks = iter(rows.split(BLOCK))
+    block = next(blocks)
+    total = block.sum(dim=0, dtype=torch.float64)
+    for block in blocks:
+        total += block.sum(dim=0, dtype=torch.float64)
     return (total / len(rows)).to(block.dtype)
 
 
@@ -444,7 +446,7 @@ def matching_statistics(
 
 
 def place_windows(
-    windows: Tensor, lengths: Tensor, first: Tensor | int, num_steps: int
+    windows: Tensor, lengths: Tensor | int, first: Tensor | int, num_steps: int
 ) -> tuple[Tensor, Tensor]:
     """Which rows a network is shown of windows of references that stand one after the other.
 

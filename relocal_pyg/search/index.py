@@ -427,8 +427,9 @@ class SearchIndex:
             end = int(np.searchsorted(video, video[min(start + BLOCK, len(rows)) - 1], "right"))
             part = video[start:end], proposals[start:end]
             if shard.rows("states", 0, 1).shape[1]:
-                kept = (shard.take(name, rows[start:end]) for name in ("states", "lengths"))
-                moments, scores = self.model.score_encoded(query, *kept, part[1])
+                states = shard.take("states", rows[start:end])
+                lengths = shard.take("lengths", rows[start:end])
+                moments, scores = self.model.score_encoded(query, states, lengths, part[1])
                 owners = torch.from_numpy(part[0])
                 steps = torch.from_numpy(np.diff(shard.first_step))[owners]
                 found.append((_inside(moments.cpu(), steps), scores.cpu(), owners))

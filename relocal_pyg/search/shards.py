@@ -6,7 +6,7 @@ import contextlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from multiprocessing import get_context
-from multiprocessing.connection import Connection, wait
+from multiprocessing.connection import wait
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
@@ -145,7 +145,7 @@ def score_shards(
 def _share_out(tasks: Sequence[ShardTask], workers: int, patience: float, folder: Path) -> None:
     """Give tasks to worker processes one by one, and watch them: no wait is without end."""
     context, left = get_context("spawn"), list(reversed(tasks))
-    working: dict[Connection, BaseProcess] = {}
+    working: dict[Any, BaseProcess] = {}
     try:
         for _ in range(min(workers, len(tasks))):
             ours, theirs = context.Pipe()
@@ -162,21 +162,20 @@ def _share_out(tasks: Sequence[ShardTask], workers: int, patience: float, folder
                     "kept",
                     file=folder,
                 )
-            for ours in ready:
-                assert isinstance(ours, Connection)
-                _hear(ours, folder)
-                if not _give(ours, left):
-                    busy.remove(ours)
+            for heard in ready:
+                _hear(heard, folder)
+                if not _give(heard, left):
+                    busy.remove(heard)
     finally:
-        for process in working.values():
-            process.terminate()
-        for process in working.values():
-            process.join(_GRACE)
-            if process.is_alive():
-                process.kill()
+        for worker in working.values():
+            worker.terminate()
+        for worker in working.values():
+            worker.join(_GRACE)
+            if worker.is_alive():
+                worker.kill()
 
 
-def _give(worker: Connection, left: list[ShardTask]) -> bool:
+def _give(worker: Any, left: list[ShardTask]) -> bool:
     """Send a worker the next task, where there is one."""
     if not left:
         return False
@@ -185,7 +184,7 @@ def _give(worker: Connection, left: list[ShardTask]) -> bool:
     return True
 
 
-def _hear(worker: Connection, folder: Path) -> None:
+def _hear(worker: Any, folder: Path) -> None:
     """Take a worker's answer to a task.
 
     Raises:
@@ -202,7 +201,7 @@ def _hear(worker: Connection, folder: Path) -> None:
         raise failed
 
 
-def _work(parent: Connection) -> None:
+def _work(parent: Any) -> None:
     """A worker process: score what comes, answer None or the error."""
     torch.set_num_threads(1)
     while True:

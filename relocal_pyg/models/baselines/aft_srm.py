@@ -159,7 +159,7 @@ class AFTSRM(TrainableRelocalizer):
         """Triplet and regression loss of a batch of triplets."""
         positive, negative = batch
         # One batch of both sides, so that batch normalisation sees positives and negatives alike.
-        x = torch.cat([positive.x, negative.x]).view(-1, 2, self.num_steps, self.in_channels)
+        x = torch.cat([positive.x, negative.x]).unflatten(0, (-1, 2, self.num_steps))
         scores, offsets = self(x[:, 0], x[:, 1])
         near, far = scores.chunk(2)
         ranking = triplet_loss(near, far, self.margin)

@@ -284,7 +284,7 @@ class MATR(TrainableRelocalizer):
         """Constructor arguments."""
         return dict(self._config)
 
-    def encode(
+    def encode_sides(
         self, query: Tensor, reference: Tensor, query_steps: Tensor, steps: Tensor
     ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
         """Both sides before and after the encoder.
@@ -321,13 +321,15 @@ class MATR(TrainableRelocalizer):
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Score and span of every reference step, and the alignment loss.
 
-        Arguments as in :meth:`encode`.
+        Arguments as in :meth:`encode_sides`.
 
         Returns:
             Logits ``[B, M]``, spans ``[B, M, 2]`` as shares of the reference's length, and the
             weighted alignment loss ``[B]``.
         """
-        target, clip, after, query_after, place = self.encode(query, reference, query_steps, steps)
+        target, clip, after, query_after, place = self.encode_sides(
+            query, reference, query_steps, steps
+        )
         mask, lengths = _mask(steps, target), (steps, query_steps)
         part = self._config["align"] == "subsequence"
         alignment = target.new_zeros(len(target))

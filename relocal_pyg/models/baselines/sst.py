@@ -145,7 +145,8 @@ class SST(TrainableRelocalizer):
         """Rank the model's own moments (in steps) by confidence, or re-rank them by cosine."""
         stride = min(max(int(self.stride), 1), len(reference))
         confidence = torch.sigmoid(self(block_means(reference, stride)))
-        anchors, valid = anchor_windows(*confidence.shape, device=confidence.device)
+        blocks, number = confidence.shape
+        anchors, valid = anchor_windows(blocks, number, confidence.device)
         anchors, scores = anchors[valid], confidence[valid]
         best = scores.argsort(descending=True, stable=True)[:CONSIDERED]
         moments = (anchors[best] * stride).clamp(max=len(reference)).to(reference.dtype)
@@ -182,7 +183,7 @@ class SST(TrainableRelocalizer):
         references = pad_sequence(list(batch.reference.split(lengths)), batch_first=True)
         labels = pad_sequence(list(batch.labels.split(lengths)), batch_first=True)
         logits = self(references)
-        _, valid = anchor_windows(*logits.shape[1:], device=steps.device)
+        _, valid = anchor_windows(logits.shape[1], logits.shape[2], steps.device)
         inside = torch.arange(logits.shape[1], device=steps.device) < steps[:, None]
         valid = valid & inside[..., None]
         loss = functional.binary_cross_entropy_with_logits(
