@@ -110,7 +110,7 @@ GOALS: dict[str, tuple[str, list[list[str]]]] = {
     ),
     "load": (
         "the page under many clients: bounded queue, clear refusals, no lost request, flat memory",
-        [["tests/serve/test_load.py"]],
+        [["tests/apps/serve/test_load.py"]],
     ),
 }
 

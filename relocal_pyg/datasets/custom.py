@@ -59,7 +59,7 @@ def custom(
         test_share: Share of the subjects (or videos) held out for testing.
         val_share: Share of the subjects (or videos) held out for validation. They are dealt so that
             each training class has two validation videos and keeps two for training, where that can
-            be; for this up to twice the share is taken.
+            be; for this up to twice the share is taken, and more where no class has two yet.
         background: Label that is no action.
         seed: Names the draws.
         seconds_per_step: Duration of a step; each video's duration divided by its steps where None.
@@ -292,7 +292,8 @@ def _hold_out(
 
     while left:
         best = max(left, key=worth)  # of equals the first
-        if full("val", val_share) and (worth(best) <= (True, 0) or full("val", 2 * val_share)):
+        enough = full("val", 2 * val_share) and max(have.values()) >= 2
+        if full("val", val_share) and (worth(best) <= (True, 0) or enough):
             break
         left.remove(best)
         held["val"].append(best)

@@ -157,8 +157,10 @@ def test_a_cut_file_is_refused(tmp_path: Path, count, kind: str):
             size = int(rng.integers(file.stat().st_size))
             answer = damage(file, lambda data, size=size: data[:size], read)
             assert answer is None or answer == wanted
-        assert damage(file, lambda data: data[: len(data) // 2], read) is None
-        assert damage(file, lambda _: b"", read) is None
+        # The index's own list has a checksum; what says whose folder it is concerns writers alone.
+        left = wanted if file == tmp_path / "index" / "manifest.json" else None
+        assert damage(file, lambda data: data[: len(data) // 2], read) == left
+        assert damage(file, lambda _: b"", read) == left
 
 
 FULL_DISK = """
