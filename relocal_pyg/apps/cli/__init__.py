@@ -23,6 +23,7 @@ from relocal_pyg.io.write import own_folder, writing
 
 #: Commands by name, each in the module that it is imported from when it is asked for.
 COMMANDS = {
+    "example": "demo",
     "demo": "demo",
     "train": "train",
     "pretrain": "pretrain",
