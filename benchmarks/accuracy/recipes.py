@@ -72,9 +72,11 @@ IDEAS: dict[str, Callable[[], Preset]] = {
 
 
 def systems() -> dict[str, System]:
-    """Every recipe by name."""
+    """Every recipe by name; MATR keeps its own budget, which is the larger one."""
     found = {
-        system.title: replace(
+        system.title: system
+        if "MATR" in system.title
+        else replace(
             system,
             training=replace(
                 system.training,

@@ -4,6 +4,7 @@ from .base import TrainableRelocalizer as TrainableRelocalizer
 from .baselines.aft_srm import AFTSRM as AFTSRM
 from .baselines.cross_gated import CrossGated as CrossGated
 from .baselines.frame_level import FrameLevel as FrameLevel
+from .baselines.matr import MATR as MATR
 from .baselines.sst import SST as SST
 from .baselines.video_level import VideoLevel as VideoLevel
 from .calibrated import Calibrated as Calibrated
@@ -18,5 +19,6 @@ from .matchers import FinerWindows as FinerWindows
 from .matchers import RandomMoment as RandomMoment
 from .matchers import WholeReference as WholeReference
 from .multi_graph import MultiGraphRelocalizer as MultiGraphRelocalizer
+from .network_config import BaselineConfig as BaselineConfig
 from .network_config import MatcherConfig as MatcherConfig
 from .network_config import NetworkConfig as NetworkConfig

@@ -1,9 +1,9 @@
-"""Settings of the two networks. No torch is imported here."""
+"""Settings of the two networks, and of systems of others. No torch is imported here."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, field
+from typing import Any, Literal
 
 
 @dataclass(frozen=True)
@@ -70,3 +70,13 @@ class MatcherConfig:
     """Windows of another video that join a list, so that scores compare across videos."""
     target_temperature: float = 0.05
     """Divides the tIoUs that a list is trained towards."""
+
+
+@dataclass(frozen=True)
+class BaselineConfig:
+    """A system of others, by the name of its class in :mod:`relocal_pyg.models`."""
+
+    model: str
+    """The class."""
+    settings: dict[str, Any] = field(default_factory=dict)
+    """Its constructor's arguments, the width of the features aside."""

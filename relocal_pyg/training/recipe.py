@@ -10,11 +10,12 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any
 
 import torch
 from lightning_fabric.utilities.rank_zero import rank_zero_only
 
+from relocal_pyg import models
 from relocal_pyg.data.items import Protocol
 from relocal_pyg.data.pairs import PairList, make_null_pairs, make_pairs
 from relocal_pyg.errors import CheckpointError, UsageError
@@ -22,17 +23,13 @@ from relocal_pyg.evaluation.report import write_report
 from relocal_pyg.evaluation.run import evaluate
 from relocal_pyg.evaluation.tables import Comparison, compare, to_json, to_latex, to_markdown
 from relocal_pyg.io.read import read_json
-from relocal_pyg.io.record import sha256_json
+from relocal_pyg.io.record import sha256_file, sha256_json
 from relocal_pyg.io.seeding import seed_torch
 from relocal_pyg.io.write import own_folder, replace_file, write_json
 from relocal_pyg.models.base import Relocalizer, TrainableRelocalizer
-from relocal_pyg.models.baselines.aft_srm import AFTSRM
-from relocal_pyg.models.baselines.cross_gated import CrossGated
 from relocal_pyg.models.baselines.frame_level import FrameLevel
-from relocal_pyg.models.baselines.sst import SST
-from relocal_pyg.models.baselines.video_level import VideoLevel
 from relocal_pyg.models.calibrated import Calibrated
-from relocal_pyg.models.checkpoint import load_model
+from relocal_pyg.models.checkpoint import load_model, load_weights
 from relocal_pyg.models.matcher import MultiGraphMatcher
 from relocal_pyg.models.matchers import (
     Chance,
@@ -42,11 +39,11 @@ from relocal_pyg.models.matchers import (
     FinerWindows,
 )
 from relocal_pyg.models.multi_graph import MultiGraphRelocalizer
-from relocal_pyg.models.network_config import MatcherConfig, NetworkConfig
+from relocal_pyg.models.network_config import BaselineConfig, MatcherConfig, NetworkConfig
 from relocal_pyg.training.calibrate import calibrate, calibrate_run
 from relocal_pyg.training.choice import Choice, read_choice
 from relocal_pyg.training.loop import FitResult, fit
-from relocal_pyg.training.presets import PAPER, Preset, TrainingConfig
+from relocal_pyg.training.presets import PAPER, PRESETS, Preset, TrainingConfig
 
 #: Validation pairs for the probabilities of a model that comes without.
 CALIBRATION_PAIRS = 100
@@ -56,27 +53,19 @@ _NARROW = 128
 #: Settings of our network that say how it is trained, and fit weights of any training.
 _TRAINED_ON = ("blind", "list_length", "far_proposals", "target_temperature")
 
-#: Adam at 1e-3 with gradients clipped at 5, which the public code of the baselines uses.
-BASELINE = TrainingConfig(
-    batch_size=16,
-    steps=600,
-    learning_rate=1e-3,
-    offset_learning_rate=1e-3,
-    weight_decay=0.0,
-    clip_norm=5.0,
-    validate_every=100,
-    patience=5,
-    max_validation_pairs=100,
-)
-
 
 @dataclass(frozen=True)
 class System:
-    """One row of a table: a name, how to build the model, and how to train it."""
+    """One row of a table: a name, how to build the model, and how to train it.
+
+    Attributes:
+        start: The system, of the same weights, that is trained first and whose end is the start.
+    """
 
     title: str
     build: Callable[[int], TrainableRelocalizer]
     training: TrainingConfig
+    start: System | None = None
 
 
 @dataclass(frozen=True)
@@ -116,29 +105,40 @@ class Trained:
 
 
 def table_one(preset: Preset) -> list[System]:
-    """The systems of the paper's Table 1 that have weights, ours by the given preset.
+    """The systems of the paper's Table 1 that have weights, ours by the given preset, and MATR.
 
-    Our network by the paper's own recipe is a row of its own where the preset is another one.
+    Our network by the paper's own recipe is a row of its own where the preset is another one. MATR
+    has three rows: trained on labels, on clips of the training videos alone without labels, and on
+    labels after that.
     """
-    ours = preset.network
-    systems = [
-        System("Ours", _network(ours), preset.training),
-        System("Ours (CNN)", _network(replace(ours, graph_conv=False)), preset.training),
-        System(CrossGated.title, CrossGated, BASELINE),
-        System(AFTSRM.title, AFTSRM, BASELINE),
-        System(SST.title, SST, BASELINE),
-        System("SST + cosine", lambda channels: SST(channels, rerank=True), BASELINE),
-        System(VideoLevel.title, VideoLevel, BASELINE),
-    ]
+    systems = [_system("Ours", preset), _system("Ours (CNN)", preset, graph_conv=False)]
     if preset.name != PAPER.name:
-        systems.insert(
-            1, System("Ours, the paper's recipe", _network(PAPER.network), PAPER.training)
-        )
-    return systems
+        systems.insert(1, _system("Ours, the paper's recipe", PAPER))
+    systems += [
+        _system("Cross-gated bilinear matching", PRESETS["cross-gated"]),
+        _system("AFT+SRM (reconstruction)", PRESETS["aft-srm"]),
+        _system("SST", PRESETS["sst"]),
+        _system("SST + cosine", PRESETS["sst"], rerank=True),
+        _system("Video-level LSTM", PRESETS["video-level"]),
+        _system("MATR", PRESETS["matr"]),
+    ]
+    alone = _system("MATR, pretrained only", PRESETS["matr"], self_supervised=True)
+    return [*systems, alone, replace(systems[-1], title="MATR, pretrained and tuned", start=alone)]
+
+
+def _system(title: str, preset: Preset, **changes: Any) -> System:
+    network = preset.network
+    if isinstance(network, BaselineConfig):
+        network = replace(network, settings={**network.settings, **changes})
+    else:
+        network = replace(network, **changes)
+    return System(
+        title, lambda width: build_network(network, width, from_scratch=True), preset.training
+    )
 
 
 def ablation(preset: Preset, layers: Sequence[int], graphs: Sequence[int]) -> list[System]:
-    """The grid of the paper's Table 3: n layers by graphs k = 1..K.
+    """The grid of the paper's Table 3: n layers by graphs k = 1..K, and the CNN of each cell.
 
     Args:
         preset: What every cell shares.
@@ -146,28 +146,33 @@ def ablation(preset: Preset, layers: Sequence[int], graphs: Sequence[int]) -> li
         graphs: Values of K; a cell uses the graphs 1..K.
     """
     return [
-        System(
-            f"n={layer}, k={graph}",
-            _network(replace(preset.network, num_layers=layer, ks=tuple(range(1, graph + 1)))),
-            preset.training,
+        _system(
+            f"n={layer}, k={graph}{'' if graph_conv else ', CNN'}",
+            preset,
+            num_layers=layer,
+            ks=tuple(range(1, graph + 1)),
+            graph_conv=graph_conv,
         )
         for layer in layers
         for graph in graphs
+        for graph_conv in (True, False)
     ]
 
 
 def edge_weights(preset: Preset) -> list[System]:
-    """The three edge weights of section 4.4."""
-    kinds: tuple[Literal["binary", "exponential", "laplacian"], ...]
-    kinds = ("binary", "exponential", "laplacian")
+    """The three edge weights of section 4.4, the sum over neighbours as the paper has it."""
+    # Laplacian weights are normalised already.
     return [
-        System(
-            f"{kind} weights",
-            # Laplacian weights are normalised already.
-            _network(replace(preset.network, weight=kind, normalization="none")),
-            preset.training,
-        )
-        for kind in kinds
+        _system(f"{kind} weights", preset, weight=kind, normalization="none")
+        for kind in ("binary", "exponential", "laplacian")
+    ]
+
+
+def normalizations(preset: Preset) -> list[System]:
+    """The sum over neighbours as it is, its mean, and the symmetric one, with binary weights."""
+    return [
+        _system(f"{kind} normalisation", preset, weight="binary", normalization=kind)
+        for kind in ("none", "mean", "sym")
     ]
 
 
@@ -182,6 +187,7 @@ def train(
     devices: int = 1,
     calibration_pairs: int | None = None,
     from_scratch: bool = False,
+    start: Path | None = None,
     identity: dict[str, object] | None = None,
 ) -> FitResult:
     """Train the network of a preset and calibrate it; :meth:`Trained.load` reads the run.
@@ -196,6 +202,7 @@ def train(
         devices: How many.
         calibration_pairs: Validation pairs for the probabilities; those of the preset where None.
         from_scratch: Start from random weights where there are pretrained ones.
+        start: Run folder of the same network, whose kept weights training starts from instead.
         identity: Further facts of the run.
 
     Returns:
@@ -208,6 +215,11 @@ def train(
     # What training starts from, and step 0 of it, is decided here and nowhere else.
     seed_torch(seed, "weights")
     model = build_network(preset.network, protocol.features.dim, from_scratch=from_scratch)
+    facts = {"preset": preset.name, "from_scratch": from_scratch, **(identity or {})}
+    if start is not None:
+        best = start / "best" if (start / "best").is_dir() else start
+        load_weights(model, best)
+        facts["start"] = sha256_file(best / "model.safetensors")
     result = fit(
         model,
         protocol,
@@ -217,7 +229,7 @@ def train(
         resume=resume,
         accelerator=accelerator,
         devices=devices,
-        identity={"preset": preset.name, "from_scratch": from_scratch, **(identity or {})},
+        identity=facts,
     )
     if getattr(rank_zero_only, "rank", 0) != 0:
         return result
@@ -247,24 +259,36 @@ def train_all(
     """
     data = fingerprint(protocol)
     for system in systems:
-        most = system.training.steps if steps is None else min(steps, system.training.steps)
-        training = system.training.with_steps(most)
         for seed in seeds:
-            seed_torch(seed, "weights")
-            model = system.build(protocol.features.dim)
-            facts = {
-                "model": type(model).__name__,
-                "config": model.config(),
-                "training": asdict(training),
-                "seed": seed,
-                "data": data,
-            }
-            run = folder / sha256_json(facts)[:16]
-            if not (run / "finished.json").is_file():
-                print(f"{system.title}, seed {seed}: training in {run}")
-                fit(model, protocol, config=training, seed=seed, out=run, resume=True)
-                write_json(run / "finished.json", {"title": system.title, **facts})
+            run = _finished(system, protocol, seed, folder, steps, data)
             yield Trained.load(run, system.title)
+
+
+def _finished(
+    system: System, protocol: Protocol, seed: int, folder: Path, steps: int | None, data: str
+) -> Path:
+    """The run folder of a system and a seed, trained now where it was not."""
+    start = system.start and _finished(system.start, protocol, seed, folder, steps, data)
+    most = system.training.steps if steps is None else min(steps, system.training.steps)
+    training = system.training.with_steps(most)
+    seed_torch(seed, "weights")
+    model = system.build(protocol.features.dim)
+    facts = {
+        "model": type(model).__name__,
+        "config": model.config(),
+        "training": asdict(training),
+        "seed": seed,
+        "data": data,
+        **({"start": start.name} if start else {}),
+    }
+    run = folder / sha256_json(facts)[:16]
+    if not (run / "finished.json").is_file():
+        if start:
+            load_weights(model, start / "best")
+        print(f"{system.title}, seed {seed}: training in {run}")
+        fit(model, protocol, config=training, seed=seed, out=run, resume=True)
+        write_json(run / "finished.json", {"title": system.title, **facts})
+    return run
 
 
 def fingerprint(protocol: Protocol) -> str:
@@ -403,16 +427,17 @@ def spare_threads(preset: Preset) -> None:
     Small products gain nothing from a second thread, and on cores that others use too the threads
     wait for each other: the demonstration was then measured six times slower.
     """
-    if preset.network.hidden_channels <= _NARROW and "OMP_NUM_THREADS" not in os.environ:
+    network = preset.network
+    narrow = isinstance(network, BaselineConfig) or network.hidden_channels <= _NARROW
+    if narrow and "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(1)
 
 
-def _network(config: NetworkConfig | MatcherConfig) -> Callable[[int], TrainableRelocalizer]:
-    return lambda channels: build_network(config, channels, from_scratch=True)
-
-
 def build_network(
-    config: NetworkConfig | MatcherConfig, channels: int, *, from_scratch: bool = False
+    config: NetworkConfig | MatcherConfig | BaselineConfig,
+    channels: int,
+    *,
+    from_scratch: bool = False,
 ) -> TrainableRelocalizer:
     """The network of a preset, with the weights that training starts from.
 
@@ -423,7 +448,17 @@ def build_network(
         config: Settings of the network.
         channels: Width of the features.
         from_scratch: Draw weights from torch's generator instead.
+
+    Raises:
+        UsageError: The settings of a system of others do not fit it.
     """
+    if isinstance(config, BaselineConfig):
+        kind = getattr(models, config.model)
+        try:
+            built: TrainableRelocalizer = kind(channels, **config.settings)
+        except (TypeError, RuntimeError) as error:
+            raise UsageError(f"{config.model}: the settings do not fit it ({error})") from None
+        return built
     if isinstance(config, NetworkConfig):
         return MultiGraphRelocalizer.from_config(channels, config)
     model = MultiGraphMatcher.from_config(config)

@@ -7,7 +7,13 @@ import pytest
 import torch
 
 from relocal_pyg.errors import FeatureError, SearchIndexError, UsageError
-from relocal_pyg.models import ContrastMatcher, FrameLevel, MultiGraphMatcher, MultiGraphRelocalizer
+from relocal_pyg.models import (
+    MATR,
+    ContrastMatcher,
+    FrameLevel,
+    MultiGraphMatcher,
+    MultiGraphRelocalizer,
+)
 from relocal_pyg.models.base import Ranking
 from relocal_pyg.models.similarity import inside_and_around, step_similarity
 from relocal_pyg.moments import clip_moments, nms
@@ -42,11 +48,17 @@ def ours(way: str) -> MultiGraphMatcher:
     return model.eval()
 
 
+def matr() -> MATR:
+    torch.manual_seed(3)
+    return MATR(8, 16, heads=2, feed_forward=8, num_layers=1).eval()
+
+
 MODELS = {
     "no model": ContrastMatcher,
     "paper": network,
     "masked": lambda: network(mask_padding=True, normalization="mean"),
     "ours": lambda: ours("none"),
+    "MATR": matr,
 }
 
 

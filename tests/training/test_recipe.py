@@ -6,11 +6,13 @@ import dataclasses
 import json
 
 import pytest
+import torch
 
 from relocal_pyg.datasets.synthetic import SyntheticConfig, synthetic
 from relocal_pyg.errors import UsageError
 from relocal_pyg.evaluation import Evaluation
-from relocal_pyg.training import RECOMMENDED, recipe
+from relocal_pyg.models import MATR
+from relocal_pyg.training import PAPER, PRESETS, RECOMMENDED, recipe
 
 
 @pytest.fixture(scope="module")
@@ -63,9 +65,7 @@ def test_train_compare_publish_and_read_again(protocol, tmp_path):
 
 
 def test_a_finished_run_is_read_and_another_setting_is_another_run(protocol, tmp_path, capsys):
-    (system,) = [s for s in recipe.table_one(RECOMMENDED) if s.title == "Video-level"] or [
-        recipe.table_one(RECOMMENDED)[-1]
-    ]
+    (system,) = [s for s in recipe.table_one(RECOMMENDED) if s.title == "Video-level LSTM"]
     first = list(recipe.train_all([system], protocol, (0,), tmp_path, steps=1))
     assert "training in" in capsys.readouterr().out
     again = list(recipe.train_all([system], protocol, (0,), tmp_path, steps=1))
@@ -76,6 +76,56 @@ def test_a_finished_run_is_read_and_another_setting_is_another_run(protocol, tmp
     assert recipe.fingerprint(protocol) != recipe.fingerprint(
         dataclasses.replace(protocol, splits={**protocol.splits, "val": ()})
     )
+
+
+def test_a_system_starts_where_another_ended(protocol, tmp_path, monkeypatch):
+    small = {"hidden_channels": 8, "heads": 2, "feed_forward": 8, "num_layers": 1}
+    tuned = recipe.table_one(RECOMMENDED)[-1]
+    training = dataclasses.replace(tuned.training.with_steps(1), max_validation_pairs=2)
+    alone, tuned = (
+        dataclasses.replace(
+            each, build=lambda width, own=own: MATR(width, self_supervised=own, **small),
+            training=training,
+        )
+        for each, own in ((tuned.start, True), (tuned, False))
+    )  # fmt: skip
+    starts = []
+    fit = recipe.fit
+
+    def watched(model, *given, **named):
+        starts.append({name: weights.clone() for name, weights in model.state_dict().items()})
+        return fit(model, *given, **named)
+
+    monkeypatch.setattr(recipe, "fit", watched)
+    tuned = dataclasses.replace(tuned, start=alone)
+    list(recipe.train_all([tuned], protocol, (0,), tmp_path))
+    (before,) = recipe.train_all([alone], protocol, (0,), tmp_path)  # was trained on the way
+    assert len(starts) == 2
+    for name, weights in before.model.state_dict().items():
+        assert torch.equal(starts[1][name], weights)
+
+
+def test_settings_are_changed_by_name_and_kind():
+    changed = PAPER.changed(["num_layers=3", "ks=[1,4]", "graph_conv=false", "steps=7"])
+    assert (changed.network.num_layers, changed.network.ks) == (3, (1, 4))
+    assert changed.network.graph_conv is False
+    assert changed.training.steps == 7
+    assert PAPER.changed(["learning_rate=1"]).training.learning_rate == 1.0
+    matr = recipe.build_network(
+        PRESETS["matr"].changed(["fusion=none", "before=0", "hidden_channels=16"]).network, 5
+    )
+    assert isinstance(matr, MATR)
+    assert matr.join is None
+    for wrong, words in (
+        ("num_layers", "NAME=VALUE"),
+        ("layers=3", "no setting 'layers': num_steps, "),
+        ("num_layers=two", "a value like 2"),
+        ("graph_conv=1", "a value like True"),
+    ):
+        with pytest.raises(UsageError, match=words):
+            PAPER.changed([wrong])
+    with pytest.raises(UsageError, match="MATR: the settings do not fit it .*fusoin"):
+        recipe.build_network(PRESETS["matr"].changed(["fusoin=none"]).network, 5)
 
 
 def test_an_unknown_split_is_refused(protocol):

@@ -47,8 +47,8 @@ def evaluate(
         data: Which data, where no run is given or another than the run's is wanted.
         out: Folder for the table (markdown, JSON, LaTeX, HTML) and every answer; beside the first
             run where left out.
-        models: "free": beside the runs, what needs no training; "all": every system of the paper,
-            trained first where no cached checkpoint fits.
+        models: "free": beside the runs, what needs no training; "all": every system of the paper
+            and MATR, trained first where no cached checkpoint fits.
         preset: Preset of our own network for "all".
         steps: Optimiser steps at most of every system for "all", instead of its own number.
         seeds: Training seeds for "all".
@@ -82,7 +82,7 @@ def ablate(
     ],
     data: DataOptions = DataOptions(),  # noqa: B008 - frozen
     *,
-    grid: Literal["layers-graphs", "weights"] = "layers-graphs",
+    grid: Literal["layers-graphs", "weights", "normalization"] = "layers-graphs",
     layers: tuple[Count, ...] = (1, 2, 3),
     graphs: tuple[Count, ...] = (1, 2, 3),
     preset: PresetName = "recommended",
@@ -91,14 +91,15 @@ def ablate(
     split: str | None = None,
     limit: Steps = None,
 ) -> None:
-    """Train the n x k grid of the paper's Table 3, or the three edge weights, and print the table.
+    """Train the cells of one of the paper's comparisons from scratch, and print the table.
 
     Finished cells are kept in OUT; run the same line again after an interrupt to go on.
 
     Args:
         out: Folder for runs and tables.
         data: Which data.
-        grid: "layers-graphs" for n x k, "weights" for the edge weights of section 4.4.
+        grid: "layers-graphs" for the n x k of Table 3, each cell with its CNN, "weights" for the
+            edge weights of section 4.4, "normalization" for sums, means and symmetric sums.
         layers: Values of n, the number of multi-graph layers.
         graphs: Values of k: a cell uses the graphs 1..k.
         preset: What every cell shares.
@@ -111,8 +112,11 @@ def ablate(
 
     protocol, chosen = load_protocol(data), choose_preset(preset, steps)
     recipe.spare_threads(chosen)
-    weights = grid == "weights"
-    cells = recipe.edge_weights(chosen) if weights else recipe.ablation(chosen, layers, graphs)
+    cells = {
+        "layers-graphs": lambda: recipe.ablation(chosen, layers, graphs),
+        "weights": lambda: recipe.edge_weights(chosen),
+        "normalization": lambda: recipe.normalizations(chosen),
+    }[grid]()
     trained = list(recipe.train_all(cells, protocol, seeds, out / "runs"))
     name = split or protocol.test_splits()[0]
     pairs = recipe.draw_pairs(protocol, name, limit)

@@ -279,17 +279,24 @@ def _seeded(config: Any, seed: int) -> Any:
 
 
 PresetName = Literal["recommended", "paper"]
+SystemName = Literal["recommended", "paper", "matr", "cross-gated", "aft-srm", "sst", "video-level"]
 Precision = Literal["32", "bf16-mixed", "auto"]
 
 
-def choose_preset(name: str, steps: int | None, precision: Precision | None = None) -> Preset:
-    """A preset with the few settings that the command line overrides."""
+def choose_preset(
+    name: str,
+    steps: int | None,
+    precision: Precision | None = None,
+    changes: tuple[str, ...] = (),
+) -> Preset:
+    """A preset with the settings that the command line overrides."""
     from relocal_pyg.training.presets import PRESETS
 
-    training = PRESETS[name].training.with_steps(steps)
+    preset = PRESETS[name].changed(changes)
+    training = preset.training.with_steps(steps)
     if precision is not None:
         training = dataclasses.replace(training, precision=precision)
-    return dataclasses.replace(PRESETS[name], training=training)
+    return dataclasses.replace(preset, training=training)
 
 
 @dataclass(frozen=True)

@@ -15,9 +15,9 @@ from relocal_pyg.apps.cli.options import (
     Natural,
     Output,
     Precision,
-    PresetName,
     Rate,
     Steps,
+    SystemName,
     choose_preset,
     describe,
     describe_extraction,
@@ -35,7 +35,8 @@ def train(
     videos: Path | None = None,
     rate: Rate = None,
     workers: Steps = None,
-    preset: PresetName = "recommended",
+    preset: SystemName = "recommended",
+    set: tuple[str, ...] = (),  # noqa: A002 - the option's name
     steps: Steps = None,
     seed: Natural = 0,
     resume: bool = False,
@@ -43,6 +44,7 @@ def train(
     accelerator: str = "cpu",
     devices: Count = 1,
     from_scratch: bool = False,
+    start: Path | None = None,
 ) -> None:
     """Train a network on a protocol, from the weights that come with it; then "relocal evaluate".
 
@@ -58,7 +60,9 @@ def train(
             without the suffix).
         rate: With --videos: frames per second; follows the length of the actions if left out.
         workers: With --videos: videos at a time; all processors where left out.
-        preset: "recommended", or "paper" for the paper's recipe to the letter.
+        preset: "recommended", "paper" for the paper's recipe to the letter, or a system of others.
+        set: Other settings than the preset's, NAME=VALUE each: "--set num_layers=3 ks=[1,2]" or,
+            for MATR trained without labels, "--preset matr --set self_supervised=true".
         steps: Optimiser steps at most, instead of the preset's.
         seed: Seed of weights, samples and dropout.
         resume: Go on with the run that OUT holds.
@@ -66,10 +70,11 @@ def train(
         accelerator: Kind of device: cpu, cuda, auto.
         devices: How many devices.
         from_scratch: Start from random weights, for comparison.
+        start: Start from the weights of this run of the same network.
     """
     from relocal_pyg.training import recipe
 
-    chosen = choose_preset(preset, steps, precision)
+    chosen = choose_preset(preset, steps, precision, set)
     identity: dict[str, object] = {}
     if (out / "last").is_dir() and not resume:  # said before anything is extracted
         raise UsageError("holds a run: pass --resume to go on, or another folder", file=out)
@@ -86,6 +91,7 @@ def train(
         accelerator=accelerator,
         devices=devices,
         from_scratch=from_scratch,
+        start=start,
     )
     print(result.calibration)
     print(f"best validation score {result.best_score:.3f} at step {result.best_step}")

@@ -38,7 +38,8 @@ def short(monkeypatch: pytest.MonkeyPatch) -> None:
 
     from relocal_pyg.training import presets
 
-    for name, preset in presets.PRESETS.items():
+    for name in ("recommended", "paper"):
+        preset = presets.PRESETS[name]
         network = dataclasses.replace(preset.network, hidden_channels=8, num_steps=6)
         training = dataclasses.replace(preset.training, batch_size=2, max_validation_pairs=3)
         small = dataclasses.replace(preset, network=network, training=training)
@@ -93,6 +94,23 @@ def test_train_evaluate_and_find(root: Path, tmp_path: Path, short: None, capsys
     assert [float(row["start"]) for row in rows] == [moment["start"] for moment in moments]
 
 
+def test_a_system_of_others_is_trained_started_from_and_found_with(root, tmp_path, capsys):
+    alone, tuned = tmp_path / "alone", tmp_path / "tuned"
+    small = ["hidden_channels=8", "heads=2", "feed_forward=8", "num_layers=1", "batch_size=2"]
+    options = [*own(root), "--preset", "matr", "--steps", "1", "--set", *small]
+    options += ["max_validation_pairs=3"]
+    assert main(["train", str(alone), *options, "self_supervised=true"]) == 0
+    assert main(["train", str(tuned), *options, "--start", str(alone)]) == 0
+    record = json.loads((tuned / "run.json").read_text())
+    assert record["settings"]["self_supervised"] is False
+    assert len(record["start"]) == 64
+    capsys.readouterr()
+    assert main(["evaluate", str(tuned), "--limit", "3", "--split", "test_seen"]) == 0
+    assert "MATR (matr)" in capsys.readouterr().out
+    assert main(["train", str(tmp_path / "no"), *options, "fusion=all"]) == 2
+    assert "no such fusion" in capsys.readouterr().err
+
+
 def test_find_without_a_model_finds_a_planted_clip(tmp_path: Path, capsys):
     rng = np.random.default_rng(0)
     reference = rng.normal(size=(60, 16))
@@ -123,7 +141,7 @@ def test_ablate_goes_on_where_it_stopped(root: Path, tmp_path: Path, short: None
     assert main(["ablate", str(again), *only_one]) == 0
     capsys.readouterr()
     assert main(["ablate", str(again), *arguments]) == 0
-    assert capsys.readouterr().out.count("training in") == 1
+    assert capsys.readouterr().out.count("training in") == 2  # with its CNN
 
     def scores(folder: Path) -> list[object]:
         rows = json.loads((folder / "test_seen" / "results.json").read_text())["rows"]
