@@ -87,12 +87,13 @@ class Trained:
     choice: Choice | None = None
 
     @classmethod
-    def load(cls, run: str | Path, title: str | None = None) -> Trained:
+    def load(cls, run: str | Path, title: str | None = None, device: str = "cpu") -> Trained:
         """Read the kept weights, the seed and the history of a run folder.
 
         Args:
             run: The folder.
             title: Name in tables; made of the model's and the preset's where None.
+            device: Where the model is to compute.
 
         Raises:
             CheckpointError: A file is missing or damaged.
@@ -100,6 +101,7 @@ class Trained:
         facts = read_json(Path(run) / "run.json", CheckpointError)
         history = read_json(Path(run) / "history.json", CheckpointError)
         model = load_model(run)
+        model.to(device)
         name = title or f"{model.title} ({facts.get('preset', Path(run).name)})"
         return cls(name, int(facts["seed"]), model, tuple(history), read_choice(run))
 
@@ -244,6 +246,7 @@ def train_all(
     folder: Path,
     *,
     steps: int | None = None,
+    accelerator: str = "cpu",
 ) -> Iterator[Trained]:
     """Train each system with each seed, or load it where the same run was finished before.
 
@@ -256,19 +259,27 @@ def train_all(
         seeds: One run each.
         folder: Where runs are kept.
         steps: Optimiser steps at most, instead of each system's own number.
+        accelerator: Kind of device.
     """
     data = fingerprint(protocol)
     for system in systems:
         for seed in seeds:
-            run = _finished(system, protocol, seed, folder, steps, data)
-            yield Trained.load(run, system.title)
+            run = _finished(system, protocol, seed, folder, steps, data, accelerator)
+            yield Trained.load(run, system.title, accelerator)
 
 
 def _finished(
-    system: System, protocol: Protocol, seed: int, folder: Path, steps: int | None, data: str
+    system: System,
+    protocol: Protocol,
+    seed: int,
+    folder: Path,
+    steps: int | None,
+    data: str,
+    accelerator: str,
 ) -> Path:
     """The run folder of a system and a seed, trained now where it was not."""
-    start = system.start and _finished(system.start, protocol, seed, folder, steps, data)
+    same = protocol, seed, folder, steps, data, accelerator
+    start = system.start and _finished(system.start, *same)
     most = system.training.steps if steps is None else min(steps, system.training.steps)
     training = system.training.with_steps(most)
     seed_torch(seed, "weights")
@@ -286,7 +297,8 @@ def _finished(
         if start:
             load_weights(model, start / "best")
         print(f"{system.title}, seed {seed}: training in {run}")
-        fit(model, protocol, config=training, seed=seed, out=run, resume=True)
+        settings = {"config": training, "seed": seed, "accelerator": accelerator}
+        fit(model, protocol, out=run, resume=True, **settings)
         write_json(run / "finished.json", {"title": system.title, **facts})
     return run
 

@@ -11,7 +11,6 @@ from .extract import extract_video as extract_video
 from .extract import progress_bar as progress_bar
 from .extract import sampling_rate as sampling_rate
 from .find import Found as Found
-from .find import VideoQuery as VideoQuery
 from .find import find_moments as find_moments
 from .folder import Extraction as Extraction
 from .folder import extract_folder as extract_folder
@@ -23,8 +22,11 @@ from .index import FoundVideos as FoundVideos
 from .index import IndexedVideos as IndexedVideos
 from .index import find_in_index as find_in_index
 from .index import index_features as index_features
+from .named import load_named as load_named
 from .page import write_found_page as write_found_page
 from .pca import PCA as PCA
 from .pca import fit_pca as fit_pca
+from .query import StillQuery as StillQuery
+from .query import VideoQuery as VideoQuery
 from .rows import FeatureCache as FeatureCache
 from .rows import VideoFeatures as VideoFeatures

@@ -167,11 +167,10 @@ def stored_video(
     backbone: Backbone,
     rate_hz: float,
     cache: FeatureCache,
-    options: dict[str, Any],
+    stream: int | None = None,
 ) -> VideoFeatures | None:
-    """Features of all steps where a cache holds them; ``options`` of :func:`extract_video`."""
-    settings = _settings(backbone, rate_hz, options.get("stream"))
-    return cache.get(_digest(path, settings))
+    """Features of all steps where a cache holds them; arguments of :func:`extract_video`."""
+    return cache.get(_digest(path, _settings(backbone, rate_hz, stream)))
 
 
 class TooSparse(Exception):

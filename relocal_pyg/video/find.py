@@ -14,8 +14,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from relocal_pyg.data.proposals import default_proposals
-from relocal_pyg.errors import UsageError, check_number
-from relocal_pyg.io.read import parse_time
+from relocal_pyg.errors import check_number
 from relocal_pyg.models.base import Relocalizer
 from relocal_pyg.models.calibrated import Calibrated
 from relocal_pyg.models.matchers import ContrastMatcher
@@ -26,7 +25,7 @@ from relocal_pyg.models.similarity import (
     pair_centres,
     step_similarity,
 )
-from relocal_pyg.moments import Moment, seconds_to_steps
+from relocal_pyg.moments import Moment
 from relocal_pyg.video.backbones import Backbone, EfficientNetLite0
 from relocal_pyg.video.decode import VideoInfo, probe
 from relocal_pyg.video.extract import (
@@ -38,6 +37,7 @@ from relocal_pyg.video.extract import (
     sampling_rate,
     stored_video,
 )
+from relocal_pyg.video.query import STILL_SECONDS, Asked, StillQuery, VideoQuery
 from relocal_pyg.video.rows import FeatureCache, VideoFeatures
 
 #: Rows and columns of the largest similarity map.
@@ -50,34 +50,6 @@ COARSE_FROM = 120.0
 PLACES = 10
 #: Steps beyond which a picture that stays on is shortened to what the query can need.
 _MANY_STEPS = 100_000
-
-
-@dataclass(frozen=True)
-class VideoQuery:
-    """A clip to look for: a video file, or the stretch of one.
-
-    Attributes:
-        path: The video file.
-        start: Seconds at which the clip starts in it, or the time as ``h:mm:ss``; its beginning
-            where None.
-        end: Seconds at which it ends; the end of the file where None.
-
-    Raises:
-        UsageError: A time is none, or the stretch is empty or negative.
-    """
-
-    path: Path
-    start: float | None = None
-    end: float | None = None
-
-    def __post_init__(self) -> None:
-        for name in ("start", "end"):
-            if getattr(self, name) is not None:
-                object.__setattr__(self, name, parse_time(getattr(self, name), name))
-        first = 0.0 if self.start is None else self.start
-        last = float("inf") if self.end is None else self.end
-        if not (0 <= first < last) or first == float("inf"):
-            raise UsageError(f"the query range {first:g} to {last:g} s is empty or negative")
 
 
 @dataclass(frozen=True)
@@ -95,7 +67,7 @@ class Found:
             videos are pooled: neighbouring query steps are averaged, of neighbouring reference
             steps the most similar is kept.
         seconds_per_step: Duration of a reference step.
-        query_seconds: Length of the query's whole file.
+        query_seconds: Length of the query's whole file; of words or a picture that of the clip.
         reference_seconds: Length of the reference.
         matcher: Title of the model.
         settings: Everything else that decided the answer, plain values.
@@ -105,7 +77,7 @@ class Found:
     """
 
     moments: list[Moment]
-    query: VideoQuery
+    query: VideoQuery | StillQuery
     reference: Path
     span: tuple[float, float]
     similarity: Tensor
@@ -137,7 +109,7 @@ class _Looked:
 
 
 def find_moments(
-    query: str | Path | VideoQuery,
+    query: str | Path | VideoQuery | StillQuery,
     reference: str | Path,
     *,
     model: Relocalizer | None = None,
@@ -165,7 +137,8 @@ def find_moments(
     saw (``share_seen``).
 
     Args:
-        query: The clip: a video file, or a :class:`VideoQuery` for a stretch of one.
+        query: The clip: a video file, or a :class:`VideoQuery` for a stretch of one; or words or a
+            picture (:class:`StillQuery`), whose answers come without probabilities.
         reference: The long video.
         model: Where None, the training-free :class:`relocal_pyg.models.ContrastMatcher`, whose
             answers are judged by what chance gives on the reference
@@ -202,10 +175,13 @@ def find_moments(
         check_number(rate_hz, "rate_hz", above=0, most=1000)
     if isinstance(cache, str | Path):
         cache = FeatureCache(cache)
-    clip = query if isinstance(query, VideoQuery) else VideoQuery(Path(query))
+    asked_for = VideoQuery(Path(query)) if isinstance(query, str | Path) else query
+    clip = asked_for if isinstance(asked_for, VideoQuery) else None
     # Before anything takes long.
-    same = Path(clip.path).resolve() == Path(reference).resolve()
-    known = probe(clip.path, stream if same else None), probe(reference, stream)
+    same = clip is not None and Path(clip.path).resolve() == Path(reference).resolve()
+    known = [probe(reference, stream)]
+    if clip is not None:
+        known.append(probe(clip.path, stream if same else None))
     backbone = EfficientNetLite0() if backbone is None else backbone
     matcher = Calibrated(ContrastMatcher()) if model is None else model
     check_width(matcher, backbone)
@@ -220,48 +196,43 @@ def find_moments(
             "threads": 2,
         }
 
-    query_options = options(Path(clip.path), stream if same else None)
-    around = extract_video(clip.path, backbone, rate, cache=cache, **query_options)
-    begins = known[0].start if clip.start is None else clip.start
-    first, last = clip_steps(clip, around)
-    # What is before the first picture of a file shows nothing.
-    first = min(max(first, math.floor(begins / around.seconds_per_step + 1e-6)), last - 1)
-    rows = around.blocks.range(first, last)
-    bare = (clip.start is None and clip.end is None) or len(rows) == len(around)
-    whole = None if bare else around
-    if same:
-        looked = _Looked(around)
-    elif exhaustive or not _is_long(known[1], rows, backbone, rate):
+    if isinstance(asked_for, StillQuery):
+        asked = Asked.still(asked_for, backbone, rate)
+    else:
+        more = options(Path(asked_for.path), stream if same else None)
+        around = extract_video(asked_for.path, backbone, rate, cache=cache, **more)
+        asked = Asked.clip(asked_for, known[1].start, around)
+    rows, whole = asked.rows, asked.whole
+    if same and asked.around is not None:
+        looked = _Looked(asked.around)
+    elif exhaustive or not _is_long(known[0], rows, backbone, rate):
         more = options(Path(reference), stream)
         looked = _Looked(extract_video(reference, backbone, rate, cache=cache, **more))
     else:
         more = options(Path(reference), stream)
         looked = _look(reference, backbone, rate, rows, whole, max(PLACES, 2 * top_k), cache, more)
-    own = None
-    if same and whole is not None and not include_query:
-        own = first * around.seconds_per_step, last * around.seconds_per_step
+    own = asked.stretch if same and whole is not None and not include_query else None
     long = looked.video
-    moments = _localize(matcher, rows, looked, whole, top_k, nms_threshold, own)
+    # What stands still says nothing of motion.
+    pace = None if clip is None else long.seconds_per_step
+    moments = _localize(matcher, rows, looked, whole, top_k, nms_threshold, own, pace)
+    if clip is None:
+        moments = [replace(moment, probability=None, presence=None) for moment in moments]
     video = None if whole is None else whole.blocks
     return Found(
         moments=moments,
-        query=clip,
+        query=asked_for,
         reference=Path(reference),
-        span=(
-            begins,
-            around.duration if clip.end is None else min(clip.end, around.duration),
-        ),
-        similarity=motion_similarity(
-            rows, long.blocks, video, seconds_per_step=long.seconds_per_step
-        ),
+        span=asked.span,
+        similarity=motion_similarity(rows, long.blocks, video, seconds_per_step=pace),
         step_map=_step_map(rows, long.blocks, video),
         seconds_per_step=long.seconds_per_step,
-        query_seconds=around.duration,
+        query_seconds=asked.seconds,
         reference_seconds=long.duration,
         matcher=matcher.title,
         settings={
             "backbone": backbone.name,
-            "stream": known[1].stream,
+            "stream": known[0].stream,
             "frames_per_second": rate,
             "seconds_per_step": long.seconds_per_step,
             "query_steps": len(rows),
@@ -272,7 +243,7 @@ def find_moments(
             "query_left_out": own is not None,
         },
         problems=tuple(problems),
-        explanation=_explain(matcher, rows, long, whole, moments) if explain else None,
+        explanation=_explain(matcher, rows, long, whole, moments, pace) if explain else None,
     )
 
 
@@ -361,37 +332,19 @@ def check_width(
     model.check_width(backbone.dim, backbone.name, checkpoint)
 
 
-def _rate(clip: VideoQuery, known: tuple[VideoInfo, VideoInfo], backbone: Backbone) -> float:
-    """One rate for both files, no finer than the slower."""
+def _rate(clip: VideoQuery | None, known: list[VideoInfo], backbone: Backbone) -> float:
+    """One rate for the reference and the query's file, no finer than the slower."""
     nominal = [info.fps_nominal for info in known if info.fps_nominal]
     slower = min(nominal, default=None)
     if backbone.clip_frames > 1:
         # A clip network has learned what motion looks like at full rate.
         return min(max(slower or 25.0, 1.0), 120.0)
-    end = known[0].duration if clip.end is None else clip.end
+    if clip is None:
+        return sampling_rate(STILL_SECONDS, slower)
+    end = known[1].duration if clip.end is None else clip.end
     if end is None:  # a stream that states no length
         return sampling_rate(10.0, slower)
     return sampling_rate(max(end - (clip.start or 0.0), 0.1), slower)
-
-
-def clip_steps(clip: VideoQuery, video: VideoFeatures) -> tuple[int, int]:
-    """The steps ``[first, last)`` of a clip inside its file.
-
-    Raises:
-        UsageError: The clip begins after the end of the file.
-    """
-    if clip.start is None and clip.end is None:
-        return 0, len(video)
-    first = clip.start or 0.0
-    if first >= video.duration:
-        raise UsageError(
-            f"the query starts at {first:g} s, its video ends at {video.duration:g} s",
-            file=clip.path,
-        )
-    last = video.duration if clip.end is None else clip.end
-    span = torch.tensor([first, last], dtype=torch.float64)
-    begin, stop = seconds_to_steps(span, video.seconds_per_step, len(video)).tolist()
-    return begin, stop
 
 
 def _localize(
@@ -402,8 +355,12 @@ def _localize(
     top_k: int,
     nms_threshold: float,
     own: tuple[float, float] | None,
+    pace: float | None,
 ) -> list[Moment]:
-    """Moments in seconds; ``own`` is the query's stretch where it shall be no answer."""
+    """Moments in seconds; ``own`` is the query's stretch where it shall be no answer.
+
+    ``pace`` is the duration of a step where motion counts.
+    """
     long, step = looked.video, looked.video.seconds_per_step
     limit = matcher.max_windows
     blocks, edges = long.blocks, None
@@ -421,7 +378,7 @@ def _localize(
     video = None if around is None else around.blocks
     wanted = top_k if own is None else top_k + 10
     # In steps, and turned to seconds in double precision: 4.16, not 4.15999985.
-    ranking = matcher.rank(rows, blocks, proposals, query_video=video, seconds_per_step=step)
+    ranking = matcher.rank(rows, blocks, proposals, query_video=video, seconds_per_step=pace)
     found = ranking.best(len(blocks), wanted, nms_threshold=nms_threshold)
 
     def seconds(steps: float) -> float:
@@ -457,13 +414,14 @@ def _explain(
     long: VideoFeatures,
     around: VideoFeatures | None,
     moments: list[Moment],
+    pace: float | None,
 ) -> Tensor | None:
     if not moments or len(rows) * len(long) > MAX_EXPLAINED:
         return None
     start, end = matcher.scored_span(moments[0])
     place = start / long.seconds_per_step, end / long.seconds_per_step
     video = None if around is None else around.blocks
-    return matcher.explain(rows, long.blocks, place, video, long.seconds_per_step)
+    return matcher.explain(rows, long.blocks, place, video, pace)
 
 
 def _step_map(rows: Tensor, reference: Rows, video: Rows | None) -> Tensor:

@@ -17,9 +17,10 @@ from relocal_pyg.io.write import write_json
 from relocal_pyg.moments import tiou
 from relocal_pyg.search.index import FirstStageName, Hit, SearchIndex
 from relocal_pyg.video.backbones import Backbone
+from relocal_pyg.video.decode import probe
 from relocal_pyg.video.extract import DEFAULT_RATE_HZ, Progress, extract_video
-from relocal_pyg.video.find import VideoQuery, clip_steps
 from relocal_pyg.video.folder import Extraction, extract_folder, find_videos, passed_over
+from relocal_pyg.video.query import Asked, StillQuery, VideoQuery
 from relocal_pyg.video.rows import FeatureCache
 
 #: The only backbone of indexes that do not say what theirs is built from.
@@ -74,7 +75,7 @@ class IndexedVideos:
             # Records of before keep the name alone.
             usual = {"backbone": "efficientnet-lite0", "weights": None, "pca": None}
             network = record.get("network", usual if backbone == _BEFORE else {})
-            if network and set(network) != set(usual):
+            if network and not set(network) >= set(usual):
                 raise ValueError
         except (AttributeError, TypeError, KeyError, ValueError):
             raise SearchIndexError(
@@ -198,7 +199,7 @@ class FoundVideos:
 
 
 def find_in_index(
-    query: str | Path | VideoQuery,
+    query: str | Path | VideoQuery | StillQuery,
     index: SearchIndex,
     made: IndexedVideos,
     backbone: Backbone,
@@ -216,7 +217,8 @@ def find_in_index(
     stretch of it, what surrounds the clip says what is special about it.
 
     Args:
-        query: The clip: a video file, or a :class:`VideoQuery` for a stretch of one.
+        query: The clip: a video file, or a :class:`VideoQuery` for a stretch of one; or words or a
+            picture (:class:`StillQuery`), whose hits come without probabilities.
         index: The index, opened with its model.
         made: How its videos were turned into features.
         backbone: The network that did.
@@ -233,20 +235,24 @@ def find_in_index(
         VideoError: The file cannot be decoded.
         UsageError: The query range lies outside its file.
     """
-    clip = query if isinstance(query, VideoQuery) else VideoQuery(Path(query))
+    asked_for = VideoQuery(Path(query)) if isinstance(query, str | Path) else query
     made.check(backbone)
     problems: list[str] = []
-    video = extract_video(
-        clip.path,
-        backbone,
-        made.rate_hz,
-        cache=cache,
-        progress=None if progress is None else progress(clip.path.name),
-        report=lambda problem: problems.append(f"{clip.path}: {problem}"),
-    )
-    first, last = clip_steps(clip, video)
-    rows = video.features[first:last]
-    around = video.features if len(rows) < len(video.features) else None
+    if isinstance(asked_for, StillQuery):
+        asked = Asked.still(asked_for, backbone, made.rate_hz)
+    else:
+        path = asked_for.path
+        video = extract_video(
+            path,
+            backbone,
+            made.rate_hz,
+            cache=cache,
+            progress=None if progress is None else progress(path.name),
+            report=lambda problem: problems.append(f"{path}: {problem}"),
+        )
+        asked = Asked.clip(asked_for, probe(path).start, video)
+    rows, whole = asked.rows, asked.whole
+    around = None if whole is None else whole.features
     hits = index.search(
         rows,
         max(candidates, top_k),
@@ -255,17 +261,18 @@ def find_in_index(
         nms_threshold=1.0,
         query_video=around,
     )
-    step = video.seconds_per_step
+    step = backbone.clip_stride / made.rate_hz
     hits = _fitting(hits, len(rows) * step, SHORTEST_WINDOW * step)
-    end = video.duration if clip.end is None else min(clip.end, video.duration)
-    hits = index.with_probabilities(_places(hits, nms_threshold, top_k), rows, around)
+    hits = _places(hits, nms_threshold, top_k)
+    if isinstance(asked_for, VideoQuery):
+        hits = index.with_probabilities(hits, rows, around)
     return FoundVideos(
         hits=hits,
-        span=(clip.start or 0.0, end),
+        span=asked.span,
         settings={
             "backbone": backbone.name,
             "frames_per_second": made.rate_hz,
-            "seconds_per_step": video.seconds_per_step,
+            "seconds_per_step": step,
             "query_steps": len(rows),
             "query_centred_by": "the library" if around is None else "its own video",
             "videos": len(index),

@@ -21,6 +21,7 @@ from relocal_pyg.io.write import replace_file
 from relocal_pyg.moments import Moment
 from relocal_pyg.video.decode import frames, probe
 from relocal_pyg.video.find import Found
+from relocal_pyg.video.query import StillQuery
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -121,7 +122,7 @@ def write_found_page(
         OutputError: The file cannot be written.
         VideoError: A video is gone.
     """
-    query, reference = names or (str(found.query.path), str(found.reference))
+    query, reference = names or (found.query.title, str(found.reference))
     titles = Path(query).name, Path(reference).name
     count = len(found.moments)
     sections = [
@@ -221,6 +222,8 @@ def _probability(moment: Moment) -> str:
 
 
 def _query(found: Found, name: str) -> str:
+    if isinstance(found.query, StillQuery):
+        return f"<p>{text(found.query.title)}</p>"
     start, end = found.span
     part = "" if (start, end) == (0.0, found.query_seconds) else f" of {found.query_seconds:.2f} s"
     words = f"{name}, {start:.2f} to {end:.2f} s{part}"

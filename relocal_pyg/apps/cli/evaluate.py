@@ -11,12 +11,14 @@ import tyro
 from relocal_pyg.apps.cli.options import (
     Count,
     DataOptions,
+    DeviceName,
     Natural,
     Output,
     PresetName,
     Steps,
     choose_preset,
     load_protocol,
+    pick_device,
     restore,
 )
 from relocal_pyg.errors import CheckpointError, UsageError
@@ -39,6 +41,7 @@ def evaluate(
     seeds: tuple[Natural, ...] = (0,),
     split: str | None = None,
     limit: Steps = None,
+    device: DeviceName = "auto",
 ) -> None:
     """Put trained runs and their rivals in one table, on test pairs.
 
@@ -54,6 +57,7 @@ def evaluate(
         seeds: Training seeds for "all".
         split: One test split; every one where left out.
         limit: Use LIMIT pairs of the hashed list only, drawn at random by their hash.
+        device: Where networks run; "auto" is cuda where there is one.
     """
     from relocal_pyg.training import recipe
 
@@ -63,13 +67,16 @@ def evaluate(
     options = _data_of(runs) if runs and data == DataOptions() else data
     protocol, chosen = load_protocol(options), choose_preset(preset, None)
     recipe.spare_threads(chosen)
-    trained = [recipe.Trained.load(run) for run in runs]
+    place = pick_device(device)
+    trained = [recipe.Trained.load(run, device=place) for run in runs]
     for run, each in zip(runs, trained, strict=True):
         if each.choice is not None:
             print("\n".join(filter(None, (f"{run}: {each.choice}", each.choice.bought()))))
     if models == "all":
         systems = recipe.table_one(chosen)
-        trained += recipe.train_all(systems, protocol, seeds, folder / "runs", steps=steps)
+        trained += recipe.train_all(
+            systems, protocol, seeds, folder / "runs", steps=steps, accelerator=place
+        )
     for name in protocol.test_splits() if split is None else [split]:
         pairs = recipe.draw_pairs(protocol, name, limit)
         comparison = recipe.compare_trained(protocol, pairs, trained)
@@ -90,6 +97,7 @@ def ablate(
     seeds: tuple[Natural, ...] = (0,),
     split: str | None = None,
     limit: Steps = None,
+    device: DeviceName = "auto",
 ) -> None:
     """Train the cells of one of the paper's comparisons from scratch, and print the table.
 
@@ -107,6 +115,7 @@ def ablate(
         seeds: Training seeds.
         split: Test split; the first one where left out.
         limit: Use LIMIT pairs of the hashed list only, drawn at random by their hash.
+        device: Where networks run; "auto" is cuda where there is one.
     """
     from relocal_pyg.training import recipe
 
@@ -117,7 +126,8 @@ def ablate(
         "weights": lambda: recipe.edge_weights(chosen),
         "normalization": lambda: recipe.normalizations(chosen),
     }[grid]()
-    trained = list(recipe.train_all(cells, protocol, seeds, out / "runs"))
+    place = pick_device(device)
+    trained = list(recipe.train_all(cells, protocol, seeds, out / "runs", accelerator=place))
     name = split or protocol.test_splits()[0]
     pairs = recipe.draw_pairs(protocol, name, limit)
     print_table(recipe.compare_trained(protocol, pairs, trained), pairs, out / name, protocol)

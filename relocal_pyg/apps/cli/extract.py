@@ -12,6 +12,7 @@ from relocal_pyg.apps.cli.options import (
     BackboneOptions,
     Count,
     DataOptions,
+    DeviceName,
     Natural,
     Output,
     Rate,
@@ -34,6 +35,7 @@ def extract(
     output: Annotated[Path, OUT_FILE, tyro.conf.arg(aliases=["-o"])],
     rate: Rate = None,
     workers: Steps = None,
+    device: DeviceName = "auto",
     cache: Annotated[Path | None, Output()] = None,
     key: str | None = None,
     report: Annotated[Path | None, OUT_FILE] = None,
@@ -47,6 +49,7 @@ def extract(
         output: The HDF5 file to write: VIDEO_ID/features and VIDEO_ID/times.
         rate: Frames per second; 3.125 for efficientnet-lite0, the video's own for c3d if left out.
         workers: Videos at a time; all processors where left out.
+        device: Where the network runs; "auto" is cuda where there is one.
         cache: Folder of finished videos; OUTPUT.cache where left out.
         key: Name of the feature array inside a video's group; features or c3d_features if left
             out.
@@ -57,7 +60,7 @@ def extract(
     from relocal_pyg.video.folder import extract_folder
 
     quarantine = Quarantine(strict=strict)
-    backbone = load_backbone(network)
+    backbone = load_backbone(network, device)
     try:
         done = extract_folder(
             videos,

@@ -22,12 +22,14 @@ from relocal_pyg.apps.cli.options import (
     OUT_STREAM,
     BackboneOptions,
     Count,
+    DeviceName,
     Output,
     Rate,
     Seconds,
     StepSeconds,
     load_network,
     number,
+    pick_device,
 )
 from relocal_pyg.errors import FeatureError, UsageError, ascii_line
 from relocal_pyg.formats import Source
@@ -40,7 +42,8 @@ if TYPE_CHECKING:
     from relocal_pyg.models.base import Relocalizer
     from relocal_pyg.moments import Moment
     from relocal_pyg.video.extract import Progress
-    from relocal_pyg.video.find import Found, VideoQuery
+    from relocal_pyg.video.find import Found
+    from relocal_pyg.video.query import StillQuery, VideoQuery
 
 
 @dataclass(frozen=True)
@@ -53,6 +56,10 @@ class QueryOptions:
     """Seconds at which the clip starts inside QUERY."""
     query_end: Seconds = None
     """Seconds at which the clip ends inside QUERY."""
+    query_text: str | None = None
+    """Videos: look for what these words say, in the place of QUERY; --backbone has to read text."""
+    query_image: Path | None = None
+    """Videos: look for what this picture shows, in the place of QUERY."""
     seconds_per_step: StepSeconds = 1.0
     """Features: duration of one step."""
     key: str | None = None
@@ -64,11 +71,21 @@ class QueryOptions:
         clip = cut_steps(around, self.query_start, self.query_end, self.seconds_per_step)
         return clip, around if len(clip) < len(around) else None
 
-    def stretch(self, query: str) -> VideoQuery:
-        """The clip as a stretch of a video file."""
-        from relocal_pyg.video.find import VideoQuery
+    def video(self, query: str | None) -> VideoQuery | StillQuery:
+        """The clip as a stretch of a video file, or the words or the picture in its place.
 
-        return VideoQuery(Path(query), self.query_start, self.query_end)
+        Raises:
+            UsageError: Nothing to look for, or more than one thing.
+        """
+        from relocal_pyg.video.query import StillQuery, VideoQuery
+
+        if query is not None and self.query_text is None and self.query_image is None:
+            return VideoQuery(Path(query), self.query_start, self.query_end)
+        if query is not None or (self.query_start, self.query_end) != (None, None):
+            raise UsageError(
+                "--query-text and --query-image stand in the place of QUERY: leave it out"
+            )
+        return StillQuery(self.query_text, self.query_image)
 
 
 @dataclass(frozen=True)
@@ -101,12 +118,15 @@ class Answer:
 
 def find(
     query: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="QUERY")],
-    reference: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="REFERENCE")],
+    reference: Annotated[
+        str | None, tyro.conf.Positional, tyro.conf.arg(metavar="REFERENCE")
+    ] = None,
     asked: QueryOptions = QueryOptions(),  # noqa: B008 - frozen
     network: BackboneOptions = BackboneOptions(),  # noqa: B008 - frozen
     look: LookOptions = LookOptions(),  # noqa: B008 - frozen
     exports: ExportOptions = ExportOptions(),  # noqa: B008 - frozen
     *,
+    device: DeviceName = "auto",
     top_k: Count = 5,
     min_probability: Annotated[float, number("P", least=0, most=1)] = 0.0,
     cache: Annotated[Path | None, Output()] = None,
@@ -127,13 +147,15 @@ def find(
 
     Args:
         query: The clip, or with --query-start/--query-end the longer video that it is part of
-            (better: what surrounds the clip says what is special about it).
+            (better: what surrounds the clip says what is special about it). With --query-text or
+            --query-image there is none: REFERENCE alone.
         reference: The long video.
         asked: What is looked for, and with which model.
         network: Videos: which network turns frames into features; that of the run's own videos
             where left out.
         look: Videos: what is looked at.
         exports: How moments are written for other programs.
+        device: Where networks run; "auto" is cuda where there is one.
         top_k: How many moments at most.
         min_probability: Leave out moments that are less probable to be right.
         cache: Videos: keep features in this folder, for the next search.
@@ -151,16 +173,30 @@ def find(
         verbose: Say what was looked at, and how.
     """
     exports.formats(export)  # a wrong name is said before anything is searched
-    if is_features(query) != is_features(reference):
+    clip: str | None = query
+    if reference is None:  # words or a picture stand in the place of QUERY
+        clip, reference = None, query
+        if asked.query_text is None and asked.query_image is None:
+            raise UsageError("REFERENCE is missing: QUERY and REFERENCE wanted")
+    if clip is not None and is_features(clip) != is_features(reference):
         raise UsageError("give two video files or two features, not one of each")
-    for name, value in (("--report", report), ("--cut", cut)):
-        if value is not None and is_features(query):
-            raise UsageError(f"{name} needs video files, these are features")
+    if is_features(reference):
+        needs = (
+            ("--report", report),
+            ("--cut", cut),
+            ("--query-text or --query-image", clip is None),
+        )
+        for name, value in needs:
+            if value:
+                raise UsageError(f"{name} needs video files, these are features")
     wanted = explain is not None or report is not None
-    if is_features(query):
-        answer = find_in_features(query, reference, asked, top_k, wanted)
+    if clip is not None and is_features(clip):
+        answer = find_in_features(clip, reference, asked, top_k, wanted, device)
     else:
-        answer = find_in_video(query, reference, asked, network, look, top_k, cache, wanted)
+        look_for = asked.video(clip)
+        answer = find_in_video(
+            look_for, reference, asked.model, network, look, top_k, cache, wanted, device
+        )
     print_answer(answer, verbose, min_probability)
     facts = answer.facts
     moments = [each for each in answer.moments if likely(each, min_probability)]
@@ -172,7 +208,7 @@ def find(
     if export or csv_file is not None or srt_file is not None or cut is not None:
         source = answer.source()
         ranked = [(source, moment) for moment in moments]
-        write_exports(ranked, place_name(query), exports, export, csv_file, srt_file)
+        write_exports(ranked, place_name(facts["query"]), exports, export, csv_file, srt_file)
         if cut is not None:
             cut_moments(ranked, cut, reencode, exports.padding or 0.0, look.stream)
     if report is not None and answer.found is not None:
@@ -183,10 +219,15 @@ def find(
 
 
 def find_in_features(
-    query: str, reference: str, asked: QueryOptions, top_k: int, explain: bool
+    query: str,
+    reference: str,
+    asked: QueryOptions,
+    top_k: int,
+    explain: bool,
+    device: DeviceName = "auto",
 ) -> Answer:
     """Search one array of features for another."""
-    matcher, why = choose_matcher(asked.model)
+    matcher, why = choose_matcher(asked.model, device)
     clip, whole = asked.rows(query)
     video, step = read_features(reference, asked.key), asked.seconds_per_step
     moments = matcher.localize(clip, video, top_k=top_k, seconds_per_step=step, query_video=whole)
@@ -200,28 +241,32 @@ def find_in_features(
 
 
 def find_in_video(
-    query: str,
+    query: VideoQuery | StillQuery,
     reference: str,
-    asked: QueryOptions,
+    model: Path | None,
     network: BackboneOptions,
     look: LookOptions,
     top_k: int,
     cache: Path | None,
     explain: bool,
+    device: DeviceName = "auto",
 ) -> Answer:
     """Search a video file with bars on the terminal; damage in the files is printed."""
     from relocal_pyg.video.cut import describe_source
     from relocal_pyg.video.decode import probe
     from relocal_pyg.video.find import find_moments
+    from relocal_pyg.video.query import VideoQuery
     from relocal_pyg.video.rows import FeatureCache
 
-    probe(query)  # a wrong name is said before a network is loaded
+    file = query.path if isinstance(query, VideoQuery) else query.image
+    if file is not None:
+        probe(file)  # a wrong name is said before a network is loaded
     probe(reference, look.stream)
-    matcher, why = choose_matcher(asked.model)
-    backbone, rate = load_network(network, look.rate, asked.model, matcher)
+    matcher, why = choose_matcher(model, device)
+    backbone, rate = load_network(network, look.rate, model, matcher, device)
     with bars_on_terminal() as bar:
         found = find_moments(
-            asked.stretch(query),
+            query,
             reference,
             model=matcher,
             backbone=backbone,
@@ -239,7 +284,7 @@ def find_in_video(
     return Answer(
         found.moments,
         {
-            "query": query,
+            "query": query.title,
             "reference": reference,
             "matcher": why,
             "query_span": list(found.span),
@@ -263,8 +308,9 @@ def print_answer(answer: Answer, verbose: bool, least: float = 0.0) -> None:
     print(f"matcher: {facts['matcher']}")
     if answer.found is not None:
         (start, end), settings = answer.found.span, answer.found.settings
+        still = "" if hasattr(answer.found.query, "path") else f"{ascii_line(facts['query'])}, "
         print(
-            f"query: {start:.2f} to {end:.2f} s, centred by {settings['query_centred_by']}; "
+            f"query: {still}{start:.2f} to {end:.2f} s, centred by {settings['query_centred_by']}; "
             f"{settings['frames_per_second']:g} frames a second"
         )
         share = f"{settings['share_seen']:.0%} of the pictures of an exhaustive search"
@@ -313,7 +359,7 @@ def write_explanation(
     write_json(path, {**facts, **content, "contributions": contributions.tolist()})
 
 
-def choose_matcher(model: Path | None) -> tuple[Calibrated, str]:
+def choose_matcher(model: Path | None, device: DeviceName = "auto") -> tuple[Calibrated, str]:
     """The model to search with, and words that say which one and why.
 
     A run whose validation spoke for the training-free matcher is answered by the matcher. What
@@ -321,11 +367,11 @@ def choose_matcher(model: Path | None) -> tuple[Calibrated, str]:
     """
     from relocal_pyg.models import Calibrated
 
-    matcher, why = _chosen(model)
+    matcher, why = _chosen(model, device)
     return matcher if isinstance(matcher, Calibrated) else Calibrated(matcher), why
 
 
-def _chosen(model: Path | None) -> tuple[Relocalizer, str]:
+def _chosen(model: Path | None, device: DeviceName) -> tuple[Relocalizer, str]:
     from relocal_pyg.models import Calibrated, ContrastMatcher, load_model
 
     if model is None:
@@ -334,6 +380,7 @@ def _chosen(model: Path | None) -> tuple[Relocalizer, str]:
     from relocal_pyg.training.choice import read_choice
 
     loaded, choice = load_model(model), read_choice(model)
+    loaded.to(pick_device(device))
     if choice is None:
         return loaded, f"{loaded.title}, from {model}"
     if choice.use_matcher:

@@ -12,6 +12,7 @@ from relocal_pyg.apps.cli.extract import print_extraction
 from relocal_pyg.apps.cli.find import choose_matcher
 from relocal_pyg.apps.cli.options import (
     BackboneOptions,
+    DeviceName,
     Output,
     Rate,
     Steps,
@@ -33,6 +34,7 @@ def index(
     model: Path | None = None,
     rate: Rate = None,
     workers: Steps = None,
+    device: DeviceName = "auto",
     seconds_per_step: StepSeconds = 1.0,
     key: str | None = None,
 ) -> None:
@@ -50,6 +52,7 @@ def index(
         rate: Videos: frames per second; where left out that of the run's own videos, or 3.125 (25
             for c3d).
         workers: Videos: how many at a time; all processors where left out.
+        device: Where networks run; "auto" is cuda where there is one.
         seconds_per_step: Features: duration of one step.
         key: Name of the feature array inside a video's group.
     """
@@ -57,7 +60,7 @@ def index(
     from relocal_pyg.search.index import SearchIndex, add_videos, build_index
     from relocal_pyg.video.folder import VIDEO_SUFFIXES
 
-    matcher, why = choose_matcher(model)
+    matcher, why = choose_matcher(model, device)
     if features.is_dir() or features.suffix.lower() in VIDEO_SUFFIXES:
         from relocal_pyg.data.annotations import Quarantine
         from relocal_pyg.video.index import IndexedVideos, index_features
@@ -65,7 +68,7 @@ def index(
         quarantine = Quarantine()
         if network == BackboneOptions() and IndexedVideos.record_of(folder).is_file():
             network = BackboneOptions.of(IndexedVideos.load(folder).network)
-        backbone, rate = load_network(network, rate, model, matcher)
+        backbone, rate = load_network(network, rate, model, matcher, device)
         made, done = index_features(
             features,
             folder,

@@ -7,7 +7,7 @@ import os
 import stat
 from collections.abc import Iterator
 from contextvars import ContextVar
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TextIO
 
@@ -299,15 +299,37 @@ def choose_preset(
     return dataclasses.replace(preset, training=training)
 
 
+DeviceName = Literal["auto", "cpu", "cuda", "mps"]
+
+
+def pick_device(name: DeviceName) -> str:
+    """Where networks run; "auto" is cuda where there is one, else cpu (mps lacks operations).
+
+    Raises:
+        UsageError: There is no such device here.
+    """
+    import torch
+
+    there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    if name == "auto":
+        return "cuda" if there["cuda"] else "cpu"
+    if not there.get(name, True):
+        raise UsageError(f"there is no {name} device here: leave --device out")
+    return name
+
+
 @dataclass(frozen=True)
 class BackboneOptions:
     """Which network turns frames into features."""
 
-    backbone: Literal["efficientnet-lite0-max", "efficientnet-lite0", "c3d"] = (
-        "efficientnet-lite0-max"
-    )
-    """Network; the weights of efficientnet-lite0 come with the extra "video". Without "-max" it
-    gives means over the picture, as runs and indexes of before want them."""
+    backbone: str = "efficientnet-lite0-max"
+    """Network: efficientnet-lite0-max, whose weights come with the extra "video" (without "-max" it
+    gives means over the picture, as runs and indexes of before want them); c3d; timm:NAME,
+    hf:REPO and openclip:ARCH/TAG of the hub, @REVISION behind it, or a folder in their place;
+    py:package.module:object; or what an installed package brings."""
+    pool: Literal["max", "mean"] | None = None
+    """timm:, hf:: what is made of the maps or tokens of a picture; what the model makes of them
+    itself where left out."""
     weights: Path | None = None
     """c3d: file of its published weights (.pickle, .pt, .pth or .safetensors)."""
     pca: Path | None = None
@@ -318,35 +340,42 @@ class BackboneOptions:
         """The options that :meth:`plain` gave; the usual ones where it gave nothing.
 
         Raises:
-            UsageError: It names a network that this version does not know.
+            UsageError: It names somebody's code, which runs only where the user names it.
             KeyError: Something is missing.
         """
         if not record:
             return cls()
-        name = record["backbone"]
-        if name not in ("efficientnet-lite0-max", "efficientnet-lite0", "c3d"):
-            raise UsageError(f"the backbone {name!r} is not known to this version")
+        name, pool = str(record["backbone"]), record.get("pool")
+        if name.startswith("py:"):
+            raise UsageError(f"the backbone was {name!r}: name it with --backbone to run its code")
+        if pool not in ("max", "mean", None):
+            raise UsageError(f"the pooling {pool!r} is not known to this version")
         paths = (None if record[k] is None else Path(record[k]) for k in ("weights", "pca"))
-        return cls(name, *paths)
+        return cls(name, pool, *paths)
 
     def plain(self) -> dict[str, str | None]:
         """The options as plain values, for a record; paths are made absolute."""
-        return {
-            key: str(value.resolve()) if isinstance(value, Path) else value
-            for key, value in asdict(self).items()
-        }
+        kind, colon, place = self.backbone.partition(":")
+        if colon and Path(place).is_dir():
+            place = str(Path(place).resolve())
+        places = (self.weights, self.pca)
+        weights, pca = (None if path is None else str(path.resolve()) for path in places)
+        name = kind + colon + place
+        return {"backbone": name, "pool": self.pool, "weights": weights, "pca": pca}
 
 
-def load_backbone(options: BackboneOptions) -> Backbone:
-    """Build the network that the options name.
+def load_backbone(options: BackboneOptions, device: DeviceName = "auto") -> Backbone:
+    """Build the network that the options name, on a device.
 
     Raises:
-        UsageError: c3d without weights, or weights for a network that brings its own.
+        UsageError: c3d without weights, weights for a network that brings its own, an unknown name,
+            a missing package, or no such device.
         CheckpointError: A file cannot be read.
     """
     from relocal_pyg.video.pca import PCA
 
     network: Backbone
+    place = pick_device(device)
     if options.backbone == "c3d":
         from relocal_pyg.video.c3d import C3D
 
@@ -354,12 +383,18 @@ def load_backbone(options: BackboneOptions) -> Backbone:
             raise UsageError("c3d needs --weights: its published weights are not in this package")
         network = c3d = C3D()
         c3d.load_weights(options.weights)
+        c3d.to(place)
     elif options.weights is not None:
         raise UsageError(f"{options.backbone} brings its own weights: leave --weights out")
-    else:
+    elif options.backbone in ("efficientnet-lite0-max", "efficientnet-lite0") and not options.pool:
         from relocal_pyg.video.backbones import EfficientNetLite0
 
-        network = EfficientNetLite0(pool="max" if options.backbone.endswith("-max") else "mean")
+        pool: Literal["max", "mean"] = "max" if options.backbone.endswith("-max") else "mean"
+        network = EfficientNetLite0(device=place, pool=pool)
+    else:
+        from relocal_pyg.video.named import load_named
+
+        network = load_named(options.backbone, options.pool, place)
     return network if options.pca is None else PCA.load(options.pca).after(network)
 
 
@@ -371,7 +406,11 @@ def describe_extraction(
 
 
 def load_network(
-    options: BackboneOptions, rate_hz: float | None, run: Path | None, model: Relocalizer
+    options: BackboneOptions,
+    rate_hz: float | None,
+    run: Path | None,
+    model: Relocalizer,
+    device: DeviceName = "auto",
 ) -> tuple[Backbone, float | None]:
     """The network for the videos of a search, and the frames per second.
 
@@ -383,6 +422,7 @@ def load_network(
         rate_hz: Frames per second that the user asked for.
         run: Run folder or checkpoint of the model; None for a model without one.
         model: The model.
+        device: Where the network runs.
 
     Returns:
         The network, and the rate: the user's, else the run's, else None.
@@ -396,14 +436,14 @@ def load_network(
 
     record = None if run is None else _recorded_extraction(run)
     if record is None:
-        backbone = load_backbone(options)
+        backbone = load_backbone(options, device)
     else:
         said = options != BackboneOptions()
-        backbone = load_backbone(options if said else record.network)
+        backbone = load_backbone(options if said else record.network, device)
         if backbone.name != record.backbone:
             raise UsageError(
                 f"was trained on features of {record.backbone}, this is {backbone.name}"
-                + (": leave --backbone, --weights and --pca out" if said else ""),
+                + (": leave --backbone, --pool, --weights and --pca out" if said else ""),
                 file=run,
             )
         rate_hz = record.rate_hz if rate_hz is None else rate_hz
@@ -435,6 +475,8 @@ def _recorded_extraction(run: Path) -> _Recorded | None:
         recorded = _Recorded(str(made["backbone"]), float(made["rate_hz"]), options)
         if not (made["network"] and recorded.rate_hz > 0):
             raise ValueError
+    except RelocalError as error:
+        raise CheckpointError(error.reason, file=file) from None
     except (AttributeError, KeyError, TypeError, ValueError):
         raise CheckpointError("does not say how its features were made", file=file) from None
     return recorded

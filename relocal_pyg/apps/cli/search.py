@@ -26,6 +26,7 @@ from relocal_pyg.apps.cli.options import (
     OUT_STREAM,
     BackboneOptions,
     Count,
+    DeviceName,
     Output,
     load_network,
 )
@@ -36,15 +37,17 @@ from relocal_pyg.formats.clips import clock
 if TYPE_CHECKING:
     from relocal_pyg.moments import Moment
     from relocal_pyg.search.index import FirstStageName, Hit
+    from relocal_pyg.video.query import StillQuery, VideoQuery
 
 
 def search(
     folder: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="FOLDER")],
-    query: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="QUERY")],
+    query: Annotated[str | None, tyro.conf.Positional, tyro.conf.arg(metavar="QUERY")] = None,
     asked: QueryOptions = QueryOptions(),  # noqa: B008 - frozen
     network: BackboneOptions = BackboneOptions(),  # noqa: B008 - frozen
     exports: ExportOptions = ExportOptions(),  # noqa: B008 - frozen
     *,
+    device: DeviceName = "auto",
     top_k: Count = 10,
     first_stage: Literal["scan", "faiss", "none"] = "scan",
     candidates: Count = 1000,
@@ -62,10 +65,12 @@ def search(
 
     Args:
         folder: The index, made by "relocal index".
-        query: The clip, or with --query-start/--query-end the longer video that it is part of.
+        query: The clip, or with --query-start/--query-end the longer video that it is part of; left
+            out with --query-text or --query-image.
         asked: What is looked for, and the run or checkpoint that the index was made with.
         network: Videos: the network that the index was made with, taken from it where left out.
         exports: How moments are written for other programs.
+        device: Where networks run; "auto" is cuda where there is one.
         top_k: How many moments at most.
         first_stage: Which proposals the model looks at: the best of a scan, those that faiss finds
             (approximate, faster on large indexes), or all of them.
@@ -80,26 +85,32 @@ def search(
         reencode: With --cut: exact to the frame, instead of copied from the key frame before.
     """
     exports.formats(export)  # a wrong name is said before anything is searched
-    if cut is not None and is_features(query):
+    rows = query is not None and is_features(query)
+    if cut is not None and rows:
         raise UsageError("--cut needs video files, these are features")
     stage: FirstStageName | None = None if first_stage == "none" else first_stage
-    if is_features(query):
-        hits, why = search_features(folder, query, asked, top_k, stage, candidates)
+    if query is not None and rows:
+        hits, why = search_features(folder, query, asked, top_k, stage, candidates, device)
+        title = query
     else:
-        hits, why = search_video(folder, query, asked, network, top_k, stage, candidates)
+        wanted = asked.video(query)
+        hits, why = search_video(
+            folder, wanted, asked.model, network, top_k, stage, candidates, device
+        )
+        title = wanted.title
     print(f"matcher: {why}")
     print_hits(hits)
     if json_file is not None:
         write_answers(
             json_file,
             [(hit.video_id, hit) for hit in hits],
-            query=query,
+            query=title,
             reference=str(folder),
             matcher=why,
         )
     if export or csv_file is not None or srt_file is not None or cut is not None:
-        ranked = locate(hits, None if is_features(query) else folder)
-        write_exports(ranked, place_name(query), exports, export, csv_file, srt_file)
+        ranked = locate(hits, None if rows else folder)
+        write_exports(ranked, place_name(title), exports, export, csv_file, srt_file)
         if cut is not None:
             cut_moments(ranked, cut, reencode, exports.padding or 0.0)
 
@@ -127,11 +138,12 @@ def search_features(
     top_k: int,
     first_stage: FirstStageName | None,
     candidates: int,
+    device: DeviceName = "auto",
 ) -> tuple[list[Hit], str]:
     """Search an index for features; the hits, and which matcher gave them."""
     from relocal_pyg.search.index import SearchIndex
 
-    matcher, why = choose_matcher(asked.model)
+    matcher, why = choose_matcher(asked.model, device)
     opened = SearchIndex(folder, matcher)
     clip, whole = asked.rows(query)
     hits = opened.search(
@@ -165,14 +177,18 @@ def locate(hits: Sequence[Hit], folder: Path | None) -> list[tuple[Source, Momen
 
 def search_video(
     folder: Path,
-    query: str,
-    asked: QueryOptions,
+    query: VideoQuery | StillQuery,
+    model: Path | None,
     network: BackboneOptions,
     top_k: int,
     first_stage: FirstStageName | None,
     candidates: int,
+    device: DeviceName = "auto",
 ) -> tuple[list[Hit], str]:
-    """Search an index for a stretch of a video file; the hits, and which matcher gave them.
+    """Search an index for a stretch of a video file, words or a picture.
+
+    Returns:
+        The hits, and which matcher gave them.
 
     Raises:
         SearchIndexError: The index was not made from video files, or with another network.
@@ -181,16 +197,19 @@ def search_video(
     from relocal_pyg.search.index import SearchIndex
     from relocal_pyg.video.decode import probe
     from relocal_pyg.video.index import IndexedVideos, find_in_index
+    from relocal_pyg.video.query import VideoQuery
 
-    probe(query)  # a wrong name is said before an index is read
-    matcher, why = choose_matcher(asked.model)
+    file = query.path if isinstance(query, VideoQuery) else query.image
+    if file is not None:
+        probe(file)  # a wrong name is said before an index is read
+    matcher, why = choose_matcher(model, device)
     opened, made = SearchIndex(folder, matcher), IndexedVideos.load(folder)
     if network == BackboneOptions():
         network = BackboneOptions.of(made.network)
-    backbone, _ = load_network(network, None, asked.model, matcher)
+    backbone, _ = load_network(network, None, model, matcher, device)
     with bars_on_terminal() as bar:
         found = find_in_index(
-            asked.stretch(query),
+            query,
             opened,
             made,
             backbone,

@@ -8,7 +8,7 @@ from typing import Annotated
 import tyro
 
 from relocal_pyg.apps.cli.find import choose_matcher
-from relocal_pyg.apps.cli.options import BackboneOptions, Count, load_network
+from relocal_pyg.apps.cli.options import BackboneOptions, Count, DeviceName, load_network
 from relocal_pyg.errors import UsageError
 
 
@@ -20,6 +20,7 @@ def serve(
     port: Count = 8765,
     host: str = "127.0.0.1",
     model: Path | None = None,
+    device: DeviceName = "auto",
     max_upload_mb: Count = 2048,
 ) -> None:
     """Open a page on this machine to choose videos, mark a query and play what is found.
@@ -33,6 +34,7 @@ def serve(
         host: Address to listen on; anything but 127.0.0.1 lets others in, and there is no password.
         model: A trained run or checkpoint, the one that the index was made with; the training-free
             contrast matcher where left out.
+        device: Where networks run; "auto" is cuda where there is one.
         max_upload_mb: Size of one upload in megabytes.
     """
     try:
@@ -46,12 +48,12 @@ def serve(
         print(f"warning: {host} can be reached by others, and there is no password")
     from relocal_pyg.apps.serve import run
 
-    matcher, why = choose_matcher(model)
+    matcher, why = choose_matcher(model, device)
     if index is not None and network == BackboneOptions():
         from relocal_pyg.video.index import IndexedVideos
 
         network = BackboneOptions.of(IndexedVideos.load(index).network)
-    backbone, rate = load_network(network, None, model, matcher)
+    backbone, rate = load_network(network, None, model, matcher, device)
 
     def started() -> None:
         print(f"matcher: {why}")

@@ -12,6 +12,7 @@ from relocal_pyg.apps.cli.options import (
     BackboneOptions,
     Count,
     DataOptions,
+    DeviceName,
     Natural,
     Output,
     Precision,
@@ -23,6 +24,7 @@ from relocal_pyg.apps.cli.options import (
     describe_extraction,
     load_backbone,
     load_protocol,
+    pick_device,
 )
 from relocal_pyg.errors import UsageError
 
@@ -41,7 +43,7 @@ def train(
     seed: Natural = 0,
     resume: bool = False,
     precision: Precision | None = None,
-    accelerator: str = "cpu",
+    device: DeviceName = "auto",
     devices: Count = 1,
     from_scratch: bool = False,
     start: Path | None = None,
@@ -67,7 +69,7 @@ def train(
         seed: Seed of weights, samples and dropout.
         resume: Go on with the run that OUT holds.
         precision: Arithmetic, instead of the preset's.
-        accelerator: Kind of device: cpu, cuda, auto.
+        device: Where networks run; "auto" is cuda where there is one.
         devices: How many devices.
         from_scratch: Start from random weights, for comparison.
         start: Start from the weights of this run of the same network.
@@ -79,7 +81,9 @@ def train(
     if (out / "last").is_dir() and not resume:  # said before anything is extracted
         raise UsageError("holds a run: pass --resume to go on, or another folder", file=out)
     if videos is not None:
-        data, identity["features"] = extract_for_training(videos, data, network, out, rate, workers)
+        data, identity["features"] = extract_for_training(
+            videos, data, network, out, rate, workers, device
+        )
     print(chosen)
     result = recipe.train(
         load_protocol(data),
@@ -88,7 +92,7 @@ def train(
         seed=seed,
         resume=resume,
         identity={"data": describe(data), **identity},
-        accelerator=accelerator,
+        accelerator=pick_device(device),
         devices=devices,
         from_scratch=from_scratch,
         start=start,
@@ -112,6 +116,7 @@ def extract_for_training(
     out: Path,
     rate: float | None,
     workers: int | None,
+    device: DeviceName = "auto",
 ) -> tuple[DataOptions, dict[str, object]]:
     """Extract into ``OUT/features.h5``.
 
@@ -129,7 +134,7 @@ def extract_for_training(
     from relocal_pyg.data.annotations import Quarantine
     from relocal_pyg.video.folder import features_from_videos
 
-    backbone = load_backbone(network)
+    backbone = load_backbone(network, device)
     quarantine = Quarantine(strict=data.strict)
     features = out / "features.h5"
     done, seconds_per_step = features_from_videos(

@@ -28,8 +28,9 @@ from relocal_pyg.errors import RelocalError, UsageError, VideoError
 from relocal_pyg.models.base import Relocalizer
 from relocal_pyg.video.backbones import Backbone
 from relocal_pyg.video.extract import Progress
-from relocal_pyg.video.find import Found, VideoQuery, find_moments
+from relocal_pyg.video.find import Found, find_moments
 from relocal_pyg.video.index import FoundVideos, find_in_index
+from relocal_pyg.video.query import VideoQuery
 from relocal_pyg.video.rows import FeatureCache
 
 _STATIC = Path(__file__).parent / "static"

@@ -176,7 +176,7 @@ def test_from_a_folder_to_a_trained_model(tmp_path, capsys, monkeypatch):
     assert "8 videos extracted" in printed
     assert "Proposal oracle" in printed
     record = json.loads((run / "run.json").read_text())
-    network = {"backbone": "efficientnet-lite0-max", "weights": None, "pca": None}
+    network = {"backbone": "efficientnet-lite0-max", "pool": None, "weights": None, "pca": None}
     assert record["features"] == {
         "backbone": "efficientnet-lite0-160-max",
         "rate_hz": 4.0,

@@ -86,7 +86,7 @@ def test_another_network_is_refused(run, tmp_path):
         {"rate_hz": 0},
         {"rate_hz": "fast"},
         {"network": {}},
-        {"network": {"backbone": "vgg", "weights": None, "pca": None}},
+        {"network": {"backbone": "c3d", "weights": None}},
         {"network": [1]},
     ],
 )

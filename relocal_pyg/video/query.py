@@ -1,0 +1,160 @@
+"""What is looked for: a clip, words or a picture, as rows of a backbone."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from relocal_pyg.errors import UsageError
+from relocal_pyg.io.read import parse_time
+from relocal_pyg.moments import seconds_to_steps
+from relocal_pyg.video.backbones import Backbone
+from relocal_pyg.video.extract import extract_video
+from relocal_pyg.video.named import text_row
+from relocal_pyg.video.rows import VideoFeatures
+
+#: Seconds of the clip that words or a picture are looked for as.
+STILL_SECONDS = 6.0
+
+
+@dataclass(frozen=True)
+class VideoQuery:
+    """A clip to look for: a video file, or the stretch of one.
+
+    Attributes:
+        path: The video file.
+        start: Seconds at which the clip starts in it, or the time as ``h:mm:ss``; its beginning
+            where None.
+        end: Seconds at which it ends; the end of the file where None.
+
+    Raises:
+        UsageError: A time is none, or the stretch is empty or negative.
+    """
+
+    path: Path
+    start: float | None = None
+    end: float | None = None
+
+    @property
+    def title(self) -> str:
+        """For people."""
+        return str(self.path)
+
+    def __post_init__(self) -> None:
+        for name in ("start", "end"):
+            if getattr(self, name) is not None:
+                object.__setattr__(self, name, parse_time(getattr(self, name), name))
+        first = 0.0 if self.start is None else self.start
+        last = float("inf") if self.end is None else self.end
+        if not (0 <= first < last) or first == float("inf"):
+            raise UsageError(f"the query range {first:g} to {last:g} s is empty or negative")
+
+
+@dataclass(frozen=True)
+class StillQuery:
+    """Words or a picture to look for, as a clip of :data:`STILL_SECONDS` that shows nothing else.
+
+    Attributes:
+        text: Words, for a backbone that reads (:func:`relocal_pyg.video.named.load_named`).
+        image: A picture file, where there are no words.
+
+    Raises:
+        UsageError: Not one of the two.
+    """
+
+    text: str | None = None
+    image: Path | None = None
+
+    def __post_init__(self) -> None:
+        if (self.text is None) == (self.image is None):
+            raise UsageError("words or a picture wanted to look for")
+
+    @property
+    def title(self) -> str:
+        """For people."""
+        return str(self.image) if self.text is None else f'"{self.text}"'
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What is looked for, as rows.
+
+    Attributes:
+        rows: Its features ``[m, F]``.
+        span: Seconds of its file's clock, or of the clip that it stands for.
+        seconds: Length of its file.
+        around: Features of its file; None for words or a picture.
+        whole: The same, where the clip is a part of it.
+        stretch: The clip in seconds of the steps of ``around``.
+    """
+
+    rows: Tensor
+    span: tuple[float, float]
+    seconds: float
+    around: VideoFeatures | None = None
+    whole: VideoFeatures | None = None
+    stretch: tuple[float, float] | None = None
+
+    @classmethod
+    def clip(cls, clip: VideoQuery, start: float, around: VideoFeatures) -> Asked:
+        """A stretch of a file.
+
+        Args:
+            clip: The stretch.
+            start: Seconds at which the file's first picture appears.
+            around: Features of the file.
+
+        Raises:
+            UsageError: The stretch begins after the end of the file.
+        """
+        begins = start if clip.start is None else clip.start
+        ends = around.duration if clip.end is None else min(clip.end, around.duration)
+        first, last = clip_steps(clip, around)
+        step = around.seconds_per_step
+        # What is before the first picture of a file shows nothing.
+        first = min(max(first, math.floor(begins / step + 1e-6)), last - 1)
+        rows = around.blocks.range(first, last)
+        bare = (clip.start is None and clip.end is None) or len(rows) == len(around)
+        whole = None if bare else around
+        return cls(
+            rows, (begins, ends), around.duration, around, whole, (first * step, last * step)
+        )
+
+    @classmethod
+    def still(cls, query: StillQuery, backbone: Backbone, rate_hz: float) -> Asked:
+        """Words or a picture.
+
+        Raises:
+            UsageError: The backbone reads no text.
+            VideoError: The picture cannot be decoded.
+        """
+        if query.text is not None:
+            row = text_row(backbone, query.text)
+        else:
+            row = extract_video(str(query.image), backbone, rate_hz).blocks.range(0, 1)
+        steps = max(round(STILL_SECONDS * rate_hz / backbone.clip_stride), 1)
+        return cls(row.float().repeat(steps, 1), (0.0, STILL_SECONDS), STILL_SECONDS)
+
+
+def clip_steps(clip: VideoQuery, video: VideoFeatures) -> tuple[int, int]:
+    """The steps ``[first, last)`` of a clip inside its file.
+
+    Raises:
+        UsageError: The clip begins after the end of the file.
+    """
+    if clip.start is None and clip.end is None:
+        return 0, len(video)
+    first = clip.start or 0.0
+    if first >= video.duration:
+        raise UsageError(
+            f"the query starts at {first:g} s, its video ends at {video.duration:g} s",
+            file=clip.path,
+        )
+    last = video.duration if clip.end is None else clip.end
+    span = torch.tensor([first, last], dtype=torch.float64)
+    begin, stop = seconds_to_steps(span, video.seconds_per_step, len(video)).tolist()
+    return begin, stop
