@@ -297,8 +297,15 @@ def _finished(
         if start:
             load_weights(model, start / "best")
         print(f"{system.title}, seed {seed}: training in {run}")
-        settings = {"config": training, "seed": seed, "accelerator": accelerator}
-        fit(model, protocol, out=run, resume=True, **settings)
+        fit(
+            model,
+            protocol,
+            config=training,
+            seed=seed,
+            out=run,
+            resume=True,
+            accelerator=accelerator,
+        )
         write_json(run / "finished.json", {"title": system.title, **facts})
     return run
 

@@ -280,7 +280,8 @@ def _transformers(folder: Path, pool: Pool | None) -> _Network:
     logging.disable_progress_bar()
     offline: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
     loading = {"use_safetensors": True, "dtype": torch.float32, "output_loading_info": True}
-    model, report = AutoModel.from_pretrained(folder, **offline, **loading)
+    loaded: Any = AutoModel.from_pretrained(folder, **offline, **loading)
+    model, report = loaded
     # Many are published without the pooler, which is then drawn at random.
     lost = sorted(key for key in report["missing_keys"] if "pooler" not in key)
     if lost:
