@@ -238,7 +238,7 @@ def _repository(kind: str, name: str) -> str:
 def _timm(folder: Path, pool: Pool | None) -> _Network:
     import timm
 
-    model = timm.create_model(f"local-dir:{folder}", pretrained=True, num_classes=0)
+    model: Any = timm.create_model(f"local-dir:{folder}", pretrained=True, num_classes=0)
     config = timm.data.resolve_model_data_config(model)
 
     def features(pixels: Tensor) -> Tensor:

@@ -105,7 +105,7 @@ def test_another_backbone_or_no_record_is_refused(tmp_path: Path, blocks: None, 
         IndexedVideos.load(tmp_path / "nothing")
     (tmp_path / "nothing").mkdir()
     assert main(["search", str(tmp_path / "nothing"), str(tmp_path / "b.mp4")]) == 2
-    assert "b.mp4: no such file" in capsys.readouterr().err
+    assert "b.mp4: does not exist" in capsys.readouterr().err
     IndexedVideos.record_of(tmp_path / "index").write_text("{}")
     with pytest.raises(SearchIndexError, match="damaged"):
         IndexedVideos.load(tmp_path / "index")
