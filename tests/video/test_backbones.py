@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import builtins
+import subprocess
 import sys
 
 import pytest
@@ -160,3 +161,22 @@ def test_a_batch_is_halved_until_it_fits_the_memory():
     assert network.seen == [2] * 10
     with pytest.raises(RuntimeError, match="out of memory"):
         backbones.in_torch(Small(0), "cpu")(inputs)
+
+
+def test_threads_may_use_it_first_at_the_same_time():
+    # In a process of its own: what deadlocked holds the interpreter, and is set up once.
+    code = (
+        "import threading, torch\n"
+        "from relocal_pyg.video.backbones import EfficientNetLite0\n"
+        "backbone, gate, rows = EfficientNetLite0(64), threading.Barrier(4), []\n"
+        "def use():\n"
+        "    gate.wait()\n"
+        "    rows.append(backbone(torch.zeros(1, 64, 64, 3, dtype=torch.uint8)))\n"
+        "threads = [threading.Thread(target=use) for _ in range(4)]\n"
+        "[thread.start() for thread in threads], [thread.join() for thread in threads]\n"
+        "print(len(rows))\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True
+    )
+    assert done.stdout.split() == ["4"]
