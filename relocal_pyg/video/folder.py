@@ -53,6 +53,8 @@ VIDEO_SUFFIXES = (
 )
 #: Data set beside the features: start and end of each step in seconds, float64 ``[n, 2]``.
 TIMES_KEY = "times"
+#: Size and time of change of a file.
+Version = tuple[int, int]
 
 
 @dataclass(frozen=True)
@@ -270,6 +272,59 @@ def _files(folder: Path) -> Iterator[Path]:
             file = Path(place, name)
             if not name.startswith(".") and file.is_file():
                 yield file
+
+
+def settled_files(
+    folder: str | Path,
+    wanted: Callable[[Path, Version], bool],
+    *,
+    settle: float = 5.0,
+    once: bool = False,
+    suffixes: Iterable[str] = VIDEO_SUFFIXES,
+) -> Iterator[tuple[Path, Version]]:
+    """Files of a folder as they come, each when it has stopped growing, the oldest first.
+
+    A file that has changed since it was given, such as a segment written over, is given again where
+    ``wanted`` says so.
+
+    Args:
+        folder: Looked through with its subfolders; hidden files, which are what many programs write
+            before they rename, are left alone.
+        wanted: Whether a version of a file is still to be given.
+        settle: Seconds for which its size and time of change stay as they are before it is given.
+        once: Stop when everything wanted has been given, instead of waiting for more.
+        suffixes: Of the files looked for, in lower case.
+
+    Yields:
+        The file and its version.
+    """
+    seen: dict[Path, tuple[Version, float]] = {}
+    while True:
+        now, ready = time.monotonic(), []
+        there: dict[Path, tuple[Version, float]] = {}
+        for file in _files(Path(folder)):
+            version = version_of(file) if file.suffix.lower() in suffixes else None
+            if version is None or not wanted(file, version):
+                continue
+            since = seen[file][1] if seen.get(file, (None,))[0] == version else now
+            there[file] = version, since
+            if now - since >= settle:
+                ready.append((file, version))
+        seen = there
+        yield from sorted(ready, key=lambda each: (each[1][1], each[0]))
+        if once and not seen:
+            return
+        if not ready:
+            time.sleep(min(max(settle / 4, 0.05), 1.0))
+
+
+def version_of(file: str | Path) -> Version | None:
+    """Size in bytes and time of change in nanoseconds of a file; None where there is none."""
+    try:
+        status = os.stat(file)
+    except OSError:
+        return None
+    return status.st_size, status.st_mtime_ns
 
 
 def passed_over(folder: Path) -> dict[str, int]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import tempfile
 import threading
 from array import array
@@ -199,13 +200,14 @@ class FeatureCache:
 
     Args:
         folder: Made where it does not exist.
+        most: Files to keep, those used last; every one where None.
 
     Raises:
         OutputError: The folder cannot be made.
     """
 
-    def __init__(self, folder: str | Path) -> None:
-        self.folder = Path(folder)
+    def __init__(self, folder: str | Path, most: int | None = None) -> None:
+        self.folder, self.most = Path(folder), most
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -226,6 +228,8 @@ class FeatureCache:
             if content.pop("checksum") != _checksum(rows, shown, content):
                 return None
             content["problems"] = tuple(content["problems"])
+            if self.most is not None:
+                os.utime(self._file(digest))
             return VideoFeatures(rows, shown, **content, reused=True)
         except (OSError, SafetensorError, ValueError, KeyError, TypeError):
             return None
@@ -252,6 +256,12 @@ class FeatureCache:
             file.write(video.blocks.repeats.tobytes())
             for block in _rows_once(video.blocks).split(BLOCK):
                 file.write(block.numpy().tobytes())
+        if self.most is not None:
+            stored = sorted(
+                self.folder.glob("*.safetensors"), key=lambda each: each.stat().st_mtime
+            )
+            for old in stored[: -self.most]:
+                old.unlink()
 
     def _file(self, digest: str) -> Path:
         return self.folder / f"{digest}.safetensors"

@@ -34,6 +34,8 @@ COMMANDS = {
     "propose": "extract",
     "index": "index",
     "search": "search",
+    "watch": "watch",
+    "batch": "watch",
     "convert": "convert",
     "serve": "serve",
     "check": "extract",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -82,15 +82,6 @@ def write_answers(
     """
     from relocal_pyg.io.write import write_json
 
-    names = ("start", "end", "score", "probability", "presence")
-    moments = [
-        {
-            "rank": rank,
-            "video": video,
-            **{name: value for name in names if (value := getattr(moment, name)) is not None},
-        }
-        for rank, (video, moment) in enumerate(answers, start=1)
-    ]
     content = {
         "schema": SCHEMA,
         "unit": "seconds",
@@ -101,12 +92,25 @@ def write_answers(
         "settings": dict(settings or {}),
         "presence": presence,
         "probably_there": None if presence is None else presence >= DOUBT,
-        "moments": moments,
+        "moments": plain_answers(answers),
     }
     if str(path) == "-":
         print(json.dumps(content, indent=1, allow_nan=False), file=RESULTS.get() or sys.stdout)
     else:
         write_json(path, content)
+
+
+def plain_answers(answers: Iterable[tuple[str, Moment | Hit]]) -> list[dict[str, Any]]:
+    """Answers as plain values: rank, video, and what is known of the moment."""
+    names = ("start", "end", "score", "probability", "presence")
+    return [
+        {
+            "rank": rank,
+            "video": video,
+            **{name: value for name in names if (value := getattr(moment, name)) is not None},
+        }
+        for rank, (video, moment) in enumerate(answers, start=1)
+    ]
 
 
 def write_exports(

@@ -1,0 +1,317 @@
+"""``relocal watch`` and ``relocal batch``: many searches, none of them done twice."""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+import shlex
+import subprocess
+import tempfile
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from contextlib import closing, suppress
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import tyro
+
+from relocal_pyg.apps.cli.exports import place_name, plain_answers
+from relocal_pyg.apps.cli.find import QueryOptions, choose_matcher, is_features, read_features
+from relocal_pyg.apps.cli.options import (
+    BackboneOptions,
+    Count,
+    DeviceName,
+    Output,
+    Rate,
+    Steps,
+    StepSeconds,
+    load_network,
+    number,
+)
+from relocal_pyg.errors import AnnotationError, RelocalError, RunError, UsageError, ascii_line
+from relocal_pyg.formats.clips import table_text
+from relocal_pyg.formats.rows import table_lines
+from relocal_pyg.io.journal import Journal
+from relocal_pyg.io.read import parse_time, read_text
+from relocal_pyg.io.write import replace_file
+
+if TYPE_CHECKING:
+    from relocal_pyg.moments import Moment
+    from relocal_pyg.video.rows import FeatureCache
+
+#: Columns of the table of a batch.
+COLUMNS = ("query", "query_start", "query_end", "reference")
+ANSWER = ("rank", "start", "end", "score", "probability", "presence")
+#: Query, where it starts and ends, and reference, as a table says them.
+Row = tuple[str, str, str, str]
+Probability = Annotated[float, number("P", least=0, most=1)]
+
+
+def _searcher(
+    model: Path | None,
+    network: BackboneOptions,
+    rate: float | None,
+    top_k: int,
+    cache: FeatureCache,
+    device: DeviceName,
+) -> tuple[Callable[[QueryOptions, str | None, str], list[Moment]], str]:
+    """What answers a query in a reference, with one model and network for all; and which model."""
+    matcher, why = choose_matcher(model, device)
+    loaded = functools.cache(lambda: load_network(network, rate, model, matcher, device))
+
+    def answer(asked: QueryOptions, query: str | None, reference: str) -> list[Moment]:
+        if query is not None and is_features(query):
+            clip, whole = asked.rows(query)
+            rows, step = read_features(reference, asked.key), asked.seconds_per_step
+            return matcher.localize(
+                clip, rows, top_k=top_k, seconds_per_step=step, query_video=whole
+            )
+        from relocal_pyg.video.find import find_moments
+
+        backbone, rate_hz = loaded()
+        return find_moments(
+            asked.video(query),
+            reference,
+            model=matcher,
+            backbone=backbone,
+            rate_hz=rate_hz,
+            top_k=top_k,
+            cache=cache,
+        ).moments
+
+    return answer, why
+
+
+def watch(
+    folder: Annotated[Path, tyro.conf.Positional],
+    asked: QueryOptions = QueryOptions(),  # noqa: B008 - frozen
+    network: BackboneOptions = BackboneOptions(),  # noqa: B008 - frozen
+    *,
+    query: str | None = None,
+    out: Annotated[Path, Output(folder="watch")] = Path("relocal_watch"),
+    top_k: Count = 5,
+    min_probability: Probability = 0.5,
+    rate: Rate = None,
+    settle: Annotated[float, number("SECONDS", least=0, most=86400)] = 5.0,
+    run: Annotated[str | None, tyro.conf.arg(metavar="COMMAND")] = None,
+    once: bool = False,
+    device: DeviceName = "auto",
+) -> None:
+    """Search every file that comes into FOLDER, such as segments of a recorder, for QUERY.
+
+    Each file is searched once, when it has stopped growing; one that is written over is searched
+    again. For each, OUT/answers.jsonl gets a line of JSON and the line is printed. Ended or killed
+    at any moment, the command goes on where it was when it is given again.
+
+    Args:
+        folder: The folder, with its subfolders.
+        asked: What is looked for, and with which model.
+        network: Videos: which network turns frames into features.
+        query: The clip, a video file; or features, "x.npy", and FOLDER is watched for ".npy".
+        out: Folder for the answers, which is also how a later call knows what is done.
+        top_k: How many moments of a file at most.
+        min_probability: Leave out moments that are less probable to be right.
+        rate: Videos: frames per second looked at; follows the clip's length where left out.
+        settle: Seconds without a change after which a file counts as finished.
+        run: Run this for every file in which something was found, with the line on its standard
+            input; no shell. After a kill it may run once more for a line, never not at all.
+        once: End when the files that are there have been searched.
+        device: Where the networks run; "auto" takes a graphics processor where there is one.
+    """
+    from relocal_pyg.video.folder import VIDEO_SUFFIXES, settled_files, version_of
+    from relocal_pyg.video.rows import FeatureCache
+
+    about = {
+        "query": query and os.path.realpath(query),
+        **_plain(asked),
+        "min_probability": min_probability,
+    }
+    with (
+        tempfile.TemporaryDirectory(prefix="relocal-watch-") as features,
+        closing(Journal(out / "answers.jsonl", about)) as journal,
+        suppress(KeyboardInterrupt),  # the usual end
+    ):
+        answer, _ = _searcher(
+            asked.model, network, rate, top_k, FeatureCache(features, most=4), device
+        )
+        done = {_key(each) for each in journal.records if "file" in each}
+        ran = {each["ran"] for each in journal.records if "ran" in each}
+        for number_of, told in enumerate(list(journal.records)):
+            if run is not None and told.get("moments") and number_of not in ran:
+                _run(run, told, journal, number_of)
+
+        def wanted(file: Path, version: tuple[int, int]) -> bool:
+            return (file.relative_to(folder).as_posix(), *version) not in done
+
+        suffixes = (".npy",) if query and is_features(query) else VIDEO_SUFFIXES
+        for file, version in settled_files(
+            folder, wanted, settle=settle, once=once, suffixes=suffixes
+        ):
+            name = file.relative_to(folder).as_posix()
+            record: dict[str, Any] = {"file": name, "size": version[0], "changed": version[1]}
+            try:
+                found = answer(asked, query, str(file))
+            except RelocalError as error:
+                record["error"] = error.reason
+            else:
+                likely = [
+                    each
+                    for each in found
+                    if each.probability is None or each.probability >= min_probability
+                ]
+                record["moments"] = plain_answers((name, each) for each in likely)
+            if version_of(file) != version:  # grown or gone meanwhile
+                continue
+            journal.append(record)
+            done.add((name, *version))
+            print(json.dumps(record), flush=True)
+            if run is not None and record.get("moments"):
+                _run(run, record, journal, len(journal.records) - 1)
+
+
+def _key(record: dict[str, Any]) -> tuple[str, int, int]:
+    return record["file"], record["size"], record["changed"]
+
+
+def _run(command: str, record: dict[str, Any], journal: Journal, number_of: int) -> None:
+    try:
+        done = subprocess.run(shlex.split(command), input=json.dumps(record).encode())
+    except (OSError, ValueError) as error:
+        raise UsageError(f"--run: {error}") from None
+    journal.append({"ran": number_of, "exit": done.returncode})
+
+
+def _plain(options: Any) -> dict[str, Any]:
+    return {name: str(v) if isinstance(v, Path) else v for name, v in asdict(options).items()}
+
+
+def batch(
+    table: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="TABLE")],
+    network: BackboneOptions = BackboneOptions(),  # noqa: B008 - frozen
+    *,
+    out: Annotated[Path, Output(folder="batch")] = Path("relocal_batch"),
+    model: Path | None = None,
+    top_k: Count = 5,
+    rate: Rate = None,
+    seconds_per_step: StepSeconds = 1.0,
+    key: str | None = None,
+    workers: Steps = None,
+    device: DeviceName = "auto",
+) -> None:
+    """Answer every row of TABLE, and write all answers into one table, OUT/answers.csv.
+
+    TABLE is a CSV with the columns query and reference, and where a query is a stretch of its video
+    query_start and query_end. Paths begin at the table's folder. Rows that were answered before,
+    and whose files have not changed, are not searched again.
+
+    Args:
+        table: The CSV.
+        network: Videos: which network turns frames into features.
+        out: Folder for the table, for what is done, and for features, so that no video is decoded
+            twice.
+        model: A trained run or checkpoint; the training-free contrast matcher where left out.
+        top_k: How many moments of a row at most.
+        rate: Videos: frames per second looked at; follows each clip's length where left out.
+        seconds_per_step: Features: duration of one step.
+        key: Features: name of the array inside a video's group.
+        workers: Searches at a time; as many as there are processors where left out.
+        device: Where the networks run; "auto" takes a graphics processor where there is one.
+    """
+    import torch
+    from tqdm import tqdm
+
+    from relocal_pyg.video.rows import FeatureCache
+
+    rows = _read_rows(table)
+    workers = min(workers or os.cpu_count() or 1, len(rows))
+    about: dict[str, Any] = {
+        "model": None if model is None else str(model),
+        "network": network.plain(),
+    }
+    about |= {"top_k": top_k, "rate": rate, "seconds_per_step": seconds_per_step, "key": key}
+    errors: dict[Row, str] = {}
+    torch.set_num_threads(max(1, torch.get_num_threads() // workers))
+    with (
+        closing(Journal(out / "journal.jsonl", about)) as journal,
+        ThreadPoolExecutor(workers) as pool,
+    ):
+        search, why = _searcher(model, network, rate, top_k, FeatureCache(out / "features"), device)
+        print(f"matcher: {why}")
+        names = {row: _name(row) for row in rows}
+        done = {each["row"]: each["moments"] for each in journal.records}
+
+        def answer(row: Row) -> tuple[Row, list[dict[str, Any]] | RelocalError]:
+            query, start, end, reference = row
+            try:
+                asked = QueryOptions(
+                    query_start=_time(start),
+                    query_end=_time(end),
+                    seconds_per_step=seconds_per_step,
+                    key=key,
+                )
+                found = search(asked, query, reference)
+            except RelocalError as error:
+                return row, error
+            return row, plain_answers((place_name(reference), each) for each in found)
+
+        waiting = [pool.submit(answer, row) for row in rows if names[row] not in done]
+        print(f"{len(rows) - len(waiting)} of {len(rows)} rows were answered before")
+        try:
+            for future in tqdm(as_completed(waiting), total=len(waiting), unit="row", disable=None):
+                row, found = future.result()
+                if isinstance(found, RelocalError):
+                    errors[row] = ascii_line(str(found))
+                else:
+                    done[names[row]] = found
+                    journal.append({"row": names[row], "moments": found})
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
+    written: list[tuple[Any, ...]] = [(*COLUMNS, *ANSWER, "error")]
+    for row in rows:
+        for each in done.get(names[row], []) or [{}]:
+            written.append((*row, *(each.get(column) for column in ANSWER), errors.get(row)))
+    with replace_file(out / "answers.csv") as temporary:
+        temporary.write_text(table_text(written), encoding="utf-8")
+    print(f"answers: {out / 'answers.csv'}")
+    if errors:
+        raise RunError(f"{len(errors)} of {len(rows)} rows have no answer: see the column error")
+
+
+def _time(text: str) -> float | None:
+    return parse_time(text, "a time of the query") if text else None
+
+
+def _read_rows(table: Path) -> list[Row]:
+    """The rows of a table, each once.
+
+    Raises:
+        AnnotationError: No such columns, no rows, or a row without query or reference.
+    """
+    lines = table_lines(read_text(table, AnnotationError), table)
+    heads = [head.lower() for head in next(lines, (0, []))[1]]
+    if not {"query", "reference"} <= set(heads):
+        raise AnnotationError("has no columns query and reference in its first line", file=table)
+    rows: dict[Row, None] = {}
+    for line, cells in lines:
+        row = dict(zip(heads, cells, strict=False))
+        if not any(cells):
+            continue
+        if not (row.get("query") and row.get("reference")):
+            record = f"line {line}"
+            raise AnnotationError("has no query or no reference", file=table, record=record)
+        query, reference = (str(table.parent / row[name]) for name in ("query", "reference"))
+        rows[query, row.get("query_start", ""), row.get("query_end", ""), reference] = None
+    if not rows:
+        raise AnnotationError("holds no rows", file=table)
+    return list(rows)
+
+
+def _name(row: Row) -> str:
+    """What a row asks of which versions of its files: another version is another question."""
+    from relocal_pyg.video.folder import version_of
+
+    files = (each if Path(each).exists() else each.rpartition("::")[0] for each in row[::3])
+    return json.dumps([row, [version_of(file) for file in files]])

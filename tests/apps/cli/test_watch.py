@@ -1,0 +1,141 @@
+"""Files that come in, and tables of searches: each answered once, whatever kills the command."""
+
+from __future__ import annotations
+
+import csv
+import json
+import multiprocessing
+import os
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from relocal_pyg.apps.cli import main
+from relocal_pyg.video import folder as folders
+
+#: Imported once, and not by every process that is killed.
+PRELOADED = ["apps.cli.watch", "models.calibrated", "models.matchers", "video.rows", "video.folder"]
+
+
+def save(path: Path, seed: int, steps: int = 30) -> None:
+    """An array under its final name only when it is whole."""
+    hidden = path.with_name(f".{path.stem}.npy")
+    np.save(hidden, np.random.default_rng(seed).standard_normal((steps, 8)).astype("f4"))
+    hidden.rename(path)
+
+
+def lines(path: Path) -> list[dict]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def watch(place: Path, *more: str) -> int:
+    out, query = str(place / "out"), str(place / "query.npy")
+    words = ["watch", str(place / "in"), "--query", query, "--out", out, "--settle", "0"]
+    return main([*words, "--min-probability", "0", *more])
+
+
+def _watch_and_note(place: Path) -> None:
+    watch(place, "--run", f"sh -c 'cat >> {place / 'ran'}; echo >> {place / 'ran'}'")
+
+
+@pytest.mark.slow
+@pytest.mark.faults
+def test_killed_twenty_times_while_files_come_each_is_answered_once(tmp_path):
+    (tmp_path / "in").mkdir()
+    save(tmp_path / "query.npy", 0, 6)
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([f"relocal_pyg.{name}" for name in PRELOADED])
+    draw, journal, kills = np.random.default_rng(0), tmp_path / "out" / "answers.jsonl", 0
+    for number in range(200):
+        save(tmp_path / "in" / f"segment {number}.npy", number)
+        if number % 10 == 9:
+            size = journal.stat().st_size if journal.exists() else 0
+            process = context.Process(target=_watch_and_note, args=(tmp_path,))
+            process.start()
+            while process.is_alive() and not (journal.exists() and journal.stat().st_size > size):
+                process.join(0.01)
+            process.join(draw.uniform(0, 0.05))  # somewhere in its work
+            kills += process.is_alive()
+            process.kill()
+            process.join()
+    assert kills == 20
+    assert watch(tmp_path, "--once", "--run", f"sh -c 'cat >> {tmp_path / 'ran'}'") == 0
+    answered = Counter(each["file"] for each in lines(journal)[1:] if "file" in each)
+    assert answered == {f"segment {number}.npy": 1 for number in range(200)}
+    told = (tmp_path / "ran").read_text()
+    assert all(f'"segment {number}.npy"' in told for number in range(200))
+
+
+def test_another_query_is_refused_and_a_file_written_over_is_searched_again(tmp_path, capsys):
+    (tmp_path / "in").mkdir()
+    save(tmp_path / "query.npy", 0, 6)
+    save(tmp_path / "in" / "a.npy", 1)
+    (tmp_path / "in" / "b.npy").write_bytes(b"no array")
+    (tmp_path / "in" / "c.txt").write_bytes(b"other things")
+    assert watch(tmp_path, "--once") == 0
+    printed = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert {each["file"]: "error" in each for each in printed} == {"a.npy": False, "b.npy": True}
+    assert watch(tmp_path, "--once") == 0
+    assert capsys.readouterr().out == ""
+    save(tmp_path / "in" / "b.npy", 2)
+    with (tmp_path / "out" / "answers.jsonl").open("a") as journal:
+        journal.write('{"file": "b.npy", "si')  # what a kill leaves
+    assert watch(tmp_path, "--once") == 0
+    (again,) = map(json.loads, capsys.readouterr().out.splitlines())
+    assert again["file"] == "b.npy"
+    assert len(again["moments"]) > 0
+    assert watch(tmp_path, "--once", "--query-end", "3") == 2
+    assert "another query" in capsys.readouterr().err
+
+
+def test_a_file_is_given_when_it_has_stopped_growing(tmp_path, monkeypatch):
+    growing, now = tmp_path / "a.mp4", [0.0]
+    growing.write_bytes(b"0")
+
+    def tick(seconds: float) -> None:
+        now[0] += 1
+        if now[0] <= 7:
+            growing.write_bytes(b"0" * int(1 + now[0]))
+            os.utime(growing, (0, 0))  # its size alone tells
+
+    monkeypatch.setattr(folders.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(folders.time, "sleep", tick)
+    done: list = []
+    for given in folders.settled_files(
+        tmp_path, lambda *each: each not in done, settle=3, once=True
+    ):
+        done.append(given)
+    ((_, (size, _)),) = done
+    assert size == 8
+    assert now[0] >= 10
+
+
+def test_a_table_of_searches(tmp_path, capsys):
+    save(tmp_path / "query.npy", 0, 6)
+    save(tmp_path / "a.npy", 1)
+    table, out = tmp_path / "table.csv", tmp_path / "out"
+    rows = ["query;query_start;reference", "query.npy;;a.npy", "query.npy;2;a.npy", "a.npy;;no.npy"]
+    table.write_text("\n".join(rows))
+    command = ["batch", str(table), "--out", str(out), "--top-k", "2"]
+    assert main(command) == 1
+    answers = list(csv.DictReader((out / "answers.csv").open()))
+    assert [row["rank"] for row in answers] == ["1", "2", "1", "2", ""]
+    assert (
+        "no.npy: no such file" in answers[-1]["error"] or "does not exist" in answers[-1]["error"]
+    )
+    single = tmp_path / "one.json"
+    asked = ["find", str(tmp_path / "query.npy"), str(tmp_path / "a.npy"), "--query-start", "2"]
+    assert main([*asked, "--json", str(single)]) == 0
+    best = json.loads(single.read_text())["moments"][0]
+    assert [float(answers[2][name]) for name in ("start", "end")] == [best["start"], best["end"]]
+    table.write_text("\n".join(rows[:3]))
+    capsys.readouterr()
+    assert main(command) == 0
+    assert "2 of 2 rows were answered before" in capsys.readouterr().out
+    save(tmp_path / "a.npy", 2)  # another version, another question
+    assert main(command) == 0
+    assert "0 of 2 rows" in capsys.readouterr().out
+    table.write_text("query\nquery.npy")
+    assert main(command) == 2
