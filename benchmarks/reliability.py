@@ -77,6 +77,10 @@ GOALS: dict[str, tuple[str, list[list[str]]]] = {
         "arrays, manifests, JSON and what is no file: an answer or one line, < 300 MB",
         [["tests/faults/test_foreign.py"]],
     ),
+    "signals": (
+        "Ctrl-C and SIGTERM end every command within two seconds, in one line, nothing half done",
+        [["tests/faults/test_signals.py"]],
+    ),
     "bombs": (
         "peak memory < 300 MB over baseline",
         [["tests/test_bad_inputs.py", "-k", "bomb"]],
@@ -110,7 +114,7 @@ GOALS: dict[str, tuple[str, list[list[str]]]] = {
     ),
     "load": (
         "the page under many clients: bounded queue, clear refusals, no lost request, flat memory",
-        [["tests/apps/serve/test_load.py"]],
+        [["tests/apps/serve/test_load.py", "tests/apps/serve/test_limits.py"]],
     ),
 }
 

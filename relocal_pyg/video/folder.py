@@ -9,7 +9,7 @@ import time
 import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from concurrent.futures import ThreadPoolExecutor, as_completed, wait
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
@@ -406,15 +406,16 @@ def _in_threads(
     threads = torch.get_num_threads()
     torch.set_num_threads(max(1, threads // workers))
     pool = ThreadPoolExecutor(workers)
+    futures = {pool.submit(one, name): name for name in files}
     try:
-        futures = {pool.submit(one, name): name for name in files}
         for future in as_completed(futures):
             settle(futures[future], future.result())
     finally:
         # After an error or an interruption: those waiting never start, those running stop at their
-        # next batch.
+        # next batch, which nobody waits for without a limit.
         stop.set()
-        pool.shutdown(cancel_futures=True)
+        pool.shutdown(wait=False, cancel_futures=True)
+        wait(futures, timeout=1.0)
         torch.set_num_threads(threads)
         bar.close()
 

@@ -11,7 +11,6 @@ import typing
 import warnings
 from collections.abc import Callable, Sequence
 from importlib import import_module
-from types import FrameType
 from typing import Annotated, Any
 
 import tyro
@@ -59,7 +58,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         0 done; 1 the run failed; 2 wrong usage or bad input; 130 interrupted.
     """
     # A stopped job (SIGTERM) leaves a checkpoint as Ctrl-C does.
-    signal.signal(signal.SIGTERM, _interrupt)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     warnings.showwarning = _show_warning
     for stream in (sys.stdout, sys.stderr):  # names of files and videos may hold anything
         if isinstance(stream, io.TextIOWrapper):
@@ -173,10 +172,6 @@ def _option_of(word: str, arguments: list[str]) -> str:
         if argument == word and before.startswith("-"):
             return before
     return next((each.split("=")[0] for each in arguments if each.endswith(f"={word}")), "a number")
-
-
-def _interrupt(signum: int, frame: FrameType | None) -> None:
-    raise KeyboardInterrupt
 
 
 def _show_warning(message: Warning | str, *details: object, **more: object) -> None:

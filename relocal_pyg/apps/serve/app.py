@@ -14,7 +14,6 @@ from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
-from starlette.middleware.trustedhost import TrustedHostMiddleware
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import FileResponse, JSONResponse, Response
 from starlette.routing import Route
@@ -58,8 +57,7 @@ def make_app(
         backbone: The network that turns frames into features.
         rate_hz: Frames per second of searches in one video; follows the query where None.
         collection: Videos that can be searched together.
-        hosts: Names in the ``Host`` header that are answered. A page elsewhere that points a name
-            of its own at this machine (DNS rebinding) is not.
+        hosts: Names in the ``Host`` header that are answered, see :class:`Guard`.
     """
     uploading = 0
     indexed = 0 if collection is None else len(collection)
@@ -98,6 +96,8 @@ def make_app(
             return refuse(415, error.reason)
         except ClientDisconnect:
             return refuse(400, "broken off")
+        except TimeoutError:
+            return refuse(408, "it came too slowly")
         except OSError:
             return refuse(507, "the file could not be stored")
         finally:
@@ -130,6 +130,8 @@ def make_app(
                 raise UsageError("top_k: 1 to 50 wanted")
         except RelocalError as error:
             return refuse(400, error.reason)
+        except TimeoutError:
+            return refuse(408, "it came too slowly")
         if everywhere:
             work, place = in_index(query, clip, top_k), f"{indexed} videos"
         else:
@@ -225,10 +227,7 @@ def make_app(
             Route("/api/searches/{key}", cancel, methods=["DELETE"]),
             Route("/api/searches/{key}/report", report),
         ],
-        middleware=[
-            Middleware(Guard),
-            Middleware(TrustedHostMiddleware, allowed_hosts=list(hosts), www_redirect=False),
-        ],
+        middleware=[Middleware(Guard, hosts=hosts)],
         exception_handlers={HTTPException: _http_error},
         lifespan=lifespan,
     )

@@ -7,6 +7,7 @@ import secrets
 import threading
 from collections import OrderedDict
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -62,7 +63,7 @@ class SearchQueue:
     def __init__(self, waiting: int = 4) -> None:
         self._queue: queue.Queue[Job | None] = queue.Queue(waiting)
         self._jobs: OrderedDict[str, Job] = OrderedDict()
-        self._lock = threading.Lock()
+        self._lock, self._closed = threading.Lock(), False
         self._thread = threading.Thread(target=self._run, name="relocal-search", daemon=True)
         self._thread.start()
 
@@ -92,16 +93,18 @@ class SearchQueue:
             job.state = "cancelled"
 
     def close(self) -> None:
-        """Cancel everything and wait for the thread."""
+        """Cancel everything; the thread ends at its next batch of frames."""
         with self._lock:
             jobs = list(self._jobs.values())
         for job in jobs:
             self.cancel(job)
-        self._queue.put(None)
-        self._thread.join()
+        self._closed = True
+        with suppress(queue.Full):  # those that wait are passed over
+            self._queue.put_nowait(None)
+        self._thread.join(timeout=0.5)
 
     def _run(self) -> None:
-        while (job := self._queue.get()) is not None:
+        while (job := self._queue.get()) is not None and not self._closed:
             if job.wanted:
                 job.state = "running"
                 self._work(job)

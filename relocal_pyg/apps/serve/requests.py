@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
+import ipaddress
 import json
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from starlette.concurrency import run_in_threadpool
 from starlette.datastructures import MutableHeaders
@@ -28,16 +32,25 @@ HEADERS = {
     "Cross-Origin-Opener-Policy": "same-origin",
     "Cache-Control": "no-store",
 }
+#: Listening there, a machine is reached by every address that it has.
+EVERYWHERE = frozenset(["0.0.0.0", "::"])  # noqa: S104 - looked for, not listened on
 
 
 class Guard:
-    """Headers on every answer; requests that other pages make are refused."""
+    """Headers on every answer; requests that other pages make are refused.
 
-    def __init__(self, app: ASGIApp) -> None:
-        self.app = app
+    Args:
+        app: What is guarded.
+        hosts: Names in the ``Host`` header that are answered. A page elsewhere that points a name
+            of its own at this machine (DNS rebinding) is not. Where they say :data:`EVERYWHERE`,
+            any address is: a page elsewhere has a name.
+    """
+
+    def __init__(self, app: ASGIApp, hosts: tuple[str, ...]) -> None:
+        self.app, self.hosts = app, frozenset(host.lower() for host in hosts)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass a request on, or answer 403."""
+        """Pass a request on, or answer 400 or 403."""
 
         async def send_with_headers(message: Message) -> None:
             if message["type"] == "http.response.start":
@@ -46,6 +59,9 @@ class Guard:
                     headers.setdefault(name, value)
             await send(message)
 
+        if scope["type"] == "http" and not self._is_ours(Request(scope).headers.get("host", "")):
+            await refuse(400, "this name is not answered")(scope, receive, send_with_headers)
+            return
         if scope["type"] == "http" and scope["method"] not in ("GET", "HEAD"):
             request = Request(scope)
             origin = request.headers.get("origin")
@@ -57,6 +73,17 @@ class Guard:
                 return
         await self.app(scope, receive, send_with_headers)
 
+    def _is_ours(self, header: str) -> bool:
+        try:
+            name = urlsplit(f"//{header}").hostname or ""
+            if set(header) & set("@/\\"):
+                return False
+            return name in self.hosts or bool(
+                self.hosts & EVERYWHERE and ipaddress.ip_address(name)
+            )
+        except ValueError:
+            return False
+
 
 def refuse(code: int, reason: str) -> JSONResponse:
     """An answer that says why not."""
@@ -64,13 +91,37 @@ def refuse(code: int, reason: str) -> JSONResponse:
 
 
 _MAX_JSON = 10_000
+#: Seconds that a body may pause, and bytes a second that it has to keep up with on the whole.
+PAUSE, SLOWEST = 20.0, 50_000
+
+
+async def body_of(request: Request) -> AsyncIterator[bytes]:
+    """The body in pieces, as long as it keeps coming.
+
+    Raises:
+        TimeoutError: It does not.
+    """
+    clock, pieces = asyncio.get_running_loop().time, request.stream()
+    began, done = clock(), 0
+    while True:
+        left = began + PAUSE + done / SLOWEST - clock()
+        piece = await asyncio.wait_for(anext(pieces, None), min(PAUSE, max(left, 0.0)))
+        if piece is None:
+            return
+        done += len(piece)
+        yield piece
 
 
 async def receive(request: Request, place: Path, size: int) -> None:
-    """Write the body, which must be as long as it said."""
+    """Write the body, which must be as long as it said.
+
+    Raises:
+        VideoError: It is not.
+        TimeoutError: It comes too slowly.
+    """
     done = 0
     with place.open("xb") as file:
-        async for chunk in request.stream():
+        async for chunk in body_of(request):
             done += len(chunk)
             if done > size:
                 raise VideoError("is longer than it said")
@@ -84,11 +135,12 @@ async def read_search(request: Request) -> dict[str, Any]:
 
     Raises:
         UsageError: The body is something else, or a plain form of another page could have sent it.
+        TimeoutError: It comes too slowly.
     """
     if request.headers.get("content-type") != "application/json":
         raise UsageError("Content-Type application/json wanted")
     body = b""
-    async for chunk in request.stream():
+    async for chunk in body_of(request):
         body += chunk
         if len(body) > _MAX_JSON:
             raise UsageError("the request is too long")

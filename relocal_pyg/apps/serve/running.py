@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import socket
 import tempfile
 from collections.abc import Callable
@@ -9,10 +10,13 @@ from contextlib import suppress
 from pathlib import Path
 
 import uvicorn
+from starlette.types import ASGIApp
+from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from relocal_pyg.apps.serve.app import make_app
 from relocal_pyg.apps.serve.jobs import SearchQueue
 from relocal_pyg.apps.serve.library import Collection, Library
+from relocal_pyg.apps.serve.requests import EVERYWHERE
 from relocal_pyg.errors import UsageError
 from relocal_pyg.models import Calibrated, ContrastMatcher
 from relocal_pyg.models.base import Relocalizer
@@ -22,6 +26,50 @@ from relocal_pyg.video.rows import FeatureCache
 
 #: Connections at once; more are answered 503. A browser opens six.
 MAX_CONNECTIONS = 64
+#: Seconds after which a connection without a request is closed, and one that takes nothing of an
+#: answer: a player that is paused takes nothing, and asks again.
+IDLE, STALLED = 10.0, 300.0
+
+
+class Connection(H11Protocol):
+    """A connection that does not last for ever; uvicorn itself waits for the first request."""
+
+    idle, stalled = IDLE, STALLED
+    _seen: tuple[object, ...] = ()
+    _since = 0.0
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        """Watch it from its beginning."""
+        super().connection_made(transport)
+        self._look()
+
+    def _look(self) -> None:
+        """Close it where nothing has changed for too long."""
+        if self not in self.connections:
+            return
+        waits = self.cycle is None or self.cycle.response_complete
+        unsent = self.transport.get_write_buffer_size()
+        seen = (self.cycle, waits, unsent)
+        if seen != self._seen:
+            self._seen, self._since = seen, self.loop.time()
+        unmoved = self.loop.time() - self._since
+        if unmoved >= (self.stalled if unsent else self.idle) and (waits or unsent):
+            self.transport.abort()
+        else:
+            self.loop.call_later(self.idle / 4, self._look)
+
+
+def server_of(app: ASGIApp) -> uvicorn.Server:
+    """A server with bounds on what its clients may hold."""
+    config = uvicorn.Config(
+        app,
+        http=Connection,
+        log_level="warning",
+        server_header=False,
+        limit_concurrency=MAX_CONNECTIONS,
+        timeout_graceful_shutdown=1,  # for those that play or upload when it ends
+    )
+    return uvicorn.Server(config)
 
 
 def run(
@@ -54,7 +102,10 @@ def run(
         SearchIndexError: The index cannot be used, or was made with another model or network.
         FeatureError: The model takes other features than the network gives.
     """
-    with tempfile.TemporaryDirectory(prefix="relocal-serve-") as scratch:
+    # A search that is still at work when the end comes may write a moment longer.
+    with tempfile.TemporaryDirectory(
+        prefix="relocal-serve-", ignore_cleanup_errors=True
+    ) as scratch:
         uploads = Path(scratch) / "uploads"
         uploads.mkdir(mode=0o700)
         library = Library(uploads, folder, max_bytes=max_bytes)
@@ -71,6 +122,7 @@ def run(
             raise UsageError(
                 f"port {port} of {host} cannot be opened ({error.strerror}): try another --port"
             ) from None
+        names = [socket.gethostname()] if host in EVERYWHERE else []
         with listening:
             app = make_app(
                 library,
@@ -80,15 +132,9 @@ def run(
                 network,
                 rate_hz=rate_hz,
                 collection=collection,
-                hosts=tuple({"127.0.0.1", "localhost", host}),
-            )
-            config = uvicorn.Config(
-                app,
-                log_level="warning",
-                server_header=False,
-                limit_concurrency=MAX_CONNECTIONS,
+                hosts=("127.0.0.1", "localhost", "::1", host, *names),
             )
             if started is not None:
                 started()
             with suppress(KeyboardInterrupt):  # the usual end
-                uvicorn.Server(config).run(sockets=[listening])
+                server_of(app).run(sockets=[listening])

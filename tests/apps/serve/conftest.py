@@ -23,7 +23,7 @@ pytest.importorskip("starlette")
 uvicorn = pytest.importorskip("uvicorn")
 
 from relocal_pyg.apps.serve import Collection, Library, SearchQueue, make_app  # noqa: E402
-from relocal_pyg.apps.serve.running import MAX_CONNECTIONS  # noqa: E402
+from relocal_pyg.apps.serve.running import server_of  # noqa: E402
 from relocal_pyg.data.features import FeatureStore  # noqa: E402
 from relocal_pyg.models import ContrastMatcher  # noqa: E402
 from relocal_pyg.search import build_index  # noqa: E402
@@ -101,6 +101,7 @@ class Served:
     library: Library
     searches: SearchQueue
     model: ContrastMatcher
+    server: Any
     collection: Collection | None = None
 
     @property
@@ -153,11 +154,11 @@ def serving(
     listening = socket.socket()
     listening.bind(("127.0.0.1", 0))
     listening.listen()  # whoever connects before the server runs waits in the socket's queue
-    config = uvicorn.Config(app, log_level="error", limit_concurrency=MAX_CONNECTIONS)
-    server = uvicorn.Server(config)
+    server = server_of(app)
+    server.config.log_level = "error"
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
     thread.start()
-    yield Served(listening.getsockname()[1], library, searches, model, collection)
+    yield Served(listening.getsockname()[1], library, searches, model, server, collection)
     server.should_exit = True
     thread.join()
     listening.close()
