@@ -20,6 +20,7 @@ from pathlib import Path
 import torch
 import tyro
 
+from benchmarks.accuracy.worlds import own_and_mates, scores_of_clips
 from relocal_pyg.models import Chance, ContrastMatcher, MultiGraphMatcher
 from relocal_pyg.models.base import Relocalizer
 from relocal_pyg.moments import tiou
@@ -30,6 +31,10 @@ from relocal_pyg.video import (
     VideoQuery,
     find_moments,
 )
+from relocal_pyg.video.extract import extract_video
+
+#: Pictures a second of the clips that are ranked in a folder.
+RATE = 12.5
 
 
 @dataclass(frozen=True)
@@ -72,6 +77,13 @@ def main(root: Path, performers: int = 9, cache: Path | None = None) -> None:
             for name, backbone, model in systems:
                 overlaps = measure(pairs, backbone, model, store)
                 print(Row(f"{kind}, {name}", overlaps).text(), flush=True)
+        clips = read_clips(root, trained, store)
+        named = {"contrast matcher": ContrastMatcher(), "cosine of centred means": None}
+        for name, each in {"pretrained matcher": MultiGraphMatcher.pretrained(), **named}.items():
+            own, mate = ranks_in_folder(each, clips).mean(dim=0).tolist()
+            print(
+                f"folder of {len(clips)} clips, {name:<24} own {own:.2f}, one of its class {mate:.2f}"
+            )
 
 
 def all_pairs(
@@ -106,6 +118,28 @@ def measure(
         best = found.moments[0]
         overlaps.append(float(tiou([best.start, best.end], truths).max()))
     return torch.tensor(overlaps)
+
+
+def read_clips(
+    root: Path, backbone: Backbone, cache: FeatureCache
+) -> list[tuple[str, torch.Tensor]]:
+    """Label and rows of every clip."""
+    return [
+        (file.parent.name, extract_video(file, backbone, RATE, cache=cache).features)
+        for file in sorted((root / "clips").glob("*/*.mp4"))
+    ]
+
+
+def ranks_in_folder(
+    model: Relocalizer | None, clips: list[tuple[str, torch.Tensor]]
+) -> torch.Tensor:
+    """Ranks ``[N, 2]`` of each clip itself, and of another of its action in their folder."""
+    ranks = []
+    for number, (label, query) in enumerate(clips):
+        scores = scores_of_clips(model, query, [rows for _, rows in clips])
+        mates = [n for n, (other, _) in enumerate(clips) if other == label and n != number]
+        ranks.append(own_and_mates(scores, number, mates))
+    return torch.tensor(ranks).double()
 
 
 if __name__ == "__main__":

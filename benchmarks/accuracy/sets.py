@@ -3,39 +3,20 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
-import torch
-from torch import Tensor
-
-from relocal_pyg.data.items import FeatureSource, Item, Protocol
+from relocal_pyg.data.items import Item, Protocol
 from relocal_pyg.data.proposals import geometric_lengths
 from relocal_pyg.datasets.custom import custom
 from relocal_pyg.datasets.simulation import simulated_anet_vrl
-from relocal_pyg.datasets.synthetic import SyntheticConfig, synthetic
+from relocal_pyg.datasets.synthetic import Sparse, SyntheticConfig, synthetic
 from relocal_pyg.errors import UsageError
 from relocal_pyg.io.seeding import generator
 from relocal_pyg.video import EfficientNetLite0
 from relocal_pyg.video.folder import features_from_videos
 
 SETS = ("synthetic", "sparse", "anet", "50salads", "50salads-trial", "weizmann")
-
-
-@dataclass(frozen=True)
-class Sparse:
-    """Features of which only what stands out is left: non-negative, mostly zero."""
-
-    source: FeatureSource
-    threshold: float = 1.0
-
-    @property
-    def dim(self) -> int:
-        return self.source.dim
-
-    def read(self, video_id: str, start: int = 0, end: int | None = None) -> Tensor:
-        rows = self.source.read(video_id, start, end)
-        return torch.relu(rows - self.threshold * rows.std())
 
 
 def load(name: str, seed: int, data: Path | None, scratch: Path) -> Protocol:

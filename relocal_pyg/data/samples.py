@@ -322,6 +322,7 @@ class WindowList:
         overlaps: tIoU ``[M]`` with the best answer, for each reference.
         temperature: Divides the tIoUs.
         background: Row ``[F]`` that all is centred by, or None.
+        seconds_per_step: Duration of a step, or None.
     """
 
     query: Tensor
@@ -331,6 +332,7 @@ class WindowList:
     overlaps: Sequence[Tensor]
     temperature: float = 0.05
     background: Tensor | None = None
+    seconds_per_step: float | None = None
 
     @classmethod
     def of(cls, sample: Data) -> WindowList:

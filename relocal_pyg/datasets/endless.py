@@ -9,6 +9,7 @@ is in it. Everything is drawn from one generator, so that a seed and a number gi
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
@@ -80,6 +81,10 @@ class Staging:
     """Its persistence from step to step."""
     stills: float
     """Chance that the picture is black or stands still for a while."""
+    spliced: bool
+    """The film was cut where something begins or ends."""
+    second: float | None
+    """Steps in a second; None where nobody knows, or where a step lasts that long."""
 
 
 @dataclass(frozen=True)
@@ -165,7 +170,11 @@ class World:
             mixing = rng.normal(size=(size, look.channels)) / np.sqrt(look.channels)
         self.mixing = mixing
         self.swings = _units(rng, actions.vocabulary, size)
-        self.rates = rng.uniform(0.1, 0.5, size=actions.vocabulary)
+        if staging.second is None:
+            self.rates = rng.uniform(0.1, 0.5, size=actions.vocabulary)
+        else:  # people move to and fro between once in three seconds and three times in one
+            hertz = np.exp(rng.uniform(np.log(0.3), np.log(3.0), size=actions.vocabulary))
+            self.rates = np.minimum(hertz / staging.second, 0.5)
         self.activity = _units(rng, 1, size)[0]
         self.scenes = _units(rng, 6, size)
         self.nuisance = rng.normal(size=(look.nuisance, look.channels)) / np.sqrt(look.channels)
@@ -210,7 +219,7 @@ class World:
 
     def _forwards(self, action: Class, length: int, own: Own) -> NDArray[np.float64]:
         rng, actions = self.rng, self.actions
-        cycles = int(rng.integers(1, actions.cycles + 1))
+        cycles = min(int(rng.integers(1, actions.cycles + 1)), max(1, length // 4))
         if actions.order == "curve":
             pace = np.exp(np.log(actions.pace) * 0.5 * _smooth(rng, length))
             share = np.cumsum(pace) / pace.sum() * cycles
@@ -267,9 +276,11 @@ class World:
         cuts = np.sort(rng.integers(0, free + 1, size=len(lengths)))
         meaning = np.empty((used + free, actions.meanings))
         truths, start, done = [], 0, 0
+        ends: list[int] = []
         for length, cut in zip([*lengths, 0], [*cuts, free], strict=True):
             gap = int(cut) - done
-            meaning[start : start + gap] = self._gap(gap, own, answers)
+            meaning[start : start + gap], changes = self._gap(gap, own)
+            ends += [start + change for change in changes]
             start, done = start + gap, int(cut)
             if length:
                 if copy is None:
@@ -279,7 +290,8 @@ class World:
                     meaning[start : start + length] = 0
                 truths.append((start, start + length))
                 start += length
-        rows = self.render(meaning, own)
+                ends += truths[-1]
+        rows = self.render(meaning, own, ends if staging.spliced else [])
         if copy is not None:
             rows[truths[0][0] : truths[0][1]] = copy
         gap = truths[0][0] if truths else len(rows)
@@ -293,15 +305,15 @@ class World:
         usual = self.staging.length * np.exp(self.actions.tempo * self.rng.uniform(-1, 1))
         return max(3, round(usual))
 
-    def _gap(self, count: int, own: Own, answers: int) -> NDArray[np.float64]:
-        """Background with other activity in it."""
+    def _gap(self, count: int, own: Own) -> tuple[NDArray[np.float64], list[int]]:
+        """Background with other activity in it, and where that begins and ends."""
         rng, actions, staging = self.rng, self.actions, self.staging
         rows = staging.scene * self.scenes[own.scene] + np.zeros((count, actions.meanings))
         if staging.wander > 0 and count:
             noise = _drift(rng, count, min(6, actions.meanings), staging.wander_keep)
             spread = _units(rng, noise.shape[1], actions.meanings)
             rows = rows + staging.wander / np.sqrt(len(spread)) * noise @ spread
-        place = int(rng.integers(0, 5))
+        place, ends = int(rng.integers(0, 5)), []
         while place < count:
             length = max(2, round(self.draw_length() * rng.uniform(0.4, 1.2)))
             if rng.random() < staging.distractors:
@@ -309,11 +321,12 @@ class World:
                 action = self.rival() if near else self.others[rng.integers(len(self.others))]
                 shown = self.perform(action, length, own) + actions.activity * self.activity
                 rows[place : place + length] = shown[: count - place]
+                ends += [place, min(place + length, count)]
             place += length + int(rng.uniform(0, 2 * staging.rest) * length)
-        return rows
+        return rows, ends
 
-    def render(self, meaning: NDArray[np.float64], own: Own) -> Rows:
-        """Features ``[n, F]`` of what a video means, in its own look."""
+    def render(self, meaning: NDArray[np.float64], own: Own, cuts: Sequence[int] = ()) -> Rows:
+        """Features ``[n, F]`` of what a video means, in its own look, cut at some steps."""
         rng, look = self.rng, self.look
         count = len(meaning)
         if look.repeat > 1:
@@ -322,7 +335,9 @@ class World:
         meaning = 0.25 * padded[:-2] + 0.5 * padded[1:-1] + 0.25 * padded[2:]
         rows = meaning @ self.mixing
         if look.nuisance:
-            drift = _drift(rng, count, look.nuisance, look.keep, look.cuts)
+            cut = rng.random(count) < look.cuts
+            cut[[step for step in cuts if step < count]] = True
+            drift = _drift(rng, count, look.nuisance, look.keep, cut)
             rows = rows + (look.style * own.style + look.drift * drift) @ self.nuisance / np.sqrt(
                 look.nuisance
             ) * (np.sqrt(look.channels) if look.kind in ("margins", "softmax") else 1.0)
@@ -434,10 +449,10 @@ def draw_actions(rng: np.random.Generator, order: Order | None, kind: Kind, wide
         shown=u(0.5, 1.0) if order == "any" else u(0.7, 1.0),
         extra=u(0.0, 0.7) if order == "any" else u(0.0, 0.4),
         pace=u(1.1, 4.0),
-        tempo=u(0.05, 0.6),
+        tempo=u(0.05, 1.1),
         variation=u(0.1, 0.8),
         swing=u(0.0, 0.8) * float(rng.random() < 0.6),
-        cycles=int(rng.choice([1, 1, 1, 2, 4])),
+        cycles=int(rng.choice([1, 1, 1, 2, 4, 8])),
         activity=u(0.0, 0.8),
     )
 
@@ -445,8 +460,11 @@ def draw_actions(rng: np.random.Generator, order: Order | None, kind: Kind, wide
 def draw_staging(rng: np.random.Generator, wide: bool) -> Staging:
     """Draw how videos are built."""
     u = _Ranges(rng, wide)
+    length = float(np.exp(u(np.log(4.0), np.log(48.0))))
+    # An action lasts a second at least.
+    second = min(float(np.exp(u(np.log(1.5), np.log(25.0)))), length)
     return Staging(
-        length=float(np.exp(u(np.log(4.0), np.log(48.0)))),
+        length=length,
         room=u(1.5, 12.0),
         answers=int(rng.choice([1, 1, 2, 3])),
         distractors=u(0.2, 1.0),
@@ -456,6 +474,8 @@ def draw_staging(rng: np.random.Generator, wide: bool) -> Staging:
         wander=u(0.0, 0.8) * float(rng.random() < 0.6),
         wander_keep=float(1 - 10 ** -u(0.3, 2.0)),
         stills=0.1,
+        spliced=bool(rng.random() < 0.3),
+        second=second if rng.random() < 0.5 else None,
     )
 
 
@@ -485,15 +505,18 @@ def _smooth(rng: np.random.Generator, count: int) -> NDArray[np.float64]:
 
 
 def _drift(
-    rng: np.random.Generator, count: int, size: int, keep: float, cuts: float = 0.0
+    rng: np.random.Generator,
+    count: int,
+    size: int,
+    keep: float,
+    cut: NDArray[np.bool_] | None = None,
 ) -> NDArray[np.float64]:
     """A stationary first-order process of unit variance, ``[count, size]``; cuts draw it anew."""
     rows = rng.normal(size=(count, size))
     if keep <= 0:
         return rows
     fresh = np.sqrt(1 - keep**2)
-    cut = rng.random(count) < cuts
     for step in range(1, count):
-        if not cut[step]:
+        if cut is None or not cut[step]:
             rows[step] = keep * rows[step - 1] + fresh * rows[step]
     return rows

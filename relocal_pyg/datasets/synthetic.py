@@ -8,10 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from relocal_pyg.data.features import FeatureStore, write_features
-from relocal_pyg.data.items import Item, Protocol
+from relocal_pyg.data.items import FeatureSource, Item, Protocol
 from relocal_pyg.data.proposals import WindowProposals, geometric_lengths
 from relocal_pyg.datasets.simulation import SimulatedFeatures, VideoPlan, World, WorldConfig
 from relocal_pyg.errors import UsageError
@@ -82,6 +84,24 @@ class SyntheticConfig:
             raise UsageError("a class needs two videos or more: one to query, one to search")
         if min(self.train_classes, self.val_classes, self.test_classes) < 1:
             raise UsageError("every split needs a class or more")
+
+
+@dataclass(frozen=True)
+class Sparse:
+    """Features of which only what stands out is left: non-negative, mostly zero."""
+
+    source: FeatureSource
+    threshold: float = 1.0
+
+    @property
+    def dim(self) -> int:
+        """Width F."""
+        return self.source.dim
+
+    def read(self, video_id: str, start: int = 0, end: int | None = None) -> Tensor:
+        """Steps ``[n, F]`` of a video."""
+        rows = self.source.read(video_id, start, end)
+        return torch.relu(rows - self.threshold * rows.std())
 
 
 def synthetic(config: SyntheticConfig | None = None) -> Protocol:

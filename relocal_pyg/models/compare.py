@@ -7,13 +7,20 @@ feature; which one counts is left to the network.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from relocal_pyg.models.similarity import contrast_scores, nearest_steps, own_centres
+from relocal_pyg.models.similarity import (
+    LocalRows,
+    contrast_scores,
+    nearest_steps,
+    own_centres,
+    pair_centres,
+)
 
 #: The five tables, see :func:`similarity_tables`.
 TABLES = ("centred", "smoothed", "motion", "alike", "local")
@@ -23,7 +30,7 @@ MEASURES = ("contrast", "diagonal", "near diagonal", "path", "coverage")
 PLACES = 16
 #: Numbers of :meth:`Comparison.measure` and :attr:`Comparison.kind`.
 NUM_MEASURES = len(TABLES) * len(MEASURES)
-NUM_KIND = 8 * len(TABLES) + 6
+NUM_KIND = 8 * len(TABLES) + 9
 #: Channels of a node: mean, best and standardised mean of each table, and :func:`own_channels`.
 NUM_NODE = 3 * len(TABLES) + 3
 #: Channels of a node that depend on the window: inside flag, place, and each table's diagonal.
@@ -42,17 +49,20 @@ def similarity_tables(
     reference: Tensor,
     query_video: Tensor | None = None,
     background: Tensor | None = None,
+    seconds_per_step: float | None = None,
 ) -> Tensor:
     r"""Similarity of every query step with every reference step, in five ways.
 
     * ``centred``: cosine of rows, each side centred by its own video: what all of a video looks
       like (place, camera, person) goes.
-    * ``smoothed``: the same of rows averaged over a quarter of the query.
+    * ``smoothed``: the same of rows averaged over a second around each, within their shot; where a
+      step lasts that long, or nobody knows how long, over a quarter of the query.
     * ``motion``: cosine of the local standard deviations over such stretches, centred likewise:
       what changes, whatever it looks like.
     * ``alike``: cosine of rows as they are, corrected for chance, :math:`1 - (1 - \cos) / (1 -
-      \lVert \bar r \rVert^2)`: 1 for the same picture, 0 for two pictures of the reference on
-      average, whatever the backbone's cosines.
+      c)`: 1 for the same picture, 0 for two pictures of the reference on average (:math:`c =
+      \lVert \bar r \rVert^2`), or of a library by ``background``, whatever the backbone's
+      cosines.
     * ``local``: cosine of query rows less the query's mean with reference rows less their moving
       mean over the query's length: order and change only, no look at all.
 
@@ -63,30 +73,36 @@ def similarity_tables(
             is centred like the reference.
         background: Row ``[F]`` that both sides are centred by where nothing better is at hand:
             that of a library, for references that hold nothing but an action.
+        seconds_per_step: Duration of a step of all of them, where known.
 
     Returns:
         ``[5, m, n]``, in the order of :data:`TABLES`.
     """
-    width = max(3, round(len(query) / 4))
+    half = 0 if seconds_per_step is None else round(0.5 / seconds_per_step)
+    half = half or max(1, round(len(query) / 8))
+
+    def local(rows: Tensor, deviation: bool) -> Tensor:
+        return torch.cat(list(LocalRows(rows, half, deviation).split(len(rows))))
+
     query_centre, centre = own_centres(reference, query_video, background)
-    own = query_video is not None and len(query_video) > 0 and background is None
     rows, columns = query - query_centre, reference - centre
-    smooth_rows, deviation_rows = _local(rows, width)
-    smooth_columns, deviation_columns = _local(columns, width)
-    change = deviation_columns.mean(dim=0)
-    if own and query_video is not None:
-        query_change = _local(query_video - query_centre, width)[1].mean(dim=0)
+    change, changes = local(rows, True), local(columns, True)
+    known = query_video is not None and len(query_video) > 0
+    around = local(query_video, True) if known and query_video is not None else None
+    # Nobody knows how much a library changes: of a clip that is all action nothing is taken away.
+    query_change, usual_change = pair_centres(change, changes, around)
+    direction = functional.normalize(reference, dim=1)
+    if background is None:
+        chance = direction.mean(dim=0).square().sum()
     else:
-        query_change = change
-    mean = functional.normalize(reference, dim=1).mean(dim=0)
-    spread = (1 - mean.square().sum()).clamp(min=0.01)
+        chance = (direction @ functional.normalize(background, dim=0)).mean().square()
     return torch.stack(
         [
             cosines(rows, columns),
-            cosines(smooth_rows, smooth_columns),
-            cosines(deviation_rows - query_change, deviation_columns - change),
-            (1 - (1 - cosines(query, reference)) / spread).clamp(min=-3),
-            cosines(query - query.mean(dim=0), columns - _local(columns, len(query))[0]),
+            cosines(local(rows, False), local(columns, False)),
+            cosines(change - query_change, changes - usual_change),
+            (1 - (1 - cosines(query, reference)) / (1 - chance).clamp(min=0.01)).clamp(min=-3),
+            cosines(query - query.mean(dim=0), columns - _moving_mean(columns, len(query))),
         ]
     )
 
@@ -107,7 +123,7 @@ def own_channels(query: Tensor, reference: Tensor) -> tuple[Tensor, Tensor]:
     mean = reference.mean(dim=0)
     parts = []
     for rows in (reference - mean, query - mean):
-        average = _local(rows, width)[0]
+        average = _moving_mean(rows, width)
         step = torch.arange(len(rows), device=rows.device)
         before = average[(step - (width + 1) // 2).clamp(min=0)]
         after = average[(step + width // 2).clamp(max=len(rows) - 1)]
@@ -127,21 +143,14 @@ def cosines(rows: Tensor, columns: Tensor) -> Tensor:
     return functional.normalize(rows, dim=1) @ functional.normalize(columns, dim=1).T
 
 
-def _local(rows: Tensor, width: int) -> tuple[Tensor, Tensor]:
-    """Mean and standard deviation ``[n, F]`` over ``width`` steps around each, cut at the ends."""
+def _moving_mean(rows: Tensor, width: int) -> Tensor:
+    """Mean ``[n, F]`` over ``width`` steps around each, cut at the ends."""
     count = len(rows)
     step = torch.arange(count, device=rows.device)
     first = (step - width // 2).clamp(min=0)
     past = (step - width // 2 + width).clamp(max=count)
-    number = (past - first)[:, None]
-
-    def mean(values: Tensor) -> Tensor:
-        total = functional.pad(values.double().cumsum(dim=0), (0, 0, 1, 0))
-        return (total[past] - total[first]) / number
-
-    average = mean(rows)
-    deviation = (mean(rows.square()) - average.square()).clamp(min=0).sqrt()
-    return average.to(rows.dtype), deviation.to(rows.dtype)
+    total = functional.pad(rows.double().cumsum(dim=0), (0, 0, 1, 0))
+    return ((total[past] - total[first]) / (past - first)[:, None]).to(rows.dtype)
 
 
 @dataclass(frozen=True)
@@ -156,7 +165,7 @@ class Comparison:
         centre: ``[25]``, mean of each measure over windows of the query's length: what chance gives
             on this reference.
         scale: ``[25]``, their standard deviation.
-        kind: ``[46]``, which kind of pair this is: how far the measures spread, how far the best
+        kind: ``[49]``, which kind of pair this is: how far the measures spread, how far the best
             windows stand out, and what is lost along diagonals when the query runs backwards.
     """
 
@@ -231,6 +240,7 @@ def compare(
     reference: Tensor,
     query_video: Tensor | None = None,
     background: Tensor | None = None,
+    seconds_per_step: float | None = None,
     tables: Tensor | None = None,
 ) -> Comparison:
     """Compare a query with a reference.
@@ -240,10 +250,11 @@ def compare(
         reference: ``[n, F]``.
         query_video: ``[v, F]``, or None for a bare clip.
         background: ``[F]`` or None.
+        seconds_per_step: Duration of a step, or None.
         tables: Their :func:`similarity_tables`, where they are at hand.
     """
     if tables is None:
-        tables = similarity_tables(query, reference, query_video, background)
+        tables = similarity_tables(query, reference, query_video, background, seconds_per_step)
     similarity = _similarity(tables, query, query_video, reference, background)
     standard = _standard(similarity)
     own, query_own = own_channels(query, reference)
@@ -264,7 +275,7 @@ def compare(
             peaks.view(len(TABLES), -1)[:, [0, 1, 3]].flatten() / 3,
             order / 2,
             tables.std(dim=(1, 2), correction=0) * 3,
-            _facts(query, reference, query_video),
+            _facts(query, reference, query_video, background, seconds_per_step),
         ]
     ).clamp(-_CUT, _CUT)
     return Comparison(tables, similarity, nodes, query_nodes, centre, scale, kind)
@@ -298,8 +309,14 @@ def _grid(query_steps: int, num_steps: int, device: torch.device) -> Tensor:
     return torch.stack([start, start + length], dim=1)
 
 
-def _facts(query: Tensor, reference: Tensor, query_video: Tensor | None) -> Tensor:
-    """Lengths, whether there is a video around the query, and how much its steps differ."""
+def _facts(
+    query: Tensor,
+    reference: Tensor,
+    query_video: Tensor | None,
+    background: Tensor | None,
+    seconds_per_step: float | None,
+) -> Tensor:
+    """Lengths, how much a query's steps differ, and which of the surroundings are known."""
     unit = functional.normalize(query - reference.mean(dim=0), dim=1)
     together = unit.mean(dim=0).square().sum()
     change = functional.normalize(query - query.mean(dim=0), dim=1)
@@ -307,8 +324,10 @@ def _facts(query: Tensor, reference: Tensor, query_video: Tensor | None) -> Tens
     video = query_video is not None and len(query_video) > 0
     lengths = query.new_tensor([len(query), len(reference)]).log()
     ratio = lengths[1:] - lengths[:1]
-    flag = query.new_tensor([float(video)])
-    parts = [lengths / 3 - 1, ratio / 2, flag, together[None], following[None]]
+    fine = seconds_per_step is not None and round(0.5 / seconds_per_step) > 0
+    lasts = math.log(len(query) * seconds_per_step) / 2 if fine and seconds_per_step else 0.0
+    flags = query.new_tensor([float(video), float(background is not None), float(fine), lasts])
+    parts = [lengths / 3 - 1, ratio / 2, flags, together[None], following[None]]
     return torch.cat(parts)
 
 

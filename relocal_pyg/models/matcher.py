@@ -127,7 +127,7 @@ class MultiGraphMatcher(TrainableRelocalizer):
             graph_conv=config.graph_conv,
         )
         self.weigh = nn.Sequential(
-            nn.Linear(NUM_KIND, inner // 2), nn.Tanh(), nn.Linear(inner // 2, NUM_MEASURES)
+            nn.Linear(NUM_KIND, inner // 2), nn.Tanh(), nn.Linear(inner // 2, 2 * NUM_MEASURES)
         )
         told = width + 2 * NUM_MEASURES + 2 + NUM_KIND
         self.head = nn.Sequential(
@@ -221,7 +221,7 @@ class MultiGraphMatcher(TrainableRelocalizer):
         if self.training:
             kept = torch.rand(len(kind), 1, device=kind.device) >= self.settings.blind
             kind = kind * kept
-        prior = (self.weigh(kind)[owner] * scalars[:, :NUM_MEASURES]).sum(dim=1)
+        prior = (self.weigh(kind)[owner] * scalars[:, : 2 * NUM_MEASURES]).sum(dim=1)
         added = self.head(torch.cat([pooled, scalars, kind[owner]], dim=1)).squeeze(1)
         return UNIT * (prior + added)
 
@@ -234,6 +234,7 @@ class MultiGraphMatcher(TrainableRelocalizer):
         reference: Tensor,
         query_video: Tensor | None = None,
         background: Tensor | None = None,
+        seconds_per_step: float | None = None,
         inference: InferenceNetwork | None = None,
     ) -> WindowScorer:
         """Scores of any windows of one reference, without gradients, by exact algebra.
@@ -244,12 +245,15 @@ class MultiGraphMatcher(TrainableRelocalizer):
             query_video: ``[v, F]`` or None.
             background: Row ``[F]`` that both sides are centred by, or None: see
                 :func:`relocal_pyg.models.compare.similarity_tables`.
+            seconds_per_step: Duration of a step, or None: likewise.
             inference: A result of :meth:`inference` to use again; made on the spot where None.
         """
         merged = self.inference() if inference is None else inference
         with evaluating(self):
             comparisons = [
-                compare(stretched(query, pace), reference, query_video, background)
+                compare(
+                    stretched(query, pace), reference, query_video, background, seconds_per_step
+                )
                 for pace in self.settings.paces
             ]
             return WindowScorer(self, comparisons, merged)
@@ -333,7 +337,8 @@ class MultiGraphMatcher(TrainableRelocalizer):
         ways: Sequence[str] | None = None,
     ) -> dict[str, Ranking]:
         """The answers by each of ``ways``, all where None; query and reference compared once."""
-        score = self.scorer(query, reference, around.query_video, around.background, inference)
+        known = around.query_video, around.background, around.seconds_per_step
+        score = self.scorer(query, reference, *known, inference)
         if len(proposals) > MOST:
             proposals = proposals[score.prior(proposals).topk(MOST).indices.sort().values]
         raw = score(proposals)
@@ -361,18 +366,19 @@ class MultiGraphMatcher(TrainableRelocalizer):
             reference: ``[n, F]``.
             moment: Start and end in steps, of :meth:`scored_span`.
             query_video: ``[v, F]`` or None.
-            seconds_per_step: Ignored.
+            seconds_per_step: As it was ranked with.
 
         Returns:
             ``[m, n]``, in units of the score before its tanh.
         """
         window = torch.tensor([moment], dtype=query.dtype)
-        around = Surroundings(query_video)
+        around = Surroundings(query_video, seconds_per_step)
         query, video, place, around = self._enter(query, reference, window, around)
         # Only in training does cudnn keep what the gradient of an LSTM needs.
         with evaluating(self), torch.enable_grad(), torch.backends.cudnn.flags(enabled=False):
-            tables = similarity_tables(query, video, around.query_video).requires_grad_()
-            comparison = compare(query, video, around.query_video, tables=tables)
+            known = around.query_video, None, seconds_per_step
+            tables = similarity_tables(query, video, *known).requires_grad_()
+            comparison = compare(query, video, *known, tables)
             raw = self([self.look(comparison, place)])
             (gradient,) = torch.autograd.grad(raw.sum(), tables)
         return (gradient * tables).sum(dim=0).detach()
@@ -409,8 +415,9 @@ class MultiGraphMatcher(TrainableRelocalizer):
         inputs, counts = [], []
         for each in lists:
             for reference, windows in zip(each.references, each.windows, strict=True):
+                known = each.query_video, each.background, each.seconds_per_step
                 with torch.no_grad():
-                    found = compare(each.query, reference, each.query_video, each.background)
+                    found = compare(each.query, reference, *known)
                     inputs.append(self.look(found, windows))
             counts.append(sum(map(len, each.windows)))
         losses = []
@@ -486,5 +493,7 @@ class WindowScorer:
         For choosing among more windows than the network can score; by prefix sums and a few
         look-ups, no window is made.
         """
-        weights = self.model.weigh(self.comparison.kind[None])[0]
+        # Of two windows of one reference a measure says the same, standardised or not.
+        standard, plain = self.model.weigh(self.comparison.kind[None])[0].chunk(2)
+        weights = standard + plain * self.comparison.scale
         return self.comparison.quick(windows) @ weights.view(len(TABLES), -1)[:, :2].flatten()

@@ -5,7 +5,8 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from copy import deepcopy
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,10 @@ import torch
 from torch import Tensor
 
 from relocal_pyg.data.proposals import QUERY_SCALES, geometric_lengths
-from relocal_pyg.data.samples import WindowList, choose_proposals
+from relocal_pyg.data.samples import ListDataset, WindowList, choose_proposals
 from relocal_pyg.datasets.endless import Rows, Scene, World, draw_world
+from relocal_pyg.datasets.simulation import WorldConfig
+from relocal_pyg.datasets.synthetic import Sparse, SyntheticConfig, synthetic
 from relocal_pyg.errors import UsageError
 from relocal_pyg.io.seeding import generator
 from relocal_pyg.io.write import replace_file
@@ -27,7 +30,12 @@ from relocal_pyg.moments import tiou
 
 #: Shares of the lists: folders of clips that are all action, references that hold the same footage,
 #: and references that are all action.
-FOLDERS, COPIES, COVERED = 0.1, 0.1, 0.06
+FOLDERS, COPIES, COVERED = 0.2, 0.08, 0.05
+#: Share of the other lists that come from a library, whose mean row all is centred by.
+LIBRARIES = 0.12
+#: Share of all lists that are drawn from labelled data sets, how many of these are in turn, and how
+#: many lists, whatever they are drawn from, pass before others are.
+LABELLED, TURNS, SHARED = 0.5, 16, 960
 #: The matcher that comes with the package.
 SHIPPED = MatcherConfig(paces=(1.0, 0.6, 1.7))
 #: What a run is made of, and where it is kept.
@@ -69,6 +77,8 @@ def draw_list(seed: int, number: int, config: MatcherConfig) -> WindowList:
     it, alone or in a folder of such clips.
     """
     rng = generator(seed, "endless", number)
+    if rng.random() < LABELLED:
+        return labelled_list(seed, number, config)
     world = draw_world(rng)
     chance = rng.random()
     query, query_video = draw_query(world)
@@ -77,11 +87,13 @@ def draw_list(seed: int, number: int, config: MatcherConfig) -> WindowList:
         copied = rng.random() < 0.3
         copy = same_footage(rng, query) if copied else None
         videos = [world.video(1, cover=True, copy=copy)]
-        classes = [world.others[n] for n in rng.permutation(len(world.others))[:3]]
+        if copied and rng.random() < 0.5:
+            videos.append(world.video(1, cover=True))
+        classes = [world.others[n] for n in rng.permutation(len(world.others))]
         classes[0] = world.rival() if rng.random() < 0.5 else classes[0]
         others = [world.video(1, cover=True, action=action) for action in classes]
         videos += [Scene(other.rows, other.truths[:0]) for other in others]
-        counts = [config.list_length // 2] + [config.far_proposals // 2] * len(others)
+        counts = [config.list_length // (4 if len(v.truths) else 8) for v in videos]
         if rng.random() < 0.7:
             background = torch.from_numpy(np.concatenate([v.rows for v in videos]).mean(axis=0))
     else:
@@ -93,6 +105,9 @@ def draw_list(seed: int, number: int, config: MatcherConfig) -> WindowList:
             reference = world.video(int(rng.integers(1, world.staging.answers + 1)))
         videos = [reference, world.video(int(rng.random() < 0.12))]
         counts = [config.list_length, config.far_proposals]
+        if rng.random() < LIBRARIES:
+            library = [query_video, *(video.rows for video in videos)]
+            background = torch.from_numpy(np.concatenate(library).mean(axis=0))
     bare = rng.random() < 0.4
     clip = torch.from_numpy(query)
     references, windows, overlaps = [], [], []
@@ -112,6 +127,73 @@ def draw_list(seed: int, number: int, config: MatcherConfig) -> WindowList:
         overlaps,
         config.target_temperature,
         background,
+        None if world.staging.second is None else 1 / world.staging.second,
+    )
+
+
+def labelled_list(seed: int, number: int, config: MatcherConfig) -> WindowList:
+    """A list as fine-tuning meets them: of windows that know nothing of the query's length.
+
+    Actions of a class are a few sub-actions in any order; lengths differ by a factor of 2 to 7.
+    """
+    turn = number // SHARED * TURNS + number % TURNS
+    drawn = WindowList.of(_labelled(seed, turn, config)[number % SHARED])
+    if generator(seed, "bare", number).random() < 0.25:
+        drawn = replace(drawn, query_video=None)
+    return drawn
+
+
+@lru_cache(maxsize=TURNS)
+def _labelled(seed: int, number: int, config: MatcherConfig) -> ListDataset:
+    """Lists of a simulated data set drawn from wide ranges."""
+    rng = generator(seed, "labelled", number)
+    u = rng.uniform
+    channels = int(rng.choice([16, 32, 64, 128, 256]))
+    core = int(rng.integers(1, 4))
+    world = WorldConfig(
+        seed=int(rng.integers(2**31)),
+        channels=channels,
+        nuisance_channels=min(int(channels * u(0.1, 0.5)), channels - 4),
+        sub_actions_per_theme=10 if core == 1 else 6,
+        core=core,
+        core_shown=u(0.5, 1.0),
+        optional_shown=u(0.1, 0.7),
+        pace=u(1.2, 5.0),
+        variation=u(0.1, 0.7),
+        activity=u(0.0, 0.8),
+        scene=u(0.0, 1.0),
+        style=u(0.2, 2.0),
+        drift=u(0.2, 1.6),
+        drift_steps=u(4.0, 40.0),
+        noise=u(0.3, 1.5),
+        distractors=u(0.1, 0.9),
+        partial=u(0.0, 0.6),
+    )
+    shortest = int(rng.choice([4, 6, 10]))
+    usual = int(shortest * u(1.3, 2.5))
+    longest = int(usual * u(1.5, 3.0))
+    protocol = synthetic(
+        SyntheticConfig(
+            world=world,
+            train_videos=6,
+            val_videos=2,
+            test_videos=2,
+            shortest_reference=max(40, 2 * longest),
+            longest_reference=max(130, int(longest * u(4.0, 10.0))),
+            shortest_moment=shortest,
+            usual_moment=usual,
+            longest_moment=longest,
+        )
+    )
+    if rng.random() < 0.3:  # of features only what stands out is left
+        protocol = replace(protocol, features=Sparse(protocol.features, u(0.3, 1.2)))
+    return ListDataset(
+        protocol,
+        num_samples=SHARED,
+        seed=number,
+        list_length=config.list_length,
+        far_proposals=config.far_proposals,
+        target_temperature=config.target_temperature,
     )
 
 
@@ -154,8 +236,8 @@ def candidates(
     rng: np.random.Generator, query_steps: int, num_steps: int, truths: np.ndarray
 ) -> Tensor:
     """Windows as they are met in use: of the query's length, of a grid, and finer ones."""
-    shortest = max(2, round(query_steps * rng.uniform(0.25, 0.6)))
-    longest = max(shortest + 1, min(num_steps, 4 * query_steps))
+    shortest = max(2, round(query_steps * rng.uniform(0.15, 0.6)))
+    longest = max(shortest + 1, min(num_steps, 6 * query_steps))
     lengths = [round(scale * query_steps) for scale in QUERY_SCALES]
     grids = [_grid(num_steps, length, 1) for length in lengths]
     lengths = geometric_lengths(shortest, longest, 1.4)

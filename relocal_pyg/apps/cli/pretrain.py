@@ -26,9 +26,12 @@ def pretrain(
         steps: Optimiser steps, instead of those of the shipped weights.
         seed: Seed of worlds and weights.
     """
+    import torch
+
     from relocal_pyg.training.pretrain import PretrainConfig
     from relocal_pyg.training.pretrain import pretrain as run
 
+    torch.set_flush_denormal(True)  # Adam's moments of weights that rest become denormal, and slow
     config = PretrainConfig(seed=seed)
     if steps is not None:
         config = PretrainConfig(steps=steps, seed=seed)
