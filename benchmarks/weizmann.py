@@ -81,9 +81,8 @@ def main(root: Path, performers: int = 9, cache: Path | None = None) -> None:
         named = {"contrast matcher": ContrastMatcher(), "cosine of centred means": None}
         for name, each in {"pretrained matcher": MultiGraphMatcher.pretrained(), **named}.items():
             own, mate = ranks_in_folder(each, clips).mean(dim=0).tolist()
-            print(
-                f"folder of {len(clips)} clips, {name:<24} own {own:.2f}, one of its class {mate:.2f}"
-            )
+            title = f"folder of {len(clips)} clips, {name}"
+            print(f"{title:<46} own {own:.2f}, one of its class {mate:.2f}", flush=True)
 
 
 def all_pairs(

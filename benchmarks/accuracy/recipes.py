@@ -44,16 +44,9 @@ FREE: dict[str, Callable[[], Relocalizer]] = {
 #: One change of the recommended preset each.
 IDEAS: dict[str, Callable[[], Preset]] = {
     "softer target": lambda: _idea(target_temperature=0.1),
-    "no finer windows": lambda: _idea(finer_windows=False),
-    "no prior": lambda: _idea(prior="none"),
     "no context": lambda: _idea(context=0.0),
-    "no similarity channels": lambda: _idea(similarity=False, appearance=True),
-    "features beside similarities": lambda: _idea(appearance=True),
-    "features beside similarities, rotated": lambda: _idea(appearance=True, rotation=True),
     "sums, not means": lambda: _idea(normalization="none"),
     "sym normalisation": lambda: _idea(normalization="sym"),
-    "no residual": lambda: _idea(residual=False),
-    "triplets": lambda: _idea(objective="triplet", training={"batch_size": 32}),
     "1x1 convolutions": lambda: _idea(graph_conv=False),
     "twice as wide": lambda: _idea(hidden_channels=128),
     "longer lists": lambda: _idea(list_length=96),
@@ -62,12 +55,7 @@ IDEAS: dict[str, Callable[[], Preset]] = {
     "wide context": lambda: _idea(context=0.5),
     "batches of 8": lambda: _idea(training={"batch_size": 8}),
     "three times the steps": lambda: _idea(training={"steps": 900, "validate_every": 100}),
-    "three times the steps, features beside similarities": lambda: _idea(
-        appearance=True, training={"steps": 900, "validate_every": 100}
-    ),
-    "lower learning rate": lambda: _idea(
-        training={"learning_rate": 3e-4, "offset_learning_rate": 3e-4}
-    ),
+    "lower learning rate": lambda: _idea(training={"learning_rate": 3e-4}),
 }
 
 

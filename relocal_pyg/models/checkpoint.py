@@ -20,7 +20,7 @@ _WEIGHTS, _CONFIG = "model.safetensors", "config.json"
 
 #: The weights that come with the package, and what they must hash to.
 PRETRAINED = Path(__file__).parent / "pretrained"
-PRETRAINED_SHA256 = "694c3f34ca8ae822a9ba090e3f525e92c596e28663bf3bec62cdfdb434ea8ac6"
+PRETRAINED_SHA256 = "f7d9548105aff61e3c88bc61884325035c34f2af8cb9832398a2f87a30a7ba99"
 
 _MODULES = {
     "MultiGraphRelocalizer": "multi_graph",

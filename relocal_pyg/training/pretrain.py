@@ -37,7 +37,7 @@ LIBRARIES = 0.12
 #: many lists, whatever they are drawn from, pass before others are.
 LABELLED, TURNS, SHARED = 0.5, 16, 960
 #: The matcher that comes with the package.
-SHIPPED = MatcherConfig(paces=(1.0, 0.6, 1.7))
+SHIPPED = MatcherConfig()
 #: What a run is made of, and where it is kept.
 PARTS, STATE = ("model", "average", "optimiser"), "state.pt"
 #: Windows of a video that a list is chosen from, at most, beside those at its answers.
@@ -48,7 +48,7 @@ MOST = 500
 class PretrainConfig:
     """How the shipped weights are found."""
 
-    steps: int = 8_000
+    steps: int = 6_500
     """Optimiser steps."""
     lists: int = 4
     """Lists in a step, each from a world of its own."""

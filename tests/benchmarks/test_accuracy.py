@@ -156,5 +156,5 @@ def test_unknown_names_are_refused(tmp_path):
 
 def test_every_recipe_builds():
     for name, system in recipes.systems().items():
-        assert system.build(8).config()["in_channels"] == 8, name
+        assert system.build(8).in_channels in (None, 8), name
     assert table.HEADER.count("\n") == 1

@@ -21,10 +21,11 @@ from relocal_pyg.models.compare import (
     TABLES,
     best_path,
     compare,
+    cosines,
     similarity_tables,
 )
 from relocal_pyg.models.matcher import stretched
-from relocal_pyg.models.similarity import contrast_scores, step_similarity
+from relocal_pyg.models.similarity import LocalRows, contrast_scores, step_similarity
 from relocal_pyg.moments import tiou
 
 
@@ -211,7 +212,38 @@ def test_background_is_what_both_sides_are_centred_by(rng: torch.Generator) -> N
     moved = similarity_tables(query + shift, reference + shift, background=background + shift)[0]
     torch.testing.assert_close(table, moved, rtol=1e-3, atol=1e-5)
     own = similarity_tables(query, reference, background=reference.mean(dim=0))
-    torch.testing.assert_close(own, similarity_tables(query, reference))
+    centred = [number for number, name in enumerate(TABLES) if name != "alike"]
+    torch.testing.assert_close(own[centred], similarity_tables(query, reference)[centred])
+
+
+def test_chance_of_a_library_is_that_of_its_mean_direction(rng: torch.Generator) -> None:
+    """Two pictures that lie as near as any two of the library are worth 0, the same picture 1."""
+    background = 5 * torch.ones(64)
+    rows = background + torch.randn(400, 64, generator=rng)
+    table = similarity_tables(rows[:30], rows, background=background)[TABLES.index("alike")]
+    assert abs(float(table[:, 30:].mean())) < 0.05
+    torch.testing.assert_close(table[torch.arange(30), torch.arange(30)], torch.ones(30))
+
+
+def test_a_second_is_what_smooths_and_what_motion_is_seen_over(rng: torch.Generator) -> None:
+    """The tables of known steps are those of the contrast matcher's rows."""
+    query, reference, video = _videos(rng)
+    tables = similarity_tables(query, reference, video, seconds_per_step=0.25)
+    for number, deviation in ((1, False), (2, True)):
+        parts = [
+            torch.cat(list(LocalRows(rows, 2, deviation).split(100)))
+            for rows in (query, reference, video)
+        ]
+        rows, columns, around = parts
+        expected = cosines(rows - around.mean(dim=0), columns - columns.mean(dim=0))
+        torch.testing.assert_close(
+            contrast_scores(tables[number].mean(dim=0), torch.tensor([[5.0, 20.0]])),
+            contrast_scores(expected.mean(dim=0), torch.tensor([[5.0, 20.0]])),
+            rtol=0,
+            atol=0.05 if deviation is False else 1e-4,
+        )
+    longer = similarity_tables(query, reference, video, seconds_per_step=2.0)
+    torch.testing.assert_close(longer, similarity_tables(query, reference, video))
 
 
 def test_explanation_is_the_slope_of_the_score(rng: torch.Generator) -> None:

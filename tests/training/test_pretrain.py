@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from relocal_pyg.datasets.endless import KINDS, ORDERS, Own, draw_world
+from relocal_pyg.datasets.endless import KINDS, ORDERS, Own, World, draw_world
 from relocal_pyg.errors import UsageError
 from relocal_pyg.models import load_model
 from relocal_pyg.models.network_config import MatcherConfig
@@ -18,6 +18,7 @@ from relocal_pyg.training.pretrain import (
     best_overlap,
     candidates,
     draw_list,
+    labelled_list,
     pretrain,
     resampled,
 )
@@ -163,3 +164,29 @@ def test_it_learns() -> None:
         report_every=40,
     )
     assert losses[-1] < losses[0]
+
+
+def test_lists_of_labelled_sets_are_drawn_like_the_others() -> None:
+    one, again = (labelled_list(0, 5, CONFIG) for _ in range(2))
+    torch.testing.assert_close(one.query, again.query)
+    assert float(one.overlaps[0].max()) > 0.5
+    assert one.references[0].shape[1] == one.query.shape[1]
+    share = [draw_list(0, number, CONFIG).seconds_per_step is None for number in range(40)]
+    assert 0.5 < np.mean(share) < 1
+
+
+def test_a_film_is_spliced_where_something_begins() -> None:
+    """Style that drifts slowly is drawn anew at the ends of an answer, where a film was cut."""
+    jumps = []
+    for spliced in (False, True):
+        rng = np.random.default_rng(6)
+        world = draw_world(rng, kind="linear")
+        look = replace(world.look, drift=30.0, keep=0.99, cuts=0.0, noise=0.0, blur=1, repeat=1)
+        staging = replace(world.staging, spliced=spliced, stills=0.0)
+        world = World(rng, world.actions, staging, look)
+        videos = [world.video(1) for _ in range(20)]
+        change = [np.linalg.norm(np.diff(video.rows, axis=0), axis=1) for video in videos]
+        starts = [video.truths[0, 0] for video in videos]
+        pairs = [(c[s - 1], np.median(c)) for c, s in zip(change, starts, strict=True) if s]
+        jumps.append(np.mean([at / usual for at, usual in pairs]))
+    assert jumps[1] > 3 * jumps[0]
