@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import hashlib
 import json
 from collections import defaultdict
@@ -13,9 +14,11 @@ from typing import Any, Literal
 
 from relocal_pyg.data.items import Item, Pair, Protocol
 from relocal_pyg.errors import AnnotationError, UsageError
-from relocal_pyg.io.read import read_json
+from relocal_pyg.io.read import read_json, read_text
 from relocal_pyg.io.seeding import derive_seed
 from relocal_pyg.io.write import write_json
+
+Range = tuple[int, int]
 
 _EXCLUDE = ("none", "item", "video")
 
@@ -104,6 +107,54 @@ class PairList:
         }
 
 
+def read_pairs(path: str | Path, protocol: Protocol, split: str) -> PairList:
+    """Read a fixed list: one that :meth:`PairList.save` wrote, or a CSV of others.
+
+    For whoever has such a list, as that of the AFT+SRM line. A CSV has the columns
+    ``query,query_start,query_end,reference,start,end`` in steps of the whole videos, and may have
+    ``label``; rows of one query and one reference are one pair with several moments.
+
+    Args:
+        path: The file; ``.json`` is the former.
+        protocol: Its items say which videos there are and which stretch of each is searched.
+        split: Name of the split, kept in the list.
+
+    Raises:
+        AnnotationError: A column is missing, a video unknown, a number none or outside its video.
+    """
+    if Path(path).suffix.lower() == ".json":
+        return PairList.load(path)
+    stretches = {item.video_id: item for items in protocol.splits.values() for item in items}
+    moments: dict[tuple[str, Range, str, str], set[Range]] = defaultdict(set)
+    for number, row in enumerate(csv.DictReader(read_text(path, AnnotationError).splitlines()), 2):
+        record = f"line {number}"
+        try:
+            query, reference = stretches[row["query"]], stretches[row["reference"]]
+            clip = (int(row["query_start"]), int(row["query_end"]))
+            span = (int(row["start"]), int(row["end"]))
+        except (KeyError, TypeError, ValueError) as error:
+            raise AnnotationError(f"cannot be used ({error})", file=path, record=record) from None
+        for item, (start, end) in ((query, clip), (reference, span)):
+            if not item.context[0] <= start < end <= item.context[1]:
+                raise AnnotationError("lies outside its video", file=path, record=record)
+        moments[query.video_id, clip, reference.video_id, row.get("label") or ""].add(span)
+    pairs = []
+    for (query_id, clip, reference_id, label), spans in moments.items():
+        found = tuple(sorted(spans))
+        name = f"{query_id}@{clip[0]}-{clip[1]}"
+        asked = replace(
+            stretches[query_id], item_id=name, label=label, moment=clip, moments=(clip,)
+        )
+        name = f"{reference_id}@" + ",".join(f"{start}-{end}" for start, end in found)
+        searched = replace(
+            stretches[reference_id], item_id=name, label=label, moment=found[0], moments=found
+        )
+        pairs.append(Pair(asked, searched))
+    if not pairs:
+        raise AnnotationError("holds no pair", file=path)
+    return PairList(tuple(pairs), protocol.name, split, 0, "none")
+
+
 def make_pairs(
     items: Iterable[Item],
     *,
@@ -174,9 +225,6 @@ def _item(fields: dict[str, Any]) -> Item:
 def _range(value: list[int]) -> tuple[int, int]:
     start, end = value
     return int(start), int(end)
-
-
-Range = tuple[int, int]
 
 
 def make_null_pairs(protocol: Protocol, split: str, *, seed: int = 6) -> PairList:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -18,14 +18,17 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from relocal_pyg.data.items import Item, Protocol
 from relocal_pyg.errors import AnnotationError, UsageError
+from relocal_pyg.evaluation.statistics import Estimate
 from relocal_pyg.io.read import read_json
 from relocal_pyg.io.seeding import generator
 from relocal_pyg.io.write import write_json
-from relocal_pyg.models.base import Ranking, Relocalizer
+from relocal_pyg.models.base import Ranking, Relocalizer, evaluating
+from relocal_pyg.models.calibrated import Calibrated
 from relocal_pyg.moments import clip_moments, nms, tiou
 
 #: Thresholds of ActivityNet's average: .5 to .95.
@@ -181,54 +184,6 @@ def draw_episodes(
     return EpisodeList(tuple(episodes), protocol.name, split, shots, instances, seed)
 
 
-def read_pair_list(
-    path: str | Path, items: Iterable[Item], *, protocol: str, split: str
-) -> EpisodeList:
-    """Read a fixed list of others: query, reference and their times, one shot an episode.
-
-    For whoever has such a list, as the one of the AFT+SRM line: a CSV with the columns
-    ``query,query_start,query_end,reference,start,end`` in steps of the whole videos, and a label in
-    ``label`` where known. Rows of one query and reference are one episode with several moments.
-
-    Args:
-        path: The CSV.
-        items: Items of the videos, for their contexts.
-        protocol: Name of the protocol, kept in the list.
-        split: Name of the split, kept in the list.
-
-    Raises:
-        AnnotationError: A column is missing, a video unknown, or a number none.
-    """
-    import csv
-
-    from relocal_pyg.io.read import read_text
-
-    contexts = {item.video_id: item for item in items}
-    groups: dict[tuple[str, int, int, str], list[tuple[int, int]]] = defaultdict(list)
-    names: dict[tuple[str, int, int, str], str] = {}
-    for number, row in enumerate(csv.DictReader(read_text(path, AnnotationError).splitlines()), 2):
-        try:
-            key = (row["query"], int(row["query_start"]), int(row["query_end"]), row["reference"])
-            span = (int(row["start"]), int(row["end"]))
-            whole = [contexts[key[0]], contexts[key[3]]]
-        except (KeyError, TypeError, ValueError) as error:
-            raise AnnotationError(
-                f"cannot be used ({error})", file=path, record=f"line {number}"
-            ) from None
-        for item, (start, end) in zip(whole, (key[1:3], span), strict=True):
-            if not item.context[0] <= start < end <= item.context[1]:
-                raise AnnotationError("lies outside its video", file=path, record=f"line {number}")
-        groups[key].append(span)
-        names[key] = row.get("label") or ""
-    episodes = []
-    for number, (key, spans) in enumerate(groups.items()):
-        moments = tuple(sorted(spans))
-        support = replace(contexts[key[0]], moment=key[1:3], moments=(key[1:3],), label=names[key])
-        reference = replace(contexts[key[3]], moment=moments[0], moments=moments, label=names[key])
-        episodes.append(Episode(f"{number:05d}", names[key], (support,), reference))
-    return EpisodeList(tuple(episodes), protocol, split, 1, "superset", 0)
-
-
 @dataclass(frozen=True)
 class Detection:
     """An answer in an episode, ``[start, end)`` in steps of the reference."""
@@ -259,28 +214,45 @@ def average_precision(
     Returns:
         float64 ``[len(thresholds)]``.
     """
+    right, _ = _hits(detections, truths, thresholds)
     total = sum(map(len, truths.values()))
+    return torch.from_numpy(_areas(right, np.ones(len(right)), total))
+
+
+def _hits(
+    detections: Sequence[Detection],
+    truths: Mapping[str, Sequence[tuple[float, float]]],
+    thresholds: Sequence[float],
+) -> tuple[NDArray[np.float64], list[str]]:
+    """Which detections, best first, take a truth ``[N, len(thresholds)]``, and their episodes."""
     ordered = sorted(detections, key=lambda found: -found.score)
-    overlaps = []
-    for found in ordered:
-        own = torch.tensor(truths.get(found.episode_id, ()), dtype=torch.float64).view(-1, 2)
+    right = np.zeros((len(ordered), len(thresholds)))
+    free = [{e: set(range(len(moments))) for e, moments in truths.items()} for _ in thresholds]
+    known = {
+        e: torch.tensor(own, dtype=torch.float64).view(-1, 2) for e, own in truths.items()
+    }  # fmt: skip
+    for number, found in enumerate(ordered):
+        own = known.get(found.episode_id, torch.zeros(0, 2, dtype=torch.float64))
         span = torch.tensor([[found.start, found.end]], dtype=torch.float64)
-        overlaps.append(tiou(span.expand(len(own), 2), own).tolist())
-    areas = []
-    for threshold in thresholds:
-        free = {episode: set(range(len(moments))) for episode, moments in truths.items()}
-        right = np.zeros(len(ordered))
-        for number, (found, overlap) in enumerate(zip(ordered, overlaps, strict=True)):
-            left = free.get(found.episode_id, set())
+        overlap = tiou(span.expand(len(own), 2), own).tolist()
+        for column, threshold in enumerate(thresholds):
+            left = free[column].get(found.episode_id, set())
             best = max(left, key=lambda place: overlap[place], default=None)
             if best is not None and overlap[best] >= threshold:
                 left.remove(best)
-                right[number] = 1
-        hits = right.cumsum()
-        precision = hits / np.arange(1, len(ordered) + 1)
-        envelope = np.maximum.accumulate(precision[::-1])[::-1]
-        areas.append(float((envelope * right).sum()) / max(total, 1))
-    return torch.tensor(areas, dtype=torch.float64)
+                right[number, column] = 1
+    return right, [found.episode_id for found in ordered]
+
+
+def _areas(
+    right: NDArray[np.float64], weights: NDArray[np.float64], total: float
+) -> NDArray[np.float64]:
+    """Area under the envelope of each column, detections counted as often as their weights say."""
+    hits = (right * weights[:, None]).cumsum(axis=0)
+    precision = hits / np.maximum(weights.cumsum(), 1e-12)[:, None]
+    envelope = np.maximum.accumulate(precision[::-1])[::-1]
+    found: NDArray[np.float64] = (envelope * right * weights[:, None]).sum(axis=0) / max(total, 1)
+    return found
 
 
 def evaluate_few_shot(
@@ -290,8 +262,10 @@ def evaluate_few_shot(
     *,
     pool: Literal["class", "agnostic"] = "class",
     combine: Literal["mean", "max"] = "mean",
+    score: Literal["raw", "probability"] = "raw",
     nms_threshold: float = 0.5,
-) -> dict[str, float]:
+    samples: int = 200,
+) -> dict[str, Estimate]:
     """Average precision of a model over episodes.
 
     Every candidate is scored by each example, the scores are averaged, and one non-maximum
@@ -303,10 +277,17 @@ def evaluate_few_shot(
         episodes: What is asked.
         pool: One list a class and the mean over classes, or one list for all.
         combine: How scores of several examples are combined.
+        score: The list is ordered by the scores as they are, or by the probabilities of a
+            calibrated model, averaged over the examples.
         nms_threshold: Of two answers with a larger tIoU only the better is kept.
+        samples: How often videos are drawn for the intervals; 0 for none.
 
     Returns:
-        ``"map"`` (mean of .5 to .95), ``"map@0.5"``, ``"map@0.75"`` and ``"episodes"``.
+        ``"map"`` (mean of .5 to .95), ``"map@0.5"`` and ``"map@0.75"``, each with its 95 %
+        interval over the references' videos.
+
+    Raises:
+        UsageError: Probabilities are asked of a model that has none.
     """
     found: dict[str, list[Detection]] = defaultdict(list)
     truths: dict[str, dict[str, list[tuple[int, int]]]] = defaultdict(dict)
@@ -317,25 +298,102 @@ def evaluate_few_shot(
         rankings = []
         for support in episode.supports:
             proposals = protocol.proposals(episode.reference, support)
-            around = protocol.reference(support)
-            rankings.append(
-                model.rank(protocol.query(support), reference, proposals, query_video=around)
-            )
+            if len(proposals):
+                around = protocol.reference(support)
+                with torch.no_grad():
+                    ranking = model.rank(
+                        protocol.query(support), reference, proposals, query_video=around
+                    )
+                rankings.append(replace(ranking.cpu(), probabilities=ranking.probabilities))
+        if not rankings:
+            continue
         moments, scores = combined(rankings, combine)
         moments = clip_moments(moments, len(reference))
-        for place in nms(moments, scores, nms_threshold, limit=CAP).tolist():
-            start, end = moments[place].tolist()
-            found[name].append(
-                Detection(episode.episode_id, name, start, end, float(scores[place]))
-            )
-    areas = torch.stack([average_precision(found[name], truths[name]) for name in sorted(truths)])
-    mean = areas.mean(dim=0).tolist()
+        kept = nms(moments, scores, nms_threshold, limit=CAP)
+        moments, scores = moments[kept], scores[kept]
+        if score == "probability":
+            scores = torch.stack([_probabilities(r, moments, scores) for r in rankings]).mean(dim=0)
+        for (start, end), value in zip(moments.tolist(), scores.tolist(), strict=True):
+            found[name].append(Detection(episode.episode_id, name, start, end, value))
+    tables = {name: _hits(found[name], truths[name], THRESHOLDS) for name in truths}
+    video = {e.episode_id: e.reference.video_id for e in episodes.episodes}
+
+    def scores_of(times: Mapping[str, float]) -> list[float]:
+        areas = []
+        for name, (right, ids) in tables.items():
+            total = sum(times[video[e]] * len(own) for e, own in truths[name].items())
+            if total > 0:
+                weights = np.array([times[video[e]] for e in ids], dtype=np.float64)
+                areas.append(_areas(right, weights, total))
+        mean = np.mean(areas, axis=0)
+        return [float(mean.mean()), float(mean[0]), float(mean[5])]
+
+    videos = sorted(set(video.values()))
+    rng = generator(episodes.seed, "bootstrap")
+    drawn = [
+        scores_of(dict(zip(videos, rng.multinomial(len(videos), shares), strict=True)))
+        for shares in [np.full(len(videos), 1 / len(videos))] * (samples if len(videos) > 1 else 0)
+    ]
+    values = scores_of(dict.fromkeys(videos, 1.0))
+    ends = np.quantile(drawn, [0.025, 0.975], axis=0).T if drawn else [(None, None)] * len(values)
     return {
-        "map": sum(mean) / len(mean),
-        "map@0.5": mean[0],
-        "map@0.75": mean[5],
-        "episodes": float(len(episodes)),
+        name: Estimate(value, *(end if end is None else float(end) for end in span))
+        for name, value, span in zip(("map", "map@0.5", "map@0.75"), values, ends, strict=True)
     }
+
+
+def _probabilities(ranking: Ranking, moments: Tensor, scores: Tensor) -> Tensor:
+    if ranking.probabilities is None:
+        raise UsageError("the model is not calibrated: it has no probabilities")
+    return ranking.probabilities(moments, scores)[0].double().cpu()
+
+
+def few_shot_table(
+    models: Mapping[str, Relocalizer], protocol: Protocol, lists: Sequence[EpisodeList]
+) -> list[dict[str, Any]]:
+    """Every system on every list, trivial predictors among them, the best first in each list.
+
+    A calibrated system has a row by its scores and one by its probabilities.
+
+    Returns:
+        Rows of ``title``, ``shots``, ``instances``, ``episodes``, ``sha256``, and the
+        :class:`~relocal_pyg.evaluation.statistics.Estimate` of each score by name.
+    """
+    rows = []
+    for episodes in lists:
+        facts = {
+            "shots": episodes.shots,
+            "instances": episodes.instances,
+            "episodes": len(episodes),
+            "sha256": episodes.sha256,
+        }
+        found: list[dict[str, Any]] = []
+        for title, model in models.items():
+            ways: tuple[Literal["raw", "probability"], ...] = ("raw",)
+            if isinstance(model, Calibrated):
+                ways = ("raw", "probability")
+            for way in ways:
+                with evaluating(model):
+                    scores = evaluate_few_shot(model, protocol, episodes, score=way)
+                name = title if way == "raw" else f"{title}, by probability"
+                found.append({"title": name, **facts, **scores})
+        rows += sorted(found, key=lambda row: -row["map@0.5"].value)
+    return rows
+
+
+def to_markdown(rows: Sequence[Mapping[str, Any]]) -> str:
+    """The rows of :func:`few_shot_table`, in percent with half of each 95 % interval."""
+    names = ("map@0.5", "map@0.75", "map")
+    lines = ["| shots | moments | episodes | system | .5 | .75 | mean of .5 to .95 |"]
+    lines.append("|---" * 7 + "|")
+    for row in rows:
+        cells = [str(row[key]) for key in ("shots", "instances", "episodes", "title")]
+        for name in names:
+            half = row[name].half_width
+            width = "" if half is None else f" ± {100 * half:.1f}"
+            cells.append(f"{100 * row[name].value:.1f}{width}")
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join([*lines, ""])
 
 
 def combined(

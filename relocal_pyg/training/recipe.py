@@ -19,8 +19,11 @@ from relocal_pyg import models
 from relocal_pyg.data.items import Protocol
 from relocal_pyg.data.pairs import PairList, make_null_pairs, make_pairs
 from relocal_pyg.errors import CheckpointError, UsageError
+from relocal_pyg.evaluation.few_shot import Instances, draw_episodes, few_shot_table
+from relocal_pyg.evaluation.few_shot import to_markdown as few_shot_markdown
 from relocal_pyg.evaluation.report import write_report
 from relocal_pyg.evaluation.run import evaluate
+from relocal_pyg.evaluation.statistics import Estimate
 from relocal_pyg.evaluation.tables import Comparison, compare, to_json, to_latex, to_markdown
 from relocal_pyg.io.read import read_json
 from relocal_pyg.io.record import sha256_file, sha256_json
@@ -32,11 +35,14 @@ from relocal_pyg.models.calibrated import Calibrated
 from relocal_pyg.models.checkpoint import load_model, load_weights
 from relocal_pyg.models.matcher import MultiGraphMatcher
 from relocal_pyg.models.matchers import (
+    CentreHalf,
     Chance,
     ContrastMatcher,
     CosineMatcher,
     DiagonalMatcher,
     FinerWindows,
+    RandomMoment,
+    WholeReference,
 )
 from relocal_pyg.models.multi_graph import MultiGraphRelocalizer
 from relocal_pyg.models.network_config import BaselineConfig, MatcherConfig, NetworkConfig
@@ -340,6 +346,77 @@ def draw_nulls(protocol: Protocol, pairs: PairList, limit: int | None = None) ->
     return replace(nulls, pairs=chosen).sample(limit)
 
 
+def free_models(protocol: Protocol) -> dict[str, Relocalizer]:
+    """What needs no training, by title.
+
+    The contrast matcher is calibrated on validation pairs where there are enough.
+    """
+    matcher: Relocalizer = ContrastMatcher()
+    with suppress(UsageError):  # too few validation pairs: scores alone are shown
+        matcher = Calibrated(matcher, calibrate(matcher, protocol, limit=CALIBRATION_PAIRS))
+    pretrained = MultiGraphMatcher.pretrained()
+    free: list[Relocalizer] = [Chance(), FrameLevel(), CosineMatcher(), DiagonalMatcher(), matcher]
+    return {
+        **{each.title: each for each in free},
+        f"{ContrastMatcher.title}, finer windows": FinerWindows(ContrastMatcher()),
+        # Without labels, and judged by what chance gives on each reference, also without labels.
+        f"{pretrained.title} (pretrained)": Calibrated(pretrained),
+    }
+
+
+def few_shot(
+    protocol: Protocol,
+    split: str,
+    trained: Sequence[Trained],
+    folder: Path,
+    *,
+    shots: Sequence[int] = (1, 5),
+    instances: Sequence[Instances] = ("single",),
+    count: int = 1000,
+) -> str:
+    """Draw episodes, let every system answer them, and write lists and table into a folder.
+
+    Args:
+        protocol: What is asked about.
+        split: A split of it.
+        trained: Trained models, beside what needs no training.
+        folder: Made where it is missing.
+        shots: Numbers of examples.
+        instances: Which references.
+        count: Episodes of each kind.
+
+    Returns:
+        The table as markdown.
+    """
+    lists = [
+        draw_episodes(protocol, split, shots=number, count=count, instances=kind)
+        for kind in instances
+        for number in shots
+    ]
+    trivial = (WholeReference(), CentreHalf(), RandomMoment())
+    asked: dict[str, Relocalizer] = {
+        **{each.title: each for each in trivial},
+        **free_models(protocol),
+        **{f"{each.title}, seed {each.seed}": each.model for each in trained},
+    }
+    with own_folder(folder, "evaluation") as folder:
+        for episodes in lists:
+            episodes.save(folder / f"episodes-{episodes.instances}-{episodes.shots}.json")
+        rows = few_shot_table(asked, protocol, lists)
+        plain = [
+            {
+                key: asdict(value) if isinstance(value, Estimate) else value
+                for key, value in r.items()
+            }
+            for r in rows
+        ]
+        write_json(folder / "few_shot.json", plain)
+        text = few_shot_markdown(rows)
+        with replace_file(folder / "few_shot.md") as temporary:
+            temporary.write_text(text, encoding="utf-8")
+    return text
+
+
 def compare_trained(
     protocol: Protocol,
     pairs: PairList,
@@ -357,20 +434,10 @@ def compare_trained(
         trained: Trained models.
         max_nulls: References without the action at most; one a pair where None.
     """
-    matcher: Relocalizer = ContrastMatcher()
-    with suppress(UsageError):  # too few validation pairs: scores alone are shown
-        matcher = Calibrated(matcher, calibrate(matcher, protocol, limit=CALIBRATION_PAIRS))
     nulls = draw_nulls(protocol, pairs, max_nulls)
-    pretrained = MultiGraphMatcher.pretrained()
-    free: list[Relocalizer] = [Chance(), FrameLevel(), CosineMatcher(), DiagonalMatcher(), matcher]
-    # Without labels, and judged by what chance gives on each reference, also without labels.
-    others = {
-        f"{ContrastMatcher.title}, finer windows": FinerWindows(ContrastMatcher()),
-        f"{pretrained.title} (pretrained)": Calibrated(pretrained),
-    }
     evaluations = [
         evaluate(model, protocol, pairs, nulls=nulls, title=title)
-        for title, model in {**{each.title: each for each in free}, **others}.items()
+        for title, model in free_models(protocol).items()
     ]
     evaluations += [
         evaluate(each.model, protocol, pairs, nulls=nulls, title=each.title, seed=each.seed)

@@ -15,6 +15,8 @@ import pytest
 
 import relocal_pyg
 from relocal_pyg.data import Item, PairList, make_pairs
+from relocal_pyg.data.items import Protocol
+from relocal_pyg.data.pairs import read_pairs
 from relocal_pyg.errors import AnnotationError, UsageError
 
 
@@ -192,3 +194,29 @@ def test_a_changed_list_is_refused(tmp_path: Path) -> None:
         file.write_text(json.dumps(value))
         with pytest.raises(AnnotationError, match="is not a pair list"):
             PairList.load(file)
+
+
+def test_a_fixed_list_of_others(tmp_path: Path):
+    whole = {"v1": (0, 40), "v2": (10, 50)}
+    items = [item(video, 0, "jump", (10, 12), context) for video, context in whole.items()]
+    protocol = Protocol("theirs", {"test": tuple(items)}, None, None)
+    rows = ["query,query_start,query_end,reference,start,end,label"]
+    rows += ["v1,2,8,v2,30,35,jump", "v1,2,8,v2,12,20,jump", "v2,12,20,v1,0,5,"]
+    path = tmp_path / "pairs.csv"
+    path.write_text("\n".join(rows) + "\n")
+    pairs = read_pairs(path, protocol, "fixed")
+    assert [pair.reference.truths for pair in pairs.pairs] == [[(2, 10), (20, 25)], [(0, 5)]]
+    assert [pair.query.moment for pair in pairs.pairs] == [(2, 8), (12, 20)]
+    pairs.save(tmp_path / "pairs.json")
+    assert read_pairs(tmp_path / "pairs.json", protocol, "fixed") == pairs
+    for row, words in (
+        ("v1,2,8,nobody,0,5,", "line 2.*nobody"),
+        ("v1,2,8,v2,0,5,", "line 2.*outside its video"),
+        ("v1,two,8,v2,12,15,", "line 2.*two"),
+    ):
+        path.write_text(f"{rows[0]}\n{row}\n")
+        with pytest.raises(AnnotationError, match=words):
+            read_pairs(path, protocol, "fixed")
+    path.write_text(rows[0] + "\n")
+    with pytest.raises(AnnotationError, match="no pair"):
+        read_pairs(path, protocol, "fixed")

@@ -18,9 +18,11 @@ from relocal_pyg.evaluation.few_shot import (
     combined,
     draw_episodes,
     evaluate_few_shot,
-    read_pair_list,
+    few_shot_table,
+    to_markdown,
 )
-from relocal_pyg.models import ContrastMatcher
+from relocal_pyg.evaluation.statistics import Estimate
+from relocal_pyg.models import Calibrated, ContrastMatcher, WholeReference
 from relocal_pyg.models.base import Ranking
 from relocal_pyg.moments import tiou
 
@@ -121,7 +123,9 @@ def test_a_monotone_map_changes_nothing_and_thresholds_only_take():
     plain = evaluate_few_shot(ContrastMatcher(), protocol, episodes)
     assert evaluate_few_shot(Mapped(), protocol, episodes) == plain
     agnostic = evaluate_few_shot(ContrastMatcher(), protocol, episodes, pool="agnostic")
-    assert agnostic["map@0.5"] >= agnostic["map@0.75"]
+    assert agnostic["map@0.5"].value >= agnostic["map@0.75"].value
+    for score in agnostic.values():
+        assert score.low <= score.value <= score.high
 
 
 def small() -> SyntheticConfig:
@@ -180,22 +184,34 @@ def test_more_examples_help_where_they_agree():
         )
         for s in (1, 5)
     ]
-    assert area[1]["map@0.5"] > area[0]["map@0.5"] + 0.05
-    assert not math.isnan(area[0]["map"])
+    assert area[1]["map@0.5"].value > area[0]["map@0.5"].value + 0.05
+    assert not math.isnan(area[0]["map"].value)
 
 
-def test_a_list_of_others(tmp_path: Path):
+def test_one_answer_to_one_truth_is_the_hit_rate():
+    """Whole references, all scores alike: the area of hits / N at each threshold, by hand."""
     protocol = synthetic(small())
-    items = protocol.splits["test"]
-    first, second = items[0], next(i for i in items if i.video_id != items[0].video_id)
-    rows = ["query,query_start,query_end,reference,start,end,label"]
-    for start, end in ((0, 5), (9, 14)):
-        rows.append(f"{first.video_id},2,8,{second.video_id},{start},{end},jump")
-    path = tmp_path / "pairs.csv"
-    path.write_text("\n".join(rows) + "\n")
-    episodes = read_pair_list(path, items, protocol="theirs", split="test")
-    assert [e.reference.truths for e in episodes.episodes] == [[(0, 5), (9, 14)]]
-    assert evaluate_few_shot(ContrastMatcher(), protocol, episodes)["episodes"] == 1
-    path.write_text(rows[0] + f"\n{first.video_id},2,8,nobody,0,5,jump\n")
-    with pytest.raises(AnnotationError, match="line 2"):
-        read_pair_list(path, items, protocol="theirs", split="test")
+    episodes = draw_episodes(protocol, "test", count=30)
+    found = evaluate_few_shot(WholeReference(), protocol, episodes, pool="agnostic", samples=0)
+    hits = []
+    for episode in episodes.episodes:
+        (start, end), steps = episode.reference.truths[0], episode.reference.num_steps
+        hits.append((end - start) / steps >= 0.5)
+    detections = [Detection(str(n), "", 0, 1, 0.0) for n in range(30)]
+    truths = {str(n): [(0, 1) if hit else (5, 9)] for n, hit in enumerate(hits)}
+    assert found["map@0.5"] == Estimate(pytest.approx(brute(detections, truths, 0.5)))
+
+
+def test_a_table_has_every_system_and_probabilities_where_there_are_some():
+    protocol = synthetic(small())
+    lists = [draw_episodes(protocol, "test", count=6, shots=shots) for shots in (1, 2)]
+    models = {"whole": WholeReference(), "pretrained": Calibrated(ContrastMatcher())}
+    rows = few_shot_table(models, protocol, lists)
+    assert [row["title"] for row in rows if row["shots"] == 2][-1] == "whole"
+    assert len(rows) == 6
+    assert {row["sha256"] for row in rows} == {each.sha256 for each in lists}
+    printed = to_markdown(rows).splitlines()
+    assert len(printed) == 2 + len(rows)
+    assert "| 2 | single | 6 | pretrained, by probability |" in "\n".join(printed)
+    with pytest.raises(UsageError, match="not calibrated"):
+        evaluate_few_shot(ContrastMatcher(), protocol, lists[0], score="probability")

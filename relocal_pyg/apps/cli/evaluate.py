@@ -41,6 +41,10 @@ def evaluate(
     seeds: tuple[Natural, ...] = (0,),
     split: str | None = None,
     limit: Steps = None,
+    pairs: Path | None = None,
+    consistency: bool = False,
+    few_shot: tuple[Count, ...] = (),
+    instances: tuple[Literal["single", "multi", "superset"], ...] = ("single",),
     device: DeviceName = "auto",
 ) -> None:
     """Put trained runs and their rivals in one table, on test pairs.
@@ -57,8 +61,16 @@ def evaluate(
         seeds: Training seeds for "all".
         split: One test split; every one where left out.
         limit: Use LIMIT pairs of the hashed list only, drawn at random by their hash.
+        pairs: A fixed pair list instead: a pairs.json of before, or a CSV of
+            query,query_start,query_end,reference,start,end in steps of the videos.
+        consistency: Tell too how far similarity by step and by clip disagree, and whether systems
+            gain where they do.
+        few_shot: Ask by episodes instead: every moment of a class by so many examples of it, for
+            each number given; "1 5" are the usual two. --limit limits the 1000 episodes.
+        instances: For --few-shot: references with one moment, with two or more, or any.
         device: Where networks run; "auto" is cuda where there is one.
     """
+    from relocal_pyg.data.pairs import read_pairs
     from relocal_pyg.training import recipe
 
     folder = out or (runs[0] / "evaluation" if runs else None)
@@ -77,10 +89,27 @@ def evaluate(
         trained += recipe.train_all(
             systems, protocol, seeds, folder / "runs", steps=steps, accelerator=place
         )
+    if pairs is not None:
+        split = split or "fixed list"
+        fixed = read_pairs(pairs, protocol, split).sample(limit)
     for name in protocol.test_splits() if split is None else [split]:
-        pairs = recipe.draw_pairs(protocol, name, limit)
-        comparison = recipe.compare_trained(protocol, pairs, trained)
-        print_table(comparison, pairs, folder / name, protocol, trained)
+        if few_shot:
+            text = recipe.few_shot(
+                protocol,
+                name,
+                trained,
+                folder / name,
+                shots=few_shot,
+                instances=instances,
+                count=limit or 1000,
+            )
+            print(text)
+            continue
+        asked = recipe.draw_pairs(protocol, name, limit) if pairs is None else fixed
+        comparison = recipe.compare_trained(protocol, asked, trained)
+        print_table(comparison, asked, folder / name, protocol, trained)
+        if consistency:
+            print_consistency(comparison, asked, protocol)
 
 
 def ablate(
@@ -93,6 +122,7 @@ def ablate(
     layers: tuple[Count, ...] = (1, 2, 3),
     graphs: tuple[Count, ...] = (1, 2, 3),
     preset: PresetName = "recommended",
+    set: tuple[str, ...] = (),  # noqa: A002 - the option's name
     steps: Steps = None,
     seeds: tuple[Natural, ...] = (0,),
     split: str | None = None,
@@ -111,6 +141,7 @@ def ablate(
         layers: Values of n, the number of multi-graph layers.
         graphs: Values of k: a cell uses the graphs 1..k.
         preset: What every cell shares.
+        set: Other settings than the preset's, NAME=VALUE each.
         steps: Optimiser steps at most, instead of the preset's.
         seeds: Training seeds.
         split: Test split; the first one where left out.
@@ -119,7 +150,7 @@ def ablate(
     """
     from relocal_pyg.training import recipe
 
-    protocol, chosen = load_protocol(data), choose_preset(preset, steps)
+    protocol, chosen = load_protocol(data), choose_preset(preset, steps, changes=set)
     recipe.spare_threads(chosen)
     cells = {
         "layers-graphs": lambda: recipe.ablation(chosen, layers, graphs),
@@ -146,6 +177,15 @@ def print_table(
 
     print(to_text(comparison))
     print(f"report: {publish(comparison, pairs, folder, protocol, trained)}\n")
+
+
+def print_consistency(comparison: Comparison, pairs: PairList, protocol: Protocol) -> None:
+    """Print how far similarity by step and by clip disagree, and who gains where they do."""
+    from relocal_pyg.evaluation.consistency import by_disagreement, disagreement, to_markdown
+
+    against = "Contrast matcher"
+    amounts = disagreement(protocol, pairs)
+    print(to_markdown(amounts, pairs, by_disagreement(comparison, amounts, against), against))
 
 
 def _data_of(runs: tuple[Path, ...]) -> DataOptions:

@@ -16,7 +16,7 @@ from relocal_pyg.apps.cli.options import DataOptions, describe, load_protocol, r
 from relocal_pyg.apps.cli.train import choose_preset
 from relocal_pyg.datasets.synthetic import SyntheticConfig, write_synthetic
 from relocal_pyg.formats.clips import clock
-from relocal_pyg.models import MultiGraphRelocalizer
+from relocal_pyg.models import ContrastMatcher, MultiGraphRelocalizer
 from relocal_pyg.training.recipe import slug
 
 
@@ -125,6 +125,35 @@ def test_find_without_a_model_finds_a_planted_clip(tmp_path: Path, capsys):
     assert "Contrast matcher" in printed
     first = printed.splitlines()[-1].split()
     assert [float(first[1]), float(first[2])] == [60.0, 80.0]
+
+
+def test_evaluate_by_a_fixed_list_by_consistency_and_by_episodes(
+    root: Path, tmp_path: Path, capsys, monkeypatch
+):
+    from relocal_pyg.models import Chance
+    from relocal_pyg.training import recipe
+
+    few_models = {"Contrast matcher": ContrastMatcher(), "Chance": Chance()}
+    monkeypatch.setattr(recipe, "free_models", lambda protocol: few_models)
+    options = [*own(root), "--split", "test_seen", "--limit", "4"]
+    first, again, few = (tmp_path / name for name in ("first", "again", "few"))
+    assert main(["evaluate", *options, "--out", str(first), "--consistency"]) == 0
+    printed = capsys.readouterr().out
+    assert "Disagreement of similarity by step and by clip: " in printed
+    assert "more ahead of Contrast matcher" in printed
+    fixed = str(first / "test_seen" / "pairs.json")
+    assert main(["evaluate", *options, "--out", str(again), "--pairs", fixed]) == 0
+    results = [
+        json.loads((folder / "test_seen" / "results.json").read_text()) for folder in (first, again)
+    ]
+    scores = [[(row["title"], row["scores"]) for row in each["rows"]] for each in results]
+    assert scores[0] == scores[1]
+    capsys.readouterr()
+    assert main(["evaluate", *options, "--out", str(few), "--few-shot", "1", "2"]) == 0
+    assert "| 2 | single | 4 | Chance |" in capsys.readouterr().out
+    rows = json.loads((few / "test_seen" / "few_shot.json").read_text())
+    kept = json.loads((few / "test_seen" / "episodes-single-2.json").read_text())
+    assert kept["sha256"] in {row["sha256"] for row in rows}
 
 
 def test_ablate_goes_on_where_it_stopped(root: Path, tmp_path: Path, short: None, capsys):
