@@ -149,10 +149,12 @@ def test_evaluate_by_a_fixed_list_by_consistency_and_by_episodes(
     scores = [[(row["title"], row["scores"]) for row in each["rows"]] for each in results]
     assert scores[0] == scores[1]
     capsys.readouterr()
-    assert main(["evaluate", *options, "--out", str(few), "--few-shot", "1", "2"]) == 0
-    assert "| 2 | single | 4 | Chance |" in capsys.readouterr().out
-    rows = json.loads((few / "test_seen" / "few_shot.json").read_text())
-    kept = json.loads((few / "test_seen" / "episodes-single-2.json").read_text())
+    options[options.index("test_seen")] = "test_unseen"
+    options += ["--few-shot", "1", "--instances", "superset"]
+    assert main(["evaluate", *options, "--out", str(few)]) == 0
+    assert "| 1 | superset | 4 | Chance |" in capsys.readouterr().out
+    rows = json.loads((few / "test_unseen" / "few_shot.json").read_text())
+    kept = json.loads((few / "test_unseen" / "episodes-superset-1.json").read_text())
     assert kept["sha256"] in {row["sha256"] for row in rows}
 
 
