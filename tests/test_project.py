@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import pkgutil
 import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+import relocal_pyg
 
 ROOT = Path(__file__).parent.parent
 GITHUB = ROOT / ".github"
@@ -33,3 +36,25 @@ def test_workflows_install_as_the_readme_says():
     assert installs.search((GITHUB / "workflows/tests.yml").read_text(encoding="utf-8"))
     assert installs.search((ROOT / "README.md").read_text(encoding="utf-8"))
     assert installs.search((ROOT / ".ci/run").read_text(encoding="utf-8"))
+
+
+def test_every_room_is_on_the_site_and_every_page_in_its_contents():
+    """The reference goes down from the rooms by itself: each has to be named once."""
+    listed = re.findall(
+        r"^   (relocal_pyg\.\w+)$", (ROOT / "docs/api.md").read_text(), re.MULTILINE
+    )
+    rooms = [module.name for module in pkgutil.iter_modules(relocal_pyg.__path__, "relocal_pyg.")]
+    assert sorted(listed) == sorted(set(rooms) - {"relocal_pyg.__main__"})
+    contents = (ROOT / "docs/index.md").read_text().split("```{toctree}", 1)[1].split()
+    pages = {path.stem for path in (ROOT / "docs").glob("*.md")} - {"index"}
+    assert pages <= set(contents)
+
+
+@pytest.mark.parametrize(
+    "page", sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")]), ids=lambda path: path.name
+)
+def test_links_between_pages_lead_somewhere(page: Path):
+    text = re.sub(r"```.*?```", "", page.read_text(encoding="utf-8"), flags=re.DOTALL)
+    for target in re.findall(r"\]\(([^)#\s]+)[^)]*\)", text):
+        if not re.match(r"[a-z]+:", target):
+            assert (page.parent / target).exists(), target

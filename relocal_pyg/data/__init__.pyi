@@ -20,4 +20,5 @@ from .proposals import WindowProposals as WindowProposals
 from .proposals import read_proposal_list as read_proposal_list
 from .proposals import write_proposal_list as write_proposal_list
 from .samples import ListDataset as ListDataset
+from .samples import StoredPairs as StoredPairs
 from .samples import TripletDataset as TripletDataset

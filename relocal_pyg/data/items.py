@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Protocol as TypingProtocol
 
 from torch import Tensor
+
+from relocal_pyg.io.record import sha256_json
 
 
 @dataclass(frozen=True, order=True)
@@ -98,6 +100,15 @@ class Protocol:
     propose: ProposalSource
     exclude: str = "video"
     about: dict[str, object] = field(default_factory=dict)
+
+    @property
+    def fingerprint(self) -> str:
+        """A hash of its name, its items and what it says about its source."""
+        items = {
+            split: [asdict(item) for item in sorted(members)]
+            for split, members in self.splits.items()
+        }
+        return sha256_json({"name": self.name, "items": items, "about": self.about})
 
     def query(self, item: Item) -> Tensor:
         """Features of the item's moment, ``[m, F]``."""

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import abc
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Generic, Literal, TypeVar
+from pathlib import Path
+from typing import Any, ClassVar, Generic, Literal, TypeVar
 
 import numpy as np
 import torch
+import torch_geometric
 from torch import Tensor
 from torch.utils.data import Dataset
 from torch_geometric.data import Data
@@ -17,7 +19,11 @@ from torch_geometric.data import Data
 from relocal_pyg.data.items import Item, Protocol
 from relocal_pyg.data.pair_data import PairData
 from relocal_pyg.errors import AnnotationError
+from relocal_pyg.graph import PairGraph
+from relocal_pyg.io.record import sha256_json
 from relocal_pyg.io.seeding import generator
+from relocal_pyg.io.tensors import read_tensors, save_tensors
+from relocal_pyg.io.write import replace_file
 from relocal_pyg.moments import encode_offsets, tiou
 
 _Sample = TypeVar("_Sample")
@@ -187,6 +193,95 @@ class TripletDataset(SeededSamples[tuple[PairData, PairData]]):
         return PairData.from_features(
             clip, features, num_steps=self.num_steps, ks=self.ks, materialize=self.materialize
         )
+
+
+class StoredPairs(torch_geometric.data.Dataset):
+    """Samples of :class:`TripletDataset` kept on disk, as PyG's data sets are; nothing is fetched.
+
+    Everything that decides the samples names the folder ``root/processed/<hash>``: other settings
+    or items are another folder, and nothing stale is read.
+
+    Args:
+        root: Folder that this data set may write into.
+        protocol: As in :class:`TripletDataset`.
+        num_samples: Triplets.
+        seed: Names the stream of samples.
+        kind: ``"triplets"``: sample i is ``(positive, negative)``; ``"pairs"``: the positive of
+            triplet i is sample 2i with ``y`` 1, its negative sample 2i + 1 with ``y`` 0.
+        num_steps: T.
+        ks: The graphs, whose edges each pair holds.
+        transform: Applied to each sample.
+
+    Raises:
+        AnnotationError: As :class:`PartnerSampler`.
+    """
+
+    def __init__(
+        self,
+        root: str | Path,
+        protocol: Protocol,
+        *,
+        num_samples: int,
+        seed: int = 0,
+        kind: Literal["triplets", "pairs"] = "triplets",
+        num_steps: int = 40,
+        ks: Sequence[int] = (1, 2, 3),
+        transform: Callable[[Any], Any] | None = None,
+    ) -> None:
+        self._triplets = TripletDataset(
+            protocol, num_samples=num_samples, seed=seed, num_steps=num_steps, ks=ks
+        )
+        self.kind = kind
+        facts = {"protocol": protocol.fingerprint, "samples": num_samples, "seed": seed}
+        self._settings = sha256_json({**facts, "num_steps": num_steps, "format": 1})[:16]
+        self._rows: dict[str, Tensor] | None = None
+        super().__init__(str(root), transform)
+
+    @property
+    def processed_dir(self) -> str:
+        """``root/processed/<hash of the settings>``."""
+        return str(Path(self.root) / "processed" / self._settings)
+
+    @property
+    def processed_file_names(self) -> list[str]:
+        """One file of tensors."""
+        return ["triplets.safetensors"]
+
+    def process(self) -> None:
+        """Draw the triplets and write them."""
+        columns: dict[str, list[Tensor]] = {"x": [], "step_mask": [], "offsets": []}
+        for number in range(len(self._triplets)):
+            pair = self._triplets[number]
+            columns["x"].append(torch.stack([side.x for side in pair]))
+            columns["step_mask"].append(torch.stack([side.step_mask for side in pair]))
+            columns["offsets"].append(pair[0].offsets)
+        rows = {name: torch.stack(column) for name, column in columns.items()}
+        with replace_file(self.processed_paths[0]) as temporary:
+            save_tensors(rows, temporary)
+
+    def len(self) -> int:
+        """Samples: triplets, or twice as many pairs."""
+        return len(self._triplets) * (2 if self.kind == "pairs" else 1)
+
+    def get(self, idx: int) -> Any:
+        """A pair, or a positive and a negative one."""
+        if self._rows is None:
+            self._rows = read_tensors(Path(self.processed_paths[0]))
+        if self.kind == "triplets":
+            return self._side(idx, 0), self._side(idx, 1)
+        return self._side(*divmod(idx, 2))
+
+    def _side(self, number: int, side: int) -> PairData:
+        rows, triplets = self._rows, self._triplets
+        assert rows is not None
+        pair = PairData(x=rows["x"][number, side], step_mask=rows["step_mask"][number, side])
+        for k in triplets.ks:
+            pair[f"edge_index_k{k}"] = PairGraph(triplets.num_steps, k).edge_index()
+        if self.kind == "pairs":
+            pair.y = torch.tensor([1 - side])
+        elif side == 0:
+            pair.offsets = rows["offsets"][number]
+        return pair
 
 
 def best_truths(proposals: Tensor, truths: Sequence[tuple[int, int]]) -> tuple[Tensor, Tensor]:

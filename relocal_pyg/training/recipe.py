@@ -267,7 +267,7 @@ def train_all(
         steps: Optimiser steps at most, instead of each system's own number.
         accelerator: Kind of device.
     """
-    data = fingerprint(protocol)
+    data = protocol.fingerprint
     for system in systems:
         for seed in seeds:
             run = _finished(system, protocol, seed, folder, steps, data, accelerator)
@@ -314,15 +314,6 @@ def _finished(
         )
         write_json(run / "finished.json", {"title": system.title, **facts})
     return run
-
-
-def fingerprint(protocol: Protocol) -> str:
-    """A hash of a protocol's name, its items and what it says about its source."""
-    items = {
-        split: [asdict(item) for item in sorted(members)]
-        for split, members in protocol.splits.items()
-    }
-    return sha256_json({"name": protocol.name, "items": items, "about": protocol.about})
 
 
 def draw_pairs(protocol: Protocol, split: str, limit: int | None = None) -> PairList:

@@ -1,0 +1,50 @@
+"""Pairs and triplets as a data set of PyG: what is read back is what was drawn."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch_geometric.loader import DataLoader
+
+from relocal_pyg.data import StoredPairs, TripletDataset
+from relocal_pyg.datasets.synthetic import SyntheticConfig, synthetic
+
+
+@pytest.fixture(scope="module")
+def protocol():
+    sizes = {"train_classes": 2, "val_classes": 2, "test_classes": 2}
+    return synthetic(SyntheticConfig(**sizes, train_videos=2, val_videos=2, test_videos=2))
+
+
+def test_what_is_read_back_is_what_was_drawn(protocol, tmp_path: Path):
+    drawn = TripletDataset(protocol, num_samples=3, seed=4, num_steps=6, materialize=True)
+    options = {"num_samples": 3, "seed": 4, "num_steps": 6}
+    triplets = StoredPairs(tmp_path, protocol, **options)
+    pairs = StoredPairs(tmp_path, protocol, **options, kind="pairs")
+    assert (len(triplets), len(pairs)) == (3, 6)
+    for number in range(3):
+        for side, (kept, wanted) in enumerate(zip(triplets[number], drawn[number], strict=True)):
+            assert set(kept.keys()) == set(wanted.keys())
+            for key in kept.keys():  # noqa: SIM118 - not a dict
+                assert torch.equal(kept[key], wanted[key]), key
+            alone = pairs[2 * number + side]
+            assert torch.equal(alone.x, wanted.x)
+            assert alone.y.tolist() == [1 - side]
+    positive, negative = next(iter(DataLoader(triplets, batch_size=3)))
+    assert positive.x.shape == negative.x.shape == (36, protocol.features.dim)
+    batch = next(iter(DataLoader(pairs, batch_size=2)))
+    assert int(batch.edge_index_k2.max()) == 23  # the second pair's nodes come after the first's
+
+
+def test_other_settings_are_another_folder_and_the_same_are_not_drawn_again(
+    protocol, tmp_path: Path, monkeypatch
+):
+    first = StoredPairs(tmp_path, protocol, num_samples=2, num_steps=6)
+    other = StoredPairs(tmp_path, protocol, num_samples=2, num_steps=7)
+    assert first.processed_dir != other.processed_dir
+    assert (first[0][0].num_nodes, other[0][0].num_nodes) == (12, 14)
+    monkeypatch.setattr(TripletDataset, "draw", None)  # drawing again would fail
+    again = StoredPairs(tmp_path, protocol, num_samples=2, num_steps=6)
+    assert torch.equal(again[1][0].x, first[1][0].x)
