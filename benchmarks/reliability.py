@@ -77,6 +77,18 @@ GOALS: dict[str, tuple[str, list[list[str]]]] = {
         "arrays, manifests, JSON and what is no file: an answer or one line, < 300 MB",
         [["tests/faults/test_foreign.py"]],
     ),
+    "odd files": (
+        "60 films of odd containers, codecs and clocks: found within a step of where ffmpeg shows it",
+        [["tests/video/test_odd_files.py"], ["tests/video/test_clock.py"]],
+    ),
+    "cuts": (
+        "clips are shown as their source is: pictures, aspect, colours, depth, tag, length",
+        [["tests/video/test_cut.py"]],
+    ),
+    "short clips": (
+        "a query that covers its reference, or is in the index, comes first",
+        [["tests/search/test_short_clips.py"]],
+    ),
     "signals": (
         "Ctrl-C and SIGTERM end every command within two seconds, in one line, nothing half done",
         [["tests/faults/test_signals.py"]],

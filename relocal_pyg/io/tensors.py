@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import stat
 from pathlib import Path
 
 import torch
@@ -9,6 +10,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save_file
 
 from relocal_pyg.errors import CheckpointError
+
+#: A file is refused that is longer than this and so many times longer than what the disk stores.
+_SMALL, _MAX_RATIO = 1 << 20, 4
 
 
 def save_tensors(tensors: dict[str, torch.Tensor], path: Path) -> None:
@@ -34,9 +38,15 @@ def read_tensors(file: Path, refusal: str = "cannot be read") -> dict[str, torch
         refusal: What the error says of it.
 
     Raises:
-        CheckpointError: Not there, or no such file.
+        CheckpointError: Not there, no such file, or one that says more than it stores.
     """
     try:
+        status = file.stat()
+        if not stat.S_ISREG(status.st_mode):
+            raise CheckpointError("is not a regular file", file=file)
+        stored = status.st_blocks * 512
+        if status.st_size > max(_SMALL, _MAX_RATIO * stored):
+            raise CheckpointError(f"is {status.st_size} bytes long and stores {stored}", file=file)
         return load(file.read_bytes())
     except (OSError, SafetensorError, KeyError, ValueError) as error:  # KeyError: a kind of number
         raise CheckpointError(f"{refusal} ({error})", file=file) from None

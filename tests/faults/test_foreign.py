@@ -21,6 +21,7 @@ from relocal_pyg.data import read_annotations
 from relocal_pyg.errors import CheckpointError, FeatureError, RelocalError
 from relocal_pyg.io.read import read_array, read_json, read_text
 from relocal_pyg.io.record import MANIFEST, manifest_text, verify_manifest
+from relocal_pyg.io.tensors import read_tensors
 from relocal_pyg.io.write import replace_folder
 
 
@@ -87,6 +88,20 @@ def test_an_array_that_is_declared_and_not_stored(tmp_path: Path) -> None:
     os.truncate(file, (4 << 30) + 128)
     with pytest.raises(FeatureError, match="declares 4294967296 bytes and stores"):
         read_array(file, FeatureError)
+
+
+def test_weights_that_are_declared_and_not_stored(tmp_path: Path) -> None:
+    """Sixty-four gigabytes of holes, which reading them would take."""
+    file = tmp_path / "model.safetensors"
+    shape, end = [1 << 34], 1 << 36
+    header = json.dumps({"a": {"dtype": "F32", "shape": shape, "data_offsets": [0, end]}}).encode()
+    file.write_bytes(len(header).to_bytes(8, "little") + header)
+    os.truncate(file, 8 + len(header) + end)
+    with pytest.raises(CheckpointError, match="bytes long and stores"):
+        read_tensors(file)
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(CheckpointError, match="regular file"):
+        read_tensors(tmp_path / "pipe")
 
 
 @given(st.binary(max_size=300))
