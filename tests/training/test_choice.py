@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from pathlib import Path
 
 import pytest
 
@@ -10,7 +11,7 @@ from relocal_pyg.data.pairs import make_pairs
 from relocal_pyg.datasets.synthetic import SyntheticConfig, synthetic
 from relocal_pyg.errors import CheckpointError
 from relocal_pyg.evaluation import evaluate
-from relocal_pyg.models import ContrastMatcher, MultiGraphRelocalizer
+from relocal_pyg.models import ContrastMatcher, MultiGraphMatcher, MultiGraphRelocalizer
 from relocal_pyg.training import RECOMMENDED, TrainingConfig, fit
 from relocal_pyg.training.choice import Choice, read_choice
 from relocal_pyg.training.recipe import build_network
@@ -44,19 +45,19 @@ def test_the_matcher_is_scored_as_the_harness_scores_it(protocol, tmp_path):
 def test_find_says_which_one_it_uses_and_why(protocol, tmp_path):
     MultiGraphRelocalizer(4, hidden_channels=8, num_steps=6).save(tmp_path / "best")
     model, words = choose_matcher(tmp_path)
-    assert isinstance(model, MultiGraphRelocalizer)
+    assert isinstance(model.model, MultiGraphRelocalizer)
     assert words.endswith(f"from {tmp_path}")
 
     Choice(trained=0.2, matcher=0.3, step=5, pairs=40).save(tmp_path)
     model, words = choose_matcher(tmp_path)
-    assert isinstance(model, ContrastMatcher)
+    assert isinstance(model.model, ContrastMatcher)
     assert "beats it on 40 validation pairs: 0.300 against 0.200" in words
     # A checkpoint named by itself is what was asked for.
-    assert isinstance(choose_matcher(tmp_path / "best")[0], MultiGraphRelocalizer)
+    assert isinstance(choose_matcher(tmp_path / "best")[0].model, MultiGraphRelocalizer)
 
     Choice(trained=0.3, matcher=0.2, step=5, pairs=40).save(tmp_path)
     model, words = choose_matcher(tmp_path)
-    assert isinstance(model, MultiGraphRelocalizer)
+    assert isinstance(model.model, MultiGraphRelocalizer)
     assert "not behind" in words
     assert "no training beat its start" in str(Choice(0.3, 0.3, 0, 40))
 
@@ -81,3 +82,11 @@ def test_a_spoilt_record_is_named(tmp_path):
         (tmp_path / "choice.json").write_text(json.dumps(wrong))
         with pytest.raises(CheckpointError, match="choice.json"):
             read_choice(tmp_path)
+
+
+def test_named_models_need_no_run(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    contrast, words = choose_matcher(Path("contrast"))
+    assert isinstance(contrast.model, ContrastMatcher)
+    assert "no --model" not in words
+    assert isinstance(choose_matcher(Path("pretrained"))[0].model, MultiGraphMatcher)

@@ -23,6 +23,7 @@ from relocal_pyg.apps.cli.options import (
     BackboneOptions,
     Count,
     DeviceName,
+    Model,
     Output,
     Rate,
     Seconds,
@@ -50,8 +51,9 @@ if TYPE_CHECKING:
 class QueryOptions:
     """What is looked for, and with which model."""
 
-    model: Path | None = None
-    """A trained run or checkpoint; the training-free contrast matcher where left out."""
+    model: Model = None
+    """A trained run or checkpoint, "pretrained" (better on most features, worse on Weizmann's
+    videos: docs/pretrained.md) or "contrast", the training-free matcher, also where left out."""
     query_start: Seconds = None
     """Seconds at which the clip starts inside QUERY."""
     query_end: Seconds = None
@@ -374,8 +376,9 @@ def choose_matcher(model: Path | None, device: DeviceName = "auto") -> tuple[Cal
 def _chosen(model: Path | None, device: DeviceName) -> tuple[Relocalizer, str]:
     from relocal_pyg.models import Calibrated, ContrastMatcher, load_model
 
-    if model is None:
-        return ContrastMatcher(), f"{ContrastMatcher.title} (no training needed; no --model given)"
+    if model is None or str(model) == "contrast":
+        given = "" if model else "; no --model given"
+        return ContrastMatcher(), f"{ContrastMatcher.title} (no training needed{given})"
     from relocal_pyg.models.calibrated import FILE, read_confidence
     from relocal_pyg.training.choice import read_choice
 

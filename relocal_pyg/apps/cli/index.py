@@ -13,6 +13,7 @@ from relocal_pyg.apps.cli.find import choose_matcher
 from relocal_pyg.apps.cli.options import (
     BackboneOptions,
     DeviceName,
+    Model,
     Output,
     Rate,
     Steps,
@@ -31,7 +32,7 @@ def index(
     features: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="FEATURES")],
     network: BackboneOptions = BackboneOptions(),  # noqa: B008 - frozen
     *,
-    model: Path | None = None,
+    model: Model = None,
     rate: Rate = None,
     workers: Steps = None,
     device: DeviceName = "auto",
@@ -48,7 +49,9 @@ def index(
             are then kept in FOLDER.features.h5.
         network: Videos: which network turns frames into features; that of the run's own videos
             where left out.
-        model: A trained run or checkpoint; the training-free contrast matcher where left out.
+        model: A trained run or checkpoint, "pretrained" (better on most features, worse on
+            Weizmann's videos: docs/pretrained.md) or "contrast", the training-free matcher, which
+            is also what is taken where it is left out.
         rate: Videos: frames per second; where left out that of the run's own videos, or 3.125 (25
             for c3d).
         workers: Videos: how many at a time; all processors where left out.

@@ -99,8 +99,11 @@ Steps = Annotated[int | None, number("N", whole=True, least=1, most=1e9)]
 Natural = Annotated[int, number("N", whole=True, least=0, most=2**63 - 1)]
 
 
-#: A model that is named, not found in a folder.
-PRETRAINED = "pretrained"
+#: Models that are named, not found in a folder.
+NAMED = ("pretrained", "contrast")
+Model = Annotated[
+    Path | None, tyro.conf.arg(aliases=["--matcher"], metavar="{RUN,pretrained,contrast}")
+]
 
 
 def check_places(value: Any, *, is_option: bool) -> None:
@@ -119,7 +122,7 @@ def check_places(value: Any, *, is_option: bool) -> None:
     else:
         paths = [] if isinstance(value, str) else list(paths_of(value))
     for path in paths:
-        if str(path) == PRETRAINED:
+        if str(path) in NAMED:
             continue
         try:
             mode = path.stat().st_mode
@@ -434,7 +437,7 @@ def load_network(
     """
     from relocal_pyg.video.find import check_width
 
-    record = None if run is None else _recorded_extraction(run)
+    record = None if run is None or str(run) in NAMED else _recorded_extraction(run)
     if record is None:
         backbone = load_backbone(options, device)
     else:

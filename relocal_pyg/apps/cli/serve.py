@@ -8,7 +8,7 @@ from typing import Annotated
 import tyro
 
 from relocal_pyg.apps.cli.find import choose_matcher
-from relocal_pyg.apps.cli.options import BackboneOptions, Count, DeviceName, load_network
+from relocal_pyg.apps.cli.options import BackboneOptions, Count, DeviceName, Model, load_network
 from relocal_pyg.errors import UsageError
 
 
@@ -19,7 +19,7 @@ def serve(
     index: Path | None = None,
     port: Count = 8765,
     host: str = "127.0.0.1",
-    model: Path | None = None,
+    model: Model = None,
     device: DeviceName = "auto",
     max_upload_mb: Count = 2048,
 ) -> None:
@@ -32,8 +32,8 @@ def serve(
         index: Search all videos of this index at once; "relocal index" makes it from a folder.
         port: Port to listen on.
         host: Address to listen on; anything but 127.0.0.1 lets others in, and there is no password.
-        model: A trained run or checkpoint, the one that the index was made with; the training-free
-            contrast matcher where left out.
+        model: A trained run or checkpoint, "pretrained" or "contrast", the one that the index was
+            made with; the training-free contrast matcher where left out.
         device: Where networks run; "auto" is cuda where there is one.
         max_upload_mb: Size of one upload in megabytes.
     """

@@ -23,6 +23,7 @@ from relocal_pyg.apps.cli.options import (
     BackboneOptions,
     Count,
     DeviceName,
+    Model,
     Output,
     Rate,
     Steps,
@@ -192,7 +193,7 @@ def batch(
     network: BackboneOptions = BackboneOptions(),  # noqa: B008 - frozen
     *,
     out: Annotated[Path, Output(folder="batch")] = Path("relocal_batch"),
-    model: Path | None = None,
+    model: Model = None,
     top_k: Count = 5,
     rate: Rate = None,
     seconds_per_step: StepSeconds = 1.0,
@@ -211,7 +212,9 @@ def batch(
         network: Videos: which network turns frames into features.
         out: Folder for the table, for what is done, and for features, so that no video is decoded
             twice.
-        model: A trained run or checkpoint; the training-free contrast matcher where left out.
+        model: A trained run or checkpoint, "pretrained" (better on most features, worse on
+            Weizmann's videos: docs/pretrained.md) or "contrast", the training-free matcher, which
+            is also what is taken where it is left out.
         top_k: How many moments of a row at most.
         rate: Videos: frames per second looked at; follows each clip's length where left out.
         seconds_per_step: Features: duration of one step.
