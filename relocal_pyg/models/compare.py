@@ -194,15 +194,12 @@ class Comparison:
         return torch.cat([_measure(self.tables, self.similarity, w) for w in windows.split(_CHUNK)])
 
     def quick(self, windows: Tensor) -> Tensor:
-        """Contrast and diagonal of each table, standardised, ``[M, 10]``: for very many windows."""
+        """Contrast and diagonal of each table, ``[M, 10]``: for very many windows."""
         both = [
             _quick(self.tables, self.similarity, nearest_steps(part, self.tables.shape[2]))
             for part in windows.split(_CHUNK)
         ]
-        first = [
-            scale.view(len(TABLES), -1)[:, :2].flatten() for scale in (self.centre, self.scale)
-        ]
-        return ((torch.cat(both) - first[0]) / first[1]).clamp(-_CUT, _CUT)
+        return torch.cat(both)
 
     def scalars(self, windows: Tensor) -> Tensor:
         """What the head is told of windows ``[M, 2]``: ``[M, 52]``.

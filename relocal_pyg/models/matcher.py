@@ -289,8 +289,8 @@ class MultiGraphMatcher(TrainableRelocalizer):
     ) -> Ranking:
         """Score proposals, and finer windows around the best unless validation said otherwise.
 
-        Of more than :data:`MOST` proposals the network sees those that :meth:`WindowScorer.prior`
-        puts first; the others are left out of the ranking.
+        Of more than :data:`MOST` proposals the network sees those of
+        :meth:`WindowScorer.shortlist`; the others are left out of the ranking.
         """
         way = self.refinement
         return self._ways(query, reference, proposals, around, ways=(way,))[way]
@@ -340,7 +340,7 @@ class MultiGraphMatcher(TrainableRelocalizer):
         known = around.query_video, around.background, around.seconds_per_step
         score = self.scorer(query, reference, *known, inference)
         if len(proposals) > MOST:
-            proposals = proposals[score.prior(proposals).topk(MOST).indices.sort().values]
+            proposals = proposals[score.shortlist(proposals, MOST)]
         raw = score(proposals)
         found = {"none": Ranking.sort(proposals, torch.tanh(raw), proposals)}
         if "windows" in (REFINEMENTS if ways is None else ways):
@@ -487,13 +487,24 @@ class WindowScorer:
         return torch.stack(scores).mean(dim=0)
 
     @torch.no_grad()
-    def prior(self, windows: Tensor) -> Tensor:
-        """A first ranking ``[M]`` without the network: contrast and diagonal, weighed as it does.
+    def shortlist(self, windows: Tensor, count: int) -> Tensor:
+        """Positions, in order, of ``count`` windows at most that are worth the network's time.
 
-        For choosing among more windows than the network can score; by prefix sums and a few
-        look-ups, no window is made.
+        By contrast and diagonal alone, prefix sums and a few look-ups; no window is made. Half of
+        them are the best of the two as the network weighs them for this pair, the others the best
+        by each in each table: of the same footage one of these is far ahead of all else, further
+        than any world of training showed.
+
+        Args:
+            windows: ``[M, 2]`` in steps.
+            count: More than it gives where both ways agree.
         """
+        quick = self.comparison.quick(windows)
         # Of two windows of one reference a measure says the same, standardised or not.
         standard, plain = self.model.weigh(self.comparison.kind[None])[0].chunk(2)
-        weights = standard + plain * self.comparison.scale
-        return self.comparison.quick(windows) @ weights.view(len(TABLES), -1)[:, :2].flatten()
+        weights = standard / self.comparison.scale + plain
+        score = quick @ weights.view(len(TABLES), -1)[:, :2].flatten()
+        best = [score.topk(min(count // 2, len(windows))).indices]
+        each = min(count // 2 // quick.shape[1], len(windows))
+        best.append(quick.topk(each, dim=0).indices.flatten())
+        return torch.cat(best).unique()

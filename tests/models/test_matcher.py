@@ -102,8 +102,7 @@ def test_quick_measures_are_the_first_two_of_all(rng: torch.Generator) -> None:
     query, reference, _ = _videos(rng)
     comparison = compare(query, reference)
     windows = default_proposals(len(reference), len(query))
-    scalars = comparison.scalars(windows)[:, : len(TABLES) * len(MEASURES)]
-    both = scalars.view(-1, len(TABLES), len(MEASURES))[:, :, :2].flatten(1)
+    both = comparison.measure(windows).view(-1, len(TABLES), len(MEASURES))[:, :, :2].flatten(1)
     torch.testing.assert_close(comparison.quick(windows), both)
 
 
@@ -292,6 +291,17 @@ def test_pretrained_finds_the_same_footage_to_the_step(rng: torch.Generator) -> 
     clip = 0.8 * film[120:160] + 0.02 * torch.randn(40, 40, generator=rng)
     moment = MultiGraphMatcher.pretrained().localize(clip, film, top_k=1)[0]
     assert float(tiou([moment.start, moment.end], [120.0, 160.0])) >= 0.95
+
+
+def test_pretrained_finds_the_same_footage_among_more_windows_than_it_takes(
+    rng: torch.Generator,
+) -> None:
+    film = torch.randn(2000, 64, generator=rng)
+    for step in range(1, len(film)):
+        film[step] = 0.9 * film[step - 1] + 0.44 * film[step]
+    clip = 0.8 * film[100:140] + 0.1 * torch.randn(40, 64, generator=rng)
+    moment = MultiGraphMatcher.pretrained().localize(clip, film, top_k=1)[0]
+    assert float(tiou([moment.start, moment.end], [100.0, 140.0])) >= 0.95
 
 
 def test_pretrained_takes_any_width(rng: torch.Generator) -> None:
