@@ -78,7 +78,7 @@ GOALS: dict[str, tuple[str, list[list[str]]]] = {
         [["tests/faults/test_foreign.py"]],
     ),
     "odd files": (
-        "60 films of odd containers, codecs and clocks: found within a step of where ffmpeg shows it",
+        "60 films, containers by codecs by clocks: found within a step of where ffmpeg shows it",
         [["tests/video/test_odd_files.py"], ["tests/video/test_clock.py"]],
     ),
     "cuts": (
