@@ -1,6 +1,6 @@
 """Where the time of a search in one video goes: decoder, scaler, network, all of it.
 
-python -m benchmarks.video FILE [--query-start 60 --query-seconds 3] [--minutes 10]
+python -m benchmarks.video FILE [--query-start 30 --query-seconds 3]
 
 Processor time (of all threads) and wall time of each stage on the same file, in one run, and the
 ratio to decoding every frame. The query is a stretch of the file itself, in features already, so
@@ -33,7 +33,7 @@ class Stage:
 
 
 def main(
-    file: Path,
+    file: tyro.conf.Positional[Path],
     query_start: float = 30.0,
     query_seconds: float = 3.0,
     scratch: Path = Path("query-of-benchmark.mp4"),

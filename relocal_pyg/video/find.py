@@ -21,6 +21,7 @@ from relocal_pyg.models.matchers import ContrastMatcher
 from relocal_pyg.models.similarity import (
     Rows,
     cosine_blocks,
+    mean_row,
     motion_similarity,
     pair_centres,
     step_similarity,
@@ -150,8 +151,8 @@ def find_moments(
             people want other places, not other cuts of one place.
         cache: Features of videos met before, or the folder that keeps them.
         progress: Called with a title for each file; what it gives is told the seconds done.
-        explain: Say which steps made the score of the best moment; no more than
-            :data:`MAX_EXPLAINED` meetings of steps are explained.
+        explain: Say which steps made the score of the best moment, where all were looked at; no
+            more than :data:`MAX_EXPLAINED` meetings of steps are explained.
         exhaustive: Look at every step of a long reference too.
         include_query: Where the clip is a stretch of the reference, let it be an answer; it is left
             out otherwise.
@@ -243,7 +244,7 @@ def find_moments(
             "query_left_out": own is not None,
         },
         problems=tuple(problems),
-        explanation=_explain(matcher, rows, long, whole, moments, pace) if explain else None,
+        explanation=_explain(matcher, rows, looked, whole, moments, pace) if explain else None,
     )
 
 
@@ -363,38 +364,55 @@ def _localize(
     """
     long, step = looked.video, looked.video.seconds_per_step
     limit = matcher.max_windows
-    blocks, edges = long.blocks, None
-    if len(blocks) > _MANY_STEPS and looked.spans is None:
-        # Films that stand still for hours: no longer than any window looks.
-        blocks = blocks.shortened(6 * len(rows) + 16)
-        edges = [np.append(0, each.repeats.cumsum()) for each in (blocks, long.blocks)]
-    if looked.spans is None:
-        proposals = default_proposals(len(blocks), len(rows), limit=limit)
-    else:
-        share = max(limit // max(len(looked.spans), 1), 100)
+    blocks: Any = long.blocks
+    edges, background, ends, shifts = None, None, np.zeros(1), np.zeros(1)
+    if looked.spans:
+        # A key frame stands until the next: it says what a film looks like, not how it moves.
+        background = mean_row(blocks)
+        blocks = torch.cat([long.blocks.range(a, b) for a, b in looked.spans])
+        ends = np.cumsum([0, *(b - a for a, b in looked.spans)])
+        shifts = np.array([a for a, _ in looked.spans]) - ends[:-1]
+        share = max(limit // len(looked.spans), 100)
         proposals = torch.cat(
-            [default_proposals(b - a, len(rows), limit=share) + a for a, b in looked.spans]
+            [
+                default_proposals(b - a, len(rows), limit=share) + int(end)
+                for (a, b), end in zip(looked.spans, ends, strict=False)
+            ]
         )
+    else:
+        if len(blocks) > _MANY_STEPS:
+            # Films that stand still for hours: no longer than any window looks.
+            blocks = blocks.shortened(6 * len(rows) + 16)
+            edges = [np.append(0, each.repeats.cumsum()) for each in (blocks, long.blocks)]
+        proposals = default_proposals(len(blocks), len(rows), limit=limit)
     video = None if around is None else around.blocks
     wanted = top_k if own is None else top_k + 10
     # In steps, and turned to seconds in double precision: 4.16, not 4.15999985.
-    ranking = matcher.rank(rows, blocks, proposals, query_video=video, seconds_per_step=pace)
+    ranking = matcher.rank(
+        rows,
+        blocks,
+        proposals,
+        query_video=video,
+        seconds_per_step=pace,
+        background=background,
+    )
     found = ranking.best(len(blocks), wanted, nms_threshold=nms_threshold)
 
-    def seconds(steps: float) -> float:
+    def seconds(stretch: tuple[float, float]) -> tuple[float, float]:
+        steps = np.array(stretch)
         if edges is not None:
-            steps = float(np.interp(steps, edges[0], edges[1]))
-        return round(min(steps * step, long.duration), 6)
+            steps = np.interp(steps, edges[0], edges[1])
+        elif looked.spans:  # inside the span that holds its middle
+            span = int(np.searchsorted(ends[1:-1], steps.mean(), side="right"))
+            steps = steps.clip(ends[span], ends[span + 1]) + shifts[span]
+        first, last = (round(min(float(each) * step, long.duration), 6) for each in steps)
+        return first, last
 
-    answers = [
-        replace(
-            moment,
-            start=seconds(moment.start),
-            end=seconds(moment.end),
-            proposal=moment.proposal and (seconds(moment.proposal[0]), seconds(moment.proposal[1])),
-        )
-        for moment in found
-    ]
+    answers = []
+    for moment in found:
+        start, end = seconds((moment.start, moment.end))
+        before = moment.proposal and seconds(moment.proposal)
+        answers.append(replace(moment, start=start, end=end, proposal=before))
     if own is None:
         return answers[:top_k]
     # Where the clip itself is in the reference and left out, nothing is known about the rest.
@@ -411,12 +429,13 @@ def _is_own(moment: Moment, own: tuple[float, float]) -> bool:
 def _explain(
     matcher: Relocalizer,
     rows: Tensor,
-    long: VideoFeatures,
+    looked: _Looked,
     around: VideoFeatures | None,
     moments: list[Moment],
     pace: float | None,
 ) -> Tensor | None:
-    if not moments or len(rows) * len(long) > MAX_EXPLAINED:
+    long = looked.video
+    if not moments or looked.spans or len(rows) * len(long) > MAX_EXPLAINED:
         return None
     start, end = matcher.scored_span(moments[0])
     place = start / long.seconds_per_step, end / long.seconds_per_step

@@ -355,7 +355,9 @@ def write_explanation(
     from relocal_pyg.io.write import write_json
 
     if contributions is None:
-        raise UsageError("--explain: no answer, or one that cannot be explained step by step")
+        raise UsageError(
+            "--explain: no answer, or none that can be told step by step (--exhaustive may help)"
+        )
     best = {"start": moments[0].start, "end": moments[0].end, "score": moments[0].score}
     content = {"unit": "seconds", "moment": best, "seconds_per_step": seconds_per_step}
     write_json(path, {**facts, **content, "contributions": contributions.tolist()})
