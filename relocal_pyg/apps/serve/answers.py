@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +12,13 @@ from torch.nn import functional
 
 from relocal_pyg.apps.serve.jobs import Job
 from relocal_pyg.apps.serve.library import Collection, Entry
+from relocal_pyg.formats import Source, render, to_clips
 from relocal_pyg.formats.clips import presence_line
+from relocal_pyg.moments import Moment
+from relocal_pyg.video.cut import describe_source
 from relocal_pyg.video.find import Found
 from relocal_pyg.video.index import FoundVideos
-from relocal_pyg.video.page import write_found_page
+from relocal_pyg.video.page import spread, thumbnails, write_found_page
 
 _MAX_POINTS = 800
 
@@ -32,6 +37,7 @@ def answer(job: Job, collection: Collection | None) -> dict[str, Any]:
     """Where a search stands, and what it found."""
     state: dict[str, Any] = {
         "id": job.key,
+        "about": job.about,
         "state": job.state,
         "doing": job.doing,
         "share": job.share,
@@ -42,6 +48,8 @@ def answer(job: Job, collection: Collection | None) -> dict[str, Any]:
     found = (
         _one_video(job.found) if isinstance(job.found, Found) else _videos(job.found, collection)
     )
+    for number, edit in job.edits.items():
+        found["moments"][number].update(edit)
     # The paths before the colon are the server's.
     problems = [problem.split(": ", 1)[-1] for problem in job.found.problems]
     return {**state, **found, "settings": job.found.settings, "problems": problems}
@@ -83,12 +91,69 @@ def _videos(found: FoundVideos, collection: Collection | None) -> dict[str, Any]
                 "end": round(end, 3),
                 "score": round(hit.score, 4),
                 "probability": hit.probability,
+                "id": hit.video_id,
                 "video": None if entry is None else entry.key,
                 "name": hit.video_id if entry is None else entry.name,
                 "duration": length,
             }
         )
     return {"moments": moments, "presence": "", "matcher": collection.model.title}
+
+
+def export(job: Job, collection: Collection | None, name: str, least: float) -> str:
+    """The moments that were not said no to, as people left them, as the text of a format.
+
+    Args:
+        job: A search that is done.
+        collection: The index, where there is one.
+        name: A key of :data:`relocal_pyg.formats.FORMATS`.
+        least: Leave out moments less probable than this, unless somebody said yes to them.
+
+    Raises:
+        UsageError: The format cannot hold them.
+        VideoError: A video is gone.
+    """
+    sources: dict[str, Source] = {}
+    kept = []
+    for shown in answer(job, collection)["moments"]:
+        judged, sure = shown.get("judged"), shown["probability"]
+        if judged is False or (judged is None and sure is not None and sure < least):
+            continue
+        if isinstance(job.found, Found):
+            path, name_of = job.found.reference, job.names[1]
+        else:
+            entry = None if collection is None else collection.entries.get(shown["id"])
+            path, name_of = (Path(shown["name"]) if entry is None else entry.path), shown["name"]
+        if name_of not in sources:
+            known = describe_source(path) if path.is_file() else Source(name_of)
+            # Uploads have random names; the server's folders are nobody's business.
+            sources[name_of] = replace(known, path=name_of)
+        moment = Moment(shown["start"], shown["end"], shown["score"], probability=sure)
+        kept.append((sources[name_of], moment))
+    return render(name, to_clips(kept, Path(job.names[0]).stem))
+
+
+def strip(path: Path, start: float, end: float, count: int) -> bytes:
+    """Pictures of a stretch side by side, as one JPEG; black where the video shows nothing.
+
+    One by itself is larger.
+
+    Raises:
+        VideoError: The file cannot be decoded.
+    """
+    from PIL import Image
+
+    height = 72 if count > 1 else 240
+    pictures = thumbnails(path, spread(start, end, count), height)
+    shown = [None if each is None else Image.open(io.BytesIO(each)) for each in pictures]
+    width = max((each.width for each in shown if each is not None), default=height)
+    whole = Image.new("RGB", (width * count, height))
+    for number, each in enumerate(shown):
+        if each is not None:
+            whole.paste(each, (number * width, 0))
+    buffer = io.BytesIO()
+    whole.save(buffer, "JPEG", quality=75)
+    return buffer.getvalue()
 
 
 def report(found: Found, names: tuple[str, str]) -> str:

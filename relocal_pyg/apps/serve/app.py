@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import mimetypes
 import re
 from collections.abc import AsyncIterator, Callable
@@ -18,12 +19,15 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import FileResponse, JSONResponse, Response
 from starlette.routing import Route
 
-from relocal_pyg.apps.serve.answers import answer, describe
+from relocal_pyg.apps.serve.answers import answer, describe, strip
+from relocal_pyg.apps.serve.answers import export as make_export
 from relocal_pyg.apps.serve.answers import report as make_report
 from relocal_pyg.apps.serve.jobs import SearchQueue, Work
 from relocal_pyg.apps.serve.library import Collection, Entry, Library
 from relocal_pyg.apps.serve.requests import Guard, read_search, receive, refuse, seconds
-from relocal_pyg.errors import RelocalError, UsageError, VideoError
+from relocal_pyg.errors import RelocalError, UsageError, VideoError, check_number
+from relocal_pyg.formats import FORMATS
+from relocal_pyg.io.read import parse_number, parse_time
 from relocal_pyg.models.base import Relocalizer
 from relocal_pyg.video.backbones import Backbone
 from relocal_pyg.video.extract import Progress
@@ -34,6 +38,8 @@ from relocal_pyg.video.rows import FeatureCache
 
 _STATIC = Path(__file__).parent / "static"
 _MAX_UPLOADS = 2
+#: Rows of pictures drawn at once; others wait.
+_MAX_DRAWING = 2
 
 
 def make_app(
@@ -60,6 +66,7 @@ def make_app(
         hosts: Names in the ``Host`` header that are answered, see :class:`Guard`.
     """
     uploading = 0
+    drawing = asyncio.Semaphore(_MAX_DRAWING)
     indexed = 0 if collection is None else len(collection)
 
     async def videos(request: Request) -> Response:
@@ -68,6 +75,9 @@ def make_app(
     async def index(request: Request) -> Response:
         playable = 0 if collection is None else len(collection.entries)
         return JSONResponse({"videos": indexed, "playable": playable})
+
+    async def formats(request: Request) -> Response:
+        return JSONResponse({name: form.title for name, form in FORMATS.items()})
 
     async def upload(request: Request) -> Response:
         nonlocal uploading
@@ -114,6 +124,74 @@ def make_app(
         kind = kind if kind.startswith("video/") else "video/mp4"
         return FileResponse(entry.path, media_type=kind)
 
+    async def preview(request: Request) -> Response:
+        entry = library.get(request.path_params["key"])
+        if entry is None:
+            return refuse(404, "no such video")
+        try:
+            path = await run_in_threadpool(library.preview, entry)
+        except RelocalError as error:
+            return refuse(415, error.reason)
+        return FileResponse(path, media_type="video/mp4")
+
+    async def pictures(request: Request) -> Response:
+        entry = library.get(request.path_params["key"])
+        if entry is None:
+            return refuse(404, "no such video")
+        try:
+            asked = request.query_params
+            start, end = (
+                check_number(parse_time(asked.get(name, ""), name), name, least=0, most=1e6)
+                for name in ("start", "end")
+            )
+            count = check_number(parse_number(asked.get("count", "8")), "count", least=1, most=24)
+            async with drawing:
+                jpeg = await run_in_threadpool(strip, entry.path, start, end, int(count))
+        except RelocalError as error:
+            return refuse(400, error.reason)
+        kept = {"Cache-Control": "private, max-age=3600"}
+        return Response(jpeg, media_type="image/jpeg", headers=kept)
+
+    async def history(request: Request) -> Response:
+        return JSONResponse(
+            [{"id": job.key, "state": job.state, "about": job.about} for job in searches.jobs()]
+        )
+
+    async def edit(request: Request) -> Response:
+        job = searches.get(request.path_params["key"])
+        number = request.path_params["number"]
+        if job is None or job.found is None or number >= len(answer(job, collection)["moments"]):
+            return refuse(404, "no such moment")
+        try:
+            wanted = await read_search(request)
+            known = answer(job, collection)["moments"][number]
+            start, end = (seconds(wanted.get(name, known[name])) for name in ("start", "end"))
+            judged = wanted.get("judged", known.get("judged"))
+            if start is None or end is None or not 0 <= start < end <= 1e6:
+                raise UsageError("a moment starts at 0 s or later and ends after its start")
+            if judged is not None and not isinstance(judged, bool):
+                raise UsageError("judged: true, false or null wanted")
+        except RelocalError as error:
+            return refuse(400, error.reason)
+        job.edits[number] = {"start": start, "end": end, "judged": judged}
+        return JSONResponse(job.edits[number])
+
+    async def export(request: Request) -> Response:
+        job = searches.get(request.path_params["key"])
+        if job is None or job.found is None:
+            return refuse(404, "no such answer")
+        name = request.query_params.get("format", "")
+        if name not in FORMATS:
+            return refuse(404, f"no such format: {', '.join(FORMATS)}")
+        try:
+            least = parse_number(request.query_params.get("least", "0"))
+            text = await run_in_threadpool(make_export, job, collection, name, least)
+        except RelocalError as error:
+            return refuse(400, error.reason)
+        file = f"moments{FORMATS[name].suffixes[0]}"
+        headers = {"Content-Disposition": f'attachment; filename="{file}"'}
+        return Response(text, media_type="application/octet-stream", headers=headers)
+
     async def search(request: Request) -> Response:
         try:
             wanted = await read_search(request)
@@ -137,7 +215,9 @@ def make_app(
         else:
             assert reference is not None
             work, place = in_video(query, clip, reference, top_k), reference.name
-        job = searches.submit(work, (query.name, place))
+        about = {"query": query.key, "query_name": query.name, "start": clip.start, "end": clip.end}
+        about |= {"reference": None if everywhere else wanted.get("reference"), "place": place}
+        job = searches.submit(work, (query.name, place), about)
         if job is None:
             return refuse(429, "too many searches are waiting: try again when one is done")
         return JSONResponse({"id": job.key, "state": job.state}, 202)
@@ -217,14 +297,21 @@ def make_app(
             static("index.html", "text/html"),
             static("page.css", "text/css"),
             static("page.js", "text/javascript"),
+            static("scrubber.js", "text/javascript"),
             Route("/favicon.ico", favicon),
             Route("/api/videos", videos),
             Route("/api/videos", upload, methods=["POST"]),
             Route("/api/videos/{key}", play),
+            Route("/api/videos/{key}/preview", preview),
+            Route("/api/videos/{key}/pictures", pictures),
             Route("/api/index", index),
+            Route("/api/formats", formats),
+            Route("/api/searches", history),
             Route("/api/searches", search, methods=["POST"]),
             Route("/api/searches/{key}", state),
             Route("/api/searches/{key}", cancel, methods=["DELETE"]),
+            Route("/api/searches/{key}/moments/{number:int}", edit, methods=["PATCH"]),
+            Route("/api/searches/{key}/export", export),
             Route("/api/searches/{key}/report", report),
         ],
         middleware=[Middleware(Guard, hosts=hosts)],

@@ -9,7 +9,7 @@ from collections import OrderedDict
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 from relocal_pyg.errors import RelocalError
 from relocal_pyg.video.extract import Progress
@@ -34,23 +34,27 @@ class Job:
         key: Random name.
         work: Does it.
         names: What query and reference are called.
+        about: Which videos, and which stretch, as the page shows them.
         state: Where it stands.
         doing: File that is read at the moment.
         share: How much of that file is done, 0 to 1.
         found: The answer, when done.
         error: What went wrong, when failed.
         wanted: False once it is cancelled.
+        edits: What people said of moments, by their number: ``start``, ``end``, ``judged``.
     """
 
     key: str
     work: Work
     names: tuple[str, str]
+    about: dict[str, Any]
     state: Literal["waiting", "running", "done", "failed", "cancelled"] = "waiting"
     doing: str = ""
     share: float = 0.0
     found: Found | FoundVideos | None = None
     error: str = ""
     wanted: bool = field(default=True)
+    edits: dict[int, dict[str, Any]] = field(default_factory=dict)
 
 
 class SearchQueue:
@@ -67,9 +71,11 @@ class SearchQueue:
         self._thread = threading.Thread(target=self._run, name="relocal-search", daemon=True)
         self._thread.start()
 
-    def submit(self, work: Work, names: tuple[str, str]) -> Job | None:
+    def submit(
+        self, work: Work, names: tuple[str, str], about: dict[str, Any] | None = None
+    ) -> Job | None:
         """Put a search in the queue; None where it is full."""
-        job = Job(secrets.token_urlsafe(16), work, names)
+        job = Job(secrets.token_urlsafe(16), work, names, about or {})
         try:
             self._queue.put_nowait(job)
         except queue.Full:
@@ -86,6 +92,11 @@ class SearchQueue:
         with self._lock:
             return self._jobs.get(key)
 
+    def jobs(self) -> list[Job]:
+        """Every search that is remembered, the oldest first."""
+        with self._lock:
+            return list(self._jobs.values())
+
     def cancel(self, job: Job) -> None:
         """Stop a search at its next batch of frames."""
         job.wanted = False
@@ -94,9 +105,7 @@ class SearchQueue:
 
     def close(self) -> None:
         """Cancel everything; the thread ends at its next batch of frames."""
-        with self._lock:
-            jobs = list(self._jobs.values())
-        for job in jobs:
+        for job in self.jobs():
             self.cancel(job)
         self._closed = True
         with suppress(queue.Full):  # those that wait are passed over

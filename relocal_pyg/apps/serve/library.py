@@ -11,10 +11,13 @@ from pathlib import Path
 from relocal_pyg.errors import SearchIndexError, UsageError, VideoError
 from relocal_pyg.models.base import Relocalizer
 from relocal_pyg.search.index import SearchIndex
+from relocal_pyg.video.cut import cut_clip
 from relocal_pyg.video.decode import VideoInfo, probe
 from relocal_pyg.video.folder import find_videos
 from relocal_pyg.video.index import IndexedVideos
 
+#: Seconds of a video that are shown where a browser cannot play its format.
+MAX_PREVIEW = 4 * 3600.0
 #: Characters of a file's name that are shown.
 _NAME_LENGTH = 120
 
@@ -64,6 +67,7 @@ class Library:
         self._entries: dict[str, Entry] = {}
         self._by_path: dict[Path, Entry] = {}
         self._lock = threading.Lock()
+        self._making = threading.Lock()
         self._reserved = 0
         if folder is not None:
             self._add_folder(folder)
@@ -111,6 +115,19 @@ class Library:
         with self._lock:
             self._entries[entry.key] = self._by_path[path] = entry
         return entry
+
+    def preview(self, entry: Entry) -> Path:
+        """A copy of a video that every browser plays, made when it is first asked for.
+
+        Raises:
+            VideoError: It cannot be decoded.
+            OutputError: There is no room for it.
+        """
+        target = self.uploads / f"{entry.key}.mp4"
+        with self._making:
+            if not target.is_file():
+                cut_clip(entry.path, 0.0, MAX_PREVIEW, target, reencode=True)
+        return target
 
     def _add_folder(self, folder: Path) -> None:
         root = Path(os.path.realpath(folder))

@@ -45,8 +45,8 @@ def texture(seed: int, count: int) -> list[np.ndarray]:
     return list(np.clip(picture + noise, 0, 255).astype(np.uint8))
 
 
-def write(path: Path, pictures: list[np.ndarray]) -> Path:
-    codec = "libx264" if "libx264" in av.codecs_available else "mpeg4"
+def write(path: Path, pictures: list[np.ndarray], codec: str | None = None) -> Path:
+    codec = codec or ("libx264" if "libx264" in av.codecs_available else "mpeg4")
     with av.open(str(path), "w") as output:
         stream = output.add_stream(codec, rate=25, options={"g": "12"})
         stream.height, stream.width, stream.pix_fmt = 48, 64, "yuv420p"
@@ -69,6 +69,12 @@ def films(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         "reference": write(folder / "served" / "reference.mp4", long),
         "clip": write(folder / "clip.mp4", texture(7, 50)),
     }
+
+
+@pytest.fixture
+def old_film(tmp_path: Path) -> Path:
+    """A film in a format that Chromium does not play."""
+    return write(tmp_path / "old.avi", texture(3, 30), "mpeg4")
 
 
 @pytest.fixture

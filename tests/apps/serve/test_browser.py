@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import base64
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 pytest.importorskip("selenium")
+from selenium.webdriver.common.action_chains import ActionChains
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.support.ui import Select, WebDriverWait
@@ -28,117 +30,174 @@ def wait(browser: Any, condition: Any) -> Any:
     return WebDriverWait(browser, 60, poll_frequency=0.1).until(condition)
 
 
-def test_load_choose_search_and_play(browser, served, films, tmp_path, monkeypatch):
+def drop(browser: Any, file: Path, name: str, side: str) -> None:
+    """Let a file fall onto one of the two places, as a file manager does."""
+    browser.execute_script(
+        """
+        const bytes = Uint8Array.from(atob(arguments[0]), (c) => c.charCodeAt(0));
+        const data = new DataTransfer();
+        data.items.add(new File([bytes], arguments[1], { type: "video/mp4" }));
+        const place = document.querySelector(`[data-side=${arguments[2]}]`);
+        for (const kind of ["dragover", "drop"])
+          place.dispatchEvent(new DragEvent(kind, { dataTransfer: data, bubbles: true }));
+        """,
+        base64.b64encode(file.read_bytes()).decode(),
+        name,
+        side,
+    )
+
+
+def chosen(browser: Any, side: str) -> str:
+    return Select(browser.find_element(By.ID, side)).first_selected_option.text
+
+
+def at(browser: Any, player: Any, time: float) -> None:
+    wait(browser, lambda b: player.get_property("readyState") >= 1)
+    browser.execute_script("arguments[0].currentTime = arguments[1]", player, time)
+    wait(browser, lambda b: abs(player.get_property("currentTime") - time) < 0.01)
+
+
+def cards(browser: Any) -> list[Any]:
+    wait(browser, lambda b: b.find_element(By.ID, "results").is_displayed())
+    return list(browser.find_elements(By.CSS_SELECTOR, "#moments > li"))
+
+
+def times(card: Any) -> str:
+    return str(card.find_element(By.CLASS_NAME, "time").text)
+
+
+def test_drop_mark_find_play_judge_drag_export_and_reload(browser, served, films, monkeypatch):
     zeros, ones = (0.0,) * len(FACTS), (1.0,) * len(FACTS)
     even = Logistic(zeros, ones, zeros, 0.0)
     told = Calibrated(ContrastMatcher(), Confidence(even, even, 20, 20, 15))
     monkeypatch.setattr(served.model, "rank", told.rank)
-    upload = tmp_path / EVIL
-    upload.write_bytes(films["clip"].read_bytes())
     browser.get(served.url)
     find = browser.find_element(By.ID, "find")
-    reference = Select(wait(browser, lambda b: b.find_element(By.ID, "reference")))
-    wait(browser, lambda b: len(reference.options) == 2)
+    wait(browser, lambda b: len(Select(b.find_element(By.ID, "reference")).options) == 2)
     assert not find.is_enabled()
-    reference.select_by_visible_text("reference.mp4 (0:09.00)")
-    browser.find_element(By.ID, "query-file").send_keys(str(upload))
-    query = Select(browser.find_element(By.ID, "query"))
-    wait(browser, lambda b: query.first_selected_option.get_attribute("value"))
-    assert query.first_selected_option.text == f"{EVIL} (0:02.00)"
-    assert find.is_enabled()
-
-    find.click()
-    wait(browser, lambda b: b.find_element(By.ID, "results").is_displayed())
-    moments = browser.find_elements(By.CSS_SELECTOR, "#moments button")
-    assert moments[0].text.split("\n")[1] == "0:04.00 to 0:06.00"
-    assert moments[0].text.endswith(", probability 0.50")
-    assert "(probability that the reference holds it: 0.50)" in browser.page_source
-    assert len(browser.find_elements(By.CSS_SELECTOR, "#timeline rect")) == len(moments)
-
-    moments[0].click()
-    player = browser.find_element(By.ID, "reference-player")
-    wait(browser, lambda b: 4 <= player.get_property("currentTime") <= 6.1)
-    assert moments[0].get_attribute("aria-pressed") == "true"
-    # It stops by itself where the moment ends.
-    wait(
-        browser,
-        lambda b: player.get_property("paused") and player.get_property("currentTime") > 5.8,
+    drop(browser, films["clip"], EVIL, "reference")
+    wait(browser, lambda b: chosen(b, "reference") == f"{EVIL} (0:02.00)")
+    drop(browser, films["reference"], "long.mp4", "query")
+    wait(browser, lambda b: chosen(b, "query") == "long.mp4 (0:09.00)")
+    Select(browser.find_element(By.ID, "reference")).select_by_visible_text(
+        "reference.mp4 (0:09.00)"
     )
-    assert player.get_property("currentTime") < 6.5
+
+    # In and out by key; a handle goes by arrow keys too.
+    player = browser.find_element(By.ID, "query-player")
+    for time, key in ((4, "i"), (6, "o")):
+        at(browser, player, time)
+        player.send_keys(key)
+    assert browser.find_element(By.ID, "span").text == "0:04.00 to 0:06.00"
+    start = browser.find_elements(By.CSS_SELECTOR, "#query-scrubber [role=slider]")[0]
+    start.send_keys(Keys.ARROW_LEFT)
+    assert start.get_attribute("aria-valuetext") == "0:03.96"
+    start.send_keys(Keys.ARROW_RIGHT)
+    strip = browser.find_element(By.CSS_SELECTOR, "#query-scrubber img")
+    wait(browser, lambda b: strip.get_property("naturalWidth") == 12 * 96)
+    find.click()
+    first, *others = cards(browser)
+    found = times(first)
+    assert found.startswith("0:04.0")
+    assert "probability 0.50" in first.text
+    assert "centred by its own video" in browser.find_element(By.ID, "settings").text
+    assert browser.switch_to.active_element == first
+
+    # The picture plays, over and over, inside its bounds.
+    first.send_keys(Keys.ENTER)
+    loop = first.find_element(By.TAG_NAME, "video")
+    wait(browser, lambda b: loop.get_property("currentTime") > 4.5)
+    assert loop.get_property("currentTime") < 6.1
+    first.find_element(By.CLASS_NAME, "stage").click()
+    assert loop.get_property("paused")
+
+    # Yes and no; a boundary is drawn out.
+    first.send_keys("y")
+    others[0].send_keys("n")
+    handle = first.find_elements(By.CSS_SELECTOR, "[role=slider]")[1]
+    ActionChains(browser).drag_and_drop_by_offset(handle, 30, 0).perform()
+    drawn = times(first)
+    assert drawn != found
+    key = browser.current_url.partition("#")[2]
+
+    def kept() -> list[Any]:
+        return [
+            (each.get("judged"), each["end"] > 6.1) for each in served.outcome(key)["moments"][:2]
+        ]
+
+    wait(browser, lambda b: kept()[0] == (True, True) and kept()[1][0] is False)
+
+    # What is less probable than the slider says goes, but for what somebody said yes to.
+    browser.execute_script(
+        "const s = document.getElementById('least'); s.value = 80;"
+        "s.dispatchEvent(new Event('input'))"
+    )
+    assert [card.is_displayed() for card in cards(browser)] == [True] + [False] * len(others)
+    Select(browser.find_element(By.ID, "format")).select_by_value("srt")
+    link = browser.find_element(By.ID, "save").get_attribute("href").removeprefix(served.url)
+    code, headers, text = served.ask("GET", link)
+    assert code == 200
+    assert headers["content-disposition"] == 'attachment; filename="moments.srt"'
+    assert text.decode().count("-->") == 1
+    assert text.decode().splitlines()[1].startswith("00:00:04,000 --> 00:00:06,")
+
+    # A reload shows it again, and a second search stands beside it.
+    browser.refresh()
+    wait(browser, lambda b: b.find_element(By.ID, "results").is_displayed())
+    assert times(cards(browser)[0]) == drawn
+    assert "yes" in cards(browser)[0].get_attribute("class")
+    Select(browser.find_element(By.ID, "reference")).select_by_visible_text(f"{EVIL} (0:02.00)")
+    # Answers stay tied to their own pair.
+    assert "in reference.mp4" in browser.find_element(By.ID, "results-title").text
+    browser.find_element(By.ID, "find").click()
+    wait(browser, lambda b: EVIL in b.find_element(By.ID, "results-title").text)
+    earlier = browser.find_elements(By.CSS_SELECTOR, "#history button")
+    assert len(earlier) == 2
+    earlier[1].click()
+    wait(browser, lambda b: times(cards(b)[0]) == drawn)
     assert browser.title == "relocal: find a moment"
     assert severe(browser) == []
-
     browser.get(browser.find_element(By.ID, "report").get_attribute("href"))
-    assert browser.title == f"{EVIL} in reference.mp4"
+    assert browser.title == "long.mp4 in reference.mp4"
     assert severe(browser) == []
 
 
-def test_an_index_is_searched_and_hits_of_several_videos_play(browser, served_index):
+def test_an_index_is_searched_and_each_answer_plays_in_its_own_video(browser, served_index):
     browser.get(served_index.url)
     reference = Select(wait(browser, lambda b: b.find_element(By.ID, "reference")))
     wait(browser, lambda b: len(reference.options) == 5)
     # What an index is opened for comes first.
     assert reference.first_selected_option.text == "all 3 videos of the index"
-    find = browser.find_element(By.ID, "find")
-    assert not find.is_enabled()
     Select(browser.find_element(By.ID, "query")).select_by_visible_text("two.mp4 (0:06.00)")
     marked = browser.find_element(By.ID, "query-player")
     for edge, time in (("start", 2), ("end", 4)):
-        wait(browser, lambda b: marked.get_property("readyState") >= 1)
-        browser.execute_script("arguments[0].currentTime = arguments[1]", marked, time)
+        at(browser, marked, time)
         browser.find_element(By.ID, f"mark-{edge}").click()
-    find.click()
-    wait(browser, lambda b: b.find_element(By.ID, "results").is_displayed())
+    browser.find_element(By.ID, "find").click()
+    found = cards(browser)
     assert not browser.find_element(By.ID, "timeline").is_displayed()
     assert not browser.find_element(By.ID, "report").is_displayed()
-    moments = browser.find_elements(By.CSS_SELECTOR, "#moments button.hit")
-    names = [moment.find_element(By.CLASS_NAME, "name").text for moment in moments[:2]]
+    names = [card.find_element(By.CLASS_NAME, "name").text for card in found[:2]]
     assert sorted(names) == ["three.mp4", "two.mp4"]
-    assert len(browser.find_elements(By.CSS_SELECTOR, "#moments svg rect")) == len(moments)
-
-    player = browser.find_element(By.ID, "reference-player")
     ids = {entry.name: entry.key for entry in served_index.library.entries()}
-    starts = {"three.mp4": 4, "two.mp4": 2}
-    # From one video to another and back.
-    for number in (0, 1, 0):
-        moments[number].click()
-        start = starts[names[number]]
-        wait(browser, lambda b, at=start: at - 0.5 <= player.get_property("currentTime") <= at + 2)
-        assert player.get_property("currentSrc").endswith(ids[names[number]])
-        assert browser.find_element(By.ID, "reference-name").text == names[number]
-        assert moments[number].get_attribute("aria-pressed") == "true"
-    wait(browser, lambda b: player.get_property("paused"))
-    assert player.get_property("currentTime") <= starts[names[0]] + 2.6
-    assert severe(browser) == []
-
-    # One of its videos alone: a curve and a report as ever.
-    reference.select_by_visible_text("three.mp4 (0:06.00)")
-    assert not browser.find_element(By.ID, "reference-name").is_displayed()
-    find.click()
-    wait(browser, lambda b: b.find_element(By.ID, "timeline").is_displayed())
-    assert browser.find_element(By.ID, "report").is_displayed()
-    first = browser.find_element(By.CSS_SELECTOR, "#moments button")
-    assert first.text.split("\n")[1] == "0:04.00 to 0:06.00"
+    for card, name in zip(found, names, strict=False):
+        card.find_element(By.CLASS_NAME, "stage").click()
+        player = card.find_element(By.TAG_NAME, "video")
+        begin = {"three.mp4": 4, "two.mp4": 2}[name]
+        wait(browser, lambda b, p=player, t=begin: t <= p.get_property("currentTime") <= t + 2.1)
+        assert player.get_property("currentSrc").endswith(ids[name])
+    assert found[0].find_element(By.TAG_NAME, "video").get_property("paused")
     assert severe(browser) == []
 
 
-def test_the_query_is_marked_on_the_player(browser, served):
+def test_a_format_that_no_browser_plays_is_shown_as_a_preview(browser, served, old_film):
     browser.get(served.url)
-    wait(browser, lambda b: len(Select(b.find_element(By.ID, "query")).options) == 2)
-    for side in ("query", "reference"):
-        Select(browser.find_element(By.ID, side)).select_by_index(1)
+    browser.find_element(By.ID, "query-file").send_keys(str(old_film))
     player = browser.find_element(By.ID, "query-player")
-    for edge, time in (("start", 4), ("end", 6)):
-        wait(browser, lambda b: player.get_property("readyState") >= 1)
-        browser.execute_script("arguments[0].currentTime = arguments[1]", player, time)
-        browser.find_element(By.ID, f"mark-{edge}").send_keys(Keys.ENTER)
-    assert browser.find_element(By.ID, "start").get_property("value") == "4.00"
-    assert browser.find_element(By.ID, "end").get_property("value") == "6.00"
-    browser.find_element(By.ID, "find").send_keys(Keys.ENTER)
-    wait(browser, lambda b: b.find_element(By.ID, "results").is_displayed())
-    first = browser.find_element(By.CSS_SELECTOR, "#moments button")
-    assert "0:04.00 to 0:06.00" in first.text
-    assert "centred by its own video" in browser.find_element(By.ID, "settings").text
+    wait(browser, lambda b: player.get_property("readyState") >= 2)
+    assert player.get_property("currentSrc").endswith("/preview")
+    assert player.get_property("videoWidth") == 64
+    assert not browser.find_element(By.ID, "query-note").is_displayed()
 
 
 def test_a_file_that_is_no_video_is_refused_in_words(browser, served, tmp_path):

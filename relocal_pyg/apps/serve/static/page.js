@@ -1,34 +1,45 @@
 "use strict";
-// Whatever comes from files or the server is set as text, never as HTML.
 const byId = (id) => document.getElementById(id);
 const SVG = "http://www.w3.org/2000/svg";
+const SIDES = ["query", "reference"];
 // What the list of references offers for "all videos of the index"; ids are longer.
 const INDEX = "index";
-let videos = [], indexed = 0, job = null, playUntil = null;
-
-function clock(seconds) {
-  const whole = Math.max(0, Math.round(seconds * 100)), s = Math.floor(whole / 100);
-  const two = (n) => String(n).padStart(2, "0");
-  const head = s >= 3600 ? `${Math.floor(s / 3600)}:${two(Math.floor(s / 60) % 60)}`
-    : `${Math.floor(s / 60)}`;
-  return `${head}:${two(s % 60)}.${two(whole % 100)}`;
-}
+let videos = [], indexed = 0, running = null, shown = null, active = "query", backwards = null;
+const scrubbers = {};
 
 function say(text, bad = false) {
   byId("status").textContent = text;
   byId("status").classList.toggle("bad", bad);
 }
 
-async function ask(path, options = {}) {
-  const answer = await fetch(path, options);
-  const body = await answer.json().catch(() => ({}));
-  if (!answer.ok) throw new Error(body.error || `the server answered ${answer.status}`);
-  return body;
+async function ask(path, method = "GET", body = undefined) {
+  const headers = body === undefined ? {} : { "Content-Type": "application/json" };
+  const answer = await fetch(path, { method, headers, body: body && JSON.stringify(body) });
+  const content = await answer.json().catch(() => ({}));
+  if (!answer.ok) throw new Error(content.error || `the server answered ${answer.status}`);
+  return content;
 }
 
-function load(side, id) {
-  const player = byId(`${side}-player`);
-  byId(`${side}-note`).hidden = true;
+// ---- videos, and the two players
+
+// A format that the browser does not play is asked for again as a preview that the server makes.
+function load(player, id, note) {
+  const tell = (text) => {
+    if (!note) return;
+    note.textContent = text;
+    note.hidden = !text;
+  };
+  tell("");
+  player.onloadeddata = () => tell("");
+  player.onerror = () => {
+    if (!player.getAttribute("src")) return;
+    if (player.src.endsWith("/preview"))
+      tell("This browser cannot play this video; it can be searched all the same.");
+    else {
+      tell("Making a copy that this browser can play …");
+      player.src = `api/videos/${id}/preview`;
+    }
+  };
   if (id) player.src = `api/videos/${id}`;
   else {
     player.removeAttribute("src");
@@ -36,236 +47,436 @@ function load(side, id) {
   }
 }
 
-function show(side) {
-  const id = byId(side).value;
-  playUntil = null;
-  load(side, id === INDEX ? "" : id);
-  if (side === "query") byId("start").value = byId("end").value = "";
-  else {
-    byId("reference-name").textContent = "The moments that you click are played here.";
-    byId("reference-name").hidden = id !== INDEX;
-  }
-  byId("find").disabled = !(byId("query").value && byId("reference").value);
+function choose(side, id) {
+  byId(side).value = id;
+  const video = videos.find((each) => each.id === id);
+  load(byId(`${side}-player`), video ? id : "", byId(`${side}-note`));
+  scrubbers[side].show(video && id, 0, (video && video.duration) || 0);
+  if (side === "query") tellSpan();
+  byId("find").disabled = !(byId("query").value && byId("reference").value) || running !== null;
 }
 
 function fill() {
-  for (const side of ["query", "reference"]) {
+  for (const side of SIDES) {
     const select = byId(side), chosen = select.value;
     select.replaceChildren(new Option(videos.length ? "choose" : "none yet", ""));
     if (side === "reference" && indexed)
       select.add(new Option(`all ${indexed} videos of the index`, INDEX));
-    for (const v of videos) {
-      const length = v.duration ? ` (${clock(v.duration)})` : "";
-      select.add(new Option(v.name + length, v.id));
-    }
+    for (const v of videos)
+      select.add(new Option(v.name + (v.duration ? ` (${clock(v.duration)})` : ""), v.id));
     select.value = [...select.options].some((o) => o.value === chosen) ? chosen : "";
   }
 }
 
-async function upload(side) {
-  const input = byId(`${side}-file`), file = input.files[0];
+async function upload(side, file) {
   if (!file) return;
   say(`Uploading ${file.name} …`);
   try {
-    const video = await ask("api/videos", {
+    const answer = await fetch("api/videos", {
       method: "POST",
       headers: { "Content-Type": "application/octet-stream",
         "X-File-Name": encodeURIComponent(file.name) },
       body: file,
     });
+    const video = await answer.json().catch(() => ({}));
+    if (!answer.ok) throw new Error(video.error || `the server answered ${answer.status}`);
     videos.push(video);
     fill();
-    byId(side).value = video.id;
-    show(side);
+    choose(side, video.id);
     say("");
   } catch (error) {
     say(`${file.name}: ${error.message}`, true);
   }
-  input.value = "";
 }
 
-function seconds(id) {
-  const text = byId(id).value;
-  return text === "" ? null : Number(text);
+function tellSpan() {
+  const { start, end, from, to } = scrubbers.query, whole = start === from && end === to;
+  byId("span").textContent = to === 0 ? "" : whole ? "all of it"
+    : `${clock(start)} to ${clock(end)}`;
 }
+
+function mark(edge) {
+  scrubbers.query.move(edge, byId("query-player").currentTime);
+}
+
+function shuttle(player, key) {
+  clearInterval(backwards);
+  backwards = null;
+  if (key === "k") player.pause();
+  else if (key === "l") {
+    player.playbackRate = player.paused ? 1 : Math.min(2 * player.playbackRate, 8);
+    player.play().catch(() => {});
+  } else {
+    player.pause();
+    backwards = setInterval(() => {
+      player.currentTime = Math.max(0, player.currentTime - 0.1);
+      if (player.currentTime === 0) clearInterval(backwards);
+    }, 100);
+  }
+}
+
+// ---- searching
 
 async function find() {
-  const place = byId("reference").value;
+  const { start, end, from, to } = scrubbers.query, place = byId("reference").value;
+  const whole = start === from && end === to;
+  try {
+    const { id } = await ask("api/searches", "POST", {
+      query: byId("query").value,
+      ...(place === INDEX ? { index: true } : { reference: place }),
+      ...(whole ? {} : { query_start: start, query_end: end }),
+    });
+    await follow(id);
+  } catch (error) {
+    say(error.message, true);
+  }
+}
+
+async function follow(id) {
   const busy = (yes) => {
-    byId("find").disabled = yes;
+    running = yes ? id : null;
+    byId("find").disabled = yes || !(byId("query").value && byId("reference").value);
     byId("progress").hidden = byId("cancel").hidden = !yes;
   };
-  byId("results").hidden = true;
   busy(true);
   byId("progress").value = 0;
   say("Waiting …");
+  const begun = performance.now();
   try {
-    const { id } = await ask("api/searches", {
-      method: "POST",
-      headers: { "Content-Type": "application/json" },
-      body: JSON.stringify({
-        query: byId("query").value,
-        ...(place === INDEX ? { index: true } : { reference: place }),
-        query_start: seconds("start"), query_end: seconds("end"),
-      }),
-    });
-    job = id;
     for (;;) {
       const now = await ask(`api/searches/${id}`);
-      if (now.state === "done") { answer(now, place); break; }
+      if (now.state === "done") {
+        await history();
+        show(now);
+        break;
+      }
       if (now.state === "failed") throw new Error(now.error);
       if (now.state === "cancelled") { say("Stopped."); break; }
       byId("progress").value = now.share;
-      if (now.doing) say(`Reading ${now.doing}: ${Math.round(100 * now.share)} %`);
+      if (now.doing) {
+        const spent = (performance.now() - begun) / 1000;
+        const left = now.share > 0.1 && spent > 2 ? spent * (1 - now.share) / now.share : 0;
+        say(`Reading ${now.doing}: ${Math.round(100 * now.share)} %` +
+          (left > 1 ? `, ${clock(left).split(".")[0]} left` : ""));
+      }
       await new Promise((done) => setTimeout(done, 250));
     }
   } catch (error) {
     say(error.message, true);
   }
-  job = null;
   busy(false);
 }
 
-function play(moment, number, place) {
-  const player = byId("reference-player"), id = place === INDEX ? moment.video : place;
-  // Another video may have been chosen since the search.
-  if (player.getAttribute("src") !== `api/videos/${id}`) load("reference", id);
-  if (place === INDEX) {
-    byId("reference-name").textContent = moment.name;
-    byId("reference-name").hidden = false;
-  }
-  const begin = () => {
-    player.currentTime = moment.start;
-    playUntil = moment.end;
-    player.play().catch(() => {});
-    requestAnimationFrame(watch);
-  };
-  playUntil = null;
-  player.onloadedmetadata = player.readyState >= 1 ? null : begin;
-  if (player.readyState >= 1) begin();
-  player.scrollIntoView({ block: "nearest" });
-  document.querySelectorAll("#moments button").forEach((button) =>
-    button.setAttribute("aria-pressed", String(Number(button.dataset.number) === number)));
-  document.querySelectorAll("#timeline rect").forEach((bar) =>
-    bar.classList.toggle("playing", Number(bar.dataset.number) === number));
+function title({ query_name, start, end, place }) {
+  const part = start === null && end === null ? ""
+    : `, ${clock(start || 0)} to ${end === null ? "its end" : clock(end)},`;
+  return `${query_name}${part} in ${place}`;
 }
 
-function bar(moment, total, height) {
+async function history() {
+  const all = (await ask("api/searches")).filter((each) => each.state === "done").reverse();
+  byId("history").replaceChildren(...all.map((each) => {
+    const button = make("button", "", title(each.about));
+    button.type = "button";
+    button.dataset.id = each.id;
+    button.addEventListener("click", async () => {
+      try {
+        show(await ask(`api/searches/${each.id}`));
+      } catch (error) {
+        say(error.message, true);
+      }
+    });
+    return button;
+  }));
+  byId("history").hidden = all.length < 2;
+  return all;
+}
+
+// ---- answers
+
+function rect(start, end, total, height) {
   const part = document.createElementNS(SVG, "rect");
-  part.setAttribute("x", 1000 * moment.start / total);
-  part.setAttribute("width", Math.max(2, 1000 * (moment.end - moment.start) / total));
+  part.setAttribute("x", 1000 * start / total);
+  part.setAttribute("width", Math.max(3, 1000 * (end - start) / total));
   part.setAttribute("height", height);
   return part;
 }
 
-// Where in its video a moment lies.
-function strip(moment) {
-  const picture = document.createElementNS(SVG, "svg");
-  picture.setAttribute("viewBox", "0 0 1000 10");
-  picture.setAttribute("preserveAspectRatio", "none");
-  picture.setAttribute("aria-hidden", "true");
-  if (moment.duration) picture.append(bar(moment, moment.duration, 10));
-  return picture;
-}
+// An answer: a picture that plays in a loop, its bounds to be dragged, yes and no.
+function card(found, moment, number) {
+  const item = make("li"), several = found.about.reference === null;
+  const id = several ? moment.video : found.about.reference;
+  const total = (several ? moment.duration : found.reference_seconds) || moment.end;
+  const url = `api/searches/${found.id}/moments/${number}`;
+  item.tabIndex = -1;
+  const head = make("div", "head-line"), time = make("span", "time");
+  head.append(make("span", "rank", `${number + 1}.`), time);
+  const sure = moment.probability === null ? "" : `probability ${moment.probability.toFixed(2)}, `;
+  head.append(make("span", "score", `${sure}score ${moment.score.toFixed(3)}`));
+  if (several)
+    head.append(make("span", "name", moment.name + (id ? "" : " (its file is no longer there)")));
 
-function row(moment, number, place) {
-  const button = document.createElement("button"), item = document.createElement("li");
-  const hit = place === INDEX, gone = hit && moment.video === null;
-  button.type = "button";
-  button.dataset.number = number;
-  button.setAttribute("aria-pressed", "false");
-  button.classList.toggle("hit", hit);
-  button.disabled = gone;
-  const cell = (name, text) => {
-    const part = document.createElement("span");
-    part.className = name;
-    part.textContent = text;
-    button.append(part);
+  const stage = make("button", "stage"), picture = make("img"), player = make("video");
+  stage.type = "button";
+  stage.disabled = !id;
+  picture.alt = "";
+  picture.loading = "lazy";
+  player.muted = player.playsInline = true;
+  player.hidden = true;
+  stage.append(picture, player, make("span", "", "▶ play"));
+  const where = document.createElementNS(SVG, "svg");
+  where.setAttribute("class", "where");
+  where.setAttribute("viewBox", "0 0 1000 10");
+  where.setAttribute("preserveAspectRatio", "none");
+  where.setAttribute("aria-hidden", "true");
+
+  const middle = () => {
+    const at = (moment.start + moment.end) / 2;
+    picture.src = `api/videos/${id}/pictures?start=${at}&end=${at + 0.01}&count=1`;
   };
-  cell("rank", `${number + 1}.`);
-  if (hit) cell("name", gone ? `${moment.name} (its file is no longer there)` : moment.name);
-  cell("time", `${clock(moment.start)} to ${clock(moment.end)}`);
-  if (hit) button.append(strip(moment));
-  const sure = moment.probability === null ? "" : `, probability ${moment.probability.toFixed(2)}`;
-  cell("score", `score ${moment.score.toFixed(3)}${sure}`);
-  button.addEventListener("click", () => play(moment, number, place));
-  item.append(button);
+  const tell = () => {
+    time.textContent = `${clock(moment.start)} to ${clock(moment.end)}`;
+    stage.setAttribute("aria-label", `Play answer ${number + 1}, ${time.textContent}`);
+    where.replaceChildren(rect(moment.start, moment.end, total, 10));
+    item.classList.toggle("yes", moment.judged === true);
+    item.classList.toggle("no", moment.judged === false);
+    for (const [button, said] of buttons)
+      button.setAttribute("aria-pressed", String(moment.judged === said));
+  };
+  const keep = async (changes) => {
+    Object.assign(moment, changes);
+    tell();
+    try {
+      await ask(url, "PATCH", changes);
+    } catch (error) {
+      say(error.message, true);
+    }
+  };
+  const buttons = [["Y", "yes", true], ["N", "no", false]].map(([key, word, said]) => {
+    const button = make("button");
+    button.type = "button";
+    button.append(make("kbd", "", key), ` ${word}`);
+    button.addEventListener("click", () => keep({ judged: moment.judged === said ? null : said }));
+    return [button, said];
+  });
+
+  const loop = () => {
+    if (player.paused || !player.isConnected) return;
+    if (player.ended || player.currentTime >= moment.end - 0.02 ||
+        player.currentTime < moment.start - 0.1) player.currentTime = moment.start;
+    trim.at(player.currentTime);
+    requestAnimationFrame(loop);
+  };
+  stage.addEventListener("click", () => {
+    if (!player.getAttribute("src")) {
+      load(player, id, null);
+      player.onloadedmetadata = () => { player.currentTime = moment.start; };
+    }
+    player.hidden = false;
+    stage.lastChild.hidden = true;
+    picture.hidden = true;
+    choosePlaying(number);
+    if (player.paused) player.play().then(loop).catch(() => {});
+    else player.pause();
+  });
+  player.addEventListener("play", loop);
+
+  const strip = make("div");
+  const trim = new Scrubber(strip, {
+    title: `Answer ${number + 1}`,
+    seek: (at) => { if (player.getAttribute("src")) player.currentTime = at; },
+    changed: () => {
+      Object.assign(moment, { start: trim.start, end: trim.end });
+      tell();
+    },
+    settled: () => {
+      middle();
+      keep({ start: trim.start, end: trim.end });
+    },
+  });
+  const judge = make("div", "judge");
+  judge.append(...buttons.map(([button]) => button));
+  item.append(head, stage, where, strip, judge);
+  if (id) {
+    const around = Math.max((moment.end - moment.start) / 2, 0.5);
+    middle();
+    trim.show(id, Math.max(0, moment.start - around), Math.min(total, moment.end + around),
+      moment.start, moment.end, 8);
+  } else strip.hidden = true;
+  tell();
+  item.addEventListener("keydown", (event) => {
+    if (event.ctrlKey || event.metaKey || event.altKey) return;
+    const near = { ArrowUp: -1, ArrowDown: 1 }[event.key], key = event.key.toLowerCase();
+    if (near) focusCard(item, near);
+    else if (key === "y" || key === "n") buttons[key === "y" ? 0 : 1][0].click();
+    else if (event.key === "Enter" && event.target === item) stage.click();
+    else return;
+    event.preventDefault();
+    event.stopPropagation();
+  });
   return item;
 }
 
-function draw(found, place) {
-  const timeline = byId("timeline"), total = found.reference_seconds;
-  found.moments.forEach((moment, number) => {
-    const part = bar(moment, total, 120);
-    part.dataset.number = number;
-    if (number === 0) part.classList.add("first");
-    part.addEventListener("click", () => play(moment, number, place));
-    timeline.append(part);
+function focusCard(item, step) {
+  const open = [...byId("moments").children].filter((each) => !each.hidden);
+  const next = open[open.indexOf(item) + step];
+  if (next) next.focus();
+}
+
+function choosePlaying(number) {
+  document.querySelectorAll("#timeline rect").forEach((bar) =>
+    bar.classList.toggle("chosen", Number(bar.dataset.number) === number));
+  [...byId("moments").children].forEach((item, each) => {
+    if (each !== number) item.querySelector("video").pause();
   });
+}
+
+function drawTimeline(found) {
+  const timeline = byId("timeline"), total = found.reference_seconds;
+  timeline.replaceChildren(...found.moments.map((moment, number) => {
+    const part = rect(moment.start, moment.end, total, 60);
+    part.dataset.number = number;
+    part.addEventListener("click", () => {
+      const item = byId("moments").children[number];
+      item.scrollIntoView({ block: "nearest" });
+      item.querySelector(".stage").click();
+    });
+    return part;
+  }));
   const high = Math.max(...found.curve, 0.001), low = Math.min(...found.curve, 0);
   const line = document.createElementNS(SVG, "polyline");
   line.setAttribute("points", found.curve.map((value, i) =>
     `${(1000 * (i + 0.5) / found.curve.length).toFixed(1)},` +
-    `${(4 + 112 * (high - value) / (high - low)).toFixed(1)}`).join(" "));
+    `${(2 + 56 * (high - value) / (high - low)).toFixed(1)}`).join(" "));
   timeline.append(line);
   byId("length").textContent = clock(total);
-  byId("report").href = `api/searches/${found.id}/report`;
 }
 
-function answer(found, place) {
-  byId("moments").replaceChildren(...found.moments.map((m, number) => row(m, number, place)));
-  byId("timeline").replaceChildren();
+function filter() {
+  const least = byId("least").value / 100;
+  let many = 0;
+  [...byId("moments").children].forEach((item, number) => {
+    const { probability, judged } = shown.moments[number];
+    item.hidden = probability !== null && probability < least && judged !== true;
+    many += !item.hidden;
+  });
+  byId("least-value").textContent = `${least.toFixed(2)} probable: ${many} of ${shown.moments.length}`;
+  tellSave();
+}
+
+function tellSave() {
+  const least = byId("least-label").hidden ? 0 : byId("least").value / 100;
+  byId("save").href = `api/searches/${shown.id}/export?format=${byId("format").value}&least=${least}`;
+}
+
+function show(found) {
+  shown = found;
+  location.hash = found.id;
+  const several = found.about.reference === null, many = found.moments.length;
+  byId("results").hidden = false;
+  byId("results-title").textContent = title(found.about);
+  byId("moments").replaceChildren(...found.moments.map((m, number) => card(found, m, number)));
   // A curve and a report are of one video.
-  for (const id of ["timeline", "ends", "more"])
-    byId(id).toggleAttribute("hidden", place === INDEX);
-  if (place !== INDEX) draw(found, place);
+  for (const id of ["timeline", "ends", "report"]) byId(id).toggleAttribute("hidden", several);
+  if (!several) drawTimeline(found);
+  byId("report").href = `api/searches/${found.id}/report`;
+  byId("least-label").hidden = !found.moments.some((m) => m.probability !== null);
   byId("settings").textContent = `${found.matcher}; ${found.settings.backbone}, ` +
     `${found.settings.frames_per_second} frames a second; the query is centred by ` +
     `${found.settings.query_centred_by}.` +
     (found.problems.length ? ` Damage: ${found.problems.join("; ")}` : "");
-  byId("results").hidden = false;
-  const many = found.moments.length;
+  filter();
+  for (const button of byId("history").children)
+    button.setAttribute("aria-current", String(button.dataset.id === found.id));
   const told = found.presence ? ` (${found.presence})` : "";
-  say(many ? `${many} moment${many > 1 ? "s" : ""} found${told}. Click one to play it.`
-    : "Nothing found.");
+  say(many ? `${many} moment${many > 1 ? "s" : ""} found${told}.` : "Nothing found.");
+  byId("results").querySelector(".bar").scrollIntoView({ block: "start" });
+  if (many) byId("moments").firstChild.focus({ preventScroll: true });
 }
 
-for (const side of ["query", "reference"]) {
-  byId(side).addEventListener("change", () => show(side));
-  byId(`${side}-file`).addEventListener("change", () => upload(side));
-  byId(`${side}-player`).addEventListener("error", () => {
-    if (!byId(`${side}-player`).getAttribute("src")) return;
-    byId(`${side}-note`).textContent =
-      "This browser cannot play this kind of file; it can be searched all the same.";
-    byId(`${side}-note`).hidden = false;
+// ---- what people do
+
+for (const side of SIDES) {
+  const section = document.querySelector(`[data-side=${side}]`), player = byId(`${side}-player`);
+  scrubbers[side] = new Scrubber(byId(`${side}-scrubber`), {
+    title: "Clip",
+    seek: (time) => { player.currentTime = time; },
+    changed: side === "query" ? tellSpan : undefined,
+  });
+  byId(side).addEventListener("change", () => choose(side, byId(side).value));
+  byId(`${side}-file`).addEventListener("change", async (event) => {
+    await upload(side, event.target.files[0]);
+    event.target.value = "";
+  });
+  player.addEventListener("timeupdate", () => scrubbers[side].at(player.currentTime));
+  player.addEventListener("click", () => player.paused ? player.play() : player.pause());
+  // Some files do not state how long they are.
+  player.addEventListener("loadedmetadata", () => {
+    if (!scrubbers[side].to && Number.isFinite(player.duration))
+      scrubbers[side].show(byId(side).value, 0, player.duration);
+    tellSpan();
+  });
+  for (const event of ["focusin", "pointerdown"])
+    section.addEventListener(event, () => { active = side; });
+  section.addEventListener("dragover", (event) => {
+    event.preventDefault();
+    section.classList.add("over");
+  });
+  section.addEventListener("dragleave", () => section.classList.remove("over"));
+  section.addEventListener("drop", (event) => {
+    event.preventDefault();
+    section.classList.remove("over");
+    upload(side, event.dataTransfer.files[0]);
   });
 }
-// Every frame: "timeupdate" comes four times a second, which runs into what follows the moment.
-function watch() {
-  const player = byId("reference-player");
-  if (playUntil === null) return;
-  if (player.ended || player.currentTime >= playUntil - 0.02) {
+// A file that misses both places shall not replace the page.
+for (const event of ["dragover", "drop"])
+  document.addEventListener(event, (each) => each.preventDefault());
+
+document.addEventListener("keydown", (event) => {
+  const on = event.target.tagName;
+  if (event.ctrlKey || event.metaKey || event.altKey || on === "INPUT" || on === "SELECT") return;
+  const player = byId(`${active}-player`), key = event.key.toLowerCase();
+  const arrow = { arrowleft: -1, arrowright: 1 }[key];
+  if (!player.getAttribute("src")) return;
+  if (key === "i" || key === "o") mark(key === "i" ? "start" : "end");
+  else if ("jkl".includes(key)) shuttle(player, key);
+  else if (key === " " && on !== "BUTTON" && on !== "SUMMARY" && on !== "A") {
+    if (player.paused) shuttle(player, "l");
+    else player.pause();
+  } else if (arrow) {
     player.pause();
-    playUntil = null;
-  } else requestAnimationFrame(watch);
-}
-for (const edge of ["start", "end"]) {
-  byId(`mark-${edge}`).addEventListener("click", () => {
-    byId(edge).value = byId("query-player").currentTime.toFixed(2);
-  });
-}
-byId("whole").addEventListener("click", () => { byId("start").value = byId("end").value = ""; });
+    player.currentTime = Math.max(0, player.currentTime + arrow * (event.shiftKey ? 1 : 0.04));
+  } else return;
+  event.preventDefault();
+});
+byId("mark-start").addEventListener("click", () => mark("start"));
+byId("mark-end").addEventListener("click", () => mark("end"));
+byId("whole").addEventListener("click", () => choose("query", byId("query").value));
 byId("find").addEventListener("click", find);
 byId("cancel").addEventListener("click", () => {
-  if (job) ask(`api/searches/${job}`, { method: "DELETE" }).catch(() => {});
+  if (running) ask(`api/searches/${running}`, "DELETE").catch(() => {});
 });
-byId("find").disabled = true;
-Promise.all([ask("api/videos"), ask("api/index")]).then(([list, index]) => {
+byId("least").addEventListener("input", filter);
+byId("format").addEventListener("change", tellSave);
+
+const begun = ["api/videos", "api/index", "api/formats"].map((path) => ask(path));
+Promise.all([...begun, history()]).then(async ([list, index, formats, all]) => {
   videos = list;
   indexed = index.videos;
+  for (const [name, words] of Object.entries(formats))
+    byId("format").add(new Option(words, name));
+  byId("format").value = "webvtt";
   fill();
-  if (indexed) {
-    byId("reference").value = INDEX;
-    show("reference");
-  }
+  // A reload shows what was shown.
+  const kept = all.find((each) => each.id === location.hash.slice(1));
+  if (kept) {
+    choose("query", kept.about.query);
+    choose("reference", kept.about.reference || INDEX);
+    const { start, end } = kept.about, to = scrubbers.query.to;
+    Object.assign(scrubbers.query, { start: start || 0, end: end || to });
+    scrubbers.query.paint();
+    tellSpan();
+    show(await ask(`api/searches/${kept.id}`));
+  } else if (indexed) choose("reference", INDEX);
 }).catch((error) => say(error.message, true));
