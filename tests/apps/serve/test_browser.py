@@ -66,6 +66,7 @@ def times(card: Any) -> str:
     return str(card.find_element(By.CLASS_NAME, "time").text)
 
 
+@pytest.mark.slow
 def test_drop_mark_find_play_judge_drag_export_and_reload(browser, served, films, monkeypatch):
     zeros, ones = (0.0,) * len(FACTS), (1.0,) * len(FACTS)
     even = Logistic(zeros, ones, zeros, 0.0)
@@ -214,7 +215,9 @@ def test_a_file_that_is_no_video_is_refused_in_words(browser, served, tmp_path):
 def test_the_report_opens_without_a_network_and_by_keyboard(browser, films, blocks, tmp_path, name):
     place: Path = tmp_path / name
     place.write_bytes(films["reference"].read_bytes())
-    found = find_moments(VideoQuery(place, 4.0, 6.0), place, backbone=blocks, top_k=3)
+    found = find_moments(
+        VideoQuery(place, 4.0, 6.0), place, backbone=blocks, top_k=3, include_query=True
+    )
     write_found_page(tmp_path / "report.html", found)
     browser.get((tmp_path / "report.html").as_uri())
     assert browser.title == f"{name} in {name}"
@@ -237,8 +240,8 @@ def test_the_report_opens_without_a_network_and_by_keyboard(browser, films, bloc
         label = browser.switch_to.active_element.get_attribute("aria-label") or ""
         if label.startswith("Moment 1:"):
             break
-    assert label == "Moment 1: 0:00:04.000 to 0:00:06.000"
+    assert label == "Moment 1: 0:00:04.000 to 0:00:06.080"
     browser.switch_to.active_element.send_keys(Keys.ENTER)
     assert browser.current_url.endswith("#moment-1")
     shown = browser.execute_script("return document.querySelector('li:target h3').textContent")
-    assert shown.startswith("1. 0:00:04.000 to 0:00:06.000")
+    assert shown.startswith("1. 0:00:04.000 to 0:00:06.080")
