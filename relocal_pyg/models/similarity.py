@@ -205,7 +205,12 @@ class LocalRows:
 
     def _local(self, rows: Tensor) -> Tensor:
         parts = torch.tensor_split(rows, shot_changes(rows).tolist())
-        return torch.cat([self._around(part) for part in parts])
+        return torch.cat(
+            [
+                torch.cat([self._around(few) for few in part.split(_WIDTH, dim=1)], dim=1)
+                for part in parts
+            ]
+        )
 
     def _around(self, rows: Tensor) -> Tensor:
         def mean(values: Tensor) -> Tensor:
@@ -223,6 +228,8 @@ class LocalRows:
         return average.to(rows.dtype)
 
 
+# Channels at once, which bounds what is copied to float64.
+_WIDTH = 2048
 # Steps to either side whose changes a change of shot is compared with.
 _NEAR = 3
 
