@@ -24,6 +24,7 @@ from relocal_pyg.io.write import replace_file
 
 #: Rows read or written at once.
 BLOCK = 512
+_BLOCK_BYTES = 8 * 2**20
 #: Steps of one video: nine days at 6.25 a second. A forged time stamp must not take the machine.
 MAX_STEPS = 5_000_000
 # Bytes of repeated rows that are put into memory for models that do not take blocks.
@@ -61,9 +62,12 @@ class RowFile:
     def split(self, size: int, /) -> Iterator[Tensor]:
         """Give the rows in blocks of ``size``, the last one shorter, as ``torch.Tensor.split``.
 
+        Blocks of wide rows are shorter: none takes more than 8 MiB.
+
         Raises:
             OSError: The file ends early or cannot be read.
         """
+        size = max(1, min(size, _BLOCK_BYTES // (4 * self.dim)))
         for first in range(0, len(self), size):
             yield self.range(first, min(first + size, len(self)))
 
@@ -126,7 +130,7 @@ class RowWriter:
             OutputError: The disk is full.
         """
         try:
-            self._file.write(rows.numpy().tobytes())
+            self._file.write(rows.contiguous().numpy().data)
         except OSError as error:
             raise self._cannot(error) from None
         self._repeats.extend(repeats)
@@ -255,7 +259,7 @@ class FeatureCache:
             file.write(video.shown.numpy().tobytes())
             file.write(video.blocks.repeats.tobytes())
             for block in _rows_once(video.blocks).split(BLOCK):
-                file.write(block.numpy().tobytes())
+                file.write(block.numpy().data)
         if self.most is not None:
             stored = sorted(
                 self.folder.glob("*.safetensors"), key=lambda each: each.stat().st_mtime
@@ -303,7 +307,7 @@ def _checksum(rows: RowFile, shown: Tensor, content: dict[str, Any]) -> str:
     digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode())
     digest.update(f"features torch.float32 {[len(rows.repeats), rows.dim]}".encode())
     for block in _rows_once(rows).split(BLOCK):
-        digest.update(block.numpy().tobytes())
+        digest.update(block.numpy().data)
     digest.update(rows.repeats.tobytes())
     digest.update(f"shown {shown.dtype} {list(shown.shape)}".encode())
     digest.update(shown.numpy().tobytes())

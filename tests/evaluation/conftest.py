@@ -37,6 +37,7 @@ class Scripted(Relocalizer):
         proposals: Tensor,
         *,
         query_video: Tensor | None = None,
+        seconds_per_step: float | None = None,
     ) -> Ranking:
         self.calls.append(
             {"query": query, "reference": reference, "proposals": proposals, "around": query_video}
@@ -56,6 +57,7 @@ class Longest(Relocalizer):
         proposals: Tensor,
         *,
         query_video: Tensor | None = None,
+        seconds_per_step: float | None = None,
     ) -> Ranking:
         length = proposals[:, 1] - proposals[:, 0]
         cut = length[:, None] / 4 * torch.tensor([1.0, -1.0])

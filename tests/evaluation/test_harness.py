@@ -55,6 +55,7 @@ class Noisy(TrainableRelocalizer):
         proposals: Tensor,
         *,
         query_video: Tensor | None = None,
+        seconds_per_step: float | None = None,
     ) -> Ranking:
         scores = proposals[:, 0] * self.weight
         self.seen.append((self.training, scores.requires_grad))
