@@ -179,6 +179,25 @@ def parse_time(text: object, name: str = "time") -> float:
         ) from None
 
 
+_STRETCH = re.compile(r"(.+?):([0-9:.,]+)-([0-9:.,]+)")
+
+
+def parse_stretch(text: str) -> tuple[str, float | None, float | None]:
+    """A file, and seconds of it where ``FILE:FROM-TO`` says so; a file of that name comes first.
+
+    Raises:
+        UsageError: FROM or TO is no time.
+
+    Example:
+        >>> parse_stretch("a.mp4:1:02-1:05.5"), parse_stretch("a.mp4")
+        (('a.mp4', 62.0, 65.5), ('a.mp4', None, None))
+    """
+    match = None if Path(text).exists() else _STRETCH.fullmatch(text)
+    if match is None:
+        return text, None, None
+    return match[1], parse_time(match[2], "FROM"), parse_time(match[3], "TO")
+
+
 def id_problem(video_id: str) -> str | None:
     r"""Say why a video id must not be used as a name, or None where it may.
 

@@ -9,6 +9,8 @@ from .baselines.sst import SST as SST
 from .baselines.video_level import VideoLevel as VideoLevel
 from .calibrated import Calibrated as Calibrated
 from .checkpoint import load_model as load_model
+from .examples import ByExamples as ByExamples
+from .examples import Example as Example
 from .matcher import MultiGraphMatcher as MultiGraphMatcher
 from .matchers import CentreHalf as CentreHalf
 from .matchers import Chance as Chance
@@ -22,3 +24,4 @@ from .multi_graph import MultiGraphRelocalizer as MultiGraphRelocalizer
 from .network_config import BaselineConfig as BaselineConfig
 from .network_config import MatcherConfig as MatcherConfig
 from .network_config import NetworkConfig as NetworkConfig
+from .occurrences import Count as Count

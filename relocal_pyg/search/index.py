@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 import math
@@ -26,7 +27,9 @@ from relocal_pyg.io.read import id_problem
 from relocal_pyg.io.write import own_folder
 from relocal_pyg.models.base import Relocalizer, as_features, as_proposals
 from relocal_pyg.models.calibrated import Calibrated
-from relocal_pyg.moments import clip_moments, nms
+from relocal_pyg.models.examples import ByExamples, Example, has_rest, level_of, trace
+from relocal_pyg.models.occurrences import Count, count_of, occurrences
+from relocal_pyg.moments import clip_moments, nms, seconds_to_steps
 from relocal_pyg.search.first_stage import FirstStage
 from relocal_pyg.search.storage import Shard, ShardList, VideoEntry, write_shard
 
@@ -253,7 +256,7 @@ class SearchIndex:
         folder = Path(folder)
         listed = ShardList.load(folder, fingerprint(model))
         self.channels = listed.channels
-        self.calibrated, self.model = model, _plain(model)
+        self.calibrated, self.model, self._states = model, _plain(model), True
         if isinstance(self.model, torch.nn.Module):
             self.model.eval()
         if listed.shards and self.model.in_channels not in (None, listed.channels):
@@ -287,6 +290,7 @@ class SearchIndex:
         candidates: int = 1000,
         nms_threshold: float = 0.5,
         query_video: ArrayLike | None = None,
+        examples: Sequence[Example] = (),
     ) -> list[Hit]:
         """Find the moments of all videos that mean the same as a query.
 
@@ -304,6 +308,8 @@ class SearchIndex:
                 as many others of the videos that gave the best answers.
             nms_threshold: Of two answers of one video with a larger tIoU only the better is given.
             query_video: Features ``[v, F]`` of the whole video around the query, where known.
+            examples: Further examples and counter-examples; what states of proposals the index
+                keeps is then not used.
 
         Returns:
             At most ``top_k`` hits in seconds, best first.
@@ -327,7 +333,15 @@ class SearchIndex:
         if first_stage is None:
             rows = [np.arange(int(shard.first_proposal[-1])) for shard in self.shards]
         else:
-            rows = self.first_stage.best(clip, candidates, around, use_faiss=first_stage == "faiss")
+            asked = [(each.rows, each.video) for each in examples if each.good]
+            lists = [
+                self.first_stage.best(one, candidates, video, use_faiss=first_stage == "faiss")
+                for one, video in ((clip, around), *asked)
+            ]
+            rows = [np.unique(np.concatenate(parts)) for parts in zip(*lists, strict=True)]
+        if examples:
+            self = copy.copy(self)  # noqa: PLW0642
+            self.model, self._states = ByExamples(self.model, examples), False
         found = self._look(clip, around, rows)
         kept = self._best(found, nms_threshold, top_k)
         if first_stage is not None:
@@ -339,6 +353,64 @@ class SearchIndex:
             found = self._look_closer(clip, around, found, kept, shares)
             kept = self._best(found, nms_threshold, top_k)
         return [self._hit(found, place) for place in kept]
+
+    def example(self, video_id: str, start: float, end: float, good: bool) -> Example:
+        """A stretch of a video, in seconds, that somebody said yes or no to.
+
+        Raises:
+            SearchIndexError: The index does not hold the video.
+        """
+        for shard in self.shards:
+            if video_id in shard.ids:
+                number = shard.ids.index(video_id)
+                video, step = shard.video(number), float(shard.seconds_per_step[number])
+                first, last = seconds_to_steps([start, end], step, len(video)).tolist()
+                return Example(video[first:last], video, good, alone=False)
+        raise SearchIndexError("is not in the index", record=video_id)
+
+    def occurrences(
+        self,
+        query: Tensor,
+        *,
+        query_video: Tensor | None = None,
+        examples: Sequence[Example] = (),
+        least: float = 0.5,
+    ) -> tuple[list[Hit], Count]:
+        """Every occurrence in every video, most probable first, and how many there are in all.
+
+        Arguments as of :func:`relocal_pyg.models.occurrences.occurrences`.
+        """
+        wanted = (Example(query, query_video), *examples)
+        videos = [
+            (shard.ids[number], shard.video(number), float(shard.seconds_per_step[number]))
+            for shard in self.shards
+            for number in range(len(shard.ids))
+        ]
+        traces = [trace(wanted, video, None, self.background) for _, video, _ in videos]
+        if traces and not any(map(has_rest, wanted)):
+            # One level for all: each video by itself has steps that are more similar than others.
+            both = level_of(torch.cat([each.similarity for each in traces]))
+            traces = [replace(each, **both) for each in traces]
+        hits, chances, rule = [], [], ""
+        for (name, video, step), seen in zip(videos, traces, strict=True):
+            moments, count = occurrences(
+                self.calibrated,
+                query,
+                video,
+                query_video=query_video,
+                examples=examples,
+                background=self.background,
+                least=0,
+                seen=seen,
+            )
+            rule = count.rule
+            for each in moments:
+                chances.append(each.probability or 0.0)
+                place = each.start * step, each.end * step
+                hits.append(Hit(name, *place, each.score, chances[-1], each.presence))
+        hits = [hit for hit in hits if (hit.probability or 0) >= least]
+        hits.sort(key=lambda hit: -(hit.probability or 0))
+        return hits, count_of(chances, least, rule)
 
     def recall(
         self, queries: Sequence[ArrayLike], top_k: int = 10, **options: int | FirstStageName
@@ -426,7 +498,7 @@ class SearchIndex:
             # Whole videos, one or more.
             end = int(np.searchsorted(video, video[min(start + BLOCK, len(rows)) - 1], "right"))
             part = video[start:end], proposals[start:end]
-            if shard.rows("states", 0, 1).shape[1]:
+            if self._states and shard.rows("states", 0, 1).shape[1]:
                 states = shard.take("states", rows[start:end])
                 lengths = shard.take("lengths", rows[start:end])
                 moments, scores = self.model.score_encoded(query, states, lengths, part[1])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,9 @@ from relocal_pyg.data.proposals import default_proposals
 from relocal_pyg.errors import check_number
 from relocal_pyg.models.base import Relocalizer
 from relocal_pyg.models.calibrated import Calibrated
+from relocal_pyg.models.examples import ByExamples, Example
 from relocal_pyg.models.matchers import ContrastMatcher
+from relocal_pyg.models.occurrences import Count, occurrences, same_place
 from relocal_pyg.models.similarity import (
     Rows,
     cosine_blocks,
@@ -26,7 +28,7 @@ from relocal_pyg.models.similarity import (
     pair_centres,
     step_similarity,
 )
-from relocal_pyg.moments import Moment
+from relocal_pyg.moments import Moment, seconds_to_steps
 from relocal_pyg.video.backbones import Backbone, EfficientNetLite0
 from relocal_pyg.video.decode import VideoInfo, probe
 from relocal_pyg.video.extract import (
@@ -38,7 +40,16 @@ from relocal_pyg.video.extract import (
     sampling_rate,
     stored_video,
 )
-from relocal_pyg.video.query import STILL_SECONDS, Asked, StillQuery, VideoQuery
+from relocal_pyg.video.query import (
+    STILL_SECONDS,
+    Asked,
+    Judged,
+    StillQuery,
+    VideoQuery,
+    is_judged,
+    pinned,
+    read_examples,
+)
 from relocal_pyg.video.rows import FeatureCache, VideoFeatures
 
 #: Rows and columns of the largest similarity map.
@@ -75,6 +86,7 @@ class Found:
         problems: Damage met in the files, one line each.
         explanation: ``[m, n]``, what each meeting of a query step with a reference step added to
             the score of the best moment; None where it was not asked for, or nobody can say.
+        count: How many there are, where all were asked for.
     """
 
     moments: list[Moment]
@@ -90,6 +102,7 @@ class Found:
     settings: dict[str, Any]
     problems: tuple[str, ...] = field(default=())
     explanation: Tensor | None = None
+    count: Count | None = None
 
 
 @dataclass(frozen=True)
@@ -124,6 +137,11 @@ def find_moments(
     exhaustive: bool = False,
     include_query: bool = False,
     stream: int | None = None,
+    also: Sequence[str | Path | VideoQuery] = (),
+    unlike: Sequence[str | Path | VideoQuery] = (),
+    judged: Sequence[Judged] = (),
+    every: bool = False,
+    least: float = 0.5,
 ) -> Found:
     """Find the moments of a video that mean the same as a clip.
 
@@ -157,6 +175,14 @@ def find_moments(
         include_query: Where the clip is a stretch of the reference, let it be an answer; it is left
             out otherwise.
         stream: Number of the video stream in the reference; the default one where None.
+        also: Further examples of what is looked for.
+        unlike: Counter-examples: what is not meant.
+        judged: Stretches of the reference that somebody said yes or no to. Those with a yes come
+            first, those with a no are no answers, and all are examples.
+        every: Give all moments, however many, and their count
+            (:mod:`relocal_pyg.models.occurrences`); ``top_k`` then says nothing, and every step of
+            the reference is looked at.
+        least: The probability from which on :attr:`every` gives a moment.
 
     Returns:
         The :class:`Found`.
@@ -174,6 +200,7 @@ def find_moments(
     check_number(top_k, "top_k", least=1, whole=True)
     if rate_hz is not None:
         check_number(rate_hz, "rate_hz", above=0, most=1000)
+    check_number(least, "least", least=0, most=1)
     if isinstance(cache, str | Path):
         cache = FeatureCache(cache)
     asked_for = VideoQuery(Path(query)) if isinstance(query, str | Path) else query
@@ -204,6 +231,12 @@ def find_moments(
         around = extract_video(asked_for.path, backbone, rate, cache=cache, **more)
         asked = Asked.clip(asked_for, known[1].start, around)
     rows, whole = asked.rows, asked.whole
+    examples = read_examples(
+        also,
+        unlike,
+        lambda path: extract_video(path, backbone, rate, cache=cache, **options(path, None)),
+    )
+    exhaustive = exhaustive or every
     if same and asked.around is not None:
         looked = _Looked(asked.around)
     elif exhaustive or not _is_long(known[0], rows, backbone, rate):
@@ -216,7 +249,22 @@ def find_moments(
     long = looked.video
     # What stands still says nothing of motion.
     pace = None if clip is None else long.seconds_per_step
-    moments = _localize(matcher, rows, looked, whole, top_k, nms_threshold, own, pace)
+    for start, end, good in judged:
+        span = seconds_to_steps([start, end], long.seconds_per_step, len(long)).tolist()
+        examples.append(Example(long.blocks.range(*span), long.blocks, good, alone=False))
+    if examples:
+        plain = matcher.model if isinstance(matcher, Calibrated) else matcher
+        matcher = Calibrated(ByExamples(plain, examples))
+    count = None
+    if every:
+        moments, count = _every(matcher, rows, long, whole, examples, pace, least, own, judged)
+    else:
+        moments = _localize(
+            matcher, rows, looked, whole, top_k + len(judged), nms_threshold, own, pace
+        )
+        moments = [each for each in moments if not any(is_judged(each, one) for one in judged)]
+    moments = [*pinned(judged, moments), *moments]
+    moments = moments if every else moments[:top_k]
     if clip is None:
         moments = [replace(moment, probability=None, presence=None) for moment in moments]
     video = None if whole is None else whole.blocks
@@ -242,9 +290,12 @@ def find_moments(
             "looked_at": looked.words,
             "share_seen": round(looked.share, 4),
             "query_left_out": own is not None,
+            "examples": 1 + sum(example.good for example in examples),
+            "counter_examples": sum(not example.good for example in examples),
         },
         problems=tuple(problems),
         explanation=_explain(matcher, rows, looked, whole, moments, pace) if explain else None,
+        count=count,
     )
 
 
@@ -416,14 +467,46 @@ def _localize(
     if own is None:
         return answers[:top_k]
     # Where the clip itself is in the reference and left out, nothing is known about the rest.
-    others = [moment for moment in answers if not _is_own(moment, own)][:top_k]
+    others = [each for each in answers if not same_place((each.start, each.end), own)][:top_k]
     return [replace(moment, probability=None, presence=None) for moment in others]
 
 
-def _is_own(moment: Moment, own: tuple[float, float]) -> bool:
-    """Whether an answer is the query itself under other bounds."""
-    common = min(moment.end, own[1]) - max(moment.start, own[0])
-    return common > 0.2 * min(moment.end - moment.start, own[1] - own[0])
+def _every(
+    matcher: Relocalizer,
+    rows: Tensor,
+    long: VideoFeatures,
+    around: VideoFeatures | None,
+    examples: Sequence[Example],
+    pace: float | None,
+    least: float,
+    own: tuple[float, float] | None,
+    judged: Sequence[Judged],
+) -> tuple[list[Moment], Count]:
+    """All moments in seconds; those that were judged are left out, and counted where it was a yes.
+
+    Arguments as of :func:`_localize`.
+    """
+    step = long.seconds_per_step
+    known = [(start, end) for start, end, _ in judged] + ([] if own is None else [own])
+    found, count = occurrences(
+        matcher,
+        rows,
+        long.blocks,
+        query_video=None if around is None else around.blocks,
+        examples=examples,
+        seconds_per_step=pace,
+        least=least,
+        without=[(start / step, end / step) for start, end in known],
+    )
+    moments = [
+        replace(
+            each,
+            start=round(min(each.start * step, long.duration), 6),
+            end=round(min(each.end * step, long.duration), 6),
+        )
+        for each in found
+    ]
+    return moments, count.more(sum(good for *_, good in judged))
 
 
 def _explain(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -14,14 +14,22 @@ from relocal_pyg.data.annotations import Quarantine
 from relocal_pyg.errors import SearchIndexError, UsageError
 from relocal_pyg.io.read import read_json
 from relocal_pyg.io.write import write_json
+from relocal_pyg.models.occurrences import Count
 from relocal_pyg.moments import tiou
 from relocal_pyg.search.index import FirstStageName, Hit, SearchIndex
 from relocal_pyg.video.backbones import Backbone
 from relocal_pyg.video.decode import probe
 from relocal_pyg.video.extract import DEFAULT_RATE_HZ, Progress, extract_video
 from relocal_pyg.video.folder import Extraction, extract_folder, find_videos, passed_over
-from relocal_pyg.video.query import Asked, StillQuery, VideoQuery
-from relocal_pyg.video.rows import FeatureCache
+from relocal_pyg.video.query import (
+    Asked,
+    Judged,
+    StillQuery,
+    VideoQuery,
+    is_judged,
+    read_examples,
+)
+from relocal_pyg.video.rows import FeatureCache, VideoFeatures
 
 #: The only backbone of indexes that do not say what theirs is built from.
 _BEFORE = "efficientnet-lite0-160"
@@ -188,6 +196,7 @@ class FoundVideos:
         problems: Damage met in the query's file, one line each.
         query: Features ``[m, F]`` of the clip.
         query_video: Features ``[v, F]`` of its whole file, where the clip is a part of it.
+        count: How many there are, where all were asked for.
     """
 
     hits: list[Hit]
@@ -196,6 +205,7 @@ class FoundVideos:
     query: Tensor
     query_video: Tensor | None = None
     problems: tuple[str, ...] = ()
+    count: Count | None = None
 
 
 def find_in_index(
@@ -210,6 +220,11 @@ def find_in_index(
     nms_threshold: float = 0.2,
     cache: FeatureCache | None = None,
     progress: Callable[[str], Progress] | None = None,
+    also: Sequence[str | Path | VideoQuery] = (),
+    unlike: Sequence[str | Path | VideoQuery] = (),
+    judged: Sequence[tuple[str, Judged]] = (),
+    every: bool = False,
+    least: float = 0.5,
 ) -> FoundVideos:
     """Find the moments of all videos of an index that mean the same as a clip.
 
@@ -229,20 +244,25 @@ def find_in_index(
             because people want other places, not other cuts of one place.
         cache: Features of videos met before.
         progress: Called with the name of the file; what it gives is told the seconds done.
+        also: Further examples of what is looked for.
+        unlike: Counter-examples: what is not meant.
+        judged: Ids of videos and stretches of them that somebody said yes or no to, see
+            :func:`relocal_pyg.video.find_moments`.
+        every: Give all moments of all videos and their count; ``top_k``, ``first_stage`` and
+            ``candidates`` then say nothing.
+        least: The probability from which on :attr:`every` gives a moment.
 
     Raises:
-        SearchIndexError: The index was made with another backbone.
+        SearchIndexError: The index was made with another backbone, or does not hold a video.
         VideoError: The file cannot be decoded.
         UsageError: The query range lies outside its file.
     """
     asked_for = VideoQuery(Path(query)) if isinstance(query, str | Path) else query
     made.check(backbone)
     problems: list[str] = []
-    if isinstance(asked_for, StillQuery):
-        asked = Asked.still(asked_for, backbone, made.rate_hz)
-    else:
-        path = asked_for.path
-        video = extract_video(
+
+    def extract(path: Path) -> VideoFeatures:
+        return extract_video(
             path,
             backbone,
             made.rate_hz,
@@ -250,22 +270,35 @@ def find_in_index(
             progress=None if progress is None else progress(path.name),
             report=lambda problem: problems.append(f"{path}: {problem}"),
         )
-        asked = Asked.clip(asked_for, probe(path).start, video)
+
+    if isinstance(asked_for, StillQuery):
+        asked = Asked.still(asked_for, backbone, made.rate_hz)
+    else:
+        asked = Asked.clip(asked_for, probe(asked_for.path).start, extract(asked_for.path))
     rows, whole = asked.rows, asked.whole
     around = None if whole is None else whole.features
-    hits = index.search(
-        rows,
-        max(candidates, top_k),
-        first_stage=first_stage,
-        candidates=candidates,
-        nms_threshold=1.0,
-        query_video=around,
-    )
+    examples = read_examples(also, unlike, extract)
+    examples += [index.example(name, *stretch) for name, stretch in judged]
     step = backbone.clip_stride / made.rate_hz
-    hits = _fitting(hits, len(rows) * step, SHORTEST_WINDOW * step)
-    hits = _places(hits, nms_threshold, top_k)
-    if isinstance(asked_for, VideoQuery):
-        hits = index.with_probabilities(hits, rows, around)
+    count = None
+    if every:
+        hits, count = index.occurrences(rows, query_video=around, examples=examples, least=least)
+    else:
+        hits = index.search(
+            rows,
+            max(candidates, top_k),
+            first_stage=first_stage,
+            candidates=candidates,
+            nms_threshold=1.0,
+            query_video=around,
+            examples=examples,
+        )
+        hits = _fitting(hits, len(rows) * step, SHORTEST_WINDOW * step)
+        hits = _places(hits, nms_threshold, top_k + len(judged))
+        if isinstance(asked_for, VideoQuery):
+            hits = index.with_probabilities(hits, rows, around)
+    hits = _pin(hits, judged)
+    hits = hits if every else hits[:top_k]
     return FoundVideos(
         hits=hits,
         span=asked.span,
@@ -280,7 +313,20 @@ def find_in_index(
         query=rows,
         query_video=around,
         problems=tuple(problems),
+        count=count,
     )
+
+
+def _pin(hits: Sequence[Hit], judged: Sequence[tuple[str, Judged]]) -> list[Hit]:
+    """Hits, those with a yes first and those with a no left out."""
+    others = [
+        hit
+        for hit in hits
+        if not any(hit.video_id == name and is_judged(hit, one) for name, one in judged)
+    ]
+    top = max((hit.score for hit in others), default=1.0)
+    yes = [Hit(name, start, end, top, 1.0) for name, (start, end, good) in judged if good]
+    return [*yes, *others]
 
 
 def _fitting(hits: list[Hit], seconds: float, shortest: float) -> list[Hit]:

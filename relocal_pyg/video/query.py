@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,8 +12,12 @@ from torch import Tensor
 
 from relocal_pyg.errors import UsageError
 from relocal_pyg.io.read import parse_time
-from relocal_pyg.moments import seconds_to_steps
+from relocal_pyg.models.examples import Example
+from relocal_pyg.models.occurrences import same_place
+from relocal_pyg.moments import Moment, seconds_to_steps
+from relocal_pyg.search.index import Hit
 from relocal_pyg.video.backbones import Backbone
+from relocal_pyg.video.decode import probe
 from relocal_pyg.video.extract import extract_video
 from relocal_pyg.video.named import text_row
 from relocal_pyg.video.rows import VideoFeatures
@@ -138,6 +143,48 @@ class Asked:
             row = extract_video(str(query.image), backbone, rate_hz).blocks.range(0, 1)
         steps = max(round(STILL_SECONDS * rate_hz / backbone.clip_stride), 1)
         return cls(row.float().repeat(steps, 1), (0.0, STILL_SECONDS), STILL_SECONDS)
+
+
+def read_examples(
+    also: Sequence[str | Path | VideoQuery],
+    unlike: Sequence[str | Path | VideoQuery],
+    extract: Callable[[Path], VideoFeatures],
+) -> list[Example]:
+    """Examples and counter-examples as rows.
+
+    Args:
+        also: What shows it.
+        unlike: What does not.
+        extract: Gives the features of a file.
+    """
+    examples = []
+    for good, clips in ((True, also), (False, unlike)):
+        for clip in clips:
+            clip = clip if isinstance(clip, VideoQuery) else VideoQuery(Path(clip))
+            asked = Asked.clip(clip, probe(clip.path).start, extract(Path(clip.path)))
+            whole = None if asked.whole is None else asked.whole.blocks
+            examples.append(Example(asked.rows, whole, good))
+    return examples
+
+
+#: Start and end in seconds of a reference, and whether it is what was looked for.
+Judged = tuple[float, float, bool]
+
+
+def is_judged(moment: Moment | Hit, judged: Judged) -> bool:
+    """Whether a moment lies where somebody said yes or no."""
+    return same_place((moment.start, moment.end), judged[:2])
+
+
+def pinned(judged: Sequence[Judged], moments: Sequence[Moment]) -> list[Moment]:
+    """What somebody said yes to, as answers above the others."""
+    top = max((moment.score for moment in moments), default=1.0)
+    presence = moments[0].presence if moments else None
+    return [
+        Moment(start, end, top, probability=1.0, presence=presence)
+        for start, end, good in judged
+        if good
+    ]
 
 
 def clip_steps(clip: VideoQuery, video: VideoFeatures) -> tuple[int, int]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +15,7 @@ from relocal_pyg.formats import FORMATS, Source, export_clips, format_of, to_cli
 from relocal_pyg.formats.clips import DOUBT, clock
 
 if TYPE_CHECKING:
+    from relocal_pyg.models.occurrences import Count
     from relocal_pyg.moments import Moment
     from relocal_pyg.search.index import Hit
 
@@ -67,6 +68,7 @@ def write_answers(
     query_span: Sequence[float] | None = None,
     presence: float | None = None,
     settings: Mapping[str, Any] | None = None,
+    count: Count | None = None,
 ) -> None:
     """Write answers as JSON, the same for one reference and for an index (docs/formats.md).
 
@@ -79,6 +81,7 @@ def write_answers(
         query_span: Start and end of the clip in seconds of the query's clock, where known.
         presence: Probability that the one reference holds it, where known.
         settings: What else decided the answers.
+        count: How many there are, where all were asked for.
     """
     from relocal_pyg.io.write import write_json
 
@@ -92,6 +95,7 @@ def write_answers(
         "settings": dict(settings or {}),
         "presence": presence,
         "probably_there": None if presence is None else presence >= DOUBT,
+        "count": None if count is None else asdict(count),
         "moments": plain_answers(answers),
     }
     if str(path) == "-":
@@ -111,6 +115,41 @@ def plain_answers(answers: Iterable[tuple[str, Moment | Hit]]) -> list[dict[str,
         }
         for rank, (video, moment) in enumerate(answers, start=1)
     ]
+
+
+def read_feedback(path: Path | None) -> list[tuple[str | None, float, float, bool]]:
+    """Judgements of answers: the JSON of answers, some of whose moments say ``"good": true``.
+
+    Returns:
+        Video (None where it is not named), start and end in seconds, and whether it is right, of
+        the moments that say so.
+
+    Raises:
+        UsageError: Not such a file, or a moment's times are none.
+    """
+    from relocal_pyg.io.read import parse_time, read_json
+
+    if path is None:
+        return []
+    content = read_json(path, UsageError)
+    moments = content.get("moments") if isinstance(content, dict) else content
+    if not isinstance(moments, list):
+        raise UsageError('holds no "moments": write it with --json', file=path)
+    found: list[tuple[str | None, float, float, bool]] = []
+    for number, each in enumerate(moments, start=1):
+        good = each.get("good") if isinstance(each, dict) else "?"
+        if good is None:
+            continue
+        video = each.get("video") if isinstance(good, bool) else None
+        if not isinstance(good, bool) or not isinstance(video, str | None):
+            raise UsageError('"good" true or false wanted', file=path, record=f"moment {number}")
+        start, end = (parse_time(each.get(name), name) for name in ("start", "end"))
+        if not 0 <= start < end:
+            raise UsageError("start before end wanted", file=path, record=f"moment {number}")
+        found.append((video, start, end, good))
+    if not found:
+        raise UsageError('no moment says "good": true or false', file=path)
+    return found
 
 
 def write_exports(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -14,6 +14,7 @@ from relocal_pyg.apps.cli.exports import (
     ExportOptions,
     cut_moments,
     place_name,
+    read_feedback,
     write_answers,
     write_exports,
 )
@@ -41,6 +42,7 @@ if TYPE_CHECKING:
 
     from relocal_pyg.models import Calibrated
     from relocal_pyg.models.base import Relocalizer
+    from relocal_pyg.models.examples import Example
     from relocal_pyg.moments import Moment
     from relocal_pyg.video.extract import Progress
     from relocal_pyg.video.find import Found
@@ -62,6 +64,21 @@ class QueryOptions:
     """Videos: look for what these words say, in the place of QUERY; --backbone has to read text."""
     query_image: Path | None = None
     """Videos: look for what this picture shows, in the place of QUERY."""
+    also: Annotated[
+        tuple[str, ...],
+        tyro.conf.UseAppendAction,
+        tyro.conf.arg(name="query", metavar="FILE[:FROM-TO]"),
+    ] = ()
+    """One more example of what is looked for; may be given several times."""
+    unlike: Annotated[
+        tuple[str, ...],
+        tyro.conf.UseAppendAction,
+        tyro.conf.arg(name="not", metavar="FILE[:FROM-TO]"),
+    ] = ()
+    """What is not meant; may be given several times."""
+    feedback: Path | None = None
+    """Judged answers: the JSON that --json wrote, with "good": true or false at some moments. They
+    are examples and counter-examples; those with a yes come first, those with a no are left out."""
     seconds_per_step: StepSeconds = 1.0
     """Features: duration of one step."""
     key: str | None = None
@@ -72,6 +89,30 @@ class QueryOptions:
         around = read_features(query, self.key)
         clip = cut_steps(around, self.query_start, self.query_end, self.seconds_per_step)
         return clip, around if len(clip) < len(around) else None
+
+    def examples(self) -> list[Example]:
+        """Features of further examples and of what is not meant."""
+        from relocal_pyg.io.read import parse_stretch
+        from relocal_pyg.models.examples import Example
+
+        found = []
+        for text, good in [*((t, True) for t in self.also), *((t, False) for t in self.unlike)]:
+            place, start, end = parse_stretch(text)
+            around = read_features(place, self.key)
+            rows = cut_steps(around, start, end, self.seconds_per_step)
+            found.append(Example(rows, around if len(rows) < len(around) else None, good))
+        return found
+
+    def stretches(self) -> tuple[list[VideoQuery], list[VideoQuery]]:
+        """Further examples, and what is not meant, as stretches of video files."""
+        from relocal_pyg.io.read import parse_stretch
+        from relocal_pyg.video.query import VideoQuery
+
+        def read(text: str) -> VideoQuery:
+            place, start, end = parse_stretch(text)
+            return VideoQuery(Path(place), start, end)
+
+        return [read(text) for text in self.also], [read(text) for text in self.unlike]
 
     def video(self, query: str | None) -> VideoQuery | StillQuery:
         """The clip as a stretch of a video file, or the words or the picture in its place.
@@ -118,6 +159,16 @@ class Answer:
     found: Found | None = None
 
 
+@dataclass(frozen=True)
+class Wanted:
+    """How many answers are wanted, how probable, and whether explained."""
+
+    top_k: int
+    every: bool
+    least: float
+    explain: bool
+
+
 def find(
     query: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="QUERY")],
     reference: Annotated[
@@ -130,7 +181,8 @@ def find(
     *,
     device: DeviceName = "auto",
     top_k: Count = 5,
-    min_probability: Annotated[float, number("P", least=0, most=1)] = 0.0,
+    every: Annotated[bool, tyro.conf.arg(name="all")] = False,
+    min_probability: Annotated[float | None, number("P", least=0, most=1)] = None,
     cache: Annotated[Path | None, Output()] = None,
     json_file: Annotated[Path | None, OUT_STREAM, tyro.conf.arg(name="json")] = None,
     csv_file: Annotated[Path | None, OUT_FILE, tyro.conf.arg(name="csv")] = None,
@@ -159,7 +211,10 @@ def find(
         exports: How moments are written for other programs.
         device: Where networks run; "auto" is cuda where there is one.
         top_k: How many moments at most.
-        min_probability: Leave out moments that are less probable to be right.
+        every: Give every moment, each once, and their count, in the place of the best TOP_K; looks
+            at every step.
+        min_probability: Leave out moments that are less probable to be right; with --all .5 where
+            left out.
         cache: Videos: keep features in this folder, for the next search.
         json_file: Write the moments here as JSON; "-" for the standard output.
         csv_file: Write the moments here as CSV.
@@ -192,16 +247,16 @@ def find(
             if value:
                 raise UsageError(f"{name} needs video files, these are features")
     wanted = explain is not None or report is not None
+    least = (0.5 if every else 0.0) if min_probability is None else min_probability
+    how = Wanted(top_k, every, least, wanted)
     if clip is not None and is_features(clip):
-        answer = find_in_features(clip, reference, asked, top_k, wanted, device)
+        answer = find_in_features(clip, reference, asked, how, device)
     else:
         look_for = asked.video(clip)
-        answer = find_in_video(
-            look_for, reference, asked.model, network, look, top_k, cache, wanted, device
-        )
-    print_answer(answer, verbose, min_probability)
+        answer = find_in_video(look_for, reference, asked, network, look, how, cache, device)
+    print_answer(answer, verbose, least)
     facts = answer.facts
-    moments = [each for each in answer.moments if likely(each, min_probability)]
+    moments = [each for each in answer.moments if likely(each, least)]
     if json_file is not None:
         video = place_name(reference)
         write_answers(json_file, [(video, moment) for moment in moments], **facts)
@@ -224,20 +279,34 @@ def find_in_features(
     query: str,
     reference: str,
     asked: QueryOptions,
-    top_k: int,
-    explain: bool,
+    how: Wanted,
     device: DeviceName = "auto",
 ) -> Answer:
     """Search one array of features for another."""
+    from relocal_pyg.models.examples import ByExamples
+    from relocal_pyg.models.occurrences import occurrences
+
+    if asked.feedback is not None:
+        raise UsageError("--feedback needs video files: give features as --query and --not")
     matcher, why = choose_matcher(asked.model, device)
     clip, whole = asked.rows(query)
     video, step = read_features(reference, asked.key), asked.seconds_per_step
-    moments = matcher.localize(clip, video, top_k=top_k, seconds_per_step=step, query_video=whole)
+    examples, count = asked.examples(), None
+    if examples:
+        matcher = type(matcher)(ByExamples(matcher.model, examples))
+    if how.every:
+        pace = {"query_video": whole, "seconds_per_step": step}
+        found, count = occurrences(matcher, clip, video, examples=examples, least=how.least, **pace)
+        moments = [replace(m, start=m.start * step, end=m.end * step) for m in found]
+    else:
+        moments = matcher.localize(
+            clip, video, top_k=how.top_k, seconds_per_step=step, query_video=whole
+        )
     contributions = None
-    if explain and moments:
+    if how.explain and moments:
         start, end = matcher.scored_span(moments[0])
         contributions = matcher.explain(clip, video, (start / step, end / step), whole)
-    facts = {"query": query, "reference": reference, "matcher": why}
+    facts = {"query": query, "reference": reference, "matcher": why, "count": count}
     source = Source(place_name(reference), len(video) * step)
     return Answer(moments, facts, step, contributions, lambda: source)
 
@@ -245,12 +314,11 @@ def find_in_features(
 def find_in_video(
     query: VideoQuery | StillQuery,
     reference: str,
-    model: Path | None,
+    asked: QueryOptions,
     network: BackboneOptions,
     look: LookOptions,
-    top_k: int,
+    how: Wanted,
     cache: Path | None,
-    explain: bool,
     device: DeviceName = "auto",
 ) -> Answer:
     """Search a video file with bars on the terminal; damage in the files is printed."""
@@ -264,19 +332,33 @@ def find_in_video(
     if file is not None:
         probe(file)  # a wrong name is said before a network is loaded
     probe(reference, look.stream)
-    matcher, why = choose_matcher(model, device)
-    backbone, rate = load_network(network, look.rate, model, matcher, device)
+    also, unlike = asked.stretches()
+    judged = []
+    for video, start, end, good in read_feedback(asked.feedback):
+        if video in (None, reference, place_name(reference)):
+            judged.append((start, end, good))
+        else:
+            (also if good else unlike).append(VideoQuery(Path(str(video)), start, end))
+    for example in (*also, *unlike):
+        probe(example.path)
+    matcher, why = choose_matcher(asked.model, device)
+    backbone, rate = load_network(network, look.rate, asked.model, matcher, device)
     with bars_on_terminal() as bar:
         found = find_moments(
             query,
             reference,
             model=matcher,
             backbone=backbone,
-            top_k=top_k,
+            top_k=how.top_k,
+            every=how.every,
+            least=how.least,
+            also=also,
+            unlike=unlike,
+            judged=judged,
             rate_hz=rate,
             cache=None if cache is None else FeatureCache(cache),
             progress=bar,
-            explain=explain,
+            explain=how.explain,
             exhaustive=look.exhaustive,
             include_query=look.include_query,
             stream=look.stream,
@@ -291,6 +373,7 @@ def find_in_video(
             "matcher": why,
             "query_span": list(found.span),
             "settings": found.settings,
+            "count": found.count,
         },
         found.seconds_per_step,
         found.explanation,
@@ -326,6 +409,8 @@ def print_answer(answer: Answer, verbose: bool, least: float = 0.0) -> None:
     if presence is not None:
         facts["presence"] = presence
         print(presence_line(presence) + ("" if presence >= DOUBT else "; the best guesses:"))
+    if facts.get("count") is not None:
+        print(f"found: {facts['count']}")
     print(moments_table([moment for moment in moments if likely(moment, least)]))
     if left := sum(not likely(moment, least) for moment in moments):
         print(f"left out: {left} below --min-probability {least:g}")

@@ -12,11 +12,13 @@ from relocal_pyg.apps.cli.exports import (
     ExportOptions,
     cut_moments,
     place_name,
+    read_feedback,
     write_answers,
     write_exports,
 )
 from relocal_pyg.apps.cli.find import (
     QueryOptions,
+    Wanted,
     bars_on_terminal,
     choose_matcher,
     is_features,
@@ -29,12 +31,14 @@ from relocal_pyg.apps.cli.options import (
     DeviceName,
     Output,
     load_network,
+    number,
 )
 from relocal_pyg.errors import UsageError, ascii_line
 from relocal_pyg.formats import Source
 from relocal_pyg.formats.clips import clock
 
 if TYPE_CHECKING:
+    from relocal_pyg.models.occurrences import Count as OccurrenceCount
     from relocal_pyg.moments import Moment
     from relocal_pyg.search.index import FirstStageName, Hit
     from relocal_pyg.video.query import StillQuery, VideoQuery
@@ -49,6 +53,8 @@ def search(
     *,
     device: DeviceName = "auto",
     top_k: Count = 10,
+    every: Annotated[bool, tyro.conf.arg(name="all")] = False,
+    min_probability: Annotated[float | None, number("P", least=0, most=1)] = None,
     first_stage: Literal["scan", "faiss", "none"] = "scan",
     candidates: Count = 1000,
     json_file: Annotated[Path | None, OUT_STREAM, tyro.conf.arg(name="json")] = None,
@@ -72,6 +78,10 @@ def search(
         exports: How moments are written for other programs.
         device: Where networks run; "auto" is cuda where there is one.
         top_k: How many moments at most.
+        every: Give every moment, each once, and their count, in the place of the best TOP_K; looks
+            at all videos.
+        min_probability: Leave out moments that are less probable to be right; with --all .5 where
+            left out.
         first_stage: Which proposals the model looks at: the best of a scan, those that faiss finds
             (approximate, faster on large indexes), or all of them.
         candidates: How many proposals the model looks at after a first stage.
@@ -89,16 +99,21 @@ def search(
     if cut is not None and rows:
         raise UsageError("--cut needs video files, these are features")
     stage: FirstStageName | None = None if first_stage == "none" else first_stage
+    least = (0.5 if every else 0.0) if min_probability is None else min_probability
+    how = Wanted(top_k, every, least, explain=False)
     if query is not None and rows:
-        hits, why = search_features(folder, query, asked, top_k, stage, candidates, device)
+        hits, count, why = search_features(folder, query, asked, how, stage, candidates, device)
         title = query
     else:
         wanted = asked.video(query)
-        hits, why = search_video(
-            folder, wanted, asked.model, network, top_k, stage, candidates, device
+        hits, count, why = search_video(
+            folder, wanted, asked, network, how, stage, candidates, device
         )
         title = wanted.title
+    hits = [hit for hit in hits if hit.probability is None or hit.probability >= least]
     print(f"matcher: {why}")
+    if count is not None:
+        print(f"found: {count}")
     print_hits(hits)
     if json_file is not None:
         write_answers(
@@ -107,6 +122,7 @@ def search(
             query=title,
             reference=str(folder),
             matcher=why,
+            count=count,
         )
     if export or csv_file is not None or srt_file is not None or cut is not None:
         ranked = locate(hits, None if rows else folder)
@@ -135,21 +151,41 @@ def search_features(
     folder: Path,
     query: str,
     asked: QueryOptions,
-    top_k: int,
+    how: Wanted,
     first_stage: FirstStageName | None,
     candidates: int,
     device: DeviceName = "auto",
-) -> tuple[list[Hit], str]:
-    """Search an index for features; the hits, and which matcher gave them."""
+) -> tuple[list[Hit], OccurrenceCount | None, str]:
+    """Search an index for features; the hits, their count, and which matcher gave them."""
     from relocal_pyg.search.index import SearchIndex
 
     matcher, why = choose_matcher(asked.model, device)
     opened = SearchIndex(folder, matcher)
     clip, whole = asked.rows(query)
-    hits = opened.search(
-        clip, top_k, first_stage=first_stage, candidates=candidates, query_video=whole
-    )
-    return opened.with_probabilities(hits, clip, whole), why
+    examples = asked.examples()
+    examples += [opened.example(*each) for each in judgements(asked.feedback)]
+    if how.every:
+        found, count = opened.occurrences(
+            clip, query_video=whole, examples=examples, least=how.least
+        )
+        return found, count, why
+    stages = {"first_stage": first_stage, "candidates": candidates}
+    hits = opened.search(clip, how.top_k, query_video=whole, examples=examples, **stages)
+    return opened.with_probabilities(hits, clip, whole), None, why
+
+
+def judgements(path: Path | None) -> list[tuple[str, float, float, bool]]:
+    """Judged stretches of videos of an index.
+
+    Raises:
+        UsageError: A moment does not say which video it is in.
+    """
+    found = []
+    for video, start, end, good in read_feedback(path):
+        if video is None:
+            raise UsageError('"video" is missing: which of the index?', file=path)
+        found.append((video, start, end, good))
+    return found
 
 
 def locate(hits: Sequence[Hit], folder: Path | None) -> list[tuple[Source, Moment]]:
@@ -178,17 +214,17 @@ def locate(hits: Sequence[Hit], folder: Path | None) -> list[tuple[Source, Momen
 def search_video(
     folder: Path,
     query: VideoQuery | StillQuery,
-    model: Path | None,
+    asked: QueryOptions,
     network: BackboneOptions,
-    top_k: int,
+    how: Wanted,
     first_stage: FirstStageName | None,
     candidates: int,
     device: DeviceName = "auto",
-) -> tuple[list[Hit], str]:
+) -> tuple[list[Hit], OccurrenceCount | None, str]:
     """Search an index for a stretch of a video file, words or a picture.
 
     Returns:
-        The hits, and which matcher gave them.
+        The hits, their count where all are wanted, and which matcher gave them.
 
     Raises:
         SearchIndexError: The index was not made from video files, or with another network.
@@ -202,6 +238,10 @@ def search_video(
     file = query.path if isinstance(query, VideoQuery) else query.image
     if file is not None:
         probe(file)  # a wrong name is said before an index is read
+    also, unlike = asked.stretches()
+    for example in (*also, *unlike):
+        probe(example.path)
+    model = asked.model
     matcher, why = choose_matcher(model, device)
     opened, made = SearchIndex(folder, matcher), IndexedVideos.load(folder)
     if network == BackboneOptions():
@@ -213,11 +253,18 @@ def search_video(
             opened,
             made,
             backbone,
-            top_k=top_k,
+            top_k=how.top_k,
             first_stage=first_stage,
             candidates=candidates,
             progress=bar,
+            also=also,
+            unlike=unlike,
+            judged=[
+                (name, (start, end, good)) for name, start, end, good in judgements(asked.feedback)
+            ],
+            every=how.every,
+            least=how.least,
         )
     for problem in found.problems:
         print(ascii_line(f"damaged: {problem}"))
-    return found.hits, why
+    return found.hits, found.count, why

@@ -1,0 +1,313 @@
+"""Several examples and counter-examples of one thing: what they have in common, as a direction.
+
+One clip shows an action and much else. What it is about is learned from the steps of the examples
+against the rest of their own videos, by a light logistic regression; where there is no rest, the
+mean of the examples stands for them, less a little of what was said not to be meant. Scores stay
+what they are: inside minus around of the similarity to that direction, beside the model's own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from relocal_pyg.data.proposals import default_proposals
+from relocal_pyg.errors import UsageError
+from relocal_pyg.models.base import Ranking, Relocalizer, Surroundings
+from relocal_pyg.models.similarity import (
+    BLOCK,
+    Rows,
+    contrast_scores,
+    cosine_blocks,
+    motion_rows,
+    pair_centres,
+)
+
+#: Steps of examples, and of what they are told apart from, that are learned from.
+POSITIVES, NEGATIVES = 150, 300
+#: What a counter-example takes away where there is nothing else to be told apart from.
+AWAY = 0.25
+#: Where the threshold lies between what the rest of the query's video gives and its own steps, to
+#: which the direction was fitted. Those of a bare clip are not known; between two groups it is .45.
+SHARE, BARE_SHARE = 0.25, 0.45
+#: Windows of an example's own video that tell how far scores spread.
+_WINDOWS = 500
+
+
+@dataclass(frozen=True)
+class Example:
+    """A stretch of a video that shows what is looked for, or does not.
+
+    Attributes:
+        rows: Features ``[m, F]``.
+        video: Features ``[v, F]`` of its whole video, where known.
+        good: False for a counter-example.
+        alone: Whether the rest of the video is something else. Not so where the stretch is an
+            answer somebody said yes to: there may be more of them.
+    """
+
+    rows: Tensor
+    video: Rows | None = None
+    good: bool = True
+    alone: bool = True
+
+
+@dataclass(frozen=True)
+class Trace:
+    """How similar every step of a reference is to what is looked for.
+
+    Attributes:
+        similarity: ``[n]`` in ``[-1, 1]``.
+        own: Mean similarity of the examples' own steps; of the reference's more similar steps
+            where no example has a video around it.
+        other: Mean similarity of the rest of their videos; of the reference's other steps.
+        level: Similarity from which on a step shows it.
+    """
+
+    similarity: Tensor
+    own: float
+    other: float
+    level: float
+
+
+class ByExamples(Relocalizer):
+    """Any model, asked with several examples at once.
+
+    The score of a window is what the model gives it, the mean over the examples that show the
+    action, plus inside minus around of the similarity to the learned direction, each in units of
+    its spread over the first example's own video. Ours; the paper has one query.
+
+    Args:
+        model: Any model.
+        examples: Further examples and counter-examples; the query of :meth:`rank` is one more.
+
+    Example:
+        >>> from relocal_pyg.models import ContrastMatcher
+        >>> draw = torch.Generator().manual_seed(0)
+        >>> video, other = (torch.rand(40, 8, generator=draw) for _ in range(2))
+        >>> model = ByExamples(ContrastMatcher(), [Example(video[4:9], video)])
+        >>> len(model.localize(other[10:15], video, query_video=other, top_k=2))
+        2
+    """
+
+    title = "Several examples"
+
+    def __init__(self, model: Relocalizer, examples: Sequence[Example]) -> None:
+        self.model, self.examples = model, tuple(examples)
+        for name in ("title", "max_windows", "max_videos", "in_channels"):
+            setattr(self, name, getattr(model, name))
+
+    @property
+    def device(self) -> torch.device | None:
+        """Where the model computes."""
+        return self.model.device
+
+    def config(self) -> dict[str, Any]:
+        """The model's constructor arguments."""
+        return self.model.config()
+
+    def _take(self, rows: Rows, device: torch.device) -> Rows:
+        return rows  # the model takes them as it wants them
+
+    def _rank(
+        self, query: Tensor, reference: Rows, proposals: Tensor, around: Surroundings
+    ) -> Ranking:
+        examples = (Example(query, around.query_video), *self.examples)
+        shown = [example for example in examples if example.good]
+        step, background = around.seconds_per_step, around.background
+
+        def measure(video: Rows, windows: Tensor) -> tuple[Tensor, Tensor]:
+            """What the model says of windows, and what the learned direction says."""
+            said = torch.stack([self._said(each, video, windows, around) for each in shown])
+            learned = trace(examples, video, step, background).similarity
+            return said.mean(dim=0), contrast_scores(learned.to(windows.device), windows)
+
+        said, learned = measure(reference, proposals)
+        own = next((each for each in shown if _rest(each) is not None), None)
+        video = reference if own is None or own.video is None else own.video
+        size = len(query if own is None else own.rows)
+        if background is None or own is not None:
+            windows = default_proposals(len(video), size, limit=_WINDOWS).to(proposals.device)
+            scales = [each.std(correction=0).clamp(min=1e-6) for each in measure(video, windows)]
+        else:  # clips of a library: nothing but the clips, whose scores have to compare
+            scales = [said.new_ones(()), said.new_ones(())]
+        return Ranking.sort(proposals, said / scales[0] + learned / scales[1], proposals)
+
+    def _said(self, example: Example, video: Rows, windows: Tensor, around: Surroundings) -> Tensor:
+        """The model's scores ``[M]`` of windows, before they are squashed, in their order."""
+        ranking = self.model.rank(
+            example.rows,
+            video,
+            windows,
+            query_video=example.video,
+            seconds_per_step=around.seconds_per_step,
+            background=around.background,
+        )
+        origins = ranking.moments if ranking.proposals is None else ranking.proposals
+        scores = self.model.raw_scores(ranking.scores)
+        # A window gets the best score of what was made of it; one that was passed over the worst.
+        known, which = torch.unique(torch.cat([windows, origins]), dim=0, return_inverse=True)
+        best = scores.new_full((len(known),), -torch.inf)
+        best.scatter_reduce_(0, which[len(windows) :], scores, "amax")
+        found = best[which[: len(windows)]]
+        return torch.where(found.isinf(), scores.min(), found)
+
+
+def trace(
+    examples: Sequence[Example],
+    reference: Rows,
+    seconds_per_step: float | None = None,
+    background: Tensor | None = None,
+) -> Trace:
+    """Similarity of every step of a reference to what examples have in common.
+
+    Args:
+        examples: At least one that is good.
+        reference: ``[n, F]``.
+        seconds_per_step: Of all videos, where known: steps of less than a second are compared by
+            what moves too (:func:`relocal_pyg.models.similarity.motion_rows`).
+        background: Mean row ``[F]`` of a library that all belong to, where there is one.
+
+    Raises:
+        UsageError: No example is good.
+    """
+    if not any(example.good for example in examples):
+        raise UsageError("only counter-examples: say what is looked for too")
+    similarity: Tensor = torch.zeros(())
+    own = other = torch.zeros(())
+    sides = [motion_rows(reference, seconds_per_step)]
+    for example in examples:
+        # A bare clip moves inside itself alone.
+        sides += [motion_rows(example.rows, seconds_per_step)]
+        sides += [motion_rows(_video(example), seconds_per_step)]
+    for number, kinds in enumerate(zip(*sides, strict=True)):
+        (share, long), rest = kinds[0], kinds[1:]
+        usual = background if number == 0 else None
+        good: list[Tensor] = []
+        bad: list[Tensor] = []
+        around: list[Tensor] = []
+        centre = reference_centre = None
+        for place, example in enumerate(examples):
+            clip, video = (torch.cat(list(rows.split(BLOCK))) for _, rows in rest[2 * place :][:2])
+            whole = None if example.video is None else video
+            centre, reference_centre = pair_centres(clip, long, whole, usual)
+            span = _rest(example)
+            if span is not None and whole is not None:
+                clip = whole[span[0] : span[1]]  # smoothed with what lies around it
+            (good if example.good else bad).append(functional.normalize(clip - centre, dim=1))
+            if span is not None and whole is not None and example.good and example.alone:
+                left = torch.cat([whole[: span[0]], whole[span[1] :]])
+                around.append(functional.normalize(left - centre, dim=1))
+        assert reference_centre is not None
+        direction = _direction(good, bad, around)
+        values = torch.cat([b[0] for b in cosine_blocks(direction[None], long, reference_centre)])
+        similarity = similarity + share * values
+        own = own + share * torch.cat([rows @ direction for rows in good]).mean()
+        if around:
+            other = other + share * torch.cat([rows @ direction for rows in around]).mean()
+    if any(map(has_rest, examples)):
+        high, low = float(own), float(other)
+        return Trace(similarity, high, low, low + SHARE * (high - low))
+    return Trace(similarity, **level_of(similarity))
+
+
+def has_rest(example: Example) -> bool:
+    """Whether an example says what it is to be told apart from."""
+    return example.good and example.alone and _rest(example) is not None
+
+
+def level_of(similarity: Tensor) -> dict[str, float]:
+    """Fields of a :class:`Trace` where nothing tells what the examples' own videos give elsewhere.
+
+    The two groups of steps that differ most (Otsu, 1979).
+    """
+    values = similarity.double().sort().values
+    count = torch.arange(1, len(values), dtype=torch.float64)
+    high = low = float(values.mean())
+    if len(count):
+        below = values.cumsum(dim=0)[:-1]
+        above = (values.sum() - below) / (len(values) - count)
+        below = below / count
+        best = int((count * (len(values) - count) * (above - below).square()).argmax())
+        high, low = float(above[best]), float(below[best])
+    return {"own": high, "other": low, "level": low + BARE_SHARE * (high - low)}
+
+
+def _video(example: Example) -> Rows:
+    return example.rows if example.video is None else example.video
+
+
+def _rest(example: Example) -> tuple[int, int] | None:
+    """Where an example lies in its video; None for a bare clip, or where it is all of it."""
+    if example.video is None or len(example.video) < len(example.rows) + 2:
+        return None
+    size, first, kept = len(example.rows), 0, None
+    for block in example.video.split(BLOCK):
+        kept = block if kept is None else torch.cat([kept[-size:], block])
+        start = first + len(block) - len(kept)
+        for place in (kept == example.rows[0].to(kept)).all(dim=1).nonzero()[:, 0].tolist():
+            if torch.equal(kept[place : place + size], example.rows.to(kept)):
+                return start + place, start + place + size
+        first += len(block)
+    return None
+
+
+def _direction(good: list[Tensor], bad: list[Tensor], around: list[Tensor]) -> Tensor:
+    """The unit direction ``[F]`` that tells examples from what they are not."""
+    if not around:
+        mean = functional.normalize(
+            torch.stack([functional.normalize(rows.mean(dim=0), dim=0) for rows in good]).mean(0),
+            dim=0,
+        )
+        if bad:
+            away = torch.stack([functional.normalize(rows.mean(dim=0), dim=0) for rows in bad])
+            mean = mean - AWAY * functional.normalize(away.mean(dim=0), dim=0)
+        return functional.normalize(mean, dim=0)
+    positives = torch.cat([_thinned(rows, POSITIVES // len(good)) for rows in good])
+    # What somebody said no to counts as much as all the rest.
+    negatives = [_thinned(rows, NEGATIVES // len(around)) for rows in around]
+    negatives += [_thinned(rows, NEGATIVES // len(bad)) for rows in bad]
+    return separate(positives, torch.cat(negatives))
+
+
+def _thinned(rows: Tensor, most: int) -> Tensor:
+    """Rows spread evenly, at most so many."""
+    if len(rows) <= most:
+        return rows
+    return rows[torch.linspace(0, len(rows) - 1, max(most, 1)).round().long()]
+
+
+def separate(positives: Tensor, negatives: Tensor) -> Tensor:
+    """Unit direction ``[F]`` of a logistic regression, both sides weighing the same, C = 1.
+
+    Args:
+        positives: ``[P, F]``, unit rows.
+        negatives: ``[N, F]``, unit rows.
+    """
+    rows = torch.cat([positives, negatives]).double()
+    # All lies in the span of the rows: so many numbers are enough, however wide they are.
+    basis = torch.linalg.qr(rows.T).Q if rows.shape[1] > len(rows) else None
+    seen = rows if basis is None else rows @ basis
+    count = torch.tensor([len(positives), len(negatives)])
+    sides = torch.tensor([1.0, -1.0], dtype=torch.float64).repeat_interleave(count)
+    weights = (count.sum() / (2 * count)).double().repeat_interleave(count)
+    found = seen.new_zeros(seen.shape[1] + 1, requires_grad=True)
+    search = torch.optim.LBFGS([found], max_iter=60, line_search_fn="strong_wolfe")
+
+    def loss() -> Tensor:
+        search.zero_grad()
+        odds = (seen @ found[:-1] + found[-1]) * sides
+        total = (weights * functional.softplus(-odds)).sum() + found[:-1].square().sum() / 2
+        total.backward()
+        return total
+
+    with torch.enable_grad():
+        search.step(loss)
+    direction = found.detach()[:-1]
+    direction = direction if basis is None else basis @ direction
+    return functional.normalize(direction, dim=0).to(positives)

@@ -1,0 +1,254 @@
+"""Every occurrence of an action in a reference, each once, and how many there are."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from relocal_pyg.models.base import Relocalizer
+from relocal_pyg.models.examples import Example, Trace, trace
+from relocal_pyg.models.similarity import BLOCK, Rows, pair_centres
+from relocal_pyg.moments import Moment
+
+#: Log odds between what the rest of the query's video gives and its own steps.
+STEEPNESS = 8.0
+#: Shares of the query's length: gaps closed, and shortest occurrence; its shortest and longest
+#: where movements follow each other without a rest, from which length on they may.
+GAP, SHORTEST = 0.25, 0.4
+FASTEST, SLOWEST, SEVERAL = 0.6, 1.6, 1.4
+#: Places at which a movement is compared with the query.
+_PLACES = 16
+#: By how much a movement's diagonal has to beat chance, and a repeating query's peak its dip.
+_ORDER, _PEAK = 0.15, 0.3
+
+
+@dataclass(frozen=True)
+class Count:
+    """How many occurrences there are.
+
+    Attributes:
+        number: Those whose probability reaches the threshold.
+        low: As few as there may be: 2.5 % of the Poisson binomial distribution of all candidates.
+        high: As many as there may be, 97.5 %.
+        expected: Its mean.
+        threshold: The probability from which on a moment counts.
+        rule: Where probabilities come from, in words.
+    """
+
+    number: int
+    low: int
+    high: int
+    expected: float
+    threshold: float
+    rule: str
+
+    def more(self, known: int) -> Count:
+        """The same with some that are certain."""
+        numbers = (self.number + known, self.low + known, self.high + known, self.expected + known)
+        return Count(*numbers, self.threshold, self.rule)
+
+    def __str__(self) -> str:
+        span = "" if self.low == self.high else f" (95 %: {self.low} to {self.high})"
+        return f"{self.number}{span}, those of probability {self.threshold:g} or more"
+
+
+def occurrences(
+    model: Relocalizer,
+    query: Tensor,
+    reference: Rows,
+    *,
+    query_video: Rows | None = None,
+    examples: Sequence[Example] = (),
+    seconds_per_step: float | None = None,
+    background: Tensor | None = None,
+    least: float = 0.5,
+    without: Sequence[tuple[float, float]] = (),
+    seen: Trace | None = None,
+) -> tuple[list[Moment], Count]:
+    """All moments of a reference that show what a query shows, none twice.
+
+    Stretches of steps more similar to the query (:func:`relocal_pyg.models.examples.trace`)
+    than a threshold between the query's own steps and the rest of its video. Where the query is one
+    movement and a stretch holds several, one after the other, they are told apart by their order. A
+    query that repeats itself stands for a stretch of any number of its movements.
+
+    Args:
+        model: Gives scores; and probabilities, where it was calibrated on labels.
+        query: ``[m, F]``.
+        reference: ``[n, F]``.
+        query_video: ``[v, F]`` that the query was cut from, where known.
+        examples: Further examples.
+        seconds_per_step: Of all videos, where known.
+        background: Mean row ``[F]`` of a library, where there is one.
+        least: Probability from which on a moment is given.
+        without: Stretches in steps that are no answers.
+        seen: Similarity of the reference's steps, where it is at hand.
+
+    Returns:
+        Moments in steps, most probable first, and their count.
+    """
+    wanted = (Example(query, query_video), *examples)
+    seen = trace(wanted, reference, seconds_per_step, background) if seen is None else seen
+    spans = [
+        span
+        for span in separated(seen, query, reference, query_video, background)
+        if not any(same_place(span, other) for other in without)
+    ]
+    rule = "similarity between the rest of the query's video and the query itself"
+    if not spans:
+        return [], count_of([], least, rule)
+    places = torch.tensor(spans, dtype=torch.float32)
+    ranking = model.rank(
+        query,
+        reference,
+        places,
+        query_video=query_video,
+        seconds_per_step=seconds_per_step,
+        background=background,
+    ).cpu()
+    origins = ranking.moments if ranking.proposals is None else ranking.proposals
+    scores = [
+        float(ranking.scores[(origins == place).all(dim=1)].amax())
+        if (origins == place).all(dim=1).any()
+        else float(ranking.scores.min())
+        for place in places
+    ]
+    chances, presence = _chances(seen, spans), None
+    # What chance gives on the reference says nothing of one that is full of the action.
+    if ranking.probabilities is not None and getattr(model, "confidence", None) is not None:
+        chances, presence = ranking.probabilities(places.double(), torch.tensor(scores).double())
+        rule = "calibrated on labels"
+    moments = [
+        Moment(float(start), float(end), score, probability=chance, presence=presence)
+        for (start, end), score, chance in zip(spans, scores, chances.tolist(), strict=True)
+    ]
+    moments.sort(key=lambda moment: -(moment.probability or 0))
+    count = count_of(chances.tolist(), least, rule)
+    return moments[: count.number], count
+
+
+def same_place(first: tuple[float, float], second: tuple[float, float]) -> bool:
+    """Whether two stretches share more than a fifth of the shorter one."""
+    common = min(first[1], second[1]) - max(first[0], second[0])
+    return common > 0.2 * min(first[1] - first[0], second[1] - second[0])
+
+
+def count_of(chances: Sequence[float], least: float, rule: str = "") -> Count:
+    """Count candidates that may each be one, independently.
+
+    Example:
+        >>> count = count_of([0.9, 0.9, 0.6, 0.2], 0.5)
+        >>> count.number, count.low, count.high, round(count.expected, 1)
+        (3, 1, 4, 2.6)
+    """
+    odds = torch.ones(1, dtype=torch.float64)
+    for chance in chances:
+        odds = functional.pad(odds, (0, 1)) * (1 - chance) + functional.pad(odds, (1, 0)) * chance
+    total = odds.cumsum(dim=0)
+    low, high = (int((total < share).sum()) for share in (0.025, 0.975))
+    number = sum(chance >= least for chance in chances)
+    return Count(number, low, min(high, len(chances)), float(sum(chances)), least, rule)
+
+
+def _chances(seen: Trace, spans: Sequence[tuple[int, int]]) -> Tensor:
+    """Probabilities ``[A]`` of stretches by how similar their steps are."""
+    means = torch.stack([seen.similarity[a:b].double().mean() for a, b in spans])
+    return torch.sigmoid(STEEPNESS * (means - seen.level) / max(seen.own - seen.other, 1e-6))
+
+
+def separated(
+    seen: Trace,
+    query: Tensor,
+    reference: Rows,
+    query_video: Rows | None = None,
+    background: Tensor | None = None,
+) -> list[tuple[int, int]]:
+    """Stretches ``[start, end)`` of steps that are one occurrence each, in order of time."""
+    size = len(query)
+    found: list[tuple[int, int]] = []
+    for start, end in _runs(seen.similarity > seen.level):
+        if found and start - found[-1][1] < GAP * size:
+            start = found.pop()[0]
+        found.append((start, end))
+    found = [(start, end) for start, end in found if end - start >= SHORTEST * size]
+    if all(end - start <= SEVERAL * size for start, end in found):
+        return found
+    # What changes in the course of the query: its own mean says nothing of order.
+    change = functional.normalize(query - query.mean(dim=0), dim=1)
+    if _repeats_itself(change @ change.T):
+        return found
+    centre = pair_centres(query, reference, query_video, background)[1]
+    single: list[tuple[int, int]] = []
+    for start, end in found:
+        parts = [(start, end)]
+        if end - start > SEVERAL * size:
+            rows = _rows(reference, start, end)
+            table = change @ functional.normalize(rows.to(change) - centre, dim=1).T
+            cuts, mean = _movements(table)
+            if mean - float(table.mean()) > _ORDER:
+                parts = [(start + a, start + b) for a, b in zip(cuts, cuts[1:], strict=False)]
+        single += parts
+    return single
+
+
+def _runs(on: Tensor) -> list[tuple[int, int]]:
+    """Stretches of True."""
+    edges = torch.diff(functional.pad(on.int(), (1, 1)))
+    starts, ends = ((edges == way).nonzero()[:, 0].tolist() for way in (1, -1))
+    return list(zip(starts, ends, strict=True))
+
+
+def _rows(reference: Rows, start: int, end: int) -> Tensor:
+    if isinstance(reference, Tensor):
+        return reference[start:end]
+    kept, first = [], 0
+    for block in reference.split(BLOCK):
+        kept.append(block[max(start - first, 0) : max(end - first, 0)])
+        first += len(block)
+    return torch.cat(kept)
+
+
+def _repeats_itself(table: Tensor) -> bool:
+    """Whether a clip holds a movement more than once: its cosines ``[m, m]`` rise at a distance."""
+    size = len(table)
+    likeness = torch.stack([table.diagonal(lag).mean() for lag in range(max(size * 3 // 4, 1))])
+    if len(likeness) < 4:
+        return False
+    peak = int(likeness[2:].argmax()) + 2
+    dip = float(likeness[1 : peak + 1].min())
+    return float(likeness[peak]) > _PEAK and float(likeness[peak]) - dip > _PEAK
+
+
+def _movements(table: Tensor) -> tuple[list[int], float]:
+    """Cut a stretch where movements begin, so that each runs along with the query.
+
+    Args:
+        table: ``[m, L]``, cosines of the query's steps with those of the stretch.
+
+    Returns:
+        Steps at which movements begin and end, from 0 to L, and the mean along their diagonals.
+    """
+    size, length = table.shape
+    share = (torch.arange(_PLACES) + 0.5) / _PLACES
+    places = table[(share * size).long()]
+    shortest, longest = max(2, round(FASTEST * size)), min(round(SLOWEST * size), length)
+    along = {}
+    for steps in range(shortest, longest + 1):
+        column = torch.arange(length - steps + 1)[:, None] + (share * steps).long()
+        along[steps] = (places[torch.arange(_PLACES), column].mean(dim=1) * steps).tolist()
+    best, before = [0.0] + [-float("inf")] * length, [0] * (length + 1)
+    for end in range(shortest, length + 1):
+        for steps in range(shortest, min(longest, end) + 1):
+            total = best[end - steps] + along[steps][end - steps]
+            if total > best[end]:
+                best[end], before[end] = total, end - steps
+    if best[length] == -float("inf"):
+        return [0, length], -1.0
+    cuts = [length]
+    while cuts[-1]:
+        cuts.append(before[cuts[-1]])
+    return cuts[::-1], best[length] / length

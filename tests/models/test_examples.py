@@ -1,0 +1,135 @@
+"""Several examples, counter-examples, and every occurrence with its count."""
+
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+import pytest
+import torch
+from torch.nn import functional
+
+from relocal_pyg.errors import UsageError
+from relocal_pyg.models import ByExamples, Calibrated, ContrastMatcher, Example, MultiGraphMatcher
+from relocal_pyg.models.examples import separate, trace
+from relocal_pyg.models.occurrences import count_of, occurrences
+from relocal_pyg.moments import tiou
+
+
+def film(draw: torch.Generator, places: list[int], size: int = 8, steps: int = 160) -> torch.Tensor:
+    """A video in which one movement of ``size`` steps begins at each of some places."""
+    channels = 24
+    own, noise = (torch.randn(1 if n == 0 else steps, channels, generator=draw) for n in (0, 1))
+    rows = own + 0.4 * noise
+    turn = torch.linspace(0, 2 * torch.pi, size + 1)[:-1]
+    movement = torch.zeros(size, channels)
+    movement[:, 0], movement[:, 1], movement[:, 2] = 3, 2 * turn.cos(), 2 * turn.sin()
+    for place in places:
+        rows[place : place + size] += movement
+    return rows
+
+
+@pytest.fixture
+def draw() -> torch.Generator:
+    return torch.Generator().manual_seed(4)
+
+
+def test_the_logistic_regression_is_that_of_scikit_learn(draw):
+    linear = pytest.importorskip("sklearn.linear_model")
+    for width in (5, 90):
+        good = functional.normalize(torch.randn(20, width, generator=draw) + 0.5, dim=1)
+        rest = functional.normalize(torch.randn(50, width, generator=draw), dim=1)
+        fitted = linear.LogisticRegression(C=1, class_weight="balanced", tol=1e-8).fit(
+            torch.cat([good, rest]).numpy(), [1] * 20 + [0] * 50
+        )
+        wanted = torch.from_numpy(fitted.coef_[0]).float()
+        cosine = functional.cosine_similarity(separate(good, rest), wanted, dim=0)
+        assert float(cosine) > 0.9999
+
+
+def test_movements_apart_and_back_to_back_are_found_once_each(draw):
+    places = [10, 40, 48, 56, 90, 140]
+    video, reference = film(draw, [30]), film(draw, places)
+    found, count = occurrences(ContrastMatcher(), video[30:38], reference, query_video=video)
+    spans = torch.tensor([[each.start, each.end] for each in found])
+    truths = torch.tensor([[place, place + 8] for place in places])
+    assert count.number == len(found) == len(places)
+    assert ((tiou(spans[:, None], truths[None]) > 0.5).sum(dim=0) == 1).all()
+    assert count.low <= len(places) <= count.high
+
+
+def test_stretches_that_are_no_answers_are_not_counted(draw):
+    video, reference = film(draw, [30]), film(draw, [10, 90])
+    found, count = occurrences(
+        ContrastMatcher(), video[30:38], reference, query_video=video, without=[(9.0, 17.0)]
+    )
+    assert [round(each.start, -1) for each in found] == [90]
+    assert count.number == 1
+
+
+def test_a_film_without_the_action_has_no_occurrence(draw):
+    video, reference = film(draw, [30]), film(draw, [])
+    found, count = occurrences(ContrastMatcher(), video[30:38], reference, query_video=video)
+    assert count.low == 0
+    assert count.expected < 1.5
+    assert len(found) <= 1
+
+
+def test_the_count_is_the_distribution_of_all_outcomes():
+    chances = [0.95, 0.8, 0.6, 0.3]
+    odds = np.zeros(5)
+    for outcome in itertools.product((0, 1), repeat=4):
+        odds[sum(outcome)] += np.prod(
+            [c if o else 1 - c for c, o in zip(chances, outcome, strict=True)]
+        )
+    count = count_of(chances, 0.5)
+    assert count.number == 3
+    assert count.expected == pytest.approx(sum(chances))
+    assert odds[: count.low].sum() <= 0.025
+    assert odds[count.high + 1 :].sum() <= 0.025
+
+
+def test_a_counter_example_takes_what_it_shows_from_the_front(draw):
+    """Two things happen in the reference; the query shows both, and one of them is not meant."""
+    reference = 0.2 * torch.randn(100, 12, generator=draw)
+    reference[20:28, 0] += 3
+    reference[70:78, 1] += 3.3
+    query = 0.2 * torch.randn(8, 12, generator=draw)
+    query[:, :2] += 3
+    other = torch.zeros(6, 12)
+    other[:, 1] = 3
+    plain = ContrastMatcher().localize(query, reference, top_k=1)[0]
+    assert plain.start == pytest.approx(70, abs=2)
+    direction = trace([Example(query), Example(other, good=False)], reference).similarity
+    alone = trace([Example(query)], reference).similarity
+    lost = [
+        float(alone[span].mean() - direction[span].mean())
+        for span in (slice(20, 28), slice(70, 78))
+    ]
+    assert lost[1] > lost[0]
+
+
+@pytest.mark.parametrize(
+    "model", [ContrastMatcher(), MultiGraphMatcher(hidden_channels=8, num_steps=8).eval()]
+)
+def test_examples_serve_any_model(model, draw):
+    reference = film(draw, [50])
+    films = [film(draw, [30]) for _ in range(3)]
+    examples = [Example(each[30:38], each) for each in films]
+    told = Calibrated(ByExamples(model, examples[1:]))
+    found = told.localize(examples[0].rows, reference, query_video=films[0], top_k=3)
+    assert float(tiou([found[0].start, found[0].end], [50, 58])) > 0.5
+    assert found[0].probability is not None
+
+
+def test_the_order_of_examples_decides_nothing_of_the_direction(draw):
+    reference = film(draw, [50])
+    films = [film(draw, [30]) for _ in range(3)]
+    examples = [Example(each[30:38], each) for each in films]
+    forth, back = (trace(each, reference).similarity for each in (examples, examples[::-1]))
+    torch.testing.assert_close(forth, back, atol=1e-3, rtol=0)
+
+
+def test_counter_examples_alone_are_refused(draw):
+    with pytest.raises(UsageError, match="only counter-examples"):
+        trace([Example(torch.rand(4, 3), good=False)], torch.rand(9, 3))
