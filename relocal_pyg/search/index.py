@@ -27,7 +27,7 @@ from relocal_pyg.io.read import id_problem
 from relocal_pyg.io.write import own_folder
 from relocal_pyg.models.base import Relocalizer, as_features, as_proposals
 from relocal_pyg.models.calibrated import Calibrated
-from relocal_pyg.models.examples import ByExamples, Example, has_rest, level_of, trace
+from relocal_pyg.models.examples import ByExamples, Example, Trace, has_rest, level_of, trace
 from relocal_pyg.models.occurrences import Count, count_of, occurrences
 from relocal_pyg.moments import clip_moments, nms, seconds_to_steps
 from relocal_pyg.search.first_stage import FirstStage
@@ -333,7 +333,14 @@ class SearchIndex:
         if first_stage is None:
             rows = [np.arange(int(shard.first_proposal[-1])) for shard in self.shards]
         else:
-            asked = [(each.rows, each.video) for each in examples if each.good]
+            asked = [
+                (
+                    each.rows,
+                    None if each.video is None else torch.cat(list(each.video.split(BLOCK))),
+                )
+                for each in examples
+                if each.good
+            ]
             lists = [
                 self.first_stage.best(one, candidates, video, use_faiss=first_stage == "faiss")
                 for one, video in ((clip, around), *asked)
@@ -390,7 +397,7 @@ class SearchIndex:
         if traces and not any(map(has_rest, wanted)):
             # One level for all: each video by itself has steps that are more similar than others.
             both = level_of(torch.cat([each.similarity for each in traces]))
-            traces = [replace(each, **both) for each in traces]
+            traces = [Trace(each.similarity, **both) for each in traces]
         hits, chances, rule = [], [], ""
         for (name, video, step), seen in zip(videos, traces, strict=True):
             moments, count = occurrences(

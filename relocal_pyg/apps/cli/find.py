@@ -295,8 +295,15 @@ def find_in_features(
     if examples:
         matcher = type(matcher)(ByExamples(matcher.model, examples))
     if how.every:
-        pace = {"query_video": whole, "seconds_per_step": step}
-        found, count = occurrences(matcher, clip, video, examples=examples, least=how.least, **pace)
+        found, count = occurrences(
+            matcher,
+            clip,
+            video,
+            query_video=whole,
+            examples=examples,
+            seconds_per_step=step,
+            least=how.least,
+        )
         moments = [replace(m, start=m.start * step, end=m.end * step) for m in found]
     else:
         moments = matcher.localize(

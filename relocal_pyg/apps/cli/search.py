@@ -169,8 +169,14 @@ def search_features(
             clip, query_video=whole, examples=examples, least=how.least
         )
         return found, count, why
-    stages = {"first_stage": first_stage, "candidates": candidates}
-    hits = opened.search(clip, how.top_k, query_video=whole, examples=examples, **stages)
+    hits = opened.search(
+        clip,
+        how.top_k,
+        first_stage=first_stage,
+        candidates=candidates,
+        query_video=whole,
+        examples=examples,
+    )
     return opened.with_probabilities(hits, clip, whole), None, why
 
 
