@@ -333,17 +333,13 @@ class SearchIndex:
         if first_stage is None:
             rows = [np.arange(int(shard.first_proposal[-1])) for shard in self.shards]
         else:
-            asked = [
-                (
-                    each.rows,
-                    None if each.video is None else torch.cat(list(each.video.split(BLOCK))),
-                )
-                for each in examples
-                if each.good
-            ]
+            sides = [(clip, around)]
+            for each in (example for example in examples if example.good):
+                video = None if each.video is None else torch.cat(list(each.video.split(BLOCK)))
+                sides.append((each.rows, video))
             lists = [
                 self.first_stage.best(one, candidates, video, use_faiss=first_stage == "faiss")
-                for one, video in ((clip, around), *asked)
+                for one, video in sides
             ]
             rows = [np.unique(np.concatenate(parts)) for parts in zip(*lists, strict=True)]
         if examples:
@@ -413,11 +409,10 @@ class SearchIndex:
             rule = count.rule
             for each in moments:
                 chances.append(each.probability or 0.0)
-                place = each.start * step, each.end * step
-                hits.append(Hit(name, *place, each.score, chances[-1], each.presence))
-        hits = [hit for hit in hits if (hit.probability or 0) >= least]
-        hits.sort(key=lambda hit: -(hit.probability or 0))
-        return hits, count_of(chances, least, rule)
+                span = each.start * step, each.end * step
+                hits.append(Hit(name, *span, each.score, chances[-1], each.presence))
+        hits = [hit for hit, chance in zip(hits, chances, strict=True) if chance >= least]
+        return sorted(hits, key=lambda hit: -(hit.probability or 0)), count_of(chances, least, rule)
 
     def recall(
         self, queries: Sequence[ArrayLike], top_k: int = 10, **options: int | FirstStageName

@@ -93,9 +93,9 @@ def test_a_counter_example_takes_what_it_shows_from_the_front(draw):
     """Two things happen in the reference; the query shows both, and one of them is not meant."""
     reference = 0.2 * torch.randn(100, 12, generator=draw)
     reference[20:28, 0] += 3
-    reference[70:78, 1] += 3.3
+    reference[70:78, 1] += 3
     query = 0.2 * torch.randn(8, 12, generator=draw)
-    query[:, :2] += 3
+    query[:, :2] += torch.tensor([2.0, 3.0])
     other = torch.zeros(6, 12)
     other[:, 1] = 3
     plain = ContrastMatcher().localize(query, reference, top_k=1)[0]
