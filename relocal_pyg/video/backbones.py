@@ -240,6 +240,8 @@ def _in_openvino(
     build: Callable[[], nn.Module], size: int, name: str
 ) -> Callable[[Tensor], Tensor]:
     """Compile a network that was converted before, or convert it now."""
+    # At import it reports to its makers that it was used, unless this package cannot be imported.
+    sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
     import openvino
 
     core = openvino.Core()
