@@ -1,6 +1,6 @@
 """Does ``--all`` count? Drawn films in which one action comes 3 to 30 times among others.
 
-python -m benchmarks.repetitions
+python -m benchmarks.repetitions [FILMS] [SEED]
 
 The query is one performance of the action by another figure in another place, inside its film. Of
 three kinds of films, each as often: performances of several movements with other actions between
@@ -10,6 +10,8 @@ The films are drawn, written as mp4 and searched as ``relocal find --all`` does.
 
 from __future__ import annotations
 
+import sys
+import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from fractions import Fraction
@@ -18,9 +20,12 @@ from typing import Any
 
 import av
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from relocal_pyg.io.seeding import generator
+from relocal_pyg.moments import tiou
+from relocal_pyg.video import VideoQuery, find_moments
 from relocal_pyg.video.example import FILMS, Film, pictures
 
 RATE = 25
@@ -80,7 +85,7 @@ def draw(folder: Path, seed: int, number: int) -> Drawn:
         query[0],
         next(span for name, *span in spans[0] if name == action),
         query[1],
-        [tuple(span) for name, *span in spans[1] if name == action],
+        [(start, end) for name, start, end in spans[1] if name == action],
         kind,
     )
 
@@ -107,3 +112,30 @@ def played(look: Film, name: str, seconds: float, pace: float) -> Iterator[NDArr
     every = list(pictures(look._replace(actions=((name, seconds * pace + 1),))))
     for number in range(round(seconds * RATE)):
         yield every[int(number * pace)]
+
+
+def main(films: int = 50, seed: int = 1) -> None:
+    near, once, held = [], [], []
+    with tempfile.TemporaryDirectory() as folder:
+        for number in range(films):
+            drawn = draw(Path(folder), seed, number)
+            query = VideoQuery(drawn.query, *drawn.span)
+            found = find_moments(query, drawn.reference, every=True)
+            count, truths = found.count, torch.tensor(drawn.truths)
+            assert count is not None
+            spans = torch.tensor([[each.start, each.end] for each in found.moments]).reshape(-1, 2)
+            hits = (tiou(spans[:, None], truths[None]) > 0.5).sum(dim=0)
+            near.append(abs(count.number - len(truths)) <= 1)
+            once += (hits == 1).tolist()
+            held.append(count.low <= len(truths) <= count.high)
+            print(f"{drawn.kind:>12}: {len(truths):>2} times, counted {count.number}", flush=True)
+    for words, what in (
+        ("films whose count is off by at most one", near),
+        ("repetitions found exactly once at tIoU .5", once),
+        ("films whose count lies in its 95 % interval", held),
+    ):
+        print(f"{words}: {np.mean(what):.1%} of {len(what)}")
+
+
+if __name__ == "__main__":
+    main(*map(int, sys.argv[1:]))
