@@ -112,11 +112,11 @@ def pca(folder: Path) -> tuple[Path, Read]:
     return folder / "a.safetensors", lambda: PCA.load(folder / "a.safetensors")
 
 
-def trusted(folder: Path, read: Read) -> Read:
+def trusted(folder: Path, read: Read, kind: str = "model") -> Read:
     """A folder whose manifest was forged to fit: the files behind it are looked at."""
 
     def forged() -> object:
-        write_manifest(folder, "model")
+        write_manifest(folder, kind)
         return read()
 
     return forged
@@ -152,7 +152,7 @@ def training_state(name: str) -> Callable[[Path], tuple[Path, Read]]:
             adam = torch.optim.Adam(fresh.parameters())
             return load_state(folder / "last", fresh, adam, {"seed": 0})
 
-        return folder / "last" / name, trusted(folder / "last", read)
+        return folder / "last" / name, trusted(folder / "last", read, "checkpoint")
 
     return make
 

@@ -16,7 +16,7 @@ import torch
 
 from relocal_pyg.data.items import Protocol
 from relocal_pyg.datasets.synthetic import SyntheticConfig, synthetic
-from relocal_pyg.errors import FeatureError, RunError
+from relocal_pyg.errors import FeatureError, RelocalError, RunError
 from relocal_pyg.models import (
     AFTSRM,
     SST,
@@ -141,10 +141,9 @@ def test_refinement_is_bounded(size: float):
 
 
 def test_a_network_with_extreme_offsets_still_answers_inside_the_video():
-    model = network().eval()
+    model = network(PAPER).eval()
     with torch.no_grad():
-        for head in (model.network.offset_head,):
-            list(head.parameters())[-1].fill_(1e30)
+        list(model.network.offset_head.parameters())[-1].fill_(1e30)
     for found in model.localize(torch.randn(5, DIM), torch.randn(30, DIM)):
         assert 0 <= found.start <= found.end <= 30
         assert math.isfinite(found.score)
@@ -192,8 +191,8 @@ def test_bad_features_never_reach_the_weights(protocol, tmp_path: Path, preset, 
     model = build_network(small(preset), source.dim)
     config = dataclasses.replace(SMALL, steps=60)
     # A huge number need not overflow; NaN and infinities always stop the run.
-    expected = pytest.raises(RunError, match="not finite")
-    with contextlib.suppress(RunError) if value == 1e38 else expected:
+    expected = pytest.raises(RelocalError, match="not finite")
+    with contextlib.suppress(RelocalError) if value == 1e38 else expected:
         fit(model, spoilt, config=config, out=tmp_path, show_progress=False)
     for name in ("last", "best"):
         if name == "best" or (tmp_path / name).is_dir():
