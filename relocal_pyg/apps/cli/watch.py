@@ -11,7 +11,7 @@ import tempfile
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import closing, suppress
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -35,7 +35,7 @@ from relocal_pyg.errors import AnnotationError, RelocalError, RunError, UsageErr
 from relocal_pyg.formats.clips import table_text
 from relocal_pyg.formats.rows import table_lines
 from relocal_pyg.io.journal import Journal
-from relocal_pyg.io.read import parse_time, read_text
+from relocal_pyg.io.read import parse_stretch, parse_time, read_text
 from relocal_pyg.io.write import replace_file
 
 if TYPE_CHECKING:
@@ -64,14 +64,17 @@ def _searcher(
 
     def answer(asked: QueryOptions, query: str | None, reference: str) -> list[Moment]:
         if query is not None and is_features(query):
+            from relocal_pyg.models.examples import ByExamples
+
             clip, whole = asked.rows(query)
             rows, step = read_features(reference, asked.key), asked.seconds_per_step
-            return matcher.localize(
-                clip, rows, top_k=top_k, seconds_per_step=step, query_video=whole
-            )
+            examples = asked.examples()
+            told = type(matcher)(ByExamples(matcher.model, examples)) if examples else matcher
+            return told.localize(clip, rows, top_k=top_k, seconds_per_step=step, query_video=whole)
         from relocal_pyg.video.find import find_moments
 
         backbone, rate_hz = loaded()
+        also, unlike = asked.stretches()
         return find_moments(
             asked.video(query),
             reference,
@@ -79,6 +82,8 @@ def _searcher(
             backbone=backbone,
             rate_hz=rate_hz,
             top_k=top_k,
+            also=also,
+            unlike=unlike,
             cache=cache,
         ).moments
 
@@ -90,7 +95,6 @@ def watch(
     asked: QueryOptions = QueryOptions(),  # noqa: B008 - frozen
     network: BackboneOptions = BackboneOptions(),  # noqa: B008 - frozen
     *,
-    query: str | None = None,
     out: Annotated[Path, Output(folder="watch")] = Path("relocal_watch"),
     top_k: Count = 5,
     min_probability: Probability = 0.5,
@@ -100,8 +104,10 @@ def watch(
     once: bool = False,
     device: DeviceName = "auto",
 ) -> None:
-    """Search every file that comes into FOLDER, such as segments of a recorder, for QUERY.
+    """Search every file that comes into FOLDER, such as segments of a recorder, for a clip.
 
+    The first --query is the clip, a video file; or features, "x.npy", and FOLDER is watched for
+    ".npy".
     Each file is searched once, when it has stopped growing; one that is written over is searched
     again. For each, OUT/answers.jsonl gets a line of JSON and the line is printed. Ended or killed
     at any moment, the command goes on where it was when it is given again.
@@ -110,7 +116,6 @@ def watch(
         folder: The folder, with its subfolders.
         asked: What is looked for, and with which model.
         network: Videos: which network turns frames into features.
-        query: The clip, a video file; or features, "x.npy", and FOLDER is watched for ".npy".
         out: Folder for the answers, which is also how a later call knows what is done.
         top_k: How many moments of a file at most.
         min_probability: Leave out moments that are less probable to be right.
@@ -124,6 +129,14 @@ def watch(
     from relocal_pyg.video.folder import VIDEO_SUFFIXES, settled_files, version_of
     from relocal_pyg.video.rows import FeatureCache
 
+    if asked.feedback is not None:
+        raise UsageError("--feedback is of one search: name stretches with --query and --not")
+    query = None
+    if asked.also and asked.query_text is None and asked.query_image is None:
+        query, start, end = parse_stretch(asked.also[0])
+        asked = replace(asked, also=asked.also[1:])
+        if (start, end) != (None, None):
+            asked = replace(asked, query_start=start, query_end=end)
     about = {
         "query": query and os.path.realpath(query),
         **_plain(asked),
@@ -185,7 +198,8 @@ def _run(command: str, record: dict[str, Any], journal: Journal, number_of: int)
 
 
 def _plain(options: Any) -> dict[str, Any]:
-    return {name: str(v) if isinstance(v, Path) else v for name, v in asdict(options).items()}
+    """As JSON gives them back."""
+    return json.loads(json.dumps(asdict(options), default=str))
 
 
 def batch(
