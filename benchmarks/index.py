@@ -5,7 +5,6 @@ from __future__ import annotations
 import shutil
 import tempfile
 from collections.abc import Sequence
-from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -23,7 +22,7 @@ from relocal_pyg.models.base import Relocalizer, TrainableRelocalizer
 from relocal_pyg.models.compare import compare
 from relocal_pyg.search import SearchIndex, build_index
 from relocal_pyg.search.index import Hit, index_proposals
-from relocal_pyg.training import RECOMMENDED, fit
+from relocal_pyg.training import PAPER, RECOMMENDED, Preset, fit
 from relocal_pyg.training.recipe import build_network
 
 #: Proposals of a video.
@@ -57,10 +56,7 @@ def run(quick: bool) -> Table:
     models = {
         "contrast matcher": (ContrastMatcher(), 10),
         "recommended network": (_trained(protocol, quick), 10),
-        "network that compares no steps": (
-            _trained(protocol, quick, similarity=False, prior="none", appearance=True, context=0.0),
-            2,
-        ),
+        "the paper's network": (_trained(protocol, quick, PAPER), 2),
     }
     for name, (model, count) in models.items():
         folder = Path(tempfile.mkdtemp())
@@ -77,10 +73,9 @@ def windows(num_steps: int) -> Tensor:
     return found[torch.linspace(0, len(found) - 1, WINDOWS).long()]
 
 
-def _trained(protocol: Protocol, quick: bool, **changes: object) -> TrainableRelocalizer:
+def _trained(protocol: Protocol, quick: bool, preset: Preset = RECOMMENDED) -> TrainableRelocalizer:
     seed_torch(0, "weights")
-    network = replace(RECOMMENDED.network, **changes)  # type: ignore[arg-type]
-    model = build_network(network, protocol.features.dim)
+    model = build_network(preset.network, protocol.features.dim)
     if not quick:
         fit(model, protocol, config=RECOMMENDED.training, show_progress=False)
     return model.eval()
