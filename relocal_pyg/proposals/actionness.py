@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from safetensors.torch import save
 from torch import Tensor, nn
+from tqdm import tqdm
 
 from relocal_pyg import __version__
 from relocal_pyg.data.items import Item, Protocol
@@ -164,6 +165,7 @@ def fit_actionness(
     weight_decay: float = 1e-4,
     hidden_channels: int = 256,
     kernel_size: int = 1,
+    show_progress: bool = False,
 ) -> ActionnessClassifier:
     """Train the classifier on the ``"train"`` split alone.
 
@@ -180,6 +182,7 @@ def fit_actionness(
         weight_decay: Adam's coupled L2 term.
         hidden_channels: See :class:`ActionnessClassifier`.
         kernel_size: See :class:`ActionnessClassifier`.
+        show_progress: Show a progress bar.
 
     Returns:
         The classifier in evaluation mode.
@@ -201,7 +204,7 @@ def fit_actionness(
     sample = _draw(videos, 64, seed, "scale")
     model.standardize(torch.cat([_read(protocol, video, labels) for video in sample]))
     adam = torch.optim.Adam(model.parameters(), lr=learning_rate, weight_decay=weight_decay)
-    for step in range(steps):
+    for step in tqdm(range(steps), desc="Actionness", disable=not show_progress):
         batch = _draw(videos, videos_per_step, seed, step)
         logits = torch.cat([model(_read(protocol, video, labels)) for video in batch])
         loss = loss_of(logits, torch.cat([labels[video][1] for video in batch]))

@@ -111,7 +111,7 @@ def propose(
     from relocal_pyg.proposals import propose as write_proposals
 
     protocol = load_protocol(data)
-    classifier = fit_actionness(protocol, steps=steps, seed=seed)
+    classifier = fit_actionness(protocol, steps=steps, seed=seed, show_progress=True)
     config = PAPER if tag == "paper" else SSN_CODE
     records = write_proposals(protocol, classifier, out, config=config, show_progress=True)
     total = sum(len(record.moments) for record in records)
