@@ -58,9 +58,10 @@ class Journal:
                 reason = "is damaged: remove this line, or begin elsewhere"
                 raise OutputError(reason, file=path, record=f"line {number}")
             self.records.append(record)
+        about = json.loads(json.dumps(about))  # as it is read back: a tuple is a list
         if not self.records:
             self.append(about)
-        if self.records.pop(0) != json.loads(json.dumps(about)):
+        if self.records.pop(0) != about:
             raise OutputError("was begun with another query or other options", file=path)
 
     def append(self, record: dict[str, Any]) -> None:

@@ -198,8 +198,7 @@ def _run(command: str, record: dict[str, Any], journal: Journal, number_of: int)
 
 
 def _plain(options: Any) -> dict[str, Any]:
-    """As JSON gives them back."""
-    return json.loads(json.dumps(asdict(options), default=str))
+    return {name: str(v) if isinstance(v, Path) else v for name, v in asdict(options).items()}
 
 
 def batch(
