@@ -53,6 +53,9 @@ FILMS = {
     ),
 }
 
+#: Seconds of the first film in which somebody does jumping jacks.
+CLIP = (4.0, 8.0)
+
 
 def write_example(folder: str | Path) -> list[Path]:
     """Draw :data:`FILMS` into a folder, ``park.mp4`` and ``street.mp4``.

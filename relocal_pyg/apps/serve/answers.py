@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import tempfile
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from relocal_pyg.apps.serve.jobs import Job
 from relocal_pyg.apps.serve.library import Collection, Entry
 from relocal_pyg.formats import Source, render, to_clips
 from relocal_pyg.formats.clips import presence_line
+from relocal_pyg.models.occurrences import same_place
 from relocal_pyg.moments import Moment
 from relocal_pyg.video.cut import describe_source
 from relocal_pyg.video.find import Found
@@ -48,11 +49,26 @@ def answer(job: Job, collection: Collection | None) -> dict[str, Any]:
     found = (
         _one_video(job.found) if isinstance(job.found, Found) else _videos(job.found, collection)
     )
-    for number, edit in job.edits.items():
-        found["moments"][number].update(edit)
+    found["moments"] = _as_left(job, found["moments"])
     # The paths before the colon are the server's.
     problems = [problem.split(": ", 1)[-1] for problem in job.found.problems]
-    return {**state, **found, "settings": job.found.settings, "problems": problems}
+    count = None if job.found.count is None else asdict(job.found.count)
+    settings = job.found.settings
+    return {**state, **found, "settings": settings, "problems": problems, "count": count}
+
+
+def _as_left(job: Job, moments: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Moments as people left them: first those with a yes, last those with a no."""
+    edits, shown = list(job.edits.values()), []
+    for each in moments:
+        place = each.get("id"), each["start"], each["end"]
+        known = [edit for edit in edits if edit.get("id") == place[0]]
+        known = [edit for edit in known if same_place(place[1:], (edit["start"], edit["end"]))]
+        number = job.places.setdefault(place, len(job.places))
+        shown += known or [{**each, "number": number, "judged": None}]
+    # What was drawn out over two of them, or is not found any more, is there once.
+    shown = list({each["number"]: each for each in [*shown, *edits]}.values())
+    return sorted(shown, key=lambda each: {True: 0, None: 1, False: 2}[each["judged"]])
 
 
 def _one_video(found: Found) -> dict[str, Any]:
@@ -116,7 +132,7 @@ def export(job: Job, collection: Collection | None, name: str, least: float) -> 
     sources: dict[str, Source] = {}
     kept = []
     for shown in answer(job, collection)["moments"]:
-        judged, sure = shown.get("judged"), shown["probability"]
+        judged, sure = shown["judged"], shown["probability"]
         if judged is False or (judged is None and sure is not None and sure < least):
             continue
         if isinstance(job.found, Found):

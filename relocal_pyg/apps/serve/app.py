@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import mimetypes
 import re
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -22,7 +22,7 @@ from starlette.routing import Route
 from relocal_pyg.apps.serve.answers import answer, describe, strip
 from relocal_pyg.apps.serve.answers import export as make_export
 from relocal_pyg.apps.serve.answers import report as make_report
-from relocal_pyg.apps.serve.jobs import SearchQueue, Work
+from relocal_pyg.apps.serve.jobs import Mark, SearchQueue, Work
 from relocal_pyg.apps.serve.library import Collection, Entry, Library
 from relocal_pyg.apps.serve.requests import Guard, read_search, receive, refuse, seconds
 from relocal_pyg.errors import RelocalError, UsageError, VideoError, check_number
@@ -30,6 +30,7 @@ from relocal_pyg.formats import FORMATS
 from relocal_pyg.io.read import parse_number, parse_time
 from relocal_pyg.models.base import Relocalizer
 from relocal_pyg.video.backbones import Backbone
+from relocal_pyg.video.example import CLIP, write_example
 from relocal_pyg.video.extract import Progress
 from relocal_pyg.video.find import Found, find_moments
 from relocal_pyg.video.index import FoundVideos, find_in_index
@@ -116,6 +117,16 @@ def make_app(
                 place.unlink(missing_ok=True)
                 library.release(size)
 
+    async def example(request: Request) -> Response:
+        try:
+            await read_search(request)  # no plain form of another page can send one
+            films = await run_in_threadpool(write_example, library.uploads / "example")
+            entries = [library.add(film, film.name, uploaded=True) for film in films]
+        except RelocalError as error:
+            return refuse(400, error.reason)
+        start, end = CLIP
+        return JSONResponse({"videos": list(map(describe, entries)), "start": start, "end": end})
+
     async def play(request: Request) -> Response:
         entry = library.get(request.path_params["key"])
         if entry is None:
@@ -159,22 +170,29 @@ def make_app(
 
     async def edit(request: Request) -> Response:
         job = searches.get(request.path_params["key"])
+        moments = [] if job is None or job.found is None else answer(job, collection)["moments"]
         number = request.path_params["number"]
-        if job is None or job.found is None or number >= len(answer(job, collection)["moments"]):
+        known = next((each for each in moments if each["number"] == number), None)
+        if job is None or known is None:
             return refuse(404, "no such moment")
         try:
             wanted = await read_search(request)
-            known = answer(job, collection)["moments"][number]
             start, end = (seconds(wanted.get(name, known[name])) for name in ("start", "end"))
-            judged = wanted.get("judged", known.get("judged"))
+            judged = wanted.get("judged", known["judged"])
             if start is None or end is None or not 0 <= start < end <= 1e6:
                 raise UsageError("a moment starts at 0 s or later and ends after its start")
             if judged is not None and not isinstance(judged, bool):
                 raise UsageError("judged: true, false or null wanted")
         except RelocalError as error:
             return refuse(400, error.reason)
-        job.edits[number] = {"start": start, "end": end, "judged": judged}
-        return JSONResponse(job.edits[number])
+        before, left = job.marks, {**known, "start": start, "end": end, "judged": judged}
+        if judged is None and (known.get("id"), start, end) in job.places:
+            job.edits.pop(number, None)  # as it was found
+        else:
+            job.edits[number] = left
+        if job.marks != before:
+            searches.again(job)
+        return JSONResponse({**left, "state": job.state})
 
     async def export(request: Request) -> Response:
         job = searches.get(request.path_params["key"])
@@ -195,7 +213,7 @@ def make_app(
     async def search(request: Request) -> Response:
         try:
             wanted = await read_search(request)
-            everywhere = wanted.get("index") is True
+            everywhere, every = wanted.get("index") is True, wanted.get("every") is True
             query, reference = (library.get(wanted.get(name)) for name in ("query", "reference"))
             if query is None or (reference is None and not everywhere):
                 return refuse(404, "no such video: choose a query and a reference")
@@ -211,25 +229,29 @@ def make_app(
         except TimeoutError:
             return refuse(408, "it came too slowly")
         if everywhere:
-            work, place = in_index(query, clip, top_k), f"{indexed} videos"
+            work, place = in_index(query, clip, top_k, every), f"{indexed} videos"
         else:
             assert reference is not None
-            work, place = in_video(query, clip, reference, top_k), reference.name
+            work, place = in_video(query, clip, reference, top_k, every), reference.name
         about = {"query": query.key, "query_name": query.name, "start": clip.start, "end": clip.end}
         about |= {"reference": None if everywhere else wanted.get("reference"), "place": place}
+        about["every"] = every
         job = searches.submit(work, (query.name, place), about)
         if job is None:
             return refuse(429, "too many searches are waiting: try again when one is done")
         return JSONResponse({"id": job.key, "state": job.state}, 202)
 
-    def in_video(query: Entry, clip: VideoQuery, reference: Entry, top_k: int) -> Work:
-        def work(progress: Callable[[str], Progress]) -> Found:
+    def in_video(query: Entry, clip: VideoQuery, reference: Entry, top_k: int, every: bool) -> Work:
+        def work(progress: Callable[[str], Progress], marks: Sequence[Mark]) -> Found:
             return find_moments(
                 clip,
                 reference.path,
                 model=matcher,
                 backbone=backbone,
-                top_k=top_k,
+                top_k=top_k + sum(good for *_, good in marks),
+                judged=[(start, end, good) for _, start, end, good in marks],
+                every=every,
+                least=0.0,
                 rate_hz=rate_hz,
                 cache=cache,
                 progress=lambda file: progress(
@@ -239,15 +261,18 @@ def make_app(
 
         return work
 
-    def in_index(query: Entry, clip: VideoQuery, top_k: int) -> Work:
-        def work(progress: Callable[[str], Progress]) -> FoundVideos:
+    def in_index(query: Entry, clip: VideoQuery, top_k: int, every: bool) -> Work:
+        def work(progress: Callable[[str], Progress], marks: Sequence[Mark]) -> FoundVideos:
             assert collection is not None
             found = find_in_index(
                 clip,
                 collection.index,
                 collection.made,
                 backbone,
-                top_k=top_k,
+                top_k=top_k + sum(good for *_, good in marks),
+                judged=[(str(name), (start, end, good)) for name, start, end, good in marks],
+                every=every,
+                least=0.0,
                 cache=cache,
                 progress=lambda file: progress(query.name),
             )
@@ -301,6 +326,7 @@ def make_app(
             Route("/favicon.ico", favicon),
             Route("/api/videos", videos),
             Route("/api/videos", upload, methods=["POST"]),
+            Route("/api/example", example, methods=["POST"]),
             Route("/api/videos/{key}", play),
             Route("/api/videos/{key}/preview", preview),
             Route("/api/videos/{key}/pictures", pictures),

@@ -6,7 +6,7 @@ import queue
 import secrets
 import threading
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -16,8 +16,10 @@ from relocal_pyg.video.extract import Progress
 from relocal_pyg.video.find import Found
 from relocal_pyg.video.index import FoundVideos
 
-#: Does a search; is given what it calls with the title of each file.
-Work = Callable[[Callable[[str], Progress]], Found | FoundVideos]
+#: Id of a video of an index, a stretch in seconds, and whether it is what was looked for.
+Mark = tuple[str | None, float, float, bool]
+#: Does a search; is given what it calls with the title of each file, and what was judged.
+Work = Callable[[Callable[[str], Progress], Sequence[Mark]], Found | FoundVideos]
 #: Finished searches that are remembered.
 KEPT = 50
 
@@ -38,10 +40,12 @@ class Job:
         state: Where it stands.
         doing: File that is read at the moment.
         share: How much of that file is done, 0 to 1.
-        found: The answer, when done.
-        error: What went wrong, when failed.
+        found: The answer, when done; while it is searched again the one before.
+        error: What went wrong the last time.
         wanted: False once it is cancelled.
-        edits: What people said of moments, by their number: ``start``, ``end``, ``judged``.
+        stale: Whether something was judged while it ran.
+        places: Numbers of the moments that were found so far, by video and stretch.
+        edits: Moments that people judged or trimmed, by their number, as they left them.
     """
 
     key: str
@@ -54,7 +58,15 @@ class Job:
     found: Found | FoundVideos | None = None
     error: str = ""
     wanted: bool = field(default=True)
+    stale: bool = False
+    places: dict[tuple[str | None, float, float], int] = field(default_factory=dict)
     edits: dict[int, dict[str, Any]] = field(default_factory=dict)
+
+    @property
+    def marks(self) -> list[Mark]:
+        """What was judged."""
+        said = [each for each in list(self.edits.values()) if each["judged"] is not None]
+        return [(each.get("id"), each["start"], each["end"], each["judged"]) for each in said]
 
 
 class SearchQueue:
@@ -87,6 +99,17 @@ class SearchQueue:
                 del self._jobs[key]
         return job
 
+    def again(self, job: Job) -> None:
+        """Search once more with what was judged; at the next judgement where the queue is full."""
+        with self._lock:
+            job.stale = job.state == "running"
+            if job.state == "done":
+                job.state, job.wanted = "waiting", True
+                try:
+                    self._queue.put_nowait(job)
+                except queue.Full:
+                    job.state = "done"
+
     def get(self, key: str) -> Job | None:
         """The search of a key, or None."""
         with self._lock:
@@ -98,10 +121,10 @@ class SearchQueue:
             return list(self._jobs.values())
 
     def cancel(self, job: Job) -> None:
-        """Stop a search at its next batch of frames."""
+        """Stop a search at its next batch of frames; what it had found before stays."""
         job.wanted = False
         if job.state == "waiting":
-            job.state = "cancelled"
+            job.state = "cancelled" if job.found is None else "done"
 
     def close(self) -> None:
         """Cancel everything; the thread ends at its next batch of frames."""
@@ -114,8 +137,8 @@ class SearchQueue:
 
     def _run(self) -> None:
         while (job := self._queue.get()) is not None and not self._closed:
-            if job.wanted:
-                job.state = "running"
+            if job.state == "waiting":
+                job.state, job.error = "running", ""
                 self._work(job)
 
     def _work(self, job: Job) -> None:
@@ -128,13 +151,20 @@ class SearchQueue:
             job.doing, job.share = title, 0.0
             return tick
 
+        kept: Literal["failed", "cancelled"] = "failed"
         try:
-            job.found = job.work(progress)
-            job.state = "done"
+            while True:
+                job.found = job.work(progress, job.marks)
+                with self._lock:
+                    if not job.stale:
+                        job.state = "done"
+                        return
+                    job.stale = False
         except _Cancelled:
-            job.state = "cancelled"
+            kept = "cancelled"
         except RelocalError as error:
             # Without the path, which is nobody's business in a browser.
-            job.error, job.state = error.reason, "failed"
+            job.error = error.reason
         except Exception as error:
-            job.error, job.state = f"failed unexpectedly ({type(error).__name__})", "failed"
+            job.error = f"failed unexpectedly ({type(error).__name__})"
+        job.stale, job.state = False, kept if job.found is None else "done"

@@ -137,6 +137,10 @@ class Served:
         code, _, body = self.ask("POST", "/api/searches", wanted)
         return code, json.loads(body)
 
+    def judge(self, job: str, number: int, **said: Any) -> tuple[int, dict[str, Any]]:
+        code, _, body = self.ask("PATCH", f"/api/searches/{job}/moments/{number}", said)
+        return code, json.loads(body)
+
     def outcome(self, key: str) -> dict[str, Any]:
         """What a search ends with."""
         while True:
@@ -177,6 +181,15 @@ def served(films: dict[str, Path], tmp_path: Path, request: Any) -> Iterator[Ser
     uploads.mkdir()
     library = Library(uploads, films["folder"], **getattr(request, "param", {}))
     with serving(library, tmp_path / "features", ContrastMatcher()) as running:
+        yield running
+
+
+@pytest.fixture
+def served_nothing(tmp_path: Path) -> Iterator[Served]:
+    """No videos yet."""
+    uploads = tmp_path / "uploads of nothing"
+    uploads.mkdir()
+    with serving(Library(uploads), tmp_path / "features of nothing", ContrastMatcher()) as running:
         yield running
 
 

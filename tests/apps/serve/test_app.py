@@ -229,7 +229,7 @@ def test_a_range_behind_the_end_fails_in_words(served):
 def test_the_queue_is_bounded_and_searches_can_be_stopped(served):
     key, inside, go_on = served.reference(), threading.Event(), threading.Event()
 
-    def block(progress: Any) -> Any:
+    def block(progress: Any, marks: Any) -> Any:
         inside.set()
         go_on.wait(60)
         progress("a")(0.0, 1.0)
@@ -251,14 +251,80 @@ def test_the_queue_is_bounded_and_searches_can_be_stopped(served):
     assert served.ask("GET", "/api/searches/x")[0] == 404
 
 
+def test_what_was_judged_ranks_the_others_anew(served):
+    key = served.reference()
+    _, job = served.search(query=key, reference=key, query_start=4, query_end=5, top_k=3)
+    before = served.outcome(job["id"])["moments"]
+    assert [each["judged"] for each in before] == [None] * 3
+    right, wrong = before[0], before[1]
+    for moment, said in ((right, True), (wrong, False)):
+        assert served.judge(job["id"], moment["number"], judged=said)[0] == 200
+    done = served.outcome(job["id"])
+    # One answer was left out, and there is room for those that were judged.
+    assert [each["judged"] for each in done["moments"]] == [True, None, None, None, False]
+    assert (done["settings"]["examples"], done["settings"]["counter_examples"]) == (2, 1)
+    shown = [(each["number"], each["start"], each["end"]) for each in done["moments"]]
+    assert shown[0] == (right["number"], right["start"], right["end"])
+    assert shown[-1] == (wrong["number"], wrong["start"], wrong["end"])
+    assert len({number for number, *_ in shown}) == len(shown)
+    # What no longer is in the list can still be said yes to; what was said is taken back.
+    code, left = served.judge(job["id"], right["number"], judged=None, end=right["end"])
+    assert (code, left["judged"]) == (200, None)
+    served.judge(job["id"], wrong["number"], judged=None)
+    assert served.outcome(job["id"])["moments"] == before
+    for number, said, code in ((99, {"judged": True}, 404), (0, {"judged": 1}, 400)):
+        assert served.judge(job["id"], number, **said)[0] == code
+    assert served.judge(job["id"], 0, start=3, end=2)[0] == 400
+    # A stretch behind the end of the video does no harm.
+    served.judge(job["id"], 0, judged=True, start=100, end=200)
+    assert served.outcome(job["id"])["state"] == "done"
+
+
+def test_what_is_judged_during_a_search_counts_in_the_next():
+    searches, seen = SearchQueue(), []
+    inside, go_on = threading.Event(), threading.Event()
+
+    def work(progress: Any, marks: Any) -> Any:
+        seen.append(list(marks))
+        if len(seen) == 2:
+            inside.set()
+            go_on.wait(60)
+        return "found"
+
+    job = searches.submit(work, ("a", "b"))
+    while job.state != "done":
+        threading.Event().wait(0.01)
+    first = {"id": None, "start": 1.0, "end": 2.0, "judged": True}
+    job.edits[0] = first
+    searches.again(job)
+    assert inside.wait(60)
+    job.edits[1] = {**first, "judged": False}
+    searches.again(job)
+    go_on.set()
+    while job.state != "done":
+        threading.Event().wait(0.01)
+    yes, no = (None, 1.0, 2.0, True), (None, 1.0, 2.0, False)
+    assert seen == [[], [yes], [yes, no]]
+    searches.close()
+
+
+def test_all_answers_are_given_with_their_count(served):
+    key = served.reference()
+    _, job = served.search(query=key, reference=key, query_start=4, query_end=6, every=True)
+    done = served.outcome(job["id"])
+    assert done["about"]["every"] is True
+    assert done["count"]["low"] <= done["count"]["number"] == len(done["moments"])
+    assert served.ask("POST", "/api/example", b"", Content_Type="text/plain")[0] == 400
+
+
 def test_an_accident_ends_one_search_only():
     searches, after = SearchQueue(), threading.Event()
 
-    def fail(progress: Any) -> Any:
+    def fail(progress: Any, marks: Any) -> Any:
         raise RuntimeError("/secret/path")
 
     job = searches.submit(fail, ("a", "b"))
-    searches.submit(lambda progress: after.set(), ("a", "b"))
+    searches.submit(lambda progress, marks: after.set(), ("a", "b"))
     assert after.wait(60)
     searches.close()
     assert job.state == "failed"
@@ -271,7 +337,7 @@ def test_old_answers_are_forgotten(monkeypatch):
     for _ in range(5):
         done = threading.Event()
 
-        def work(progress: Any, done: threading.Event = done) -> Any:
+        def work(progress: Any, marks: Any, done: threading.Event = done) -> Any:
             done.set()
 
         keys.append(searches.submit(work, ("a", "b")).key)

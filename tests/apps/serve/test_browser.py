@@ -112,21 +112,28 @@ def test_drop_mark_find_play_judge_drag_export_and_reload(browser, served, films
     first.find_element(By.CLASS_NAME, "stage").click()
     assert loop.get_property("paused")
 
-    # Yes and no; a boundary is drawn out.
+    # Yes and no: what was judged stays, the others are ranked anew; a boundary is drawn out.
+    key, told = browser.current_url.partition("#")[2], browser.find_element(By.ID, "told")
     first.send_keys("y")
-    others[0].send_keys("n")
+    wait(browser, lambda b: told.text == "you said yes to 1")
+    unlike = browser.switch_to.active_element
+    assert unlike == cards(browser)[1]
+    place = times(unlike)
+    unlike.send_keys("n")
+    wait(browser, lambda b: told.text == "you said yes to 1; you said no to 1")
+    first, *others = cards(browser)
+    assert times(first) == found
+    assert times(others[-1]) == place
+    assert browser.switch_to.active_element == others[0]
+    kept = served.outcome(key)
+    assert (kept["settings"]["examples"], kept["settings"]["counter_examples"]) == (2, 1)
     handle = first.find_elements(By.CSS_SELECTOR, "[role=slider]")[1]
     ActionChains(browser).drag_and_drop_by_offset(handle, 30, 0).perform()
+    wait(browser, lambda b: served.outcome(key)["moments"][0]["end"] > 6.1)
+    wait(browser, lambda b: told.text == "you said yes to 1; you said no to 1")
+    first, *others = cards(browser)
     drawn = times(first)
     assert drawn != found
-    key = browser.current_url.partition("#")[2]
-
-    def kept() -> list[Any]:
-        return [
-            (each.get("judged"), each["end"] > 6.1) for each in served.outcome(key)["moments"][:2]
-        ]
-
-    wait(browser, lambda b: kept()[0] == (True, True) and kept()[1][0] is False)
 
     # What is less probable than the slider says goes, but for what somebody said yes to.
     browser.execute_script(
@@ -146,7 +153,7 @@ def test_drop_mark_find_play_judge_drag_export_and_reload(browser, served, films
     browser.refresh()
     wait(browser, lambda b: b.find_element(By.ID, "results").is_displayed())
     assert times(cards(browser)[0]) == drawn
-    assert "yes" in cards(browser)[0].get_attribute("class")
+    assert [card.get_attribute("class") for card in cards(browser)[:: len(others)]] == ["yes", "no"]
     Select(browser.find_element(By.ID, "reference")).select_by_visible_text(f"{EVIL} (0:02.00)")
     # Answers stay tied to their own pair.
     assert "in reference.mp4" in browser.find_element(By.ID, "results-title").text
@@ -160,6 +167,21 @@ def test_drop_mark_find_play_judge_drag_export_and_reload(browser, served, films
     assert severe(browser) == []
     browser.get(browser.find_element(By.ID, "report").get_attribute("href"))
     assert browser.title == "long.mp4 in reference.mp4"
+    assert severe(browser) == []
+
+
+def test_the_first_answer_takes_three_clicks(browser, served_nothing):
+    browser.get(served_nothing.url)
+    wait(browser, lambda b: b.find_element(By.ID, "example").is_displayed())
+    browser.find_element(By.ID, "example").click()
+    find = browser.find_element(By.ID, "find")
+    wait(browser, lambda b: find.is_enabled())
+    assert browser.find_element(By.ID, "span").text == "0:04.00 to 0:08.00"
+    find.click()
+    stage = cards(browser)[0].find_element(By.CLASS_NAME, "stage")
+    stage.click()
+    player = stage.find_element(By.TAG_NAME, "video")
+    wait(browser, lambda b: player.get_property("readyState") >= 2)
     assert severe(browser) == []
 
 

@@ -51,6 +51,17 @@ def test_a_stretch_of_an_indexed_video_is_a_query(served_index):
     assert kept.query_video is None
 
 
+def test_answers_in_an_index_are_judged_in_their_own_video(served_index):
+    keys = {entry.name: entry.key for entry in served_index.library.entries()}
+    _, job = served_index.search(query=keys["two.mp4"], index=True, query_start=2, query_end=4)
+    before = served_index.outcome(job["id"])["moments"]
+    for moment, said in zip(before, (True, False), strict=False):
+        assert served_index.judge(job["id"], moment["number"], judged=said)[0] == 200
+    after = served_index.outcome(job["id"])["moments"]
+    assert [each["judged"] for each in after] == [True, *[None] * (len(after) - 2), False]
+    assert (after[0]["id"], after[-1]["id"]) == (before[0]["id"], before[1]["id"])
+
+
 def test_only_an_index_that_is_open_is_searched(served, served_index):
     key = served.reference()
     assert json.loads(served.ask("GET", "/api/index")[2]) == {"videos": 0, "playable": 0}

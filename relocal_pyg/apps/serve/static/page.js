@@ -4,7 +4,7 @@ const SVG = "http://www.w3.org/2000/svg";
 const SIDES = ["query", "reference"];
 // What the list of references offers for "all videos of the index"; ids are longer.
 const INDEX = "index";
-let videos = [], indexed = 0, running = null, shown = null, active = "query", backwards = null;
+let videos = [], indexed = 0, running = null, shown = null, active = "query", backwards = null, round = 0;
 const scrubbers = {};
 
 function say(text, bad = false) {
@@ -53,6 +53,7 @@ function choose(side, id) {
   load(byId(`${side}-player`), video ? id : "", byId(`${side}-note`));
   scrubbers[side].show(video && id, 0, (video && video.duration) || 0);
   if (side === "query") tellSpan();
+  document.querySelector(`[data-side=${side}]`).classList.toggle("empty", !video && id !== INDEX);
   byId("find").disabled = !(byId("query").value && byId("reference").value) || running !== null;
 }
 
@@ -66,6 +67,28 @@ function fill() {
       select.add(new Option(v.name + (v.duration ? ` (${clock(v.duration)})` : ""), v.id));
     select.value = [...select.options].some((o) => o.value === chosen) ? chosen : "";
   }
+}
+
+async function example() {
+  byId("example").hidden = true;
+  say("Drawing two short films …");
+  try {
+    const { videos: films, start, end } = await ask("api/example", "POST", {});
+    videos.push(...films.filter((film) => !videos.some((each) => each.id === film.id)));
+    fill();
+    SIDES.forEach((side, number) => choose(side, films[number].id));
+    setClip(start, end);
+    say("In the first film somebody does jumping jacks, marked here. Where in the second?");
+    byId("find").focus();
+  } catch (error) {
+    say(error.message, true);
+  }
+}
+
+function setClip(start, end) {
+  Object.assign(scrubbers.query, { start, end });
+  scrubbers.query.paint();
+  tellSpan();
 }
 
 async function upload(side, file) {
@@ -125,6 +148,7 @@ async function find() {
       query: byId("query").value,
       ...(place === INDEX ? { index: true } : { reference: place }),
       ...(whole ? {} : { query_start: start, query_end: end }),
+      every: byId("every").checked,
     });
     await follow(id);
   } catch (error) {
@@ -192,6 +216,20 @@ async function history() {
   return all;
 }
 
+// What was judged ranks the others anew, as often as it is judged.
+async function again(id) {
+  const mine = ++round;
+  byId("told").textContent = "Searching again with what you said …";
+  let now;
+  do {
+    await new Promise((done) => setTimeout(done, 100));
+    now = await ask(`api/searches/${id}`);
+  } while (now.state !== "done");
+  if (mine !== round || shown.id !== id) return;
+  show(now, true);
+  if (now.error) say(now.error, true);
+}
+
 // ---- answers
 
 function rect(start, end, total, height) {
@@ -203,14 +241,14 @@ function rect(start, end, total, height) {
 }
 
 // An answer: a picture that plays in a loop, its bounds to be dragged, yes and no.
-function card(found, moment, number) {
+function card(found, moment, place) {
   const item = make("li"), several = found.about.reference === null;
   const id = several ? moment.video : found.about.reference;
   const total = (several ? moment.duration : found.reference_seconds) || moment.end;
-  const url = `api/searches/${found.id}/moments/${number}`;
+  const url = `api/searches/${found.id}/moments/${moment.number}`;
   item.tabIndex = -1;
   const head = make("div", "head-line"), time = make("span", "time");
-  head.append(make("span", "rank", `${number + 1}.`), time);
+  head.append(make("span", "rank", `${place + 1}.`), time);
   const sure = moment.probability === null ? "" : `probability ${moment.probability.toFixed(2)}, `;
   head.append(make("span", "score", `${sure}score ${moment.score.toFixed(3)}`));
   if (several)
@@ -236,7 +274,7 @@ function card(found, moment, number) {
   };
   const tell = () => {
     time.textContent = `${clock(moment.start)} to ${clock(moment.end)}`;
-    stage.setAttribute("aria-label", `Play answer ${number + 1}, ${time.textContent}`);
+    stage.setAttribute("aria-label", `Play answer ${place + 1}, ${time.textContent}`);
     where.replaceChildren(rect(moment.start, moment.end, total, 10));
     item.classList.toggle("yes", moment.judged === true);
     item.classList.toggle("no", moment.judged === false);
@@ -247,7 +285,8 @@ function card(found, moment, number) {
     Object.assign(moment, changes);
     tell();
     try {
-      await ask(url, "PATCH", changes);
+      const { state } = await ask(url, "PATCH", changes);
+      if (state !== "done") await again(found.id);
     } catch (error) {
       say(error.message, true);
     }
@@ -275,7 +314,7 @@ function card(found, moment, number) {
     player.hidden = false;
     stage.lastChild.hidden = true;
     picture.hidden = true;
-    choosePlaying(number);
+    choosePlaying(place);
     if (player.paused) player.play().then(loop).catch(() => {});
     else player.pause();
   });
@@ -283,7 +322,7 @@ function card(found, moment, number) {
 
   const strip = make("div");
   const trim = new Scrubber(strip, {
-    title: `Answer ${number + 1}`,
+    title: `Answer ${place + 1}`,
     seek: (at) => { if (player.getAttribute("src")) player.currentTime = at; },
     changed: () => {
       Object.assign(moment, { start: trim.start, end: trim.end });
@@ -336,6 +375,7 @@ function drawTimeline(found) {
   timeline.replaceChildren(...found.moments.map((moment, number) => {
     const part = rect(moment.start, moment.end, total, 60);
     part.dataset.number = number;
+    part.setAttribute("class", { true: "yes", false: "no", null: "" }[moment.judged]);
     part.addEventListener("click", () => {
       const item = byId("moments").children[number];
       item.scrollIntoView({ block: "nearest" });
@@ -369,7 +409,7 @@ function tellSave() {
   byId("save").href = `api/searches/${shown.id}/export?format=${byId("format").value}&least=${least}`;
 }
 
-function show(found) {
+function show(found, anew = false) {
   shown = found;
   location.hash = found.id;
   const several = found.about.reference === null, many = found.moments.length;
@@ -385,13 +425,24 @@ function show(found) {
     `${found.settings.frames_per_second} frames a second; the query is centred by ` +
     `${found.settings.query_centred_by}.` +
     (found.problems.length ? ` Damage: ${found.problems.join("; ")}` : "");
+  if (!anew) byId("least").value = found.about.every ? 50 : 0;
   filter();
   for (const button of byId("history").children)
     button.setAttribute("aria-current", String(button.dataset.id === found.id));
-  const told = found.presence ? ` (${found.presence})` : "";
-  say(many ? `${many} moment${many > 1 ? "s" : ""} found${told}.` : "Nothing found.");
-  byId("results").querySelector(".bar").scrollIntoView({ block: "start" });
-  if (many) byId("moments").firstChild.focus({ preventScroll: true });
+  const said = [["yes", true], ["no", false]].map(([word, judged]) =>
+    [word, found.moments.filter((moment) => moment.judged === judged).length]);
+  byId("told").textContent = [
+    found.count && (found.count.low === found.count.high ? `${found.count.low} in all`
+      : `${found.count.low} to ${found.count.high} in all (95 %)`),
+    !many && "nothing found",
+    !found.moments.some((moment) => moment.judged) && found.presence,
+    ...said.map(([word, count]) => count && `you said ${word} to ${count}`),
+  ].filter(Boolean).join("; ");
+  say("");
+  if (!anew) byId("results").querySelector(".bar").scrollIntoView({ block: "start" });
+  // The next one to judge.
+  const next = found.moments.findIndex((moment) => moment.judged === null);
+  if (many) byId("moments").children[Math.max(next, 0)].focus({ preventScroll: !anew });
 }
 
 // ---- what people do
@@ -454,6 +505,7 @@ byId("mark-start").addEventListener("click", () => mark("start"));
 byId("mark-end").addEventListener("click", () => mark("end"));
 byId("whole").addEventListener("click", () => choose("query", byId("query").value));
 byId("find").addEventListener("click", find);
+byId("example").addEventListener("click", example);
 byId("cancel").addEventListener("click", () => {
   if (running) ask(`api/searches/${running}`, "DELETE").catch(() => {});
 });
@@ -468,15 +520,15 @@ Promise.all([...begun, history()]).then(async ([list, index, formats, all]) => {
     byId("format").add(new Option(words, name));
   byId("format").value = "webvtt";
   fill();
+  SIDES.forEach((side) => choose(side, ""));
+  byId("example").hidden = videos.length > 0;
   // A reload shows what was shown.
   const kept = all.find((each) => each.id === location.hash.slice(1));
   if (kept) {
     choose("query", kept.about.query);
     choose("reference", kept.about.reference || INDEX);
-    const { start, end } = kept.about, to = scrubbers.query.to;
-    Object.assign(scrubbers.query, { start: start || 0, end: end || to });
-    scrubbers.query.paint();
-    tellSpan();
+    const { start, end } = kept.about;
+    setClip(start || 0, end || scrubbers.query.to);
     show(await ask(`api/searches/${kept.id}`));
   } else if (indexed) choose("reference", INDEX);
 }).catch((error) => say(error.message, true));
