@@ -93,14 +93,9 @@ def search(quick: bool) -> Table:
             return torch.cat([net.fuse(pairs, h, graphs, mask, mask)[0] for h in parts])
 
     calls = {"plain, COO": lambda: plain(True), "plain, default": lambda: plain(False)}
-    scorers = {}
     for name, dtype in (("float32", torch.float32), ("bfloat16", torch.bfloat16)):
-        scorers[name] = scoring = model.inference(dtype)
-        prepared = scoring.prepare(states, None)
+        scoring = model.inference(dtype)
         calls[f"scorer, {name}"] = lambda s=scoring: s.score(query, None, states, None)[0]
-        calls[f"scorer, {name}, layer 1 kept"] = lambda s=scoring, p=prepared: s.score_prepared(
-            query, None, p
-        )[0]
     times = interleaved(calls, 1 if quick else 3)
     exact = torch.tanh(plain(True))
     table = Table(

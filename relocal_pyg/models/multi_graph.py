@@ -26,9 +26,8 @@ from relocal_pyg.models.base import (
 from relocal_pyg.models.network_config import NetworkConfig
 from relocal_pyg.models.similarity import Rows, place_windows
 from relocal_pyg.moments import decode_offsets
-from relocal_pyg.nn.distributed import sum_over_ranks
 from relocal_pyg.nn.inference import InferenceNetwork
-from relocal_pyg.nn.losses import offset_loss, triplet_loss
+from relocal_pyg.nn.losses import offset_loss, sum_over_ranks, triplet_loss
 from relocal_pyg.nn.network import PairNetwork
 
 #: Largest score that its tanh is undone for: the last float32 below 1.

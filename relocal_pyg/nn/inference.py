@@ -472,26 +472,6 @@ class InferenceNetwork:
             pooled[rows] = self._pool(side, proposals)
         return pooled
 
-    def prepare(self, states: Tensor, mask: Tensor | None) -> list[Side]:
-        """All that proposals need for any query, for proposals that are asked for repeatedly.
-
-        Args:
-            states: ``[T, M, d]``.
-            mask: Real steps ``[M, T]``.
-        """
-        rows = torch.arange(states.shape[1], device=states.device).split(self.chunk)
-        return [
-            self.side(states[:, r], None if mask is None else mask[r], query=False) for r in rows
-        ]
-
-    def score_prepared(
-        self, query: Tensor, query_mask: Tensor | None, prepared: Sequence[Side]
-    ) -> tuple[Tensor, Tensor]:
-        """Score what :meth:`prepare` gave, in its order; the rest as in :meth:`score`."""
-        real = None if query_mask is None else query_mask[None]
-        side = self.side(query[:, None], real, query=True)
-        return self._heads(torch.cat([self._pool(side, part) for part in prepared]))
-
     @torch.no_grad()
     def side(self, hidden: Tensor, mask: Tensor | None, *, query: bool) -> Side:
         """Prepare one side.

@@ -1,4 +1,4 @@
-"""Losses (section 4.7), each as a function and as a module.
+"""Losses (section 4.7).
 
 The L2 term of the triplet loss, ``lambda * ||theta||^2``, is left to the optimiser: its gradient
 ``2 * lambda * theta`` is that of ``weight_decay=2 * lambda`` in ``torch.optim.Adam`` (not AdamW).
@@ -6,31 +6,23 @@ The L2 term of the triplet loss, ``lambda * ||theta||^2``, is left to the optimi
 
 from __future__ import annotations
 
-from typing import Literal
-
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor, distributed
 
 from relocal_pyg.errors import UsageError
 
 
-def triplet_loss(
-    positive: Tensor,
-    negative: Tensor,
-    margin: float = 0.5,
-    reduction: Literal["sum", "mean"] = "sum",
-) -> Tensor:
+def triplet_loss(positive: Tensor, negative: Tensor, margin: float = 0.5) -> Tensor:
     """Hinge on the scores of a positive and a negative proposal (section 4.7.1).
 
-    ``sum_i max(0, margin - S(q, p)_i + S(q, n)_i)``. The paper sums over the batch; with
-    ``"mean"`` divide the weight decay by the batch size to keep the balance.
+    ``sum_i max(0, margin - S(q, p)_i + S(q, n)_i)``. A sum over the batch, as in the paper:
+    with a mean divide the weight decay by the batch size to keep the balance.
 
     Args:
         positive: Scores of positive proposals ``[N]``, in ``[-1, 1]``.
         negative: Scores of negative proposals ``[N]``.
         margin: The paper's gamma.
-        reduction: How to put the triplets together.
 
     Returns:
         The loss, a scalar.
@@ -39,8 +31,7 @@ def triplet_loss(
         >>> triplet_loss(torch.tensor([0.9, 0.1]), torch.tensor([0.0, 0.0])).item()
         0.4000000059604645
     """
-    hinge = (margin - positive + negative).clamp(min=0)
-    return hinge.mean() if reduction == "mean" else hinge.sum()
+    return (margin - positive + negative).clamp(min=0).sum()
 
 
 def offset_loss(offsets: Tensor, targets: Tensor, mask: Tensor | None = None) -> Tensor:
@@ -72,7 +63,6 @@ def offset_loss(offsets: Tensor, targets: Tensor, mask: Tensor | None = None) ->
 def listwise_loss(
     scores: Tensor,
     tious: Tensor,
-    mask: Tensor | None = None,
     temperature: float = 0.1,
     target_temperature: float = 0.1,
 ) -> Tensor:
@@ -84,8 +74,6 @@ def listwise_loss(
     Args:
         scores: ``[B, M]``, a row for each query and reference.
         tious: tIoU of each proposal with the ground truth, ``[B, M]``.
-        mask: Which entries are proposals, bool ``[B, M]``; all where None. A row without any
-            counts for nothing.
         temperature: Divides the scores; they lie in ``[-1, 1]``, so 1 would keep it flat.
         target_temperature: Divides the tIoUs; small values favour the best proposal alone.
 
@@ -96,56 +84,17 @@ def listwise_loss(
         >>> listwise_loss(torch.zeros(1, 4), torch.zeros(1, 4)).item()
         1.3862943649291992
     """
-    if mask is None:
-        mask = torch.ones_like(scores, dtype=torch.bool)
-    lowest = torch.finfo(scores.dtype).min
-    target = F.softmax((tious / target_temperature).masked_fill(~mask, lowest), dim=-1)
-    log_prediction = F.log_softmax((scores / temperature).masked_fill(~mask, lowest), dim=-1)
-    entropy = -torch.where(mask, target * log_prediction, 0).sum(dim=-1)
-    return entropy.sum() / mask.any(dim=-1).sum().clamp(min=1)
+    target = F.softmax(tious / target_temperature, dim=-1)
+    return -(target * F.log_softmax(scores / temperature, dim=-1)).sum(dim=-1).mean()
 
 
-class TripletLoss(nn.Module):
-    """:func:`triplet_loss` as a module: ``(positive [N], negative [N]) -> scalar``.
+def sum_over_ranks(total: Tensor) -> Tensor:
+    """A process's share of a sum over the batch, such that the average over processes is the sum.
 
-    Args:
-        margin: The paper's gamma.
-        reduction: ``"sum"`` (the paper) or ``"mean"``.
+    Data-parallel training averages gradients over processes; with one process nothing changes.
+
+    Example:
+        >>> sum_over_ranks(torch.tensor(2.0)).item()
+        2.0
     """
-
-    def __init__(self, margin: float = 0.5, reduction: Literal["sum", "mean"] = "sum") -> None:
-        super().__init__()
-        if reduction not in ("sum", "mean"):
-            raise UsageError(f"reduction {reduction!r}: sum or mean wanted")
-        self.margin, self.reduction = margin, reduction
-
-    def forward(self, positive: Tensor, negative: Tensor) -> Tensor:
-        """Compute the loss; shapes as in :func:`triplet_loss`."""
-        return triplet_loss(positive, negative, self.margin, self.reduction)
-
-
-class OffsetLoss(nn.Module):
-    """:func:`offset_loss` as a module: ``(offsets [N, 2], targets [N, 2], mask [N]) -> scalar``."""
-
-    def forward(self, offsets: Tensor, targets: Tensor, mask: Tensor | None = None) -> Tensor:
-        """Compute the loss; shapes as in :func:`offset_loss`."""
-        return offset_loss(offsets, targets, mask)
-
-
-class ListwiseLoss(nn.Module):
-    """:func:`listwise_loss` as a module: ``(scores [B, M], tious [B, M], mask) -> scalar``.
-
-    Args:
-        temperature: Divides the scores.
-        target_temperature: Divides the tIoUs.
-    """
-
-    def __init__(self, temperature: float = 0.1, target_temperature: float = 0.1) -> None:
-        super().__init__()
-        if not (temperature > 0 and target_temperature > 0):
-            raise UsageError("both temperatures must be above 0")
-        self.temperature, self.target_temperature = temperature, target_temperature
-
-    def forward(self, scores: Tensor, tious: Tensor, mask: Tensor | None = None) -> Tensor:
-        """Compute the loss; shapes as in :func:`listwise_loss`."""
-        return listwise_loss(scores, tious, mask, self.temperature, self.target_temperature)
+    return total * distributed.get_world_size() if distributed.is_initialized() else total

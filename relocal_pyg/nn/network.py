@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Literal, cast
+from collections.abc import Sequence
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -87,8 +87,8 @@ class PairEncoder(nn.Module):
 class MultiGraphFusion(nn.Module):
     r"""``L`` cascaded :class:`MultiGraphConv` layers over the same graphs (section 4.5).
 
-    The paper's cascade is plain. ``residual`` and ``norm`` are additions of this package:
-    :math:`\mathbf{X}^{(l+1)} = \mathrm{Norm}(\mathbf{X}^{(l)} + \mathrm{Layer}(\mathbf{X}^{(l)}))`.
+    The paper's cascade is plain. ``residual`` is an addition of this package:
+    :math:`\mathbf{X}^{(l+1)} = \mathbf{X}^{(l)} + \mathrm{Layer}(\mathbf{X}^{(l)})`.
 
     Args:
         channels: Size of every node's features, before and after each layer.
@@ -97,9 +97,7 @@ class MultiGraphFusion(nn.Module):
         hidden_channels: Size after the first 1x1 convolution of each layer; ``channels`` where
             None.
         residual: Add a layer's input to its output.
-        norm: ``"layer"`` for layer normalisation of each layer's output.
         graph_conv: False drops the graphs: the paper's "Ours (CNN)".
-        act: The nonlinearity inside the layers.
 
     Raises:
         UsageError: An argument is out of range.
@@ -123,34 +121,25 @@ class MultiGraphFusion(nn.Module):
         num_layers: int = 2,
         hidden_channels: int | None = None,
         residual: bool = False,
-        norm: Literal["layer"] | None = None,
         graph_conv: bool = True,
-        act: Callable[[Tensor], Tensor] = torch.tanh,
     ) -> None:
         super().__init__()
         if num_layers < 1:
             raise UsageError(f"num_layers {num_layers}: at least 1 wanted")
-        if norm not in (None, "layer"):
-            raise UsageError(f"norm {norm!r}: None or 'layer' wanted")
         self.channels = channels
         self.num_graphs = num_graphs
         self.num_layers = num_layers
         self.residual = residual
         layers = (
-            MultiGraphConv(channels, channels, num_graphs, hidden_channels, graph_conv, act)
+            MultiGraphConv(channels, channels, num_graphs, hidden_channels, graph_conv)
             for _ in range(num_layers)
         )
         self.layers = cast("Sequence[MultiGraphConv]", nn.ModuleList(layers))
-        self.norms = nn.ModuleList(
-            nn.LayerNorm(channels) if norm == "layer" else nn.Identity() for _ in range(num_layers)
-        )
 
     def reset_parameters(self) -> None:
         """Reset all learnable parameters."""
-        for layer, norm in zip(self.layers, self.norms, strict=True):
+        for layer in self.layers:
             layer.reset_parameters()
-            if isinstance(norm, nn.LayerNorm):
-                norm.reset_parameters()
 
     def forward(
         self,
@@ -160,23 +149,22 @@ class MultiGraphFusion(nn.Module):
         mask: Tensor | None = None,
     ) -> Tensor:
         """Run the layers; arguments as in :meth:`MultiGraphConv.forward`."""
-        for layer, norm in zip(self.layers, self.norms, strict=True):
-            x = self._advance(x, layer, norm, graphs, mask, edge_weights)
-        return x
+        return self._advance(self.layers, x, graphs, edge_weights, mask)
 
     def _advance(
         self,
+        layers: Sequence[MultiGraphConv],
         x: Tensor,
-        layer: MultiGraphConv,
-        norm: nn.Module,
         graphs: Sequence[Adj | PairGraph] | None,
+        edge_weights: Sequence[Tensor | None] | None,
         mask: Tensor | None,
-        edge_weights: Sequence[Tensor | None] | None = None,
     ) -> Tensor:
-        out = layer(x, graphs, edge_weights, mask)
-        x = norm(x + out if self.residual else out)
-        # A residual or a normalisation brings pads back.
-        return x if mask is None else x.masked_fill(~mask.unsqueeze(-1), 0)
+        for layer in layers:
+            out = layer(x, graphs, edge_weights, mask)
+            x = x + out if self.residual else out
+            if mask is not None:  # a residual brings pads back
+                x = x.masked_fill(~mask.unsqueeze(-1), 0)
+        return x
 
     def pooled(
         self,
@@ -200,12 +188,8 @@ class MultiGraphFusion(nn.Module):
         Returns:
             ``[B, channels]``; pads count for nothing.
         """
-        for layer, norm in zip(self.layers[:-1], self.norms[:-1], strict=True):
-            x = self._advance(x, layer, norm, graphs, mask, edge_weights)
-        last, norm = self.layers[-1], self.norms[-1]
-        if not isinstance(norm, nn.Identity):
-            out = self._advance(x, last, norm, graphs, mask, edge_weights)
-            return _average(out, mask, num_nodes)
+        x = self._advance(self.layers[:-1], x, graphs, edge_weights, mask)
+        last = self.layers[-1]
         active = _average(last.branches(x, graphs, edge_weights, mask), mask, num_nodes)
         out = last.lin_out(active)
         return out + _average(x, mask, num_nodes) if self.residual else out
@@ -219,7 +203,31 @@ def _average(x: Tensor, mask: Tensor | None, num_nodes: int) -> Tensor:
     return (x * real).sum(dim=1) / real.sum(dim=1).clamp(min=1)
 
 
-class ScoreHead(nn.Module):
+class _Head(nn.Module):
+    """Layers from the pooled feature of a pair to so many numbers."""
+
+    def __init__(self, in_channels: int, widths: Sequence[int], out_channels: int) -> None:
+        super().__init__()
+        layers: list[nn.Module] = []
+        for width in widths:
+            layers += [nn.Linear(in_channels, width), nn.BatchNorm1d(width), nn.Tanh()]
+            in_channels = width
+        self.mlp = nn.Sequential(*layers, nn.Linear(in_channels, out_channels))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Reset all learnable parameters and running statistics."""
+        for layer in self.mlp:
+            if isinstance(layer, nn.Linear | nn.BatchNorm1d):
+                layer.reset_parameters()
+
+    def _run(self, x: Tensor) -> Tensor:
+        """Apply to ``[..., F]``; batch normalisation itself takes ``[N, F]`` only."""
+        out: Tensor = self.mlp(x.reshape(-1, x.shape[-1]))
+        return out.reshape(*x.shape[:-1], -1)
+
+
+class ScoreHead(_Head):
     """Similarity of a pair from its pooled feature (section 4.6.1).
 
     ``FC-BN-Tanh`` for each of ``widths``, which the paper does not give, then ``FC-Tanh``.
@@ -227,8 +235,6 @@ class ScoreHead(nn.Module):
     Args:
         in_channels: Size ``d`` of the pooled feature.
         widths: Sizes of the hidden layers.
-        zero_last: Start the last layer at 0, so that every score starts at 0.
-        norm: ``"batch"`` (the paper), or ``"layer"``, which a pair's batch mates do not change.
 
     Shapes:
         - **input:** pooled features ``[..., in_channels]``
@@ -239,21 +245,8 @@ class ScoreHead(nn.Module):
         torch.Size([4, 7])
     """
 
-    def __init__(
-        self,
-        in_channels: int = 500,
-        widths: Sequence[int] = (256, 64),
-        zero_last: bool = False,
-        norm: Literal["batch", "layer"] = "batch",
-    ) -> None:
-        super().__init__()
-        self.zero_last = zero_last
-        self.mlp = _mlp(in_channels, widths, norm, 1)
-        self.reset_parameters()
-
-    def reset_parameters(self) -> None:
-        """Reset all learnable parameters and running statistics."""
-        _reset(self.mlp, self.zero_last)
+    def __init__(self, in_channels: int = 500, widths: Sequence[int] = (256, 64)) -> None:
+        super().__init__(in_channels, widths, 1)
 
     def forward(self, x: Tensor) -> Tensor:
         """Score pooled features; shapes as above."""
@@ -261,10 +254,10 @@ class ScoreHead(nn.Module):
 
     def logits(self, x: Tensor) -> Tensor:
         """Scores ``[...]`` before the final tanh."""
-        return _run(self.mlp, x).squeeze(-1)
+        return self._run(x).squeeze(-1)
 
 
-class OffsetHead(nn.Module):
+class OffsetHead(_Head):
     """Offsets ``[Tc, Tl]`` of a proposal from the pooled feature of its pair (section 4.6.2).
 
     The layers of :class:`ScoreHead` with two unbounded outputs;
@@ -273,64 +266,22 @@ class OffsetHead(nn.Module):
     Args:
         in_channels: Size ``d`` of the pooled feature.
         widths: Sizes of the hidden layers.
-        zero_last: Start the last layer at 0, so that every proposal starts unchanged.
-        norm: As in :class:`ScoreHead`.
 
     Shapes:
         - **input:** pooled features ``[..., in_channels]``
         - **output:** offsets ``[..., 2]`` as ``[Tc, Tl]``
 
     Example:
-        >>> OffsetHead(16, zero_last=True).eval()(torch.randn(1, 16)).tolist()
-        [[0.0, 0.0]]
+        >>> OffsetHead(16).eval()(torch.randn(4, 16)).shape
+        torch.Size([4, 2])
     """
 
-    def __init__(
-        self,
-        in_channels: int = 500,
-        widths: Sequence[int] = (256, 64),
-        zero_last: bool = False,
-        norm: Literal["batch", "layer"] = "batch",
-    ) -> None:
-        super().__init__()
-        self.zero_last = zero_last
-        self.mlp = _mlp(in_channels, widths, norm, 2)
-        self.reset_parameters()
-
-    def reset_parameters(self) -> None:
-        """Reset all learnable parameters and running statistics."""
-        _reset(self.mlp, self.zero_last)
+    def __init__(self, in_channels: int = 500, widths: Sequence[int] = (256, 64)) -> None:
+        super().__init__(in_channels, widths, 2)
 
     def forward(self, x: Tensor) -> Tensor:
         """Predict offsets from pooled features; shapes as above."""
-        return _run(self.mlp, x)
-
-
-def _mlp(
-    in_channels: int, widths: Sequence[int], norm: Literal["batch", "layer"], out_channels: int
-) -> nn.Sequential:
-    layers: list[nn.Module] = []
-    for width in widths:
-        between = nn.BatchNorm1d(width) if norm == "batch" else nn.LayerNorm(width)
-        layers += [nn.Linear(in_channels, width), between, nn.Tanh()]
-        in_channels = width
-    return nn.Sequential(*layers, nn.Linear(in_channels, out_channels))
-
-
-def _reset(mlp: nn.Sequential, zero_last: bool) -> None:
-    for layer in mlp:
-        if isinstance(layer, nn.Linear | nn.BatchNorm1d | nn.LayerNorm):
-            layer.reset_parameters()
-    last = mlp[-1]
-    if zero_last and isinstance(last, nn.Linear):
-        nn.init.zeros_(last.weight)
-        nn.init.zeros_(last.bias)
-
-
-def _run(mlp: nn.Sequential, x: Tensor) -> Tensor:
-    """Apply to ``[..., F]``; batch normalisation itself takes ``[N, F]`` only."""
-    out: Tensor = mlp(x.reshape(-1, x.shape[-1]))
-    return out.reshape(*x.shape[:-1], -1)
+        return self._run(x)
 
 
 class PairNetwork(nn.Module):
@@ -345,9 +296,7 @@ class PairNetwork(nn.Module):
         residual: Add each layer's input to its output.
         dropout: Rate on the LSTM outputs.
         head_channels: Widths inside the heads.
-        head_norm: Normalisation inside the heads; the paper's is ``"batch"``.
         mask_padding: Keep padded steps out of LSTM outputs, edges and pool.
-        zero_start: Start both heads at zero.
 
     Shapes:
         - **input:** query and proposal nodes ``[B, T, C]``, K graphs, masks ``[B, T]``
@@ -364,9 +313,7 @@ class PairNetwork(nn.Module):
         residual: bool = False,
         dropout: float = 0.4,
         head_channels: Sequence[int] = (256, 64),
-        head_norm: Literal["batch", "layer"] = "batch",
         mask_padding: bool = False,
-        zero_start: bool = False,
     ) -> None:
         super().__init__()
         self.mask_padding = mask_padding
@@ -374,8 +321,8 @@ class PairNetwork(nn.Module):
         self.fusion = MultiGraphFusion(
             hidden_channels, num_graphs, num_layers, residual=residual, graph_conv=graph_conv
         )
-        self.score_head = ScoreHead(hidden_channels, head_channels, zero_start, head_norm)
-        self.offset_head = OffsetHead(hidden_channels, head_channels, zero_start, head_norm)
+        self.score_head = ScoreHead(hidden_channels, head_channels)
+        self.offset_head = OffsetHead(hidden_channels, head_channels)
 
     def encode_query(self, x: Tensor, mask: Tensor) -> Tensor:
         """Hidden states ``[B, T, d]`` of queries."""

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import copy
 import hashlib
 import json
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -235,6 +234,14 @@ class _Found:
         return _Found(*(torch.cat(pair) for pair in pairs))
 
 
+class _Asked(NamedTuple):
+    """What proposals are scored by: a model, and the query ``[m, F]`` with its video, or None."""
+
+    model: Relocalizer
+    query: Tensor
+    around: Tensor | None
+
+
 class SearchIndex:
     """An index opened for queries.
 
@@ -256,7 +263,7 @@ class SearchIndex:
         folder = Path(folder)
         listed = ShardList.load(folder, fingerprint(model))
         self.channels = listed.channels
-        self.calibrated, self.model, self._states = model, _plain(model), True
+        self.calibrated, self.model = model, _plain(model)
         if isinstance(self.model, torch.nn.Module):
             self.model.eval()
         if listed.shards and self.model.in_channels not in (None, listed.channels):
@@ -342,18 +349,17 @@ class SearchIndex:
                 for one, video in sides
             ]
             rows = [np.unique(np.concatenate(parts)) for parts in zip(*lists, strict=True)]
-        if examples:
-            self = copy.copy(self)  # noqa: PLW0642
-            self.model, self._states = ByExamples(self.model, examples), False
-        found = self._look(clip, around, rows)
+        model = ByExamples(self.model, examples) if examples else self.model
+        asked = _Asked(model, clip, around)
+        found = self._look(asked, rows)
         kept = self._best(found, nms_threshold, top_k)
         if first_stage is not None:
             more = self._others(found, kept, rows, candidates)
             if any(map(len, more)):
-                found = found.join(self._look(clip, around, more))
+                found = found.join(self._look(asked, more))
                 kept = self._best(found, nms_threshold, top_k)
-        for shares in self.model.rounds:
-            found = self._look_closer(clip, around, found, kept, shares)
+        for shares in model.rounds:
+            found = self._look_closer(asked, found, kept, shares)
             kept = self._best(found, nms_threshold, top_k)
         return [self._hit(found, place) for place in kept]
 
@@ -426,22 +432,13 @@ class SearchIndex:
             wanted += len(exhaustive)
         return found / max(wanted, 1)
 
-    def _look(self, query: Tensor, around: Tensor | None, rows: Sequence[np.ndarray]) -> _Found:
-        """Score some proposals of each shard with the model."""
-        parts = [
-            self._score(query, around, number, chosen)
-            for number, chosen in enumerate(rows)
-            if len(chosen)
-        ]
+    def _look(self, asked: _Asked, rows: Sequence[np.ndarray]) -> _Found:
+        """Score some proposals of each shard."""
+        parts = [self._score(asked, *some) for some in enumerate(rows) if len(some[1])]
         return _Found(*(torch.cat(column) for column in zip(*parts, strict=True)))
 
     def _look_closer(
-        self,
-        query: Tensor,
-        around: Tensor | None,
-        found: _Found,
-        kept: Sequence[int],
-        shares: Sequence[float],
+        self, asked: _Asked, found: _Found, kept: Sequence[int], shares: Sequence[float]
     ) -> _Found:
         """What was found, and finer windows around the moments that were kept."""
         parts = []
@@ -456,7 +453,7 @@ class SearchIndex:
                 videos.append(np.full(len(windows[-1]), video))
             everything = np.concatenate(videos), torch.cat(windows)
             if len(everything[0]):
-                moments, scores, of_video = self._answer(query, around, shard, *everything)
+                moments, scores, of_video = self._answer(asked, shard, *everything)
                 parts.append((torch.full((len(scores),), number), of_video, moments, scores))
         columns = zip(vars(found).values(), *parts, strict=True)
         return _Found(*(torch.cat(column) for column in columns))
@@ -490,7 +487,7 @@ class SearchIndex:
         return Hit(shard.ids[video], start, end, float(found.scores[place]))
 
     def _score(
-        self, query: Tensor, around: Tensor | None, number: int, rows: np.ndarray
+        self, asked: _Asked, number: int, rows: np.ndarray
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Shard, video, refined moments in steps, and scores of some proposals of a shard."""
         shard, rows = self.shards[number], np.sort(rows)
@@ -500,43 +497,37 @@ class SearchIndex:
             # Whole videos, one or more.
             end = int(np.searchsorted(video, video[min(start + BLOCK, len(rows)) - 1], "right"))
             part = video[start:end], proposals[start:end]
-            if self._states and shard.rows("states", 0, 1).shape[1]:
+            if asked.model is self.model and shard.rows("states", 0, 1).shape[1]:
                 states = shard.take("states", rows[start:end])
                 lengths = shard.take("lengths", rows[start:end])
-                moments, scores = self.model.score_encoded(query, states, lengths, part[1])
+                moments, scores = self.model.score_encoded(asked.query, states, lengths, part[1])
                 owners = torch.from_numpy(part[0])
                 steps = torch.from_numpy(np.diff(shard.first_step))[owners]
                 found.append((_inside(moments.cpu(), steps), scores.cpu(), owners))
             else:
-                found.append(self._answer(query, around, shard, *part))
+                found.append(self._answer(asked, shard, *part))
             start = end
         moments, scores, owners = (torch.cat(column) for column in zip(*found, strict=True))
         return torch.full((len(scores),), number), owners, moments, scores
 
     def _answer(
-        self,
-        query: Tensor,
-        around: Tensor | None,
-        shard: Shard,
-        video: np.ndarray,
-        proposals: Tensor,
+        self, asked: _Asked, shard: Shard, video: np.ndarray, proposals: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Moments inside their videos, scores and videos of proposals.
 
         Args:
-            query: ``[m, F]``.
-            around: ``[v, F]`` or None.
+            asked: What scores them.
             shard: Where the videos are.
             video: Number of each proposal's video, ``[M]``, in order.
             proposals: ``[M, 2]`` in steps.
         """
         numbers, counts = np.unique(video, return_counts=True)
         videos = [shard.video(number) for number in numbers]
-        rankings = self.model.rank_videos(
-            query,
+        rankings = asked.model.rank_videos(
+            asked.query,
             videos,
             proposals.split(counts.tolist()),
-            query_video=around,
+            query_video=asked.around,
             background=self.background,
         )
         moments = torch.cat([ranking.moments for ranking in rankings]).cpu()

@@ -63,26 +63,14 @@ def test_leading_dimensions() -> None:
 
 
 @pytest.mark.parametrize("head", [ScoreHead, OffsetHead])
-def test_zero_start_and_reset(head: type[ScoreHead | OffsetHead]) -> None:
-    module = head(6, zero_last=True)
-    x = torch.randn(9, 6)
-    assert torch.equal(module(x), torch.zeros_like(module(x)))
+def test_reset(head: type[ScoreHead | OffsetHead]) -> None:
+    module = head(6)
+    module(torch.randn(9, 6))
     assert not torch.equal(module.mlp[1].running_mean, torch.zeros(256))
-    module.mlp[-1].bias.data.fill_(1.0)
     before = module.mlp[0].weight.clone()
     module.reset_parameters()
     assert torch.equal(module.mlp[1].running_mean, torch.zeros(256))
-    assert torch.equal(module.eval()(x), torch.zeros_like(module(x)))
     assert not torch.equal(module.mlp[0].weight, before)
-    assert head(6)(x).abs().sum() > 0
-
-
-@pytest.mark.parametrize("head", [ScoreHead, OffsetHead])
-def test_layer_normalisation_treats_each_pair_alone(head: type[ScoreHead | OffsetHead]) -> None:
-    module = head(6, norm="layer")
-    x = torch.randn(5, 6)
-    assert sum(isinstance(layer, nn.LayerNorm) for layer in module.mlp) == 2
-    torch.testing.assert_close(module(x)[2:3], module(x[2:3]))
 
 
 @pytest.mark.parametrize("head", [ScoreHead, OffsetHead])
