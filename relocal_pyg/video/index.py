@@ -191,6 +191,7 @@ class FoundVideos:
 
     Attributes:
         hits: Best first, in seconds of their videos.
+        asked: What was looked for.
         span: Start and end of the clip in seconds of the query's file.
         settings: What else decided the answer, plain values.
         problems: Damage met in the query's file, one line each.
@@ -200,6 +201,7 @@ class FoundVideos:
     """
 
     hits: list[Hit]
+    asked: VideoQuery | StillQuery
     span: tuple[float, float]
     settings: dict[str, Any]
     query: Tensor
@@ -301,6 +303,7 @@ def find_in_index(
     hits = hits if every else hits[:top_k]
     return FoundVideos(
         hits=hits,
+        asked=asked_for,
         span=asked.span,
         settings={
             "backbone": backbone.name,

@@ -1,12 +1,12 @@
-"""The page that shows what was found: one HTML file, no script, nothing fetched."""
+"""What was found as pictures: one HTML file, no script, nothing fetched; or one contact sheet."""
 
 from __future__ import annotations
 
 import io
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from markupsafe import Markup
 from torch import Tensor
@@ -16,11 +16,12 @@ from relocal_pyg import __version__
 from relocal_pyg.errors import UsageError, VideoError
 from relocal_pyg.evaluation.plots import BLUE, DARK, ORANGE, colour_bar, explanation_map, new_figure
 from relocal_pyg.evaluation.report import render
-from relocal_pyg.formats.clips import clock, presence_line
+from relocal_pyg.formats.clips import Source, clock, one_line, presence_line
 from relocal_pyg.io.write import replace_file
 from relocal_pyg.moments import Moment
 from relocal_pyg.video.decode import frames, probe
 from relocal_pyg.video.find import Found
+from relocal_pyg.video.index import FoundVideos
 from relocal_pyg.video.query import StillQuery
 
 if TYPE_CHECKING:
@@ -83,46 +84,124 @@ _TICKS = (0.1, 0.2, 0.5, 1, 2, 5, 10, 15, 30, 60, 120, 300, 600, 900, 1800, 3600
 
 
 def write_found_page(
-    path: str | Path, found: Found, *, why: str = "", names: tuple[str, str] | None = None
+    path: str | Path,
+    found: Found | FoundVideos,
+    *,
+    why: str = "",
+    names: tuple[str, str] | None = None,
+    files: Mapping[str, Path] | None = None,
 ) -> None:
     """Write the report of one search: pictures, timeline, similarity map, settings.
 
-    The page opens without a network and works by keyboard. Names of files are escaped.
+    The page opens without a network and works by keyboard. Names of files are escaped. A search of
+    an index has no one timeline, and no map.
 
     Args:
         path: The HTML file, written all or nothing.
-        found: What :func:`relocal_pyg.video.find_moments` gave.
+        found: What :func:`relocal_pyg.video.find_moments` gave, or
+            :func:`relocal_pyg.video.find_in_index`.
         why: A line on which matcher was used.
         names: What to call query and reference; their paths where None.
+        files: Where the videos of an index are, by id; of others there are no pictures.
 
     Raises:
         OutputError: The file cannot be written.
         VideoError: A video is gone.
     """
-    query, reference = names or (found.query.title, str(found.reference))
+    one = found if isinstance(found, Found) else None
+    asked = found.query if isinstance(found, Found) else found.asked
+    query, reference = names or (asked.title, str(one.reference) if one else "the index")
     titles = Path(query).name, Path(reference).name
-    best = found.moments[0] if found.moments else None
+    if isinstance(found, Found):
+        shown: list[tuple[str, Path | None, Moment]]
+        shown = [("", found.reference, moment) for moment in found.moments]
+    else:
+        shown = []
+        for hit in found.hits:
+            file = (files or {}).get(hit.video_id)
+            file = file if file is not None and file.is_file() else None
+            moment = Moment(hit.start, hit.end, hit.score, probability=hit.probability)
+            shown.append((hit.video_id, file, moment))
+    best = shown[0][2] if shown else None
     html = render(
         "found.html",
         "relocal_pyg.video",
         title=" in ".join(titles),
         found=found,
+        asked=asked,
+        shown=shown,
+        best=best,
         query=titles[0],
         reference=titles[1],
-        still=isinstance(found.query, StillQuery),
+        still=isinstance(asked, StillQuery),
         presence="" if best is None or best.presence is None else presence_line(best.presence),
         clock=clock,
         strip_of=_strip,
-        timeline=timeline_svg(found),
-        map=_map_figure(found),
-        explanation=_explanation_figure(found),
-        settings=_settings(found, why, query, reference),
+        timeline=timeline_svg(one) if one else None,
+        map=_map_figure(one) if one else None,
+        explanation=_explanation_figure(one) if one else None,
+        settings=_settings(found.settings, why or (one.matcher if one else ""), query, reference),
         orange=ORANGE,
         blue=BLUE,
         dark=DARK,
     )
     with replace_file(path) as temporary:
         temporary.write_text(html, encoding="utf-8")
+
+
+#: Pixels of a contact sheet: its pictures' height, the line above them, and between them.
+_PICTURE, _LINE, _GAP = 120, 26, 6
+#: Moments on one sheet; a JPEG ends at 65,535 rows.
+MOST_ON_SHEET = 400
+
+
+def write_contact_sheet(path: str | Path, ranked: Sequence[tuple[Source, Moment]]) -> None:
+    """Write one picture of moments: a line and six pictures each, best first.
+
+    Args:
+        path: A file that ends in .jpg or .png, written all or nothing.
+        ranked: The moments with their videos; where a file is gone there are no pictures.
+
+    Raises:
+        OutputError: The file cannot be written.
+        UsageError: Nothing to show, too much, or another ending.
+        VideoError: A video cannot be decoded.
+    """
+    from matplotlib import font_manager
+    from PIL import Image, ImageDraw, ImageFont
+
+    kind = {".jpg": "JPEG", ".jpeg": "JPEG", ".png": "PNG"}.get(Path(path).suffix.lower())
+    if kind is None:
+        raise UsageError("a contact sheet ends in .jpg or .png", file=path)
+    if not 1 <= len(ranked) <= MOST_ON_SHEET:
+        raise UsageError(
+            f"a contact sheet shows 1 to {MOST_ON_SHEET} moments, not {len(ranked)}", file=path
+        )
+    font = ImageFont.truetype(font_manager.findfont("DejaVu Sans"), 16)
+    rows = []
+    for rank, (source, moment) in enumerate(ranked, start=1):
+        file = Path(source.path)
+        strip = _strip(file, moment.start, moment.end) if file.is_file() else []
+        pictures: list[Image.Image] = []
+        for jpeg in (jpeg for _, jpeg in strip if jpeg is not None):
+            read = Image.open(io.BytesIO(jpeg))
+            pictures.append(read.resize((round(read.width * _PICTURE / read.height), _PICTURE)))
+        sure = "" if moment.probability is None else f", probability {moment.probability:.2f}"
+        text = f"{rank}. {source.video_id}: {clock(moment.start)} to {clock(moment.end)}{sure}"
+        rows.append((one_line(text), pictures))
+    widths = [sum(p.width + _GAP for p in pictures) + _GAP for _, pictures in rows]
+    widths += [round(font.getlength(text)) + 2 * _GAP for text, _ in rows]
+    height = _LINE + _PICTURE + _GAP
+    sheet = Image.new("RGB", (min(max(widths), 4000), height * len(rows)), "white")
+    pen = ImageDraw.Draw(sheet)
+    for number, (text, pictures) in enumerate(rows):
+        top, left = height * number, _GAP
+        pen.text((left, top + 3), text, fill="black", font=font)
+        for picture in pictures:
+            sheet.paste(picture, (left, top + _LINE))
+            left += picture.width + _GAP
+    with replace_file(path) as temporary:
+        sheet.save(temporary, kind, quality=85)
 
 
 def timeline_svg(found: Found) -> Markup:
@@ -213,14 +292,16 @@ def _map_figure(found: Found) -> Figure:
     return figure
 
 
-def _settings(found: Found, why: str, query: str, reference: str) -> list[tuple[str, object]]:
+def _settings(
+    used: Mapping[str, Any], why: str, query: str, reference: str
+) -> list[tuple[str, object]]:
     import torch
 
     return [
         ("query file", query),
-        ("reference file", reference),
-        ("matcher", why or found.matcher),
-        *((name.replace("_", " "), value) for name, value in found.settings.items()),
+        ("reference", reference),
+        ("matcher", why),
+        *((name.replace("_", " "), value) for name, value in used.items()),
         ("relocal_pyg", __version__),
         ("torch", torch.__version__),
     ]

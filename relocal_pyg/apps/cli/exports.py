@@ -174,6 +174,17 @@ def write_exports(
             print(f"{FORMATS[name].title}: {written}")
 
 
+def write_sheet(path: Path | None, found: Sequence[tuple[Source, Moment]]) -> None:
+    """Write pictures of moments into one file, where one is wanted and something was found."""
+    from relocal_pyg.video.page import write_contact_sheet
+
+    if path is not None and not found:
+        print(f"nothing was found: {path} is not written")
+    elif path is not None:
+        write_contact_sheet(path, found)
+        print(f"contact sheet: {path}")
+
+
 def cut_moments(
     found: Sequence[tuple[Source, Moment]],
     folder: Path,

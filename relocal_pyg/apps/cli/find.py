@@ -17,6 +17,7 @@ from relocal_pyg.apps.cli.exports import (
     read_feedback,
     write_answers,
     write_exports,
+    write_sheet,
 )
 from relocal_pyg.apps.cli.options import (
     OUT_FILE,
@@ -189,6 +190,7 @@ def find(
     srt_file: Annotated[Path | None, OUT_FILE, tyro.conf.arg(name="srt")] = None,
     export: Annotated[tuple[Path, ...], OUT_FILE, tyro.conf.arg(metavar="FILE...")] = (),
     report: Annotated[Path | None, OUT_FILE] = None,
+    contact_sheet: Annotated[Path | None, OUT_FILE] = None,
     explain: Annotated[Path | None, OUT_FILE] = None,
     cut: Annotated[Path | None, Output()] = None,
     reencode: bool = False,
@@ -223,6 +225,7 @@ def find(
             suffix: players (.vtt .srt .txt .ffmeta), editors (.otio .edl .xml .fcpxml .llc),
             annotation tools (.eaf .tsv .json .textgrid), tables (.csv).
         report: Videos: write a page with pictures here (HTML, one file).
+        contact_sheet: Videos: write pictures of the moments here, all in one (.jpg or .png).
         explain: Write here (JSON) what each meeting of a query step with a reference step added to
             the score of the best moment.
         cut: Videos: write each moment as a clip into this folder.
@@ -240,6 +243,7 @@ def find(
     if is_features(reference):
         needs = (
             ("--report", report),
+            ("--contact-sheet", contact_sheet),
             ("--cut", cut),
             ("--query-text or --query-image", clip is None),
         )
@@ -262,12 +266,14 @@ def find(
         write_answers(json_file, [(video, moment) for moment in moments], **facts)
     if explain is not None:
         write_explanation(explain, moments, answer.contributions, answer.seconds_per_step, facts)
-    if export or csv_file is not None or srt_file is not None or cut is not None:
+    files = (csv_file, srt_file, cut, contact_sheet)
+    if export or any(file is not None for file in files):
         source = answer.source()
         ranked = [(source, moment) for moment in moments]
         write_exports(ranked, place_name(facts["query"]), exports, export, csv_file, srt_file)
         if cut is not None:
             cut_moments(ranked, cut, reencode, exports.padding or 0.0, look.stream)
+        write_sheet(contact_sheet, ranked)
     if report is not None and answer.found is not None:
         from relocal_pyg.video.page import write_found_page
 

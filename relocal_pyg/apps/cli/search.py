@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -15,6 +16,7 @@ from relocal_pyg.apps.cli.exports import (
     read_feedback,
     write_answers,
     write_exports,
+    write_sheet,
 )
 from relocal_pyg.apps.cli.find import (
     QueryOptions,
@@ -41,6 +43,7 @@ if TYPE_CHECKING:
     from relocal_pyg.models.occurrences import Count as OccurrenceCount
     from relocal_pyg.moments import Moment
     from relocal_pyg.search.index import FirstStageName, Hit
+    from relocal_pyg.video.index import FoundVideos
     from relocal_pyg.video.query import StillQuery, VideoQuery
 
 
@@ -61,6 +64,8 @@ def search(
     csv_file: Annotated[Path | None, OUT_FILE, tyro.conf.arg(name="csv")] = None,
     srt_file: Annotated[Path | None, OUT_FILE, tyro.conf.arg(name="srt")] = None,
     export: Annotated[tuple[Path, ...], OUT_FILE, tyro.conf.arg(metavar="FILE...")] = (),
+    report: Annotated[Path | None, OUT_FILE] = None,
+    contact_sheet: Annotated[Path | None, OUT_FILE] = None,
     cut: Annotated[Path | None, Output()] = None,
     reencode: bool = False,
 ) -> None:
@@ -91,25 +96,27 @@ def search(
         srt_file: Write the answers here as subtitles, a file for each video.
         export: Write the answers into these files for other programs, in the format of their
             suffix, as "relocal find" does; formats of one video get a file for each.
+        report: Videos: write a page with pictures here (HTML, one file).
+        contact_sheet: Videos: write pictures of the moments here, all in one (.jpg or .png).
         cut: Videos: write each moment as a clip into this folder.
         reencode: With --cut: exact to the frame, instead of copied from the key frame before.
     """
     exports.formats(export)  # a wrong name is said before anything is searched
     rows = query is not None and is_features(query)
-    if cut is not None and rows:
-        raise UsageError("--cut needs video files, these are features")
+    for name, file in (("--report", report), ("--contact-sheet", contact_sheet), ("--cut", cut)):
+        if file is not None and rows:
+            raise UsageError(f"{name} needs video files, these are features")
     stage: FirstStageName | None = None if first_stage == "none" else first_stage
     least = (0.5 if every else 0.0) if min_probability is None else min_probability
     how = Wanted(top_k, every, least, explain=False)
+    found = None
     if query is not None and rows:
         hits, count, why = search_features(folder, query, asked, how, stage, candidates, device)
         title = query
     else:
         wanted = asked.video(query)
-        hits, count, why = search_video(
-            folder, wanted, asked, network, how, stage, candidates, device
-        )
-        title = wanted.title
+        found, why = search_video(folder, wanted, asked, network, how, stage, candidates, device)
+        hits, count, title = found.hits, found.count, wanted.title
     hits = [hit for hit in hits if hit.probability is None or hit.probability >= least]
     print(f"matcher: {why}")
     if count is not None:
@@ -124,11 +131,21 @@ def search(
             matcher=why,
             count=count,
         )
-    if export or csv_file is not None or srt_file is not None or cut is not None:
+    files = (csv_file, srt_file, cut, contact_sheet)
+    if export or any(file is not None for file in files):
         ranked = locate(hits, None if rows else folder)
         write_exports(ranked, place_name(title), exports, export, csv_file, srt_file)
         if cut is not None:
             cut_moments(ranked, cut, reencode, exports.padding or 0.0)
+        write_sheet(contact_sheet, ranked)
+    if report is not None and found is not None:
+        from relocal_pyg.video.index import IndexedVideos
+        from relocal_pyg.video.page import write_found_page
+
+        files_of = IndexedVideos.load(folder).files
+        names = (title, str(folder))
+        write_found_page(report, replace(found, hits=hits), why=why, names=names, files=files_of)
+        print(f"report: {report}")
 
 
 def print_hits(hits: Sequence[Hit]) -> None:
@@ -226,11 +243,11 @@ def search_video(
     first_stage: FirstStageName | None,
     candidates: int,
     device: DeviceName = "auto",
-) -> tuple[list[Hit], OccurrenceCount | None, str]:
+) -> tuple[FoundVideos, str]:
     """Search an index for a stretch of a video file, words or a picture.
 
     Returns:
-        The hits, their count where all are wanted, and which matcher gave them.
+        What was found, and which matcher found it.
 
     Raises:
         SearchIndexError: The index was not made from video files, or with another network.
@@ -273,4 +290,4 @@ def search_video(
         )
     for problem in found.problems:
         print(ascii_line(f"damaged: {problem}"))
-    return found.hits, found.count, why
+    return found, why

@@ -172,9 +172,13 @@ def strip(path: Path, start: float, end: float, count: int) -> bytes:
     return buffer.getvalue()
 
 
-def report(found: Found, names: tuple[str, str]) -> str:
+def report(
+    found: Found | FoundVideos, names: tuple[str, str], collection: Collection | None
+) -> str:
     """The report of a search as HTML."""
+    entries = {} if collection is None else collection.entries
     with tempfile.TemporaryDirectory(prefix="relocal-report-") as folder:
         target = Path(folder) / "report.html"
-        write_found_page(target, found, names=names)
+        files = {name: entry.path for name, entry in entries.items()}
+        write_found_page(target, found, names=names, files=files)
         return target.read_text(encoding="utf-8")

@@ -296,9 +296,9 @@ def make_app(
 
     async def report(request: Request) -> Response:
         job = searches.get(request.path_params["key"])
-        if job is None or not isinstance(job.found, Found):
+        if job is None or job.found is None:
             return refuse(404, "no such answer")
-        html = await run_in_threadpool(make_report, job.found, job.names)
+        html = await run_in_threadpool(make_report, job.found, job.names, collection)
         # The page forbids itself everything but its own pictures and style.
         policy = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
         return Response(html, media_type="text/html", headers={"Content-Security-Policy": policy})

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 av = pytest.importorskip("av")
 
@@ -68,7 +69,19 @@ def test_the_right_video_and_time_are_found(tmp_path: Path, blocks: None, capsys
     assert "3 videos extracted" in capsys.readouterr().out
     found = tmp_path / "found.json"
     arguments = ["search", str(index), str(query), "--query-start", "2", "--top-k", "3"]
-    assert main([*arguments, "--json", str(found)]) == 0
+    page, sheet = tmp_path / "found.html", tmp_path / "found.png"
+    pictures = ["--report", str(page), "--contact-sheet", str(sheet)]
+    assert main([*arguments, "--json", str(found), *pictures]) == 0
+    html, moments = page.read_text(), json.loads(found.read_text())["moments"]
+    assert html.count('id="moment-') == len(moments)
+    assert "<title>query.mp4 in index</title>" in html
+    assert f"Best moment: {moments[0]['video']}, 0:00:04." in html
+    assert html.count("<img") == 6 + 6 * len(moments)
+    with Image.open(sheet) as drawn:
+        # The line of each moment, and the texture below it.
+        assert drawn.height == len(moments) * (26 + 120 + 6)
+        below = np.asarray(drawn.convert("RGB"))[26 + 20 : 26 + 100, 20:140].astype(float)
+    assert below.std() > 20
     best = json.loads(found.read_text())["moments"][0]
     assert best["video"] == "two"
     assert best["start"] == pytest.approx(4.0, abs=0.41)

@@ -35,8 +35,6 @@ def test_hits_of_all_videos_can_be_played(served_index, films, index):
     assert done["settings"]["videos"] == 3
     played = served.ask("GET", f"/api/videos/{second['video']}")[2]
     assert played == IndexedVideos.load(index).files["two"].read_bytes()
-    # A report is of one video.
-    assert served.ask("GET", f"/api/searches/{job['id']}/report")[0] == 404
     assert str(index.parent) not in json.dumps(done)
 
 
@@ -60,6 +58,9 @@ def test_answers_in_an_index_are_judged_in_their_own_video(served_index):
     after = served_index.outcome(job["id"])["moments"]
     assert [each["judged"] for each in after] == [True, *[None] * (len(after) - 2), False]
     assert (after[0]["id"], after[-1]["id"]) == (before[0]["id"], before[1]["id"])
+    code, _, html = served_index.ask("GET", f"/api/searches/{job['id']}/report")
+    assert code == 200
+    assert f"Best moment: {before[0]['id']}, 0:00:0".encode() in html
 
 
 def test_only_an_index_that_is_open_is_searched(served, served_index):

@@ -416,8 +416,8 @@ function show(found, anew = false) {
   byId("results").hidden = false;
   byId("results-title").textContent = title(found.about);
   byId("moments").replaceChildren(...found.moments.map((m, number) => card(found, m, number)));
-  // A curve and a report are of one video.
-  for (const id of ["timeline", "ends", "report"]) byId(id).toggleAttribute("hidden", several);
+  // A curve is of one video.
+  for (const id of ["timeline", "ends"]) byId(id).toggleAttribute("hidden", several);
   if (!several) drawTimeline(found);
   byId("report").href = `api/searches/${found.id}/report`;
   byId("least-label").hidden = !found.moments.some((m) => m.probability !== null);
