@@ -32,8 +32,8 @@ from relocal_pyg.models import ContrastMatcher, MultiGraphMatcher
 from relocal_pyg.models.base import Relocalizer
 from relocal_pyg.models.presence import FACTS, Logistic, moment_facts
 from relocal_pyg.moments import tiou
-from relocal_pyg.training.calibrate import fit_best
 from relocal_pyg.training.pretrain import draw_query, same_footage
+from relocal_pyg.training.validation import fit_best
 
 #: Windows that a model chooses from, about.
 WINDOWS = 1000

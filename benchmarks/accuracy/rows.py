@@ -18,8 +18,8 @@ from relocal_pyg.evaluation import Evaluation, evaluate
 from relocal_pyg.io.write import write_json
 from relocal_pyg.models import Calibrated, ContrastMatcher
 from relocal_pyg.models.base import Relocalizer
-from relocal_pyg.training.calibrate import calibrate
 from relocal_pyg.training.recipe import CALIBRATION_PAIRS, draw_nulls, draw_pairs, train_all
+from relocal_pyg.training.validation import calibrate
 
 #: Test pairs of a split at most, drawn at random from the hashed list.
 MOST_PAIRS = 300

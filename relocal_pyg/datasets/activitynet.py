@@ -16,12 +16,15 @@ from relocal_pyg.data.annotations import Segment, Video, read_activitynet
 from relocal_pyg.data.checks import Quarantine
 from relocal_pyg.data.features import FeatureStore
 from relocal_pyg.data.items import FeatureSource, Item, Protocol
-from relocal_pyg.data.proposals import TagProposals, WindowProposals, read_proposal_list
+from relocal_pyg.data.proposals import WindowProposals
 from relocal_pyg.datasets.building import (
     all_items,
     assign_videos,
+    classes_of,
     file_facts,
+    listed_or,
     split_names,
+    steps_in,
     tied_classes,
 )
 from relocal_pyg.errors import AnnotationError, FeatureError
@@ -344,7 +347,7 @@ def anet_vrl(
         exclude="none",
         about={
             "files": file_facts(*files, *([annotations] if annotations else [])),
-            "classes": _classes(splits),
+            "classes": classes_of(splits),
             "items_without_features": missing,
         },
     )
@@ -403,27 +406,19 @@ def anet12(
     quarantine = Quarantine()
     videos = _read_clipped(annotations, quarantine)
 
-    def num_steps(video_id: str) -> int | None:
-        return features.num_steps(video_id) if video_id in features else None
-
-    items = anet12_items(videos, num_steps, seed=seed)
+    items = anet12_items(videos, steps_in(features), seed=seed)
     splits, _ = _with_features(items, features)
-    files = [annotations, features.path]
-    propose: TagProposals | WindowProposals = WindowProposals.fit(splits["train"])
-    if proposals is not None:
-        propose = TagProposals(read_proposal_list(proposals), features.num_steps)
-        files.append(proposals)
     used = {item.video_id for group in splits.values() for item in group}
     return Protocol(
         name="anet12",
         splits=splits,
         features=features,
-        propose=propose,
+        propose=listed_or(WindowProposals.fit(splits["train"]), proposals, features),
         about={
-            "files": file_facts(*files),
+            "files": file_facts(annotations, features.path, proposals),
             "set_aside": len(quarantine),
             "seed": seed,
-            "classes": _classes(splits),
+            "classes": classes_of(splits),
             "videos": len(used),
             "videos_left_out": sum(bool(video.segments) for video in videos.values()) - len(used),
         },
@@ -456,7 +451,3 @@ def _with_features(
     if missing:
         warnings.warn(f"{missing} items have no features and are left out", stacklevel=3)
     return splits, missing
-
-
-def _classes(splits: Mapping[str, tuple[Item, ...]]) -> dict[str, list[str]]:
-    return {split: sorted({item.label for item in group}) for split, group in splits.items()}

@@ -10,7 +10,9 @@ from pathlib import Path
 import torch
 
 from relocal_pyg.data.annotations import Video
+from relocal_pyg.data.features import FeatureStore
 from relocal_pyg.data.items import Item
+from relocal_pyg.data.proposals import TagProposals, WindowProposals, read_proposal_list
 from relocal_pyg.errors import AnnotationError, UsageError
 from relocal_pyg.io.record import sha256_file
 from relocal_pyg.io.seeding import derive_seed
@@ -189,6 +191,25 @@ def all_items(
     return items
 
 
-def file_facts(*paths: str | Path) -> dict[str, str]:
-    """Name and SHA-256 of source files, for ``Protocol.about``."""
-    return {Path(path).name: sha256_file(path) for path in paths}
+def file_facts(*paths: str | Path | None) -> dict[str, str]:
+    """Name and SHA-256 of the source files that were given, for ``Protocol.about``."""
+    return {Path(path).name: sha256_file(path) for path in paths if path is not None}
+
+
+def steps_in(features: FeatureStore) -> Callable[[str], int | None]:
+    """Steps of a video, None where there are no features of it."""
+    return lambda video_id: features.num_steps(video_id) if video_id in features else None
+
+
+def listed_or(
+    windows: WindowProposals, listed: str | Path | None, features: FeatureStore
+) -> TagProposals | WindowProposals:
+    """The proposals of a list, windows where there is none."""
+    if listed is None:
+        return windows
+    return TagProposals(read_proposal_list(listed), features.num_steps)
+
+
+def classes_of(splits: Mapping[str, Sequence[Item]]) -> dict[str, list[str]]:
+    """The labels of each split, sorted."""
+    return {split: sorted({item.label for item in group}) for split, group in splits.items()}

@@ -13,8 +13,8 @@ from relocal_pyg.data.annotations import Video, read_annotations
 from relocal_pyg.data.checks import Quarantine, usable_videos
 from relocal_pyg.data.features import FeatureStore, scan
 from relocal_pyg.data.items import Item, Protocol
-from relocal_pyg.data.proposals import TagProposals, WindowProposals, read_proposal_list
-from relocal_pyg.datasets.building import file_facts, split_names, video_items
+from relocal_pyg.data.proposals import WindowProposals
+from relocal_pyg.datasets.building import file_facts, listed_or, split_names, video_items
 from relocal_pyg.errors import AnnotationError, UsageError
 from relocal_pyg.io.seeding import derive_seed
 
@@ -104,20 +104,17 @@ def custom(
         seed=seed,
         seconds_per_step=seconds_per_step,
     )
-    files = [store.path, annotations]
-    propose: TagProposals | WindowProposals
-    if proposals is not None:
-        propose = TagProposals(read_proposal_list(proposals), store.num_steps)
-        files.append(proposals)
-    elif lengths is not None:
-        propose = WindowProposals(tuple(lengths), stride)
-    else:
-        propose = WindowProposals.fit(parts.items["train"], stride=stride)
+    windows = (
+        WindowProposals.fit(parts.items["train"], stride=stride)
+        if lengths is None
+        else WindowProposals(tuple(lengths), stride)
+    )
+    files = store.path, annotations, proposals
     return Protocol(
         name=name,
         splits={split: tuple(items) for split, items in parts.items.items()},
         features=store,
-        propose=propose,
+        propose=listed_or(windows, proposals, store),
         about={"files": file_facts(*files), "set_aside": len(given), "seed": seed, **parts.about},
     )
 
@@ -147,18 +144,7 @@ def split_custom(
     seed: int = 0,
     seconds_per_step: float | None = None,
 ) -> CustomSplits:
-    """Split annotated videos as :func:`custom` describes; no feature is needed.
-
-    Args:
-        videos: Annotated videos by id.
-        num_steps: Steps of each of them.
-        unseen_classes: See :func:`custom`, like all others.
-        holdout: See :func:`custom`.
-        test_share: See :func:`custom`.
-        val_share: See :func:`custom`.
-        background: See :func:`custom`.
-        seed: See :func:`custom`.
-        seconds_per_step: See :func:`custom`.
+    """Split annotated videos, of so many steps, as :func:`custom` describes; no feature is needed.
 
     Raises:
         UsageError: A share or a class makes no sense.

@@ -13,12 +13,15 @@ from relocal_pyg.data.annotations import Video, read_thumos14
 from relocal_pyg.data.checks import Quarantine
 from relocal_pyg.data.features import FeatureStore
 from relocal_pyg.data.items import Item, Protocol
-from relocal_pyg.data.proposals import TagProposals, WindowProposals, read_proposal_list
+from relocal_pyg.data.proposals import WindowProposals
 from relocal_pyg.datasets.building import (
     all_items,
     assign_videos,
+    classes_of,
     file_facts,
+    listed_or,
     split_names,
+    steps_in,
     tied_classes,
 )
 from relocal_pyg.errors import FeatureError
@@ -111,31 +114,21 @@ def thumos14(
     quarantine = Quarantine()
     videos = thumos14_videos(root, quarantine)
 
-    def num_steps(video_id: str) -> int | None:
-        return features.num_steps(video_id) if video_id in features else None
-
-    items = thumos14_items(videos, num_steps, seed=seed)
+    items = thumos14_items(videos, steps_in(features), seed=seed)
     for split, group in items.items():
         if not group:
             raise FeatureError(f"no video of split {split!r} has features", file=features.path)
-    files: list[str | Path] = [features.path]
-    propose: TagProposals | WindowProposals = WindowProposals.fit(items["train"])
-    if proposals is not None:
-        propose = TagProposals(read_proposal_list(proposals), features.num_steps)
-        files.append(proposals)
     return Protocol(
         name="thumos14",
         splits={split: tuple(group) for split, group in items.items()},
         features=features,
-        propose=propose,
+        propose=listed_or(WindowProposals.fit(items["train"]), proposals, features),
         about={
-            "files": file_facts(*files),
+            "files": file_facts(features.path, proposals),
             "seed": seed,
             "set_aside": len(quarantine),
             "excluded_videos": list(EXCLUDED),
-            "classes": {
-                split: sorted({item.label for item in group}) for split, group in items.items()
-            },
+            "classes": classes_of(items),
             "videos": {
                 split: len({item.video_id for item in group}) for split, group in items.items()
             },

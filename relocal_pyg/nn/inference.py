@@ -423,17 +423,7 @@ class InferenceNetwork:
         extra: Tensor | None = None,
         owner: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """Encode windows, whose steps are rows of a table, and :meth:`score` them.
-
-        Args:
-            query: As in :meth:`score`.
-            query_mask: As in :meth:`score`.
-            rows: As in :meth:`encode`.
-            positions: As in :meth:`encode`.
-            mask: As in :meth:`encode`.
-            extra: As in :meth:`encode`.
-            owner: As in :meth:`score`.
-        """
+        """Encode windows by :meth:`encode`, :data:`WINDOWS` at once, and :meth:`score` them."""
         found = []
         for part in torch.arange(len(positions), device=positions.device).split(WINDOWS):
             flags = None if extra is None else extra[part]

@@ -16,7 +16,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from relocal_pyg.data.features import FeatureStore
-from relocal_pyg.data.items import FeatureSource, Item, Protocol
+from relocal_pyg.data.items import Protocol
 from relocal_pyg.data.proposals import (
     ProposalRecord,
     geometric_lengths,
@@ -238,38 +238,6 @@ def _first_above(level: Floats, slack: float) -> Whole:
         skip = np.take_along_axis(tables[power], found, axis=1) <= limit
         found += skip * 2**power
     return found
-
-
-class TagSource:
-    """A :data:`~relocal_pyg.data.items.ProposalSource`: classifier, then grouping.
-
-    The proposals of a context are made once and kept; they do not depend on the query.
-
-    Args:
-        classifier: Trained on the same kind of features.
-        features: Where the features of a video are read.
-        config: Settings of the grouping.
-    """
-
-    def __init__(
-        self,
-        classifier: ActionnessClassifier,
-        features: FeatureSource,
-        config: TagConfig = PAPER,
-    ) -> None:
-        self.classifier, self.features, self.config = classifier, features, config
-        self._known: dict[tuple[str, tuple[int, int]], Tensor] = {}
-
-    def __call__(self, reference: Item, query_steps: int = 0) -> Tensor:
-        """Proposals float32 ``[M, 2]`` in steps of the reference's context, best first."""
-        key = reference.video_id, reference.context
-        if key not in self._known:
-            features = self.features.read(reference.video_id, *reference.context)
-            proposals, _ = tag_proposals(
-                self.classifier, features, self.config, name=reference.video_id
-            )
-            self._known[key] = proposals
-        return self._known[key]
 
 
 def tag_proposals(

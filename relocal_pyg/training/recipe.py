@@ -46,10 +46,10 @@ from relocal_pyg.models.matchers import (
 )
 from relocal_pyg.models.multi_graph import MultiGraphRelocalizer
 from relocal_pyg.models.network_config import BaselineConfig, MatcherConfig, NetworkConfig
-from relocal_pyg.training.calibrate import calibrate, calibrate_run
 from relocal_pyg.training.choice import Choice, read_choice
 from relocal_pyg.training.loop import FitResult, fit
 from relocal_pyg.training.presets import PAPER, PRESETS, Preset, TrainingConfig
+from relocal_pyg.training.validation import calibrate, calibrate_run
 
 #: Validation pairs for the probabilities of a model that comes without.
 CALIBRATION_PAIRS = 100

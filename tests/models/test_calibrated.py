@@ -29,7 +29,7 @@ from relocal_pyg.models.calibrated import (
 )
 from relocal_pyg.models.similarity import matching_statistics
 from relocal_pyg.moments import Moment
-from relocal_pyg.training.calibrate import (
+from relocal_pyg.training.validation import (
     PENALTIES,
     calibrate,
     calibrate_run,

@@ -22,8 +22,8 @@ from relocal_pyg.io.write import own_folder, writing
 
 #: Commands by name, each in the module that it is imported from when it is asked for.
 COMMANDS = {
-    "example": "demo",
-    "demo": "demo",
+    "example": "train",
+    "demo": "train",
     "train": "train",
     "pretrain": "pretrain",
     "evaluate": "evaluate",
@@ -35,7 +35,7 @@ COMMANDS = {
     "search": "search",
     "watch": "watch",
     "batch": "watch",
-    "convert": "convert",
+    "convert": "extract",
     "serve": "serve",
     "check": "extract",
 }

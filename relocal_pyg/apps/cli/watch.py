@@ -34,8 +34,8 @@ from relocal_pyg.apps.cli.options import (
 from relocal_pyg.errors import AnnotationError, RelocalError, RunError, UsageError, ascii_line
 from relocal_pyg.formats.clips import table_text
 from relocal_pyg.formats.rows import table_lines
-from relocal_pyg.io.journal import Journal
 from relocal_pyg.io.read import parse_stretch, parse_time, read_text
+from relocal_pyg.io.record import Journal
 from relocal_pyg.io.write import replace_file
 
 if TYPE_CHECKING:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import pickle
-
 import pytest
 import torch
 
@@ -12,9 +10,7 @@ from relocal_pyg.data.items import Protocol
 from relocal_pyg.moments import tiou
 from relocal_pyg.proposals.actionness import ActionnessClassifier, fit_actionness
 from relocal_pyg.proposals.tag import (
-    PAPER,
     SSN_CODE,
-    TagSource,
     fallback_windows,
     group,
     tag_proposals,
@@ -38,10 +34,9 @@ def never(width: int = 12) -> ActionnessClassifier:
 def test_proposals_cover_unseen_actions_in_steps_of_the_context(
     planted: Protocol, classifier: ActionnessClassifier
 ) -> None:
-    source = TagSource(classifier, planted.features)
     best = []
     for item in planted.splits["test"]:
-        found = source(item, 7)
+        found, _ = tag_proposals(classifier, planted.reference(item))
         assert found.min() >= 0
         assert found.max() <= item.num_steps
         assert (found[:, 0] < found[:, 1]).all()
@@ -50,36 +45,11 @@ def test_proposals_cover_unseen_actions_in_steps_of_the_context(
     assert min(best) > 0.9
 
 
-def test_source_is_classifier_then_grouping_and_works_twice_once(
-    planted: Protocol, classifier: ActionnessClassifier
-) -> None:
-    item = planted.splits["test"][2]
-    source = TagSource(classifier, planted.features)
-    expected, _ = group(classifier.actionness(planted.reference(item)), PAPER)
-    planted.features.asked.clear()  # type: ignore[attr-defined]
-    assert torch.equal(source(item, 3), expected)
-    assert source(item, 9) is source(item)
-    assert planted.features.asked == [(item.video_id, 5, 55)]  # type: ignore[attr-defined]
-
-
-def test_source_serves_as_a_protocols_proposals_and_pickles(
-    planted: Protocol, classifier: ActionnessClassifier
-) -> None:
-    planted.propose = TagSource(classifier, planted.features)
-    item = planted.splits["train"][0]
-    twin = pickle.loads(pickle.dumps(planted.propose))  # noqa: S301
-    assert torch.equal(planted.proposals(item), twin(item))
-
-
 def test_a_video_without_action_warns_and_gets_windows(planted: Protocol) -> None:
     item = planted.splits["test"][0]
-    source = TagSource(never(), planted.features)
-    with pytest.warns(UserWarning, match=f"{item.video_id}: .*no threshold.*sliding windows"):
-        found = source(item, 5)
+    with pytest.warns(UserWarning, match="^there: .*no threshold.*sliding windows"):
+        found, scores = tag_proposals(never(), planted.reference(item), name="there")
     assert torch.equal(found, fallback_windows(item.num_steps))
-    features = planted.reference(item)
-    with pytest.warns(UserWarning, match="^video: "):
-        _, scores = tag_proposals(never(), features)
     assert scores.tolist() == [0.0] * len(found)
 
 
