@@ -5,6 +5,9 @@ from __future__ import annotations
 import math
 from pathlib import Path
 
+#: Characters of a record's name and of a reason that are shown: some come from the file.
+_LONG_RECORD, _LONG_REASON = 300, 2000
+
 
 class RelocalError(Exception):
     """Base of every error this package raises on purpose; the command line prints it as one line.
@@ -25,8 +28,8 @@ class RelocalError(Exception):
         self.reason = " ".join(str(reason).split())
         self.file = None if file is None else str(file)
         self.record = None if record is None else str(record)
-        parts = [part for part in (self.file, self.record, self.reason) if part]
-        super().__init__(": ".join(ascii_line(part) for part in parts))
+        parts = (self.file, (self.record or "")[:_LONG_RECORD], self.reason[:_LONG_REASON])
+        super().__init__(": ".join(ascii_line(part) for part in parts if part))
 
     def __reduce__(self) -> tuple[object, ...]:
         return (_rebuild, (type(self), self.reason, self.file, self.record))

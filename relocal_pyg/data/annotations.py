@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import io
 import math
 import unicodedata
 import warnings
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -16,18 +15,20 @@ from relocal_pyg.errors import AnnotationError, RelocalError, ascii_line
 from relocal_pyg.formats.clips import plain, table_text
 from relocal_pyg.formats.importing import json_rows, table_rows
 from relocal_pyg.formats.rows import (
+    MAX_ROWS,
     Importer,
     ImportOptions,
     Row,
     parse_seconds,
     separator,
+    table_lines,
     xml_rows,
 )
-from relocal_pyg.io.read import id_problem, read_json, read_text, refuse_look_alikes
+from relocal_pyg.io.read import id_problem, read_json, read_lines, read_text, refuse_look_alikes
 from relocal_pyg.io.write import replace_file, write_json
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Rejected:
     """A record that was set aside.
 
@@ -76,7 +77,7 @@ class Quarantine:
         """
         if self.strict:
             raise error(reason, file=file, record=record)
-        self.records.append(Rejected(str(file), record, reason))
+        self.records.append(Rejected(str(file), record[:300], reason))
 
     def summary(self) -> str:
         """How many records were set aside, and the first one, in one line."""
@@ -98,7 +99,7 @@ class Quarantine:
         write_json(path, [asdict(entry) for entry in self.records])
 
 
-@dataclass(frozen=True, order=True)
+@dataclass(frozen=True, order=True, slots=True)
 class Segment:
     """One action of a video.
 
@@ -157,9 +158,21 @@ class VideoCollector:
         self._videos: dict[str, Video] = {}
         self._segments = 0
         self._rejected = 0
+        self._counted = 0
+
+    def count(self, records: int = 1) -> None:
+        """Note that so many records were met.
+
+        Raises:
+            AnnotationError: They are too many for one file.
+        """
+        self._counted += records
+        if self._counted > MAX_ROWS:
+            raise AnnotationError(f"holds over {MAX_ROWS:,} actions: split it", file=self.path)
 
     def reject(self, record: str, reason: str) -> None:
         """Set a record aside."""
+        self.count()
         self._rejected += 1
         self.quarantine.add(self.path, record, reason)
 
@@ -187,6 +200,7 @@ class VideoCollector:
             names: What to call each row in the report; numbered where None.
             needs_duration: Whether a missing duration is a defect.
         """
+        self.count(len(rows))
         video_id = unicodedata.normalize("NFC", video_id.strip())
         problem = id_problem(video_id)
         if problem:
@@ -278,6 +292,9 @@ def _show(value: Any) -> str:
     return repr(value)[:40]
 
 
+#: What a table is read for; the first four are needed.
+_COLUMNS = ("video", "start", "end", "label", "duration", "subset", "subject")
+
 __all__ = ["Segment", "Video", "read_activitynet", "read_annotations", "read_csv", "read_thumos14"]
 
 
@@ -311,7 +328,7 @@ def read_annotations(
     suffix = Path(path).suffix.lower()
     if suffix in (".xlsx", ".xls", ".ods"):
         raise AnnotationError("is a spreadsheet: save the sheet as CSV (UTF-8)", file=path)
-    rows: list[Row] | None
+    rows: Iterator[Row] | None
     if suffix in (".eaf", ".xml"):
         rows = xml_rows(importer)
     elif suffix in (".csv", ".tsv", ".txt"):
@@ -325,6 +342,7 @@ def read_annotations(
             return _activitynet(content, collect)
     videos: dict[str, list[Row]] = {}
     for row in rows:
+        collect.count()
         videos.setdefault(row.video, []).append(row)
     refuse_look_alikes(videos, path, AnnotationError)
     for video_id, group in videos.items():
@@ -448,59 +466,51 @@ def read_csv(
         AnnotationError: Not such a table, two ids differ in Unicode normalisation alone, or no
             record can be used.
     """
-    import pandas as pd  # a second of import time that JSON users need not wait for
-
     text = read_text(path, AnnotationError)
-    mark, skip = separator(text)
-    if any(line.count(mark) > 999 for line in text.split("\n", skip + 1)[: skip + 1]):
-        raise AnnotationError("has more than 1000 columns", file=path)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error", pd.errors.ParserWarning)  # a line longer than the header
-            table = pd.read_csv(
-                io.StringIO(text),
-                sep=mark,
-                skiprows=skip,
-                skipinitialspace=True,
-                dtype=str,
-                keep_default_na=False,
-                index_col=False,
-            )
-    except (ValueError, pd.errors.ParserError, pd.errors.ParserWarning) as error:
-        raise AnnotationError(f"is not a table: {error}", file=path) from None
-    table = table.fillna("").map(str.strip)  # short lines; blanks around a cell
-    table.columns = [str(name).strip() for name in table.columns]
-    missing = [name for name in ("video", "start", "end", "label") if name not in table.columns]
+    mark, _ = separator(text)
+    lines = table_lines(text, path)
+    first, head = next(lines, (1, []))
+    if not head:
+        raise AnnotationError("is not a table: its first line is empty", file=path)
+    missing = [name for name in _COLUMNS[:4] if name not in head]
     if missing:
-        raise AnnotationError(f"has no column {', '.join(missing)}", file=path, record="line 1")
-    table.index += 2 + skip  # the line, as long as no field spans several
+        record = f"line {first}"
+        raise AnnotationError(f"has no column {', '.join(missing)}", file=path, record=record)
+    columns = [head.index(name) if name in head else len(head) for name in _COLUMNS]
+    videos: dict[str, list[tuple[int, list[str]]]] = {}
+    for number, cells in lines:
+        if len(cells) > len(head):
+            reason = f"is not a table: {len(cells)} cells, {len(head)} in the first line"
+            raise AnnotationError(reason, file=path, record=f"line {number}")
+        if cells:
+            cells += [""] * (len(head) + 1 - len(cells))
+            videos.setdefault(cells[columns[0]], []).append((number, [cells[at] for at in columns]))
     comma = mark != ","
-    videos = {str(video_id): rows for video_id, rows in table.groupby("video", sort=False)}
     refuse_look_alikes(videos, path, AnnotationError)
     collect = VideoCollector(path, quarantine, clip)
     for video_id, rows in videos.items():
-        facts: dict[str, str | None] = {}
-        for name in ("duration", "subset"):
-            values = rows[name].unique().tolist() if name in rows else [""]
-            if len(values) > 1:
-                collect.reject(video_id, f"has several values of {name}: {values[:3]}")
-                break
-            facts[name] = values[0] or None
-        else:
-            collect.video(
-                video_id,
-                None if facts["duration"] is None else parse_seconds(facts["duration"], comma),
-                [
-                    (parse_seconds(start, comma), parse_seconds(end, comma), label)
-                    for start, end, label in zip(
-                        rows["start"], rows["end"], rows["label"], strict=True
-                    )
-                ],
-                subset=facts["subset"] or "",
-                subjects=rows["subject"].tolist() if "subject" in rows else None,
-                names=[f"line {line}" for line in rows.index],
-                needs_duration=bool(facts["duration"]),
-            )
+        _, starts, ends, labels, *facts, subjects = zip(*(cells for _, cells in rows), strict=True)
+        several = [
+            f"has several values of {name}: {list(dict.fromkeys(values))[:3]}"
+            for name, values in zip(("duration", "subset"), facts, strict=True)
+            if len(set(values)) > 1
+        ]
+        if several:
+            collect.reject(video_id, several[0])
+            continue
+        duration, subset = (values[0] for values in facts)
+        collect.video(
+            video_id,
+            parse_seconds(duration, comma) if duration else None,
+            [
+                (parse_seconds(start, comma), parse_seconds(end, comma), label)
+                for start, end, label in zip(starts, ends, labels, strict=True)
+            ],
+            subset=subset,
+            subjects=subjects if "subject" in head else None,
+            names=[f"line {number}" for number, _ in rows],
+            needs_duration=bool(duration),
+        )
     return collect.finish()
 
 
@@ -537,15 +547,16 @@ def read_thumos14(
     avoid = {
         line.split()[0]
         for file in avoid_files
-        for line in read_text(file, AnnotationError).splitlines()
-        if line.strip()
+        for line in read_lines(file, AnnotationError)
+        if line
     }
     rows: dict[str, list[tuple[float | None, float | None, str]]] = defaultdict(list)
     names: dict[str, list[str]] = defaultdict(list)
     subset = ""
+    collect = VideoCollector(folder, quarantine, clip)
     for file in sorted(folder.glob("*_*.txt")):
         label, _, subset = file.stem.rpartition("_")
-        for number, line in enumerate(read_text(file, AnnotationError).splitlines(), start=1):
+        for number, line in enumerate(read_lines(file, AnnotationError), start=1):
             words = line.split()
             if not words or label == "Ambiguous":
                 continue
@@ -553,11 +564,11 @@ def read_thumos14(
                 raise AnnotationError(
                     "a video, a start and an end wanted", file=file, record=f"line {number}"
                 )
+            collect.count()
             rows[words[0]].append((_number(words[1]), _number(words[2]), label))
             names[words[0]].append(f"{file.name} line {number}")
     if not rows:
         raise AnnotationError("holds no annotations: <Class>_<subset>.txt wanted", file=folder)
-    collect = VideoCollector(folder, quarantine, clip)
     for video_id in sorted(set(rows) - avoid):
         collect.video(
             video_id,
@@ -570,8 +581,7 @@ def read_thumos14(
 
 
 def _durations(path: str | Path) -> Mapping[str, float]:
-    lines = [line.strip() for line in read_text(path, AnnotationError).splitlines()]
-    lines = [line for line in lines if line]
+    lines = [line for line in read_lines(path, AnnotationError) if line]
     result = {}
     for number in range(0, len(lines), 2):
         seconds = _number(lines[number + 1]) if number + 1 < len(lines) else None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import hashlib
 import json
 from collections import defaultdict
@@ -14,6 +13,7 @@ from typing import Any, Literal
 
 from relocal_pyg.data.items import Item, Pair, Protocol
 from relocal_pyg.errors import AnnotationError, UsageError
+from relocal_pyg.formats.rows import table_lines
 from relocal_pyg.io.read import read_json, read_text
 from relocal_pyg.io.seeding import derive_seed
 from relocal_pyg.io.write import write_json
@@ -126,8 +126,12 @@ def read_pairs(path: str | Path, protocol: Protocol, split: str) -> PairList:
         return PairList.load(path)
     stretches = {item.video_id: item for items in protocol.splits.values() for item in items}
     moments: dict[tuple[str, Range, str, str], set[Range]] = defaultdict(set)
-    for number, row in enumerate(csv.DictReader(read_text(path, AnnotationError).splitlines()), 2):
-        record = f"line {number}"
+    lines = table_lines(read_text(path, AnnotationError), path)
+    _, head = next(lines, (1, []))
+    for number, cells in lines:
+        if not cells:
+            continue
+        row, record = dict(zip(head, cells, strict=False)), f"line {number}"
         try:
             query, reference = stretches[row["query"]], stretches[row["reference"]]
             clip = (int(row["query_start"]), int(row["query_end"]))

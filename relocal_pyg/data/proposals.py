@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,7 +17,7 @@ from torch import Tensor
 from relocal_pyg.data.features import spellings
 from relocal_pyg.data.items import Item
 from relocal_pyg.errors import ProposalError, UsageError
-from relocal_pyg.io.read import id_problem, read_text
+from relocal_pyg.io.read import MAX_LINES, id_problem, lines_of, read_text
 from relocal_pyg.io.write import replace_file
 
 #: Window lengths of :func:`query_windows` as multiples of the query's length.
@@ -272,8 +273,11 @@ class _Lines:
 
     def __init__(self, path: str | Path) -> None:
         self.path = path
-        self._lines = read_text(path, ProposalError).rstrip().split("\n")
-        self._at = 0
+        text = read_text(path, ProposalError).rstrip()
+        self._count = text.count("\n") + bool(text)
+        if self._count > MAX_LINES:
+            raise ProposalError(f"has over {MAX_LINES:,} lines: split it", file=path)
+        self._lines, self._at = lines_of(text), 0
 
     def error(self, reason: str, line: int | None = None) -> ProposalError:
         """An error at a line, the last one read where None."""
@@ -281,14 +285,14 @@ class _Lines:
 
     def at_end(self) -> bool:
         """Whether there is nothing left."""
-        return self._at >= len(self._lines) or self._lines == [""]
+        return self._at >= self._count
 
     def next(self) -> str:
         """The next line."""
         self._at += 1
-        if self._at > len(self._lines):
+        if self._at > self._count:
             raise self.error("the list ends in the middle of a video")
-        return self._lines[self._at - 1]
+        return next(self._lines).rstrip("\n")
 
     def header(self) -> None:
         """Skip ``# number``."""
@@ -308,11 +312,12 @@ class _Lines:
     def table(self, columns: int) -> Floats:
         """A line with a count, then that many lines of numbers: a class, then fractions."""
         text = self.next()
-        if not text.strip().isdigit() or int(text) > len(self._lines) - self._at:
+        if not re.fullmatch(r"\s*[0-9]{1,9}\s*", text) or int(text) > self._count - self._at:
             raise self.error("the number of lines that follow wanted")
-        count = int(text)
-        rows = [self._row(columns) for _ in range(count)]
-        return np.array(rows, dtype=np.float64).reshape(count, columns)
+        table = np.empty((int(text), columns), dtype=np.float64)
+        for row in table:
+            row[:] = self._row(columns)
+        return table
 
     def _row(self, columns: int) -> list[float]:
         try:

@@ -32,7 +32,6 @@ PACKAGES = (
     "lightning-fabric",
     "torchmetrics",
     "numpy",
-    "pandas",
     "h5py",
     "safetensors",
     "torch-scatter",

@@ -5,12 +5,16 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from bisect import bisect_right
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import accumulate, pairwise
+from functools import cache, partial
+from itertools import accumulate
 from typing import Any
 
 from relocal_pyg.formats.rows import (
+    MAX_ROWS,
     Importer,
     Row,
     finite,
@@ -20,64 +24,77 @@ from relocal_pyg.formats.rows import (
     video_of,
     whole,
 )
+from relocal_pyg.io.read import json_memory, lines_of
 
 #: A table of BORIS 7 has some lines above its header, one for each variable of the observation.
 _MAX_PREAMBLE = 200
+#: What says which files an observation is of, and how long each is.
+_OBSERVATION = (
+    *("Observation id", "Source", "Time offset (s)"),
+    *("Media duration (s)", "Total length"),
+)
+#: What the JSON in a cell may take in memory.
+_MAX_CELL_MEMORY, _SHORT = 32 << 20, 100_000
 
 Record = dict[str, str]
 
 
-def json_rows(content: Any, importer: Importer) -> list[Row] | None:
+def json_rows(content: Any, importer: Importer) -> Iterator[Row] | None:
     """Rows of a BORIS or VIA 3 project or of Label Studio tasks; None for any other JSON.
 
     Raises:
         AnnotationError: The options have to say more.
     """
     if isinstance(content, list) and content and all(isinstance(task, dict) for task in content):
-        return list(_label_studio(content, importer))
+        return _label_studio(content, importer)
     if not isinstance(content, dict):
         return None
     if isinstance(content.get("observations"), dict) and "behaviors_conf" in content:
-        return list(_boris_project(content, importer))
+        return _boris_project(content, importer)
     if all(isinstance(content.get(key), dict) for key in ("metadata", "view", "file", "attribute")):
-        return list(_via(content, importer))
+        return _via(content, importer)
     return None
 
 
-def table_rows(text: str, importer: Importer) -> list[Row] | None:
+def table_rows(text: str, importer: Importer) -> Iterator[Row] | None:
     """Rows of a table of BORIS (aggregated or tabular events) or VIA 3; None for any other table.
 
     Raises:
-        AnnotationError: The quoting is broken, there are too many columns, or the options have to
-            say more.
+        AnnotationError: The quoting is broken, there are too many columns, lines or cells, or the
+            options have to say more.
     """
     if re.search(r'^"?# CSV_HEADER = ', text[:100_000], re.MULTILINE):
-        return list(_via_table(text, importer))
-    lines = table_lines(text, importer.path)
+        return _via_table(text, importer)
     above: list[list[str]] = []
-    for _, head in lines:
+    for number, head in table_lines(text, importer.path):
+        table = _Table(text, importer, head, number)
         if "Behavior" in head and ("Start (s)" in head or "Time" in head):
-            table = _records(head, lines)
             if "Start (s)" in head:
-                return list(_boris_aggregated(table, importer))
-            return list(_boris_tabular(table, above, importer))
+                return _boris_aggregated(table, importer)
+            return _boris_tabular(table, above, importer)
         if "temporal_segment_start" in head and "file_list" in head:
-            return list(_via_records(_records(head, lines), {}, importer))
+            return _via_records(table, {}, importer)
         above.append(head)
         if len(above) > _MAX_PREAMBLE or {"video", "start", "end"} <= set(head):
             break
     return None
 
 
-def _records(
-    head: Sequence[str], lines: Iterable[tuple[int, list[str]]]
-) -> list[tuple[str, Record]]:
-    """Lines that are not empty, by their number and the names of their columns."""
-    return [
-        (f"line {number}", dict(zip(head, cells, strict=False)))
-        for number, cells in lines
-        if any(cells)
-    ]
+class _Table:
+    """Lines of a table that are not empty, by their number and the names of their columns.
+
+    They are read anew each time: all at once they would take many times the memory of the text.
+    """
+
+    def __init__(
+        self, text: str | Sequence[str], importer: Importer, head: Sequence[str], after: int
+    ) -> None:
+        self._text, self._path, self._head, self._after = text, importer.path, head, after
+
+    def __iter__(self) -> Iterator[tuple[str, Record]]:
+        for number, cells in table_lines(self._text, self._path):
+            if number > self._after and any(cells):
+                yield f"line {number}", dict(zip(self._head, cells, strict=False))
 
 
 # Label Studio
@@ -125,33 +142,38 @@ def _label_studio_rows(
 
 
 def _via(content: Mapping[str, Any], importer: Importer) -> Iterator[Row]:
-    for key, entry in content["metadata"].items():
-        record = f"metadata {key}"
-        entry = entry if isinstance(entry, dict) else {}
-        view = content["view"].get(str(entry.get("vid")))
+    @cache
+    def video(view_id: str) -> str | None:
+        view = content["view"].get(view_id)
         fids = view.get("fid_list") if isinstance(view, dict) else None
-        files = _dicts([content["file"].get(str(f)) for f in fids or []])
+        files = [content["file"].get(str(f)) for f in (fids if isinstance(fids, list) else [])]
+        names = [video_of(str(file.get("fname", ""))) for file in _dicts(files)]
+        return importer.video(names) if names else None
+
+    for key, entry in content["metadata"].items():
+        entry = entry if isinstance(entry, dict) else {}
         values = entry.get("av")
         label = _via_label(
             values if isinstance(values, dict) else {}, content["attribute"], importer
         )
-        names = [str(file.get("fname", "")) for file in files]
-        yield from _via_rows(names, entry.get("z"), entry.get("xy"), label, importer, record)
+        row = Row("", entry.get("z"), None, label, f"metadata {key}")
+        yield from _via_rows(partial(video, str(entry.get("vid"))), row, entry.get("xy"), importer)
 
 
 def _via_table(text: str, importer: Importer) -> Iterator[Row]:
     attributes: Any = {}
     head: list[str] = []
     body: list[str] = []
-    for line in text.splitlines():
+    for number, line in enumerate(lines_of(text)):
         comment = re.match(r'"?# (ATTRIBUTES?|CSV_HEADER) = (.*)', line)
         if comment and comment[1] == "CSV_HEADER":
             head = [name.strip() for name in comment[2].split(",")]
         elif comment:
             attributes = _loads(comment[2])
-        body.append("" if line.startswith(("#", '"#')) else line)  # line numbers stay
-    table = _records(head, table_lines("sep=,\n" + "\n".join(body), importer.path))
-    table = [(f"line {int(record[5:]) - 1}", cells) for record, cells in table]
+        body.append("\n" if line.startswith(("#", '"#')) else line)  # line numbers stay
+        if number > MAX_ROWS:
+            break  # reading it as a table says so
+    table = _Table(body, importer, head, 0)
     yield from _via_records(table, attributes if isinstance(attributes, dict) else {}, importer)
 
 
@@ -169,7 +191,9 @@ def _via_records(
             times = [parse_seconds(end) for end in ends if end]
         place = _loads(cells.get("spatial_coordinates"))
         label = _via_label(values, attributes, importer)
-        yield from _via_rows([str(name) for name in names], times, place, label, importer, record)
+        ids = [video_of(str(name)) for name in names]
+        video = partial(importer.video, ids) if ids else _no_video
+        yield from _via_rows(video, Row("", times, None, label, record), place, importer)
 
 
 def _via_label(values: Mapping[str, Any], attributes: Mapping[str, Any], importer: Importer) -> str:
@@ -187,18 +211,23 @@ def _via_label(values: Mapping[str, Any], attributes: Mapping[str, Any], importe
     return importer.label(words[0], words[1:])
 
 
+def _no_video() -> None:
+    return None
+
+
 def _via_rows(
-    names: Sequence[str], times: Any, place: Any, label: str, importer: Importer, record: str
+    video: Callable[[], str | None], row: Row, place: Any, importer: Importer
 ) -> Iterator[Row]:
-    if not names:
-        importer.reject(record, "belongs to no file")
-    elif place:
-        importer.reject(record, "is a place in the picture, not a stretch of time")
+    """Rows of an annotation; its ``start`` holds one time or two."""
+    times = row.start
+    if place:
+        importer.reject(row.record, "is a place in the picture, not a stretch of time")
     elif not isinstance(times, list) or len(times) not in (1, 2):
-        importer.reject(record, "has no start and end")
+        importer.reject(row.record, "has no start and end")
+    elif (name := video()) is None:
+        importer.reject(row.record, "belongs to no file")
     else:
-        video = importer.video([video_of(name) for name in names])
-        row = Row(video, times[0], times[-1], label, record)
+        row = replace(row, video=name, start=times[0], end=times[-1])
         yield from importer.point(row) if len(times) == 1 else [row]
 
 
@@ -241,6 +270,11 @@ class _Observation:
         # Where each begins; not a number after one of unknown length.
         first = 0.0 if ordered or len(files) == 1 else math.nan
         self.begins = list(accumulate((length or math.nan for length in lengths), initial=first))
+        self._known = [begin for begin in self.begins if not math.isnan(begin)]
+        self._only = {name: place for place, name in enumerate(self.names)}
+        for name, count in Counter(self.names).items():
+            if count > 1:
+                del self._only[name]
         self._open: dict[tuple[object, ...], _Event] = {}
 
     def span(self, event: _Event, end: float) -> Iterator[Row]:
@@ -304,12 +338,11 @@ class _Observation:
 
     def _place(self, time: float, name: str) -> int:
         """Which file an event is in: the one that is named, else the one that plays then."""
-        if self.names.count(name) == 1:
-            return self.names.index(name)
-        playing = (
-            place for place, (begin, end) in enumerate(pairwise(self.begins)) if begin <= time < end
-        )
-        return next(playing, 0 if time < 0 else len(self.names) - 1)
+        if name in self._only:
+            return self._only[name]
+        place = bisect_right(self._known, time) - 1
+        playing = 0 <= place < len(self._known) - 1
+        return place if playing else 0 if time < 0 else len(self.names) - 1
 
 
 def _boris_project(content: Mapping[str, Any], importer: Importer) -> Iterator[Row]:
@@ -351,15 +384,19 @@ def _boris_project(content: Mapping[str, Any], importer: Importer) -> Iterator[R
         observation.close()
 
 
-def _boris_aggregated(table: list[tuple[str, Record]], importer: Importer) -> Iterator[Row]:
+def _boris_aggregated(table: _Table, importer: Importer) -> Iterator[Row]:
     named = _boris_files(table)
+    observations: dict[tuple[str | None, ...], _Observation] = {}
     for record, cells in table:
         start, end = (parse_seconds(cells.get(f"{name} (s)", "")) for name in ("Start", "Stop"))
         event = _boris_event(cells, start, record, importer)
         if event is None:
             continue
-        files = named[cells.get("Observation id", "")]
-        observation = _boris_observation(cells, files, [], importer)
+        facts = tuple(map(cells.get, _OBSERVATION))
+        if facts not in observations:
+            files = named[cells.get("Observation id", "")]
+            observations[facts] = _boris_observation(cells, files, [], importer)
+        observation = observations[facts]
         if cells.get("Behavior type") == "POINT":
             yield from observation.point(event)
         elif end is None:
@@ -369,7 +406,7 @@ def _boris_aggregated(table: list[tuple[str, Record]], importer: Importer) -> It
 
 
 def _boris_tabular(
-    table: list[tuple[str, Record]], above: Sequence[Sequence[str]], importer: Importer
+    table: _Table, above: Sequence[Sequence[str]], importer: Importer
 ) -> Iterator[Row]:
     # Version 7 puts above the header what is the same for all events.
     common = {cells[0]: cells[1] for cells in above if len(cells) > 1}
@@ -402,9 +439,12 @@ def _boris_observation(
     cells: Record, named: Iterable[str], listed: Sequence[str], importer: Importer
 ) -> _Observation:
     """The files of player 1 and their lengths, as a row or the lines above it say them."""
-    source = re.match(r"player #1:(.*?)(\|? *player #\d+:.*)?$", cells.get("Source", ""))
-    if source:
-        listed = [name.strip() for name in source[1].split(";") if name.strip()]
+    first, *_ = re.split(
+        r"player #\d+:", cells.get("Source", "").removeprefix("player #1:"), maxsplit=1
+    )
+    if cells.get("Source", "").startswith("player #1:"):
+        first = first.strip().removesuffix("|")
+        listed = [name.strip() for name in first.split(";") if name.strip()]
     files = listed or list(named)
     durations = cells.get("Media duration (s)") or cells.get("Total length") or ""
     lengths = [parse_seconds(text) for text in durations.split("|")[0].split(";")]
@@ -414,7 +454,7 @@ def _boris_observation(
     return _Observation(files, lengths, offset, importer, ordered=bool(listed))
 
 
-def _boris_files(table: list[tuple[str, Record]]) -> dict[str, dict[str, None]]:
+def _boris_files(table: _Table) -> dict[str, dict[str, None]]:
     """The files that the rows of each observation name."""
     named: dict[str, dict[str, None]] = {}
     for _, cells in table:
@@ -435,7 +475,7 @@ def _boris_event(
     modifiers = tuple(
         word
         for name, cell in cells.items()
-        if re.fullmatch(r"Modifiers?( #?\d+)?", name)
+        if cell and re.fullmatch(r"Modifiers?( #?\d+)?", name)
         for word in cell.split("|")
     )
     who, what = cells.get("Subject", ""), cells.get("Behavior", "")
@@ -448,8 +488,10 @@ def _boris_file(cells: Mapping[str, str]) -> str:
 
 
 def _loads(text: str | None) -> Any:
+    if not text or (len(text) > _SHORT and json_memory(text) > _MAX_CELL_MEMORY):
+        return None
     try:
-        return json.loads(text or "")
+        return json.loads(text)
     except (ValueError, RecursionError):
         return None
 

@@ -9,24 +9,38 @@ translated is set aside under its name.
 from __future__ import annotations
 
 import csv
-import io
 import math
 import re
 import xml.etree.ElementTree as ET
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
 from xml.parsers import expat
 
 from relocal_pyg.errors import AnnotationError, UsageError
-from relocal_pyg.io.read import parse_time
+from relocal_pyg.io.read import lines_of, parse_time
 
-#: Larger XML is refused: its tree takes ten times as much memory.
-MAX_XML_BYTES = 128 << 20
-_MAX_DEPTH = 100
-_MAX_COLUMNS = 1000
+#: Annotations, and lines of a table, that one file may hold.
+MAX_ROWS = 300_000
+_MAX_COLUMNS, _MAX_CELLS, _MAX_LINE = 1000, 10_000_000, 1 << 20
+
+#: Larger XML is refused, and a tree that takes more memory: what an element, an attribute and a
+#: letter take is added up as it grows.
+MAX_XML_BYTES, MAX_XML_MEMORY = 128 << 20, 192 << 20
+_ELEMENT, _ATTRIBUTE = 100, 150
+_MAX_DEPTH, _MAX_TAG = 100, 1 << 20
+#: The attributes that are looked at; others are dropped as they come.
+_ATTRIBUTES = frozenset(
+    [
+        *("ANNOTATION_ID", "ANNOTATION_REF", "MEDIA_URL", "MIME_TYPE", "PARTICIPANT"),
+        *("RELATIVE_MEDIA_URL", "TIER_ID", "TIME_ORIGIN", "TIME_SLOT_ID", "TIME_SLOT_REF1"),
+        *("TIME_SLOT_REF2", "TIME_UNITS", "TIME_VALUE"),
+        *("frame", "id", "label", "outside", "task_id"),
+    ]
+)
 
 
 @dataclass(frozen=True)
@@ -53,7 +67,7 @@ class ImportOptions:
                 raise UsageError(f"{name} is {value}: a number above 0 wanted")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Row:
     """One annotated action, not checked yet.
 
@@ -102,7 +116,7 @@ class Importer:
         """
         if len(set(names)) == 1:
             return names[0]
-        shown = ", ".join(repr(name) for name in names)
+        shown = ", ".join(repr(name) for name in names[:9]) + ", ..." * (len(names) > 9)
         if self.options.media is None:
             raise self.error(f"names several media, choose one (relocal convert --media): {shown}")
         wanted = video_of(self.options.media)
@@ -152,28 +166,46 @@ def separator(text: str) -> tuple[str, int]:
         >>> separator("sep=;\nvideo;start"), separator("video,start"), separator("a\tb")
         ((';', 1), (',', 0), ('\t', 0))
     """
-    first = text.split("\n", 1)[0].strip('\r\n" ')
+    first = next(lines_of(text), "").strip('\r\n" ')
     if re.fullmatch(r"sep=[,;\t|]", first, re.IGNORECASE):
         return first[4:], 1
     return max(",;\t", key=first.count), 0
 
 
-def table_lines(text: str, path: str | Path) -> Iterator[tuple[int, list[str]]]:
+def table_lines(text: str | Iterable[str], path: str | Path) -> Iterator[tuple[int, list[str]]]:
     """Lines of a table with their numbers, cells without the blanks around them.
 
+    Args:
+        text: The table; or its lines, separated by commas.
+        path: Its name, for messages.
+
     Raises:
-        AnnotationError: The quoting is broken, or there are too many columns.
+        AnnotationError: The quoting is broken, or there are too many columns, lines or cells.
     """
-    mark, skip = separator(text)
-    reader = csv.reader(io.StringIO(text), delimiter=mark, skipinitialspace=True, strict=True)
+    mark, skip = separator(text) if isinstance(text, str) else (",", 0)
+    held = fed = 0
+
+    def lines() -> Iterator[str]:
+        nonlocal fed
+        for line in lines_of(text) if isinstance(text, str) else text:
+            fed += len(line)
+            if fed > _MAX_LINE:
+                raise csv.Error(f"a line of over {_MAX_LINE} letters")
+            yield line
+
+    reader = csv.reader(lines(), delimiter=mark, skipinitialspace=True, strict=True)
     try:
-        for cells in reader:
+        for number, cells in enumerate(reader):
+            held, fed = held + len(cells), 0
             if len(cells) > _MAX_COLUMNS:
                 raise csv.Error(f"more than {_MAX_COLUMNS} columns")
+            if number > MAX_ROWS or held > _MAX_CELLS:
+                reason = f"has over {MAX_ROWS:,} lines or {_MAX_CELLS:,} cells: split it"
+                raise AnnotationError(reason, file=path)
             if reader.line_num > skip:
                 yield reader.line_num, [cell.strip() for cell in cells]
     except csv.Error as problem:
-        record = f"line {reader.line_num}"
+        record = f"line {reader.line_num or 1}"
         raise AnnotationError(f"is not a table: {problem}", file=path, record=record) from None
 
 
@@ -236,37 +268,55 @@ def read_xml(path: str | Path) -> ET.Element:
     Raises:
         AnnotationError: Missing, too large, not well-formed, or with one of those.
     """
-    builder, depth = ET.TreeBuilder(), 0
+    builder, depth, taken = ET.TreeBuilder(), 0, 0
     parser = expat.ParserCreate()
 
     def problem(reason: str) -> AnnotationError:
         return AnnotationError(reason, file=path, record=f"line {parser.CurrentLineNumber}")
+
+    def take(size: int) -> None:
+        nonlocal taken
+        taken += size
+        if taken > MAX_XML_MEMORY:
+            reason = f"holds more elements than fit {MAX_XML_MEMORY >> 20} MiB: export less at once"
+            raise problem(reason)
 
     def start(name: str, attributes: dict[str, str]) -> None:
         nonlocal depth
         depth += 1
         if depth > _MAX_DEPTH:
             raise problem("is nested too deep")
-        builder.start(name, attributes)
+        kept = {each: value for each, value in attributes.items() if each in _ATTRIBUTES}
+        take(_ELEMENT + _ATTRIBUTE * len(kept) + sum(map(len, kept.values())))
+        builder.start(name, kept)
 
     def end(name: str) -> None:
         nonlocal depth
         depth -= 1
         builder.end(name)
 
+    def data(text: str) -> None:
+        take(len(text))
+        builder.data(text)
+
     def refuse(*_: Any) -> None:
         raise problem("has a document type, which may hide entities: remove the <!DOCTYPE ...>")
 
     parser.StartElementHandler = start
     parser.EndElementHandler = end
-    parser.CharacterDataHandler = builder.data
+    parser.CharacterDataHandler = data
     parser.StartDoctypeDeclHandler = refuse
     try:
         if not Path(path).is_file():
             raise AnnotationError("does not exist or is not a regular file", file=path)
         if Path(path).stat().st_size > MAX_XML_BYTES:
-            raise AnnotationError(f"is over {MAX_XML_BYTES} bytes", file=path)
-        parser.Parse(Path(path).read_bytes(), True)
+            raise AnnotationError(f"is over {MAX_XML_BYTES} bytes: split it", file=path)
+        with open(path, "rb") as stream:
+            while chunk := stream.read(1 << 16):
+                parser.Parse(chunk)
+                if stream.tell() - parser.CurrentByteIndex > _MAX_TAG:
+                    raise problem(f"has a tag of over {_MAX_TAG} bytes: it is no annotation")
+        parser.Parse(b"", True)
     except expat.ExpatError as error:
         raise problem(f"is not XML: {expat.ErrorString(error.code)}") from None
     except (OSError, LookupError) as error:  # LookupError: an encoding that does not exist
@@ -274,7 +324,7 @@ def read_xml(path: str | Path) -> ET.Element:
     return builder.close()
 
 
-def xml_rows(importer: Importer) -> list[Row]:
+def xml_rows(importer: Importer) -> Iterator[Row]:
     """Rows of an ELAN document or of CVAT's XML.
 
     Raises:
@@ -283,9 +333,9 @@ def xml_rows(importer: Importer) -> list[Row]:
     """
     root = read_xml(importer.path)
     if root.tag == "ANNOTATION_DOCUMENT":
-        return list(_elan(root, importer))
+        return _elan(root, importer)
     if root.tag == "annotations":
-        return list(_cvat(root, importer))
+        return _cvat(root, importer)
     raise importer.error(f"<{root.tag}> is neither ELAN nor CVAT for video")
 
 
@@ -314,9 +364,12 @@ def _elan(root: ET.Element, importer: Importer) -> Iterator[Row]:
     for tier in root.iterfind("TIER"):
         aligned = tier.findall("ANNOTATION/ALIGNABLE_ANNOTATION")
         ends = [(a.get("TIME_SLOT_REF1", ""), a.get("TIME_SLOT_REF2", "")) for a in aligned]
-        known = slots | _spread(ends, slots)
+        between = _spread(ends, slots)
         for annotation, (one, two) in zip(aligned, ends, strict=True):
-            spans[annotation.get("ANNOTATION_ID", "")] = known.get(one), known.get(two)
+            spans[annotation.get("ANNOTATION_ID", "")] = (
+                between.get(one, slots.get(one)),
+                between.get(two, slots.get(two)),
+            )
         for annotation in tier.iterfind("ANNOTATION/REF_ANNOTATION"):
             name = annotation.get("ANNOTATION_ID", "")
             parents[name] = annotation.get("ANNOTATION_REF", "")
@@ -328,6 +381,7 @@ def _elan(root: ET.Element, importer: Importer) -> Iterator[Row]:
             while name in parents and name not in seen:  # a child has its parent's time
                 seen.add(name)
                 name = parents[name]
+            parents.update(dict.fromkeys(seen, name))  # the next child need not go all the way
             start, end = spans.get(name, (None, None))
             if start is None or end is None:
                 importer.reject(record, "its time slots have no value")
@@ -342,7 +396,8 @@ def _spread(ends: Sequence[tuple[str, str]], slots: Mapping[str, float | None]) 
     found: dict[str, float] = {}
     chain: list[str] = []
     for number, (one, two) in enumerate(ends):
-        chain = [*(chain or [one]), two]
+        chain = chain or [one]
+        chain.append(two)
         goes_on = number + 1 < len(ends) and ends[number + 1][0] == two
         if goes_on and slots.get(two) is None:
             continue
@@ -365,11 +420,15 @@ def _cvat(root: ET.Element, importer: Importer) -> Iterator[Row]:
     if not tracks:
         raise importer.error("has no <track>: export as CVAT for video 1.1")
     fps = importer.fps(None)
+
+    @cache
+    def the_video() -> str:
+        return importer.video(list(videos.values()) or [Path(importer.path).stem])
+
     for track in tracks:
         record = f"track {track.get('id', '')}"
         task_id = track.get("task_id", "")
-        names = [videos[task_id]] if task_id in videos else list(videos.values())
-        video = importer.video(names or [Path(importer.path).stem])
+        video = importer.video([videos[task_id]]) if task_id in videos else the_video()
         for first, stop in _shown(track, record, importer):
             label = track.get("label", "")
             yield Row(video, first / fps, stop / fps, label, f"{record} frame {first}")

@@ -10,7 +10,7 @@ import re
 import stat
 import sys
 import unicodedata
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,8 @@ from relocal_pyg.errors import RelocalError, UsageError, check_number, shorten
 #: Larger text files are refused before they are read, and texts that take more memory.
 MAX_BYTES = 64 << 20
 MAX_TEXT_MEMORY = 128 << 20
+#: Lines of a list that is read by them.
+MAX_LINES = 1_500_000
 #: What the values of a JSON text may take in memory, estimated from its marks before it is parsed:
 #: an object, a list, an item and half a text.
 MAX_JSON_MEMORY = 192 << 20
@@ -89,8 +91,9 @@ def read_json(path: str | Path, error: type[RelocalError], *, allow_nan: bool = 
     text = read_text(path, error)
     if not text or text.isspace():
         raise error("is empty", file=path)
-    if sum(text.count(mark) * size for mark, size in _MARK_MEMORY.items()) > MAX_JSON_MEMORY:
-        raise error(f"holds more values than fit {MAX_JSON_MEMORY >> 20} MiB", file=path)
+    if json_memory(text) > MAX_JSON_MEMORY:
+        reason = f"holds more values than fit {MAX_JSON_MEMORY >> 20} MiB: split it"
+        raise error(reason, file=path)
     hooks: dict[str, Any] = {"object_pairs_hook": _unique}
     if not allow_nan:
         hooks |= {"parse_constant": _refuse, "parse_float": _finite}
@@ -101,6 +104,37 @@ def read_json(path: str | Path, error: type[RelocalError], *, allow_nan: bool = 
     except (ValueError, RecursionError) as problem:
         reason, line = _locate(text, allow_nan) or (str(problem), 0)
     raise error(reason, file=path, record=f"line {line}" if line else None)
+
+
+def json_memory(text: str) -> int:
+    """Bytes that the values of a JSON text may take in memory."""
+    return sum(text.count(mark) * size for mark, size in _MARK_MEMORY.items())
+
+
+def lines_of(text: str) -> Iterator[str]:
+    r"""Lines of a text one after the other, each with its end: a list of all takes more memory.
+
+    Example:
+        >>> list(lines_of("a\n\nb"))
+        ['a\n', '\n', 'b']
+    """
+    start = 0
+    while start < len(text):
+        end = text.find("\n", start) + 1 or len(text)
+        yield text[start:end]
+        start = end
+
+
+def read_lines(path: str | Path, error: type[RelocalError]) -> Iterator[str]:
+    """Lines of a text file, without the blanks around them.
+
+    Raises:
+        RelocalError: Of kind ``error``: see :func:`read_text`, or there are too many.
+    """
+    text = read_text(path, error)
+    if text.count("\n") >= MAX_LINES:
+        raise error(f"has over {MAX_LINES:,} lines: split it", file=path)
+    return map(str.strip, lines_of(text))
 
 
 def read_array(

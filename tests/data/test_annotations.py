@@ -241,7 +241,7 @@ def test_bad_rows_of_a_table_are_set_aside_with_their_line(tmp_path: Path) -> No
     [
         ("", "is not a table"),
         ("video,start,end\na,1,2\n", "has no column label"),
-        ("a,b\n1,2,3\n4,5,6,7\n", "line 3"),
+        ("video,start,end,label\na,1,2,x,5\n", "line 2: is not a table: 5 cells, 4 in"),
         (b"video,start,end,label\na,1,2,\xff\n", "line 2: is not UTF-8"),
         ("video,start,end,label\n", "holds no action"),
         ("video,start,end,label\na,2,1,x\n", "no record can be used"),
