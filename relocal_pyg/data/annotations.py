@@ -19,7 +19,9 @@ from relocal_pyg.formats.rows import (
     Importer,
     ImportOptions,
     Row,
+    finite,
     parse_seconds,
+    positive,
     separator,
     table_lines,
     xml_rows,
@@ -208,7 +210,7 @@ class VideoCollector:
             return
         if not needs_duration and duration is None:
             length = math.inf
-        elif not _is_number(duration) or not duration > 0:
+        elif positive(duration) is None:
             self.reject(video_id, f"the duration is {_show(duration)}: seconds wanted")
             return
         else:
@@ -260,7 +262,7 @@ class VideoCollector:
         return self._videos
 
     def _problem(self, start: Any, end: Any, label: Any, length: float) -> str | None:
-        if not _is_number(start) or not _is_number(end):
+        if finite(start) is None or finite(end) is None:
             return f"times are {_show(start)}, {_show(end)}: two numbers of seconds wanted"
         if not isinstance(label, str) or not label.strip():
             return f"the label is {_show(label)}: text wanted"
@@ -275,17 +277,6 @@ class VideoCollector:
         if not self.clip and (start < 0 or end > length):
             return f"[{start}, {end}) leaves the video of {length} s: --clip (clip=True) cuts it"
         return None
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and _finite(value)
-
-
-def _finite(value: float) -> bool:
-    try:
-        return math.isfinite(value)
-    except OverflowError:  # a whole number beyond the range of float
-        return False
 
 
 def _show(value: Any) -> str:
