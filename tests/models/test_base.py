@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterator
 import pytest
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from relocal_pyg.errors import FeatureError, ProposalError, UsageError
 from relocal_pyg.models import (
@@ -58,37 +57,6 @@ FREE = (
     lambda: FinerWindows(ContrastMatcher()),
 )
 WINDOWS = torch.tensor([[0.0, 4.0], [3.0, 9.0], [10.0, 30.0]])
-
-
-class OneDevice(TorchDispatchMode):
-    """Fails where an operation makes a tensor elsewhere than on the device of the weights."""
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        out = func(*args, **(kwargs or {}))
-        for each in out if isinstance(out, tuple | list) else (out,):
-            if isinstance(each, Tensor) and each.device.type != "meta":
-                raise AssertionError(f"{func} made a tensor on {each.device}")
-        return out
-
-
-@pytest.mark.parametrize("name", TRAINED)
-def test_everything_that_a_model_makes_is_where_its_weights_are(name: str):
-    """Weights on ``meta``, inputs on the CPU: nothing is about devices but missing numbers."""
-    model = TRAINED[name]().eval().to("meta")
-    assert model.device.type == "meta"
-    query, reference, video = torch.randn(4, F), torch.randn(30, F), torch.randn(12, F)
-    problem: Exception | None = None
-    try:
-        with OneDevice():
-            ranking = model.rank(query, reference, WINDOWS, query_video=video)
-    except (RuntimeError, NotImplementedError) as error:
-        problem = error
-    if problem is None:
-        assert ranking.scores.device.type == "meta"
-    else:  # a number was asked for that only weights with a value have
-        assert "meta" in str(problem).lower()
-        assert "same device" not in str(problem)
-    assert problem is None or name != "paper"
 
 
 class InAFile:
