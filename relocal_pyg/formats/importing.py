@@ -1,4 +1,4 @@
-"""Annotations in from JSON and tables: BORIS, VIA 3, Label Studio. Seconds."""
+"""Annotations in from JSON and tables: BORIS, VIA 3, Label Studio, saved queries. Seconds."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ Record = dict[str, str]
 
 
 def json_rows(content: Any, importer: Importer) -> Iterator[Row] | None:
-    """Rows of a BORIS or VIA 3 project or of Label Studio tasks; None for any other JSON.
+    """Rows of a BORIS or VIA 3 project, Label Studio tasks, a saved query; None for any other JSON.
 
     Raises:
         AnnotationError: The options have to say more.
@@ -53,7 +53,22 @@ def json_rows(content: Any, importer: Importer) -> Iterator[Row] | None:
         return _boris_project(content, importer)
     if all(isinstance(content.get(key), dict) for key in ("metadata", "view", "file", "attribute")):
         return _via(content, importer)
+    if str(content.get("schema")).startswith("relocal_pyg.moments/"):
+        return _saved_query(content, importer)
     return None
+
+
+def _saved_query(content: Mapping[str, Any], importer: Importer) -> Iterator[Row]:
+    """The clip of a saved query, its examples, and the answers with a yes; its file names them."""
+    label = video_of(str(importer.path))
+    span = content.get("query_span")
+    if isinstance(span, list) and len(span) == 2 and None not in span:
+        yield Row(video_of(str(content.get("query"))), span[0], span[1], label, "query")
+    for kind in ("examples", "moments"):
+        for number, each in enumerate(_dicts(content.get(kind)), start=1):
+            if each.get("good") is True:
+                video = video_of(str(each.get("video")))
+                yield Row(video, each.get("start"), each.get("end"), label, f"{kind} {number}")
 
 
 def table_rows(text: str, importer: Importer) -> Iterator[Row] | None:

@@ -15,12 +15,16 @@ from relocal_pyg.formats import FORMATS, Source, export_clips, format_of, to_cli
 from relocal_pyg.formats.clips import DOUBT, clock
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from relocal_pyg.models.occurrences import Count
     from relocal_pyg.moments import Moment
     from relocal_pyg.search.index import Hit
 
 #: What the JSON of answers is, and in which version; raised when a field changes its meaning.
 SCHEMA = "relocal_pyg.moments/1"
+#: What is known of an example.
+EXAMPLE = ("video", "start", "end", "good")
 
 
 @dataclass(frozen=True)
@@ -58,23 +62,39 @@ def place_name(place: str) -> str:
     return place.rpartition("::")[2] if "::" in place else Path(place).stem
 
 
-def write_answers(
-    path: Path,
-    answers: Sequence[tuple[str, Moment | Hit]],
-    *,
-    query: str,
-    reference: str,
-    matcher: str,
-    query_span: Sequence[float] | None = None,
-    presence: float | None = None,
-    settings: Mapping[str, Any] | None = None,
-    count: Count | None = None,
-) -> None:
+def write_answers(path: Path, answers: Sequence[tuple[str, Moment | Hit]], **facts: Any) -> None:
     """Write answers as JSON, the same for one reference and for an index (docs/formats.md).
 
     Args:
         path: The file; "-" for the standard output.
         answers: Id of the video and moment in seconds, best first.
+        facts: See :func:`answers_content`.
+    """
+    from relocal_pyg.io.write import write_json
+
+    content = answers_content(plain_answers(answers), **facts)
+    if str(path) == "-":
+        print(json.dumps(content, indent=1, allow_nan=False), file=RESULTS.get() or sys.stdout)
+    else:
+        write_json(path, content)
+
+
+def answers_content(
+    moments: Sequence[Mapping[str, Any]],
+    *,
+    query: str,
+    reference: str,
+    matcher: str,
+    query_span: Sequence[float | None] | None = None,
+    presence: float | None = None,
+    settings: Mapping[str, Any] | None = None,
+    count: Count | None = None,
+    examples: Sequence[Mapping[str, Any]] = (),
+) -> dict[str, Any]:
+    """The JSON of answers.
+
+    Args:
+        moments: See :func:`plain_answers`.
         query: The query as it was given.
         reference: The reference or index as it was given.
         matcher: Which model answered, and why.
@@ -82,26 +102,45 @@ def write_answers(
         presence: Probability that the one reference holds it, where known.
         settings: What else decided the answers.
         count: How many there are, where all were asked for.
+        examples: What else was said of what is looked for: ``video``, ``start``, ``end``, ``good``.
     """
-    from relocal_pyg.io.write import write_json
-
-    content = {
+    return {
         "schema": SCHEMA,
         "unit": "seconds",
         "query": query,
         "query_span": None if query_span is None else list(query_span),
+        "examples": list(examples),
         "reference": reference,
         "matcher": matcher,
         "settings": dict(settings or {}),
         "presence": presence,
         "probably_there": None if presence is None else presence >= DOUBT,
         "count": None if count is None else asdict(count),
-        "moments": plain_answers(answers),
+        "moments": list(moments),
     }
-    if str(path) == "-":
-        print(json.dumps(content, indent=1, allow_nan=False), file=RESULTS.get() or sys.stdout)
-    else:
-        write_json(path, content)
+
+
+def write_explanation(
+    path: Path,
+    moments: list[Moment],
+    contributions: Tensor | None,
+    seconds_per_step: float,
+    facts: dict[str, object],
+) -> None:
+    """Write what made the score of the best moment, a row a query step.
+
+    Raises:
+        UsageError: There is no answer, the model cannot say, or there are too many steps.
+    """
+    from relocal_pyg.io.write import write_json
+
+    if contributions is None:
+        raise UsageError(
+            "--explain: no answer, or none that can be told step by step (--exhaustive may help)"
+        )
+    best = {"start": moments[0].start, "end": moments[0].end, "score": moments[0].score}
+    content = {"unit": "seconds", "moment": best, "seconds_per_step": seconds_per_step}
+    write_json(path, {**facts, **content, "contributions": contributions.tolist()})
 
 
 def plain_answers(answers: Iterable[tuple[str, Moment | Hit]]) -> list[dict[str, Any]]:
@@ -150,6 +189,81 @@ def read_feedback(path: Path | None) -> list[tuple[str | None, float, float, boo
     if not found:
         raise UsageError('no moment says "good": true or false', file=path)
     return found
+
+
+@dataclass(frozen=True)
+class SavedQuery:
+    """What was looked for, and what was said of it, as the JSON of answers keeps it.
+
+    Attributes:
+        query: The clip's file.
+        span: Seconds of it.
+        said: Files with seconds, ``FILE:FROM-TO``, and whether they show it.
+    """
+
+    query: str
+    span: tuple[float | None, float | None]
+    said: list[tuple[str, bool]]
+
+    def examples(self, good: bool) -> tuple[str, ...]:
+        """What shows it, or what does not."""
+        return tuple(text for text, shows in self.said if shows is good)
+
+    @classmethod
+    def read(cls, path: Path) -> SavedQuery:
+        """Read a JSON of answers; paths begin where they did, or at its folder.
+
+        Raises:
+            UsageError: Not such a file, its query was no clip, or it is not known where a judged
+                moment is.
+        """
+        from relocal_pyg.io.read import parse_time, read_json
+
+        content = read_json(path, UsageError)
+        try:
+            if not content["schema"].startswith("relocal_pyg.moments/"):
+                raise ValueError
+            query, place = str(content["query"]), str(content["reference"])
+            span = content["query_span"] or (None, None)
+            start, end = (None if each is None else parse_time(each, "query_span") for each in span)
+            said = [(str(each["video"]), each, each["good"]) for each in content["examples"]]
+            files = _files_of(Path(place))
+            for moment in content["moments"]:
+                if moment.get("good") is not None:
+                    name = str(moment.get("video") or place)
+                    here = place if name == place_name(place) else files.get(name, name)
+                    said.append((here, moment, moment["good"]))
+            examples = []
+            for name, each, good in said:
+                found = _resolved(name, path)
+                if each["start"] is not None or each["end"] is not None:
+                    times = (parse_time(each[key], key) for key in ("start", "end"))
+                    found += ":{:.3f}-{:.3f}".format(*times)
+                examples.append((found, bool(good)))
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            if isinstance(error, UsageError):
+                raise
+            raise UsageError(
+                "is no saved query: write one with --json of find or search", file=path
+            ) from None
+        if query.startswith('"'):
+            raise UsageError("was made from words: give them again", file=path)
+        return cls(_resolved(query, path), (start, end), examples)
+
+
+def _resolved(place: str, saved: Path) -> str:
+    """A path as it was written, or beside the file that names it."""
+    beside = saved.parent / place
+    return str(beside) if beside.exists() and not Path(place).exists() else place
+
+
+def _files_of(index: Path) -> dict[str, str]:
+    """The video files of an index, where it is one."""
+    from relocal_pyg.video.index import IndexedVideos
+
+    if not IndexedVideos.record_of(index).is_file():
+        return {}
+    return {name: str(file) for name, file in IndexedVideos.load(index).files.items()}
 
 
 def write_exports(

@@ -11,11 +11,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 import tyro
 
 from relocal_pyg.apps.cli.exports import (
+    EXAMPLE,
     ExportOptions,
+    SavedQuery,
     cut_moments,
     place_name,
     read_feedback,
     write_answers,
+    write_explanation,
     write_exports,
     write_sheet,
 )
@@ -84,6 +87,34 @@ class QueryOptions:
     """Features: duration of one step."""
     key: str | None = None
     """Features: name of the array inside a video's group; features or c3d_features if left out."""
+
+    def opened(self, query: str | None) -> tuple[str | None, QueryOptions]:
+        """The clip and the examples of a saved query, a JSON of answers, in its place.
+
+        Raises:
+            UsageError: Not such a file.
+        """
+        if query is None or Path(query).suffix.lower() != ".json":
+            return query, self
+        if (self.query_start, self.query_end) != (None, None):
+            raise UsageError(f"{query} says where its clip is: leave --query-start and -end out")
+        saved = SavedQuery.read(Path(query))
+        return saved.query, replace(
+            self,
+            query_start=saved.span[0],
+            query_end=saved.span[1],
+            also=(*saved.examples(True), *self.also),
+            unlike=(*saved.examples(False), *self.unlike),
+        )
+
+    @property
+    def plain(self) -> list[dict[str, Any]]:
+        """Further examples and what is not meant, as the JSON of answers has them."""
+        from relocal_pyg.io.read import parse_stretch
+
+        said = [*((text, True) for text in self.also), *((text, False) for text in self.unlike)]
+        stretches = [(*parse_stretch(text), good) for text, good in said]
+        return [dict(zip(EXAMPLE, each, strict=True)) for each in stretches]
 
     def rows(self, query: str) -> tuple[Tensor, Tensor | None]:
         """Features of the clip, and of all of QUERY where the clip is a part of it."""
@@ -203,8 +234,9 @@ def find(
 
     Args:
         query: The clip, or with --query-start/--query-end the longer video that it is part of
-            (better: what surrounds the clip says what is special about it). With --query-text or
-            --query-image there is none: REFERENCE alone.
+            (better: what surrounds the clip says what is special about it); or a saved query, what
+            --json wrote: its clip, its examples, and the moments that say "good". With --query-text
+            or --query-image there is none: REFERENCE alone.
         reference: The long video.
         asked: What is looked for, and with which model.
         network: Videos: which network turns frames into features; that of the run's own videos
@@ -238,6 +270,7 @@ def find(
         clip, reference = None, query
         if asked.query_text is None and asked.query_image is None:
             raise UsageError("REFERENCE is missing: QUERY and REFERENCE wanted")
+    clip, asked = asked.opened(clip)
     if clip is not None and is_features(clip) != is_features(reference):
         raise UsageError("give two video files or two features, not one of each")
     if is_features(reference):
@@ -319,7 +352,14 @@ def find_in_features(
     if how.explain and moments:
         start, end = matcher.scored_span(moments[0])
         contributions = matcher.explain(clip, video, (start / step, end / step), whole)
-    facts = {"query": query, "reference": reference, "matcher": why, "count": count}
+    facts = {
+        "query": query,
+        "query_span": (asked.query_start, asked.query_end),
+        "examples": asked.plain,
+        "reference": reference,
+        "matcher": why,
+        "count": count,
+    }
     source = Source(place_name(reference), len(video) * step)
     return Answer(moments, facts, step, contributions, lambda: source)
 
@@ -346,12 +386,15 @@ def find_in_video(
         probe(file)  # a wrong name is said before a network is loaded
     probe(reference, look.stream)
     also, unlike = asked.stretches()
-    judged = []
+    judged, examples = [], asked.plain
     for video, start, end, good in read_feedback(asked.feedback):
-        if video in (None, reference, place_name(reference)):
+        here = video in (None, reference, place_name(reference))
+        place = reference if here else str(video)
+        examples.append(dict(zip(EXAMPLE, (place, start, end, good), strict=True)))
+        if here:
             judged.append((start, end, good))
         else:
-            (also if good else unlike).append(VideoQuery(Path(str(video)), start, end))
+            (also if good else unlike).append(VideoQuery(Path(place), start, end))
     for example in (*also, *unlike):
         probe(example.path)
     matcher, why = choose_matcher(asked.model, device)
@@ -385,6 +428,7 @@ def find_in_video(
             "reference": reference,
             "matcher": why,
             "query_span": list(found.span),
+            "examples": examples,
             "settings": found.settings,
             "count": found.count,
         },
@@ -436,29 +480,6 @@ def bars_on_terminal() -> Iterator[Callable[[str], Progress]]:
 
     with ExitStack() as bars:
         yield lambda title: bars.enter_context(progress_bar(title))
-
-
-def write_explanation(
-    path: Path,
-    moments: list[Moment],
-    contributions: Tensor | None,
-    seconds_per_step: float,
-    facts: dict[str, object],
-) -> None:
-    """Write what made the score of the best moment, a row a query step.
-
-    Raises:
-        UsageError: There is no answer, the model cannot say, or there are too many steps.
-    """
-    from relocal_pyg.io.write import write_json
-
-    if contributions is None:
-        raise UsageError(
-            "--explain: no answer, or none that can be told step by step (--exhaustive may help)"
-        )
-    best = {"start": moments[0].start, "end": moments[0].end, "score": moments[0].score}
-    content = {"unit": "seconds", "moment": best, "seconds_per_step": seconds_per_step}
-    write_json(path, {**facts, **content, "contributions": contributions.tolist()})
 
 
 def choose_matcher(model: Path | None, device: DeviceName = "auto") -> tuple[Calibrated, str]:

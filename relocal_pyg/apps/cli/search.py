@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
 from relocal_pyg.apps.cli.exports import (
+    EXAMPLE,
     ExportOptions,
     cut_moments,
     place_name,
@@ -76,8 +77,8 @@ def search(
 
     Args:
         folder: The index, made by "relocal index".
-        query: The clip, or with --query-start/--query-end the longer video that it is part of; left
-            out with --query-text or --query-image.
+        query: The clip, or with --query-start/--query-end the longer video that it is part of, or a
+            saved query, as for "relocal find"; left out with --query-text or --query-image.
         asked: What is looked for, and the run or checkpoint that the index was made with.
         network: Videos: the network that the index was made with, taken from it where left out.
         exports: How moments are written for other programs.
@@ -102,6 +103,7 @@ def search(
         reencode: With --cut: exact to the frame, instead of copied from the key frame before.
     """
     exports.formats(export)  # a wrong name is said before anything is searched
+    query, asked = asked.opened(query)
     rows = query is not None and is_features(query)
     for name, file in (("--report", report), ("--contact-sheet", contact_sheet), ("--cut", cut)):
         if file is not None and rows:
@@ -130,6 +132,8 @@ def search(
             reference=str(folder),
             matcher=why,
             count=count,
+            query_span=(asked.query_start, asked.query_end) if found is None else found.span,
+            examples=[*asked.plain, *judged_files(folder, asked.feedback)],
         )
     files = (csv_file, srt_file, cut, contact_sheet)
     if export or any(file is not None for file in files):
@@ -209,6 +213,16 @@ def judgements(path: Path | None) -> list[tuple[str, float, float, bool]]:
             raise UsageError('"video" is missing: which of the index?', file=path)
         found.append((video, start, end, good))
     return found
+
+
+def judged_files(folder: Path, feedback: Path | None) -> list[dict[str, Any]]:
+    """Judged stretches of videos of an index as examples, by their files."""
+    from relocal_pyg.video.index import IndexedVideos
+
+    said = judgements(feedback)
+    files = IndexedVideos.load(folder).files if said else {}
+    each = [(str(files.get(name, name)), *stretch) for name, *stretch in said]
+    return [dict(zip(EXAMPLE, one, strict=True)) for one in each]
 
 
 def locate(hits: Sequence[Hit], folder: Path | None) -> list[tuple[Source, Moment]]:

@@ -137,6 +137,7 @@ def watch(
         asked = replace(asked, also=asked.also[1:])
         if (start, end) != (None, None):
             asked = replace(asked, query_start=start, query_end=end)
+        query, asked = asked.opened(query)
     about = {
         "query": query and os.path.realpath(query),
         **_plain(asked),
@@ -267,7 +268,8 @@ def batch(
                     seconds_per_step=seconds_per_step,
                     key=key,
                 )
-                found = search(asked, query, reference)
+                clip, asked = asked.opened(query)
+                found = search(asked, clip, reference)
             except RelocalError as error:
                 return row, error
             return row, plain_answers((place_name(reference), each) for each in found)

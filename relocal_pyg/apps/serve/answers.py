@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import tempfile
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 
 from torch.nn import functional
 
+from relocal_pyg.apps.cli.exports import EXAMPLE, answers_content
 from relocal_pyg.apps.serve.jobs import Job
 from relocal_pyg.apps.serve.library import Collection, Entry
 from relocal_pyg.formats import Source, render, to_clips
@@ -122,13 +124,15 @@ def export(job: Job, collection: Collection | None, name: str, least: float) -> 
     Args:
         job: A search that is done.
         collection: The index, where there is one.
-        name: A key of :data:`relocal_pyg.formats.FORMATS`.
+        name: A key of :data:`relocal_pyg.formats.FORMATS`, or "query": to search again with.
         least: Leave out moments less probable than this, unless somebody said yes to them.
 
     Raises:
         UsageError: The format cannot hold them.
         VideoError: A video is gone.
     """
+    if name == "query":
+        return saved_query(job, collection)
     sources: dict[str, Source] = {}
     kept = []
     for shown in answer(job, collection)["moments"]:
@@ -147,6 +151,46 @@ def export(job: Job, collection: Collection | None, name: str, least: float) -> 
         moment = Moment(shown["start"], shown["end"], shown["score"], probability=sure)
         kept.append((sources[name_of], moment))
     return render(name, to_clips(kept, Path(job.names[0]).stem))
+
+
+def learned(job: Job, collection: Collection | None) -> list[dict[str, Any]]:
+    """What was said in a search, with what it was given: examples as stretches of known videos."""
+    entries = {} if collection is None else collection.entries
+    known: dict[str | None, tuple[str, str]] = {None: (job.about["reference"], job.names[1])}
+    known |= {name: (entry.key, entry.name) for name, entry in entries.items()}
+    return list(job.about["examples"]) + [
+        dict(zip(("name", *EXAMPLE), (known[video][1], known[video][0], *said), strict=True))
+        for video, *said in job.marks
+        if video in known  # its file is still there
+    ]
+
+
+def saved_query(job: Job, collection: Collection | None) -> str:
+    """The JSON of answers, as ``relocal find`` writes and reads it; videos by their names."""
+    about, found = job.about, job.found
+    assert found is not None
+    moments = [
+        {
+            "rank": rank,
+            "video": each.get("name", Path(job.names[1]).stem),
+            **{key: each[key] for key in ("start", "end", "score", "probability")},
+        }
+        for rank, each in enumerate(answer(job, collection)["moments"], start=1)
+        if each["judged"] is not False
+    ]
+    content = answers_content(
+        moments,
+        query=job.names[0],
+        reference=job.names[1],
+        matcher=found.matcher if isinstance(found, Found) else "",
+        query_span=(about["start"], about["end"]),
+        settings=found.settings,
+        examples=[
+            {**{key: each[key] for key in EXAMPLE}, "video": each["name"]}
+            for each in learned(job, collection)
+        ],
+    )
+    return json.dumps(content, indent=1, allow_nan=False)
 
 
 def strip(path: Path, start: float, end: float, count: int) -> bytes:

@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 from urllib.parse import unquote
 
 from starlette.applications import Starlette
@@ -19,7 +20,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import FileResponse, JSONResponse, Response
 from starlette.routing import Route
 
-from relocal_pyg.apps.serve.answers import answer, describe, strip
+from relocal_pyg.apps.serve.answers import answer, describe, learned, strip
 from relocal_pyg.apps.serve.answers import export as make_export
 from relocal_pyg.apps.serve.answers import report as make_report
 from relocal_pyg.apps.serve.jobs import Mark, SearchQueue, Work
@@ -78,7 +79,8 @@ def make_app(
         return JSONResponse({"videos": indexed, "playable": playable})
 
     async def formats(request: Request) -> Response:
-        return JSONResponse({name: form.title for name, form in FORMATS.items()})
+        titles = {name: form.title for name, form in FORMATS.items()}
+        return JSONResponse({**titles, "query": "Query with what was said (relocal find)"})
 
     async def upload(request: Request) -> Response:
         nonlocal uploading
@@ -199,14 +201,14 @@ def make_app(
         if job is None or job.found is None:
             return refuse(404, "no such answer")
         name = request.query_params.get("format", "")
-        if name not in FORMATS:
+        if name not in FORMATS and name != "query":
             return refuse(404, f"no such format: {', '.join(FORMATS)}")
         try:
             least = parse_number(request.query_params.get("least", "0"))
             text = await run_in_threadpool(make_export, job, collection, name, least)
         except RelocalError as error:
             return refuse(400, error.reason)
-        file = f"moments{FORMATS[name].suffixes[0]}"
+        file = "query.json" if name == "query" else f"moments{FORMATS[name].suffixes[0]}"
         headers = {"Content-Disposition": f'attachment; filename="{file}"'}
         return Response(text, media_type="application/octet-stream", headers=headers)
 
@@ -219,6 +221,10 @@ def make_app(
                 return refuse(404, "no such video: choose a query and a reference")
             if everywhere and collection is None:
                 return refuse(404, "no index here: relocal serve --index opens one")
+            like = searches.get(str(wanted.get("like")))
+            if like is None and "like" in wanted:
+                return refuse(404, "no such search to learn from")
+            examples = [] if like is None else learned(like, collection)
             start, end = (seconds(wanted.get(name)) for name in ("query_start", "query_end"))
             clip = VideoQuery(query.path, start, end)
             top_k = wanted.get("top_k", 10 if everywhere else 5)
@@ -229,19 +235,32 @@ def make_app(
         except TimeoutError:
             return refuse(408, "it came too slowly")
         if everywhere:
-            work, place = in_index(query, clip, top_k, every), f"{indexed} videos"
+            work, place = in_index(query, clip, top_k, every, examples), f"{indexed} videos"
         else:
             assert reference is not None
-            work, place = in_video(query, clip, reference, top_k, every), reference.name
+            work = in_video(query, clip, reference, top_k, every, examples)
+            place = reference.name
+        about: dict[str, Any]
         about = {"query": query.key, "query_name": query.name, "start": clip.start, "end": clip.end}
         about |= {"reference": None if everywhere else wanted.get("reference"), "place": place}
-        about["every"] = every
+        about |= {"every": every, "examples": examples}
         job = searches.submit(work, (query.name, place), about)
         if job is None:
             return refuse(429, "too many searches are waiting: try again when one is done")
         return JSONResponse({"id": job.key, "state": job.state}, 202)
 
-    def in_video(query: Entry, clip: VideoQuery, reference: Entry, top_k: int, every: bool) -> Work:
+    def stretches(examples: Sequence[dict[str, Any]], good: bool) -> list[VideoQuery]:
+        known = [(library.get(each["video"]), each) for each in examples if each["good"] is good]
+        return [VideoQuery(e.path, each["start"], each["end"]) for e, each in known if e]
+
+    def in_video(
+        query: Entry,
+        clip: VideoQuery,
+        reference: Entry,
+        top_k: int,
+        every: bool,
+        examples: Sequence[dict[str, Any]],
+    ) -> Work:
         def work(progress: Callable[[str], Progress], marks: Sequence[Mark]) -> Found:
             return find_moments(
                 clip,
@@ -250,6 +269,8 @@ def make_app(
                 backbone=backbone,
                 top_k=top_k + sum(good for *_, good in marks),
                 judged=[(start, end, good) for _, start, end, good in marks],
+                also=stretches(examples, True),
+                unlike=stretches(examples, False),
                 every=every,
                 least=0.0,
                 rate_hz=rate_hz,
@@ -261,7 +282,13 @@ def make_app(
 
         return work
 
-    def in_index(query: Entry, clip: VideoQuery, top_k: int, every: bool) -> Work:
+    def in_index(
+        query: Entry,
+        clip: VideoQuery,
+        top_k: int,
+        every: bool,
+        examples: Sequence[dict[str, Any]],
+    ) -> Work:
         def work(progress: Callable[[str], Progress], marks: Sequence[Mark]) -> FoundVideos:
             assert collection is not None
             found = find_in_index(
@@ -271,6 +298,8 @@ def make_app(
                 backbone,
                 top_k=top_k + sum(good for *_, good in marks),
                 judged=[(str(name), (start, end, good)) for name, start, end, good in marks],
+                also=stretches(examples, True),
+                unlike=stretches(examples, False),
                 every=every,
                 least=0.0,
                 cache=cache,

@@ -87,6 +87,26 @@ def test_the_right_video_and_time_are_found(tmp_path: Path, blocks: None, capsys
     assert best["start"] == pytest.approx(4.0, abs=0.41)
     assert best["end"] == pytest.approx(6.0, abs=0.41)
 
+    # With a yes and a no it is a query of its own, also from elsewhere and as training items.
+    content = json.loads(found.read_text())
+    content["moments"][0]["good"], content["moments"][1]["good"] = True, False
+    saved = tmp_path / "salto.json"
+    saved.write_text(json.dumps(content))
+    again = ["search", str(index), str(saved), "--top-k", "3", "--json", str(tmp_path / "2.json")]
+    assert main(again) == 0
+    content = json.loads((tmp_path / "2.json").read_text())
+    assert content["moments"][0]["video"] == "two"
+    assert (content["query"], content["query_span"]) == (str(query), [2.0, 4.0])
+    assert [each["good"] for each in content["examples"]] == [True, False]
+    assert content["examples"][0]["video"] == str((films / "two.mp4").resolve())
+    assert main(["convert", str(tmp_path / "2.json"), "-o", str(tmp_path / "rows.csv")]) == 0
+    rows = (tmp_path / "rows.csv").read_text().splitlines()
+    assert [row.split(",")[0] for row in rows] == ["video", "query", "two"]
+    for damage in ('"x"', "{}", json.dumps({**content, "moments": [{"good": 1}]})):
+        saved.write_text(damage)
+        assert main(again) == 2
+        assert "salto.json" in capsys.readouterr().err
+
     assert IndexedVideos.load(index).files == {
         name: (films / f"{name}.mp4").resolve() for name in ("one", "two", "three")
     }

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from relocal_pyg.apps.cli import main
+from relocal_pyg.apps.cli.exports import SavedQuery
 from relocal_pyg.apps.serve import Library, SearchQueue
 from relocal_pyg.errors import UsageError
 from relocal_pyg.models import ContrastMatcher
@@ -278,6 +279,34 @@ def test_what_was_judged_ranks_the_others_anew(served):
     # A stretch behind the end of the video does no harm.
     served.judge(job["id"], 0, judged=True, start=100, end=200)
     assert served.outcome(job["id"])["state"] == "done"
+
+
+def test_what_was_said_is_kept_as_a_query_and_serves_elsewhere(served, films, tmp_path):
+    key = served.reference()
+    _, clip = served.upload(films["clip"].read_bytes(), "clip.mp4")
+    _, job = served.search(query=key, reference=key, query_start=4, query_end=5)
+    moments = served.outcome(job["id"])["moments"]
+    said = [(moments[0]["number"], True), (moments[1]["number"], False)]
+    for number, good in said:
+        served.judge(job["id"], number, judged=good)
+    served.outcome(job["id"])
+    _, other = served.search(query=key, reference=clip["id"], query_start=4, like=job["id"])
+    done = served.outcome(other["id"])
+    assert [each["good"] for each in done["about"]["examples"]] == [True, False]
+    assert (done["settings"]["examples"], done["settings"]["counter_examples"]) == (2, 1)
+    for like, code in (("x", 404), ([], 404), (None, 404)):
+        assert served.search(query=key, reference=key, like=like)[0] == code
+    # The command line goes on from there, beside the videos.
+    _, headers, text = served.ask("GET", f"/api/searches/{other['id']}/export?format=query")
+    assert headers["content-disposition"] == 'attachment; filename="query.json"'
+    assert str(films["folder"]) not in text.decode()
+    (tmp_path / "salto.json").write_bytes(text)
+    (tmp_path / "reference.mp4").symlink_to(films["reference"])
+    saved = SavedQuery.read(tmp_path / "salto.json")
+    here = str(tmp_path / "reference.mp4")
+    assert (saved.query, saved.span) == (here, (4.0, None))
+    assert [good for _, good in saved.said] == [True, False]
+    assert all(text.startswith(f"{here}:") for text, _ in saved.said)
 
 
 def test_what_is_judged_during_a_search_counts_in_the_next():

@@ -155,10 +155,12 @@ def test_drop_mark_find_play_judge_drag_export_and_reload(browser, served, films
     assert times(cards(browser)[0]) == drawn
     assert [card.get_attribute("class") for card in cards(browser)[:: len(others)]] == ["yes", "no"]
     Select(browser.find_element(By.ID, "reference")).select_by_visible_text(f"{EVIL} (0:02.00)")
-    # Answers stay tied to their own pair.
+    # What was said there serves here too; answers stay tied to their own pair.
+    assert browser.find_element(By.ID, "like-label").text == "with the 2 judged before"
     assert "in reference.mp4" in browser.find_element(By.ID, "results-title").text
     browser.find_element(By.ID, "find").click()
     wait(browser, lambda b: EVIL in b.find_element(By.ID, "results-title").text)
+    assert "with 2 judged before" in browser.find_element(By.ID, "told").text
     earlier = browser.find_elements(By.CSS_SELECTOR, "#history button")
     assert len(earlier) == 2
     earlier[1].click()

@@ -55,6 +55,7 @@ function choose(side, id) {
   if (side === "query") tellSpan();
   document.querySelector(`[data-side=${side}]`).classList.toggle("empty", !video && id !== INDEX);
   byId("find").disabled = !(byId("query").value && byId("reference").value) || running !== null;
+  tellLike();
 }
 
 function fill() {
@@ -83,6 +84,16 @@ async function example() {
   } catch (error) {
     say(error.message, true);
   }
+}
+
+// What was said of one video's answers serves in another.
+function tellLike() {
+  const place = byId("reference").value;
+  const elsewhere = shown && place && place !== (shown.about.reference || INDEX);
+  const said = shown ? shown.about.examples.length +
+    shown.moments.filter((moment) => moment.judged !== null).length : 0;
+  byId("like-label").hidden = !(elsewhere && said);
+  byId("like-label").lastChild.textContent = `with the ${said} judged before`;
 }
 
 function setClip(start, end) {
@@ -149,6 +160,7 @@ async function find() {
       ...(place === INDEX ? { index: true } : { reference: place }),
       ...(whole ? {} : { query_start: start, query_end: end }),
       every: byId("every").checked,
+      ...(byId("like-label").hidden || !byId("like").checked ? {} : { like: shown.id }),
     });
     await follow(id);
   } catch (error) {
@@ -435,10 +447,12 @@ function show(found, anew = false) {
     found.count && (found.count.low === found.count.high ? `${found.count.low} in all`
       : `${found.count.low} to ${found.count.high} in all (95 %)`),
     !many && "nothing found",
+    found.about.examples.length && `with ${found.about.examples.length} judged before`,
     !found.moments.some((moment) => moment.judged) && found.presence,
     ...said.map(([word, count]) => count && `you said ${word} to ${count}`),
   ].filter(Boolean).join("; ");
   say("");
+  tellLike();
   if (!anew) byId("results").querySelector(".bar").scrollIntoView({ block: "start" });
   // The next one to judge.
   const next = found.moments.findIndex((moment) => moment.judged === null);
