@@ -14,6 +14,7 @@ from benchmarks.measuring import CLOCKS, Table, machine, use_clock
 PARTS = {
     "matmul": network.rates,
     "aggregation": aggregation.run,
+    "growth": aggregation.growth,
     "layer": network.layer,
     "step": network.training_step,
     "search": network.search,

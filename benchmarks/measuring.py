@@ -55,9 +55,9 @@ def median_seconds(call: Callable[[], object], repeats: int = 5) -> float:
     return interleaved({"it": call}, repeats)["it"]
 
 
-def interleaved(calls: dict[str, Callable[[], object]], repeats: int = 5) -> dict[str, float]:
+def interleaved(calls: dict[Any, Callable[[], object]], repeats: int = 5) -> dict[Any, float]:
     """Median wall time of several things taken in turns, so that a busy moment meets them all."""
-    times: dict[str, list[float]] = {name: [] for name in calls}
+    times: dict[Any, list[float]] = {name: [] for name in calls}
     for call in calls.values():
         call()
     for _ in range(repeats):
