@@ -34,7 +34,9 @@ POSITIVES, NEGATIVES = 150, 300
 AWAY = 0.25
 #: Where the threshold lies between what the rest of the query's video gives and its own steps, to
 #: which the direction was fitted. Those of a bare clip are not known; between two groups it is .45.
-SHARE, BARE_SHARE = 0.25, 0.45
+#: At least so much of the own steps' similarity: at zero is what is like neither, such as an action
+#: that the query's video does not show.
+SHARE, BARE_SHARE, LEAST = 0.25, 0.45, 0.25
 #: Windows of an example's own video that tell how far scores spread.
 _WINDOWS = 500
 
@@ -212,7 +214,7 @@ def trace(
             other = other + share * torch.cat([rows @ direction for rows in around]).mean()
     if any(map(has_rest, examples)):
         high, low = float(own), float(other)
-        return Trace(similarity, high, low, low + SHARE * (high - low))
+        return Trace(similarity, high, low, max(low + SHARE * (high - low), LEAST * high))
     return Trace(similarity, **level_of(similarity))
 
 

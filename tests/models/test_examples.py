@@ -75,6 +75,18 @@ def test_a_film_without_the_action_has_no_occurrence(draw):
     assert len(found) <= 1
 
 
+def test_an_action_that_the_querys_video_lacks_is_no_occurrence(draw):
+    # Four actions, of which the query's video shows three: the fourth is like none of them.
+    wave, jacks, bend, walk = torch.eye(4).repeat_interleave(20, dim=0).split(20)
+    video, reference = torch.cat([wave, jacks, bend]), torch.cat([walk, wave, jacks, bend, walk])
+    video, reference = (
+        rows + 0.05 * torch.randn(len(rows), 4, generator=draw) for rows in (video, reference)
+    )
+    found, count = occurrences(ContrastMatcher(), video[20:40], reference, query_video=video)
+    assert [(each.start, each.end) for each in found] == [(40, 60)]
+    assert count.number == 1
+
+
 def test_the_count_is_the_distribution_of_all_outcomes():
     chances = [0.95, 0.8, 0.6, 0.3]
     odds = np.zeros(5)
