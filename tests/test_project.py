@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
+import inspect
 import pkgutil
 import re
 import subprocess
@@ -58,3 +60,20 @@ def test_links_between_pages_lead_somewhere(page: Path):
     for target in re.findall(r"\]\(([^)#\s]+)[^)]*\)", text):
         if not re.match(r"[a-z]+:", target):
             assert (page.parent / target).exists(), target
+
+
+ROOMS = "errors moments graph nn data datasets proposals models evaluation training search video"
+
+
+@pytest.mark.parametrize("room", ROOMS.split())
+def test_every_public_name_is_on_the_site(room: str):
+    """The site shows what a module below a room defines and describes; no name may hide from it."""
+    module = importlib.import_module(f"relocal_pyg.{room}")
+    for name in getattr(module, "__all__", ()):
+        found = getattr(module, name)
+        if inspect.isclass(found) or inspect.isfunction(found):
+            home = found.__module__
+            assert home.startswith(f"relocal_pyg.{room}") or room == "datasets", name
+            assert not any(part.startswith("_") for part in home.split(".")), name
+            assert vars(sys.modules[home])[name] is found
+            assert found.__doc__, name
