@@ -134,6 +134,32 @@ class Scene:
 
 
 @dataclass(frozen=True)
+class Footage:
+    """Rows of a film, and what is done in it.
+
+    Attributes:
+        rows: ``[n, F]``.
+        actions: Class, first step and end of each.
+    """
+
+    rows: Rows
+    actions: tuple[tuple[int, int, int], ...]
+
+
+@dataclass(frozen=True)
+class FootageWorld:
+    """Films in which the same things are done.
+
+    Attributes:
+        films: One a person.
+        rate: Rows a second.
+    """
+
+    films: tuple[Footage, ...]
+    rate: float
+
+
+@dataclass(frozen=True)
 class Class:
     """A class of actions: its sub-actions, and for a movement the shares of its harmonics."""
 

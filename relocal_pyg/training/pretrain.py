@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from copy import deepcopy
 from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
@@ -16,7 +16,14 @@ from torch import Tensor
 
 from relocal_pyg.data.proposals import QUERY_SCALES, geometric_lengths
 from relocal_pyg.data.samples import ListDataset, WindowList, choose_proposals
-from relocal_pyg.datasets.endless import Rows, Scene, World, draw_world
+from relocal_pyg.datasets.endless import (
+    Footage,
+    FootageWorld,
+    Rows,
+    Scene,
+    World,
+    draw_world,
+)
 from relocal_pyg.datasets.simulation import WorldConfig
 from relocal_pyg.datasets.synthetic import Sparse, SyntheticConfig, synthetic
 from relocal_pyg.errors import UsageError
@@ -35,7 +42,9 @@ FOLDERS, COPIES, COVERED = 0.2, 0.08, 0.05
 LIBRARIES = 0.12
 #: Share of all lists that are drawn from labelled data sets, how many of these are in turn, and how
 #: many lists, whatever they are drawn from, pass before others are.
-LABELLED, TURNS, SHARED = 0.5, 16, 960
+LABELLED, TURNS, SHARED = 0.35, 16, 960
+#: Share of all lists that are of drawn films, where there are any.
+FILMED = 0.3
 #: The matcher that comes with the package.
 SHIPPED = MatcherConfig()
 #: What a run is made of, and where it is kept.
@@ -69,7 +78,9 @@ class PretrainConfig:
     """Names the stream of worlds."""
 
 
-def draw_list(seed: int, number: int, config: MatcherConfig) -> WindowList:
+def draw_list(
+    seed: int, number: int, config: MatcherConfig, footage: Sequence[FootageWorld] = ()
+) -> WindowList:
     """List ``number`` of the stream ``seed``: a query and graded windows of two or more videos.
 
     Varied are: the world; whether the query comes with its video; how badly it is trimmed; whether
@@ -77,8 +88,11 @@ def draw_list(seed: int, number: int, config: MatcherConfig) -> WindowList:
     it, alone or in a folder of such clips.
     """
     rng = generator(seed, "endless", number)
-    if rng.random() < LABELLED:
+    source = rng.random()
+    if source < LABELLED:
         return labelled_list(seed, number, config)
+    if footage and source < LABELLED + FILMED:
+        return footage_list(seed, number, config, footage)
     world = draw_world(rng)
     chance = rng.random()
     query, query_video = draw_query(world)
@@ -109,6 +123,22 @@ def draw_list(seed: int, number: int, config: MatcherConfig) -> WindowList:
             library = [query_video, *(video.rows for video in videos)]
             background = torch.from_numpy(np.concatenate(library).mean(axis=0))
     bare = rng.random() < 0.4
+    second = None if world.staging.second is None else 1 / world.staging.second
+    video = None if bare else query_video
+    return graded(rng, config, query, video, videos, counts, background, second)
+
+
+def graded(
+    rng: np.random.Generator,
+    config: MatcherConfig,
+    query: Rows,
+    query_video: Rows | None,
+    videos: Sequence[Scene],
+    counts: Sequence[int],
+    background: Tensor | None,
+    seconds_per_step: float | None,
+) -> WindowList:
+    """A list of some windows of each video, ``counts`` of them, graded by what they overlap."""
     clip = torch.from_numpy(query)
     references, windows, overlaps = [], [], []
     for video, count in zip(videos, counts, strict=True):
@@ -121,14 +151,73 @@ def draw_list(seed: int, number: int, config: MatcherConfig) -> WindowList:
         overlaps.append(overlap[kept])
     return WindowList(
         clip,
-        None if bare else torch.from_numpy(query_video),
+        None if query_video is None else torch.from_numpy(query_video),
         references,
         windows,
         overlaps,
         config.target_temperature,
         background,
-        None if world.staging.second is None else 1 / world.staging.second,
+        seconds_per_step,
     )
+
+
+def footage_list(
+    seed: int, number: int, config: MatcherConfig, worlds: Sequence[FootageWorld]
+) -> WindowList:
+    """A list of drawn films: one person's action looked for in another's film, or among clips."""
+    rng = generator(seed, "footage list", number)
+    world = worlds[int(rng.integers(len(worlds)))]
+    # A quarter of the channels: faster, and another backbone for every list.
+    channels = rng.permutation(world.films[0].rows.shape[1])[::4]
+    films = [replace(film, rows=film.rows[:, channels]) for film in world.films]
+    own, other, *others = (films[n] for n in rng.permutation(len(films)))
+    shared = sorted({a[0] for a in own.actions} & {a[0] for a in other.actions})
+    label = shared[rng.integers(len(shared))]
+    choices = [action for action in own.actions if action[0] == label]
+    _, start, end = choices[rng.integers(len(choices))]
+    # Of a rate that leaves the query a dozen steps, as in use, or a little more or less.
+    stride = max(1, min(8, 2 ** round(np.log2((end - start) / rng.uniform(8, 24)))))
+    if rng.random() < 0.3:
+        moved = rng.uniform(-0.25, 0.25, size=2) * (end - start)
+        start = int(np.clip(start + round(moved[0]), 0, end - 2 * stride))
+        end = int(np.clip(end + round(moved[1]), start + 2 * stride, len(own.rows)))
+    query, query_video = own.rows[start:end:stride].copy(), own.rows[start % stride :: stride]
+    background = None
+    if rng.random() < FOLDERS:
+        clips = [(film, action) for film in (other, *others) for action in film.actions]
+        clips = [clips[n] for n in rng.permutation(len(clips))]
+        mates = [clip for clip in clips if clip[1][0] == label][: rng.integers(1, 4)]
+        clips = mates + [clip for clip in clips if clip[1][0] != label][:9]
+        videos = []
+        for film, (name, first, last) in clips:
+            rows = film.rows[first:last:stride].copy()
+            truths = [[0, len(rows)]] if name == label else []
+            videos.append(Scene(rows, np.array(truths, dtype=np.int64).reshape(-1, 2)))
+        counts = [max(2, config.list_length // (4 if len(v.truths) else 8)) for v in videos]
+        if rng.random() < 0.7:
+            rows = np.concatenate([video.rows for video in videos])
+            background = torch.from_numpy(rows.mean(axis=0))
+    else:
+        videos = [_subsampled(rng, film, label, stride) for film in (other, others[0])]
+        counts = [config.list_length, config.far_proposals]
+    bare = rng.random() < 0.4
+    second = stride / world.rate if rng.random() < 0.8 else None
+    video = None if bare else query_video.copy()
+    return graded(rng, config, query, video, videos, counts, background, second)
+
+
+def _subsampled(rng: np.random.Generator, film: Footage, label: int, stride: int) -> Scene:
+    """Every so many rows of a film, or of a part of it that shows the action if the film does."""
+    first, last = 0, len(film.rows)
+    shown = [action for action in film.actions if action[0] == label]
+    if rng.random() < 0.5:
+        _, start, end = shown[0] if shown else film.actions[0]
+        first, last = int(rng.integers(start + 1)), int(rng.integers(end, last + 1))
+    rows = film.rows[first:last:stride].copy()
+    spans = [(max(a, first) - first, min(b, last) - first) for _, a, b in shown]
+    ends = [(round(a / stride), min(round(b / stride), len(rows))) for a, b in spans if b > a]
+    truths = [(a, b) for a, b in ends if b > a]
+    return Scene(rows, np.array(truths, dtype=np.int64).reshape(-1, 2))
 
 
 def labelled_list(seed: int, number: int, config: MatcherConfig) -> WindowList:
@@ -312,6 +401,7 @@ def pretrain(
     folder: Path | None = None,
     log: Callable[[str], None] = print,
     report_every: int = 100,
+    footage: Sequence[FootageWorld] = (),
 ) -> MultiGraphMatcher:
     """Train a matcher on worlds without end; how ``load_model("pretrained")`` was made.
 
@@ -322,6 +412,7 @@ def pretrain(
             as if it had not been. None keeps nothing.
         log: Told of the progress.
         report_every: Steps between two reports, at which the state is kept.
+        footage: Drawn films that a share of the lists, :data:`FILMED`, comes from.
 
     Returns:
         The moving average of the weights, in evaluation mode.
@@ -332,7 +423,7 @@ def pretrain(
     config, network = config or PretrainConfig(), network or SHIPPED
     torch.manual_seed(config.seed)
     model = MultiGraphMatcher(**asdict(network))
-    run = _Run(config, model, deepcopy(model).eval())
+    run = _Run(config, model, deepcopy(model).eval(), footage)
     if folder is not None:
         run.resume(folder / STATE)
     losses: list[float] = []
@@ -353,9 +444,14 @@ class _Run:
     """Weights, their moving average and the optimiser between two steps."""
 
     def __init__(
-        self, config: PretrainConfig, model: MultiGraphMatcher, average: MultiGraphMatcher
+        self,
+        config: PretrainConfig,
+        model: MultiGraphMatcher,
+        average: MultiGraphMatcher,
+        footage: Sequence[FootageWorld],
     ) -> None:
         self.config, self.model, self.average = config, model, average
+        self.footage = footage
         self.optimiser = torch.optim.Adam(
             model.parameters(), config.learning_rate, weight_decay=config.weight_decay
         )
@@ -370,7 +466,8 @@ class _Run:
             group["lr"] = config.learning_rate * rate
         torch.manual_seed(config.seed * 1_000_003 + step)
         numbers = range(step * config.lists, (step + 1) * config.lists)
-        lists = [draw_list(config.seed, number, model.settings) for number in numbers]
+        drawn = (draw_list(config.seed, n, model.settings, self.footage) for n in numbers)
+        lists = list(drawn)
         self.optimiser.zero_grad()
         loss = model.list_losses(lists)["loss"]
         loss.backward()

@@ -134,7 +134,7 @@ def find_moments(
     cache: FeatureCache | str | Path | None = None,
     progress: Callable[[str], Progress] | None = None,
     explain: bool = False,
-    exhaustive: bool = False,
+    exhaustive: bool = True,
     include_query: bool = False,
     stream: int | None = None,
     also: Sequence[str | Path | VideoQuery] = (),
@@ -171,7 +171,9 @@ def find_moments(
         progress: Called with a title for each file; what it gives is told the seconds done.
         explain: Say which steps made the score of the best moment, where all were looked at; no
             more than :data:`MAX_EXPLAINED` meetings of steps are explained.
-        exhaustive: Look at every step of a long reference too.
+        exhaustive: Look at every step of a long reference too. False looks at its key frames first
+            and then around the :data:`PLACES` that they speak for: faster, and the best answer of
+            an exhaustive search is among them two to four times in five only.
         include_query: Where the clip is a stretch of the reference, let it be an answer; it is left
             out otherwise.
         stream: Number of the video stream in the reference; the default one where None.

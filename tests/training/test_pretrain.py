@@ -9,7 +9,15 @@ import numpy as np
 import pytest
 import torch
 
-from relocal_pyg.datasets.endless import KINDS, ORDERS, Own, World, draw_world
+from relocal_pyg.datasets.endless import (
+    KINDS,
+    ORDERS,
+    Footage,
+    FootageWorld,
+    Own,
+    World,
+    draw_world,
+)
 from relocal_pyg.errors import UsageError
 from relocal_pyg.models import load_model
 from relocal_pyg.models.network_config import MatcherConfig
@@ -18,6 +26,7 @@ from relocal_pyg.training.pretrain import (
     best_overlap,
     candidates,
     draw_list,
+    footage_list,
     labelled_list,
     pretrain,
     resampled,
@@ -52,6 +61,35 @@ def test_lists_are_whole_windows_with_their_overlap() -> None:
         best.append(float(drawn.overlaps[0].max()))
     assert min(best) > 0.5
     assert np.mean(best) > 0.9
+
+
+def test_a_list_of_films_asks_for_what_one_of_them_shows() -> None:
+    """Rows are unit vectors of the class that is shown: whatever overlaps is of the query's."""
+
+    def film(*classes: int) -> Footage:
+        ends = 24 * np.arange(len(classes) + 1)
+        rows = np.eye(8, dtype=np.float32)[list(classes)].repeat(24, axis=0).repeat(40, axis=1)
+        spans = zip(classes, ends[:-1].tolist(), ends[1:].tolist(), strict=True)
+        return Footage(rows, tuple(spans))
+
+    worlds = [FootageWorld((film(0, 1, 2, 3), film(2, 4, 0, 5), film(6, 0, 2, 1)), 12.5)]
+    kinds = set()
+    for number in range(60):
+        drawn = footage_list(0, number, CONFIG, worlds)
+        again = footage_list(0, number, CONFIG, worlds)
+        torch.testing.assert_close(drawn.references[0], again.references[0])
+        wanted = drawn.query[len(drawn.query) // 2]
+        for rows, windows, overlaps in zip(
+            drawn.references, drawn.windows, drawn.overlaps, strict=True
+        ):
+            shown = (rows == wanted).all(dim=1)
+            for (start, end), overlap in zip(windows.long().tolist(), overlaps, strict=True):
+                both = int(shown[start:end].sum())
+                union = end - start + int(shown.sum()) - both
+                # A row at either end may count or not, by rounding.
+                assert abs(both - float(overlap) * union) <= 2.5
+        kinds.add(len(drawn.references) > 2)
+    assert kinds == {True, False}
 
 
 def test_every_kind_of_world_is_drawn() -> None:

@@ -136,7 +136,7 @@ def write_explanation(
 
     if contributions is None:
         raise UsageError(
-            "--explain: no answer, or none that can be told step by step (--exhaustive may help)"
+            "--explain: no answer, or none told step by step (leave out --no-exhaustive)"
         )
     best = {"start": moments[0].start, "end": moments[0].end, "score": moments[0].score}
     content = {"unit": "seconds", "moment": best, "seconds_per_step": seconds_per_step}

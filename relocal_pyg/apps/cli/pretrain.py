@@ -15,6 +15,7 @@ def pretrain(
     *,
     steps: Steps = None,
     seed: Natural = 0,
+    worlds: Natural = 45,
 ) -> None:
     """Train the matcher that needs no labels, on simulated worlds: how the shipped weights came.
 
@@ -25,6 +26,8 @@ def pretrain(
         out: Run folder to write.
         steps: Optimiser steps, instead of those of the shipped weights.
         seed: Seed of worlds and weights.
+        worlds: Worlds of drawn films, twelve processor-seconds each, that a part of the lists comes
+            from.
     """
     import torch
 
@@ -35,5 +38,11 @@ def pretrain(
     config = PretrainConfig(seed=seed)
     if steps is not None:
         config = PretrainConfig(steps=steps, seed=seed)
-    run(config, folder=out, log=lambda line: print(line, flush=True))
+    footage = []
+    if worlds:
+        from relocal_pyg.video.backbones import EfficientNetLite0
+        from relocal_pyg.video.drawn import keep_footage
+
+        footage = keep_footage(out / "footage", seed, worlds, EfficientNetLite0())
+    run(config, folder=out, log=lambda line: print(line, flush=True), footage=footage)
     print(f"checkpoint: {out / 'best'}")
