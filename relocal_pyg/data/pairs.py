@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, replace
@@ -15,6 +13,7 @@ from relocal_pyg.data.items import Item, Pair, Protocol
 from relocal_pyg.errors import AnnotationError, UsageError
 from relocal_pyg.formats.rows import table_lines
 from relocal_pyg.io.read import read_json, read_text
+from relocal_pyg.io.record import sha256_json
 from relocal_pyg.io.seeding import derive_seed
 from relocal_pyg.io.write import write_json
 
@@ -50,8 +49,7 @@ class PairList:
     @cached_property
     def sha256(self) -> str:
         """SHA-256 of the list as canonical JSON: equal for equal lists, on every machine."""
-        text = json.dumps(self._plain(), sort_keys=True, separators=(",", ":"))
-        return hashlib.sha256(text.encode("ascii")).hexdigest()
+        return sha256_json(self._plain())
 
     def sample(self, limit: int | None) -> PairList:
         """At most ``limit`` of the pairs, in their order; all where None.

@@ -7,8 +7,6 @@ comparable with them.
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -25,6 +23,7 @@ from relocal_pyg.data.items import Item, Protocol
 from relocal_pyg.errors import AnnotationError, UsageError
 from relocal_pyg.evaluation.statistics import Estimate
 from relocal_pyg.io.read import read_json
+from relocal_pyg.io.record import sha256_json
 from relocal_pyg.io.seeding import generator
 from relocal_pyg.io.write import write_json
 from relocal_pyg.models.base import Ranking, Relocalizer, evaluating
@@ -86,8 +85,7 @@ class EpisodeList:
     @cached_property
     def sha256(self) -> str:
         """SHA-256 of the list as canonical JSON."""
-        text = json.dumps(asdict(self), sort_keys=True, separators=(",", ":"))
-        return hashlib.sha256(text.encode("ascii")).hexdigest()
+        return sha256_json(asdict(self))
 
     def save(self, path: str | Path) -> None:
         """Write the list as JSON with its hash."""

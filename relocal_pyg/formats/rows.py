@@ -24,7 +24,7 @@ from relocal_pyg.errors import AnnotationError, UsageError
 from relocal_pyg.io.read import lines_of, parse_time
 
 #: Annotations, and lines of a table, that one file may hold.
-MAX_ROWS = 300_000
+MAX_ROWS = 250_000
 _MAX_COLUMNS, _MAX_CELLS, _MAX_LINE = 1000, 10_000_000, 1 << 20
 
 #: Larger XML is refused, and a tree that takes more memory: what an element, an attribute and a

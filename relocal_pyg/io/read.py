@@ -30,6 +30,8 @@ _MARK_MEMORY = {"{": 300, "[": 100, ",": 40, '"': 35}
 
 #: Arrays above this size have to be stored, not only declared: this many bytes a byte on the disk.
 _SMALL, _MAX_RATIO = 16 << 20, 4
+#: Bytes of an array's header.
+_MAX_HEADER = 1 << 16
 
 #: Where JSON is nested too deep for Python, the line that first reaches this depth is named.
 _DEPTH = 500
@@ -157,8 +159,7 @@ def read_array(
     if not Path(path).is_file():
         raise error("does not exist or is not a regular file", file=path)
     try:
-        # Mapped, a file that declares more than it holds is refused before anything is allocated.
-        rows = np.lib.format.open_memmap(path, mode="r")
+        rows = map_array(path)
         stored = os.stat(path).st_blocks * 512
     except Exception as problem:  # numpy raises whatever the parser of its header meets
         raise error(f"is not a readable .npy file of numbers ({problem})", file=path) from None
@@ -169,6 +170,21 @@ def read_array(
     if mapped and rows.dtype.isnative:
         return rows
     return np.array(rows, dtype=rows.dtype.newbyteorder("="))
+
+
+def map_array(path: str | Path) -> np.ndarray[Any, Any]:
+    """An array file, mapped: one that declares more than it holds is refused, nothing allocated.
+
+    Raises:
+        Exception: Whatever numpy raises that meets a damaged header.
+    """
+    with open(path, "rb") as file:
+        head = file.read(12)
+    # Version 1 keeps the length of its header in two bytes. numpy reads four gigabytes of header
+    # before it refuses them.
+    if head[6:7] > b"\x01" and int.from_bytes(head[8:12], "little") > _MAX_HEADER:
+        raise ValueError(f"a header of over {_MAX_HEADER} bytes")
+    return np.lib.format.open_memmap(path, mode="r")
 
 
 def parse_number(text: str) -> float:

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import json
+import math
 import stat
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -25,6 +29,33 @@ def save_tensors(tensors: dict[str, torch.Tensor], path: Path) -> None:
         save_file(tensors, path)
     except SafetensorError as error:
         raise OSError(str(error)) from error
+
+
+def save_blocks(
+    path: Path, tensors: dict[str, tuple[str, list[int], Iterable[bytes]]], metadata: dict[str, str]
+) -> None:
+    """Write safetensors a block at a time: the library's writer wants all in memory, twice.
+
+    Args:
+        path: The file.
+        tensors: By name: the format's own name of the type, the shape, and the bytes in pieces.
+        metadata: Words that the file carries.
+
+    Raises:
+        OSError: The disk is full.
+    """
+    header: dict[str, Any] = {"__metadata__": metadata}
+    start = 0
+    for name, (kind, shape, _) in tensors.items():
+        end = start + math.prod(shape) * int(kind[1:]) // 8
+        header[name] = {"dtype": kind, "shape": shape, "data_offsets": [start, end]}
+        start = end
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
+    with path.open("wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        for _, _, pieces in tensors.values():
+            file.writelines(pieces)
 
 
 def read_tensors(file: Path, refusal: str = "cannot be read") -> dict[str, torch.Tensor]:

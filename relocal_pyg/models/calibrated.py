@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import math
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -14,7 +12,7 @@ from torch import Tensor
 
 from relocal_pyg.errors import CheckpointError
 from relocal_pyg.io.read import read_json
-from relocal_pyg.io.record import sha256_file
+from relocal_pyg.io.record import sha256_file, sha256_json
 from relocal_pyg.io.write import replace_folder, write_json
 from relocal_pyg.models.base import Ranking, Relocalizer
 from relocal_pyg.models.presence import Logistic, judge
@@ -270,7 +268,7 @@ def write_confidence(
         "model": None if model is None else model.to_json(),
         "matcher": None if matcher is None else matcher.to_json(),
     }
-    write_json(folder / FILE, {"sha256": _digest(content), **content})
+    write_json(folder / FILE, {"sha256": sha256_json(content), **content})
 
 
 def read_confidence(file: Path, weights: str | None = None) -> dict[str, Confidence]:
@@ -289,7 +287,7 @@ def read_confidence(file: Path, weights: str | None = None) -> dict[str, Confide
     record = read_json(file, CheckpointError)
     if not isinstance(record, dict) or record.get("format") != _FORMAT:
         raise CheckpointError(f"is no calibration of format {_FORMAT}", file=file)
-    if record.pop("sha256", None) != _digest(record):
+    if record.pop("sha256", None) != sha256_json(record):
         raise CheckpointError("was changed after it was written: remove it, or train", file=file)
     names = ["matcher"] if weights not in (None, record.get("weights")) else ["matcher", "model"]
     try:
@@ -300,11 +298,6 @@ def read_confidence(file: Path, weights: str | None = None) -> dict[str, Confide
         }
     except ValueError as error:
         raise CheckpointError(str(error), file=file) from None
-
-
-def _digest(content: dict[str, Any]) -> str:
-    text = json.dumps(content, sort_keys=True, separators=(",", ":"))
-    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def _logistic(record: Any) -> Logistic:

@@ -22,8 +22,8 @@ from relocal_pyg.models.base import Ranking, Relocalizer, Surroundings
 from relocal_pyg.models.similarity import (
     BLOCK,
     Rows,
+    best_cosines,
     contrast_scores,
-    cosine_blocks,
     motion_rows,
     pair_centres,
 )
@@ -207,7 +207,7 @@ def trace(
                 around.append(functional.normalize(left - centre, dim=1))
         assert reference_centre is not None
         direction = _direction(good, bad, around)
-        values = torch.cat([b[0] for b in cosine_blocks(direction[None], long, reference_centre)])
+        values = best_cosines(direction[None], long, reference_centre)
         similarity = similarity + share * values
         own = own + share * torch.cat([rows @ direction for rows in good]).mean()
         if around:

@@ -207,7 +207,8 @@ def _rows(reference: Rows, start: int, end: int) -> Tensor:
         return reference[start:end]
     kept, first = [], 0
     for block in reference.split(BLOCK):
-        kept.append(block[max(start - first, 0) : max(end - first, 0)])
+        if first < end and start < first + len(block):  # an empty piece would keep its block
+            kept.append(block[max(start - first, 0) : end - first])
         first += len(block)
     return torch.cat(kept)
 

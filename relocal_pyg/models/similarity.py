@@ -123,6 +123,16 @@ def cosine_blocks(rows: Tensor, reference: Rows, centre: Tensor) -> Iterator[Ten
         yield rows @ functional.normalize(block.to(rows) - centre, dim=1).T
 
 
+def best_cosines(rows: Tensor, reference: Rows, centre: Tensor) -> Tensor:
+    """The largest of the products of :func:`cosine_blocks` at each step, ``[n]``."""
+    # Kept in one piece: many small ones between the blocks would hold on to the memory of those.
+    found, start = rows.new_empty(len(reference)), 0
+    for block in cosine_blocks(rows, reference, centre):
+        found[start : start + block.shape[1]] = block.amax(dim=0)
+        start += block.shape[1]
+    return found
+
+
 def pair_centres(
     query: Tensor,
     reference: Rows,
@@ -165,7 +175,7 @@ def step_similarity(
     query_centre, centre = pair_centres(query, reference, query_video, background)
     direction = query.mean(dim=0) - (query_centre if centre_query else 0)
     direction = functional.normalize(direction, dim=0)
-    return torch.cat([block[0] for block in cosine_blocks(direction[None], reference, centre)])
+    return best_cosines(direction[None], reference, centre)
 
 
 #: What the local standard deviation counts beside the smoothed row, see :func:`motion_similarity`.
@@ -438,15 +448,15 @@ def matching_statistics(
     inside = (steps >= start) & (steps < end)
     sides = torch.stack([inside, ~inside], dim=1)
     found = rows.new_full((*sides.shape[:2], len(rows)), -torch.inf)
-    match, first = [], 0
+    match, first = rows.new_empty(count), 0
     for table in cosine_blocks(rows, reference, centre):
-        match.append(table.amax(dim=0))
+        match[first : first + table.shape[1]] = table.amax(dim=0)
         part = sides[..., first : first + table.shape[1]]
         first += table.shape[1]
         best = table.masked_fill(~part[:, :, None], -torch.inf).amax(dim=3)
         found = torch.maximum(found, best)
     share = sides.to(rows)
-    back = (share @ torch.cat(match)) / share.sum(dim=2)
+    back = (share @ match) / share.sum(dim=2)
     forth = found.mean(dim=2)
     forth = torch.where(forth.isinf(), torch.nan, forth)
     return torch.stack([forth, back], dim=2).flatten(1)

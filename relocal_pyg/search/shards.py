@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from relocal_pyg.errors import RelocalError, RunError, UsageError
+from relocal_pyg.errors import FeatureError, RelocalError, RunError, UsageError
 from relocal_pyg.io.write import replace_file
 
 #: Seconds after which a worker that has said nothing is given up.
@@ -63,9 +63,8 @@ def score_shard(task: ShardTask) -> Path:
         RelocalError: The features, the query or the model cannot be used.
         UsageError: pyarrow is not installed.
     """
-    import numpy as np
-
     from relocal_pyg.data.features import FeatureStore
+    from relocal_pyg.io.read import read_array
     from relocal_pyg.models import ContrastMatcher, load_model
 
     try:
@@ -74,7 +73,7 @@ def score_shard(task: ShardTask) -> Path:
     except ImportError:
         raise UsageError("parquet needs pyarrow: pip install relocal_pyg[search]") from None
     matcher = ContrastMatcher() if task.model is None else load_model(task.model)
-    query = np.load(task.query, allow_pickle=False)
+    query = read_array(task.query, FeatureError)
     store = FeatureStore(task.features, key=task.key)
     columns: dict[str, list[object]] = {name: [] for name, _ in _types()}
     for video_id in task.video_ids:

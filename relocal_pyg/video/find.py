@@ -22,6 +22,7 @@ from relocal_pyg.models.matchers import ContrastMatcher
 from relocal_pyg.models.occurrences import Count, occurrences, same_place
 from relocal_pyg.models.similarity import (
     Rows,
+    best_cosines,
     cosine_blocks,
     mean_row,
     motion_similarity,
@@ -354,8 +355,7 @@ def _look(
 def _best_match(rows: Tensor, keys: Tensor, video: Rows | None) -> Tensor:
     """Cosine ``[k]`` of each key frame with the most similar step of the query, both centred."""
     own, centre = pair_centres(rows, keys, video)
-    tables = cosine_blocks(functional.normalize(rows - own, dim=1), keys, centre)
-    return torch.cat([table.amax(dim=0) for table in tables])
+    return best_cosines(functional.normalize(rows - own, dim=1), keys, centre)
 
 
 def _joined(stretches: list[tuple[float, float]], rate: float) -> list[Span]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import tempfile
 import threading
 from array import array
@@ -20,7 +21,8 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from relocal_pyg.errors import FeatureError, OutputError
-from relocal_pyg.io.write import replace_file
+from relocal_pyg.io.tensors import save_blocks
+from relocal_pyg.io.write import claim_folder, replace_file, writing
 
 #: Rows read or written at once.
 BLOCK = 512
@@ -30,6 +32,8 @@ MAX_STEPS = 5_000_000
 # Bytes of repeated rows that are put into memory for models that do not take blocks.
 _MAX_BYTES = 2 * 2**30
 Whole = NDArray[np.int64]
+# What a cache calls its files.
+_ENTRY = re.compile(r"[0-9a-f]{64}\.safetensors")
 
 
 class RowFile:
@@ -207,15 +211,15 @@ class FeatureCache:
         most: Files to keep, those used last; every one where None.
 
     Raises:
-        OutputError: The folder cannot be made.
+        OutputError: The folder cannot be made, or holds what no cache holds.
     """
 
     def __init__(self, folder: str | Path, most: int | None = None) -> None:
-        self.folder, self.most = Path(folder), most
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise OutputError(f"cannot be made ({error.strerror})", file=folder) from None
+        self.most = most
+        # Caches of before have no manifest.
+        before = Path(folder).is_dir() and all(map(_ENTRY.fullmatch, os.listdir(folder)))
+        with writing(force=before):
+            self.folder = claim_folder(folder, "cache")
         self._locks: dict[str, threading.Lock] = {}
 
     def lock(self, digest: str) -> threading.Lock:
@@ -252,19 +256,22 @@ class FeatureCache:
             "problems": list(video.problems),
         }
         content["checksum"] = _checksum(video.blocks, video.shown, content)
+        rows, count = _rows_once(video.blocks), len(video.blocks.repeats)
+        tensors = {
+            "shown": ("F64", [count], [video.shown.numpy().tobytes()]),
+            "repeats": ("I64", [count], [video.blocks.repeats.tobytes()]),
+            "features": (
+                "F32",
+                [count, rows.dim],
+                (each.numpy().tobytes() for each in rows.split(BLOCK)),
+            ),
+        }
         # What is there is damaged: whole features would have been found.
-        self._file(video.digest).unlink(missing_ok=True)
-        with replace_file(self._file(video.digest)) as temporary, temporary.open("wb") as file:
-            file.write(_header(video.blocks, {"content": json.dumps(content)}))
-            file.write(video.shown.numpy().tobytes())
-            file.write(video.blocks.repeats.tobytes())
-            for block in _rows_once(video.blocks).split(BLOCK):
-                file.write(block.numpy().data)
+        with writing(force=True), replace_file(self._file(video.digest)) as temporary:
+            save_blocks(temporary, tensors, {"content": json.dumps(content)})
         if self.most is not None:
-            stored = sorted(
-                self.folder.glob("*.safetensors"), key=lambda each: each.stat().st_mtime
-            )
-            for old in stored[: -self.most]:
+            stored = [each for each in self.folder.iterdir() if _ENTRY.fullmatch(each.name)]
+            for old in sorted(stored, key=lambda each: each.stat().st_mtime)[: -self.most]:
                 old.unlink()
 
     def _file(self, digest: str) -> Path:
@@ -273,21 +280,6 @@ class FeatureCache:
 
 def _rows_once(rows: RowFile) -> RowFile:
     return rows.shortened(1)
-
-
-def _header(rows: RowFile, metadata: dict[str, str]) -> bytes:
-    """Beginning of a safetensors file: its own writer wants every tensor in memory, twice."""
-    count, width = len(rows.repeats), rows.dim
-    ends = [8 * count, 16 * count, 16 * count + 4 * count * width]
-    header = {
-        "__metadata__": metadata,
-        "shown": {"dtype": "F64", "shape": [count], "data_offsets": [0, ends[0]]},
-        "repeats": {"dtype": "I64", "shape": [count], "data_offsets": ends[:2]},
-        "features": {"dtype": "F32", "shape": [count, width], "data_offsets": ends[1:]},
-    }
-    text = json.dumps(header).encode()
-    text += b" " * (-len(text) % 8)
-    return len(text).to_bytes(8, "little") + text
 
 
 def _open_rows(path: Path, repeats: Whole) -> RowFile:
@@ -304,7 +296,7 @@ def _open_rows(path: Path, repeats: Whole) -> RowFile:
 
 
 def _checksum(rows: RowFile, shown: Tensor, content: dict[str, Any]) -> str:
-    digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode())
+    digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode())  # as in older caches
     digest.update(f"features torch.float32 {[len(rows.repeats), rows.dim]}".encode())
     for block in _rows_once(rows).split(BLOCK):
         digest.update(block.numpy().data)

@@ -90,6 +90,14 @@ def test_an_array_that_is_declared_and_not_stored(tmp_path: Path) -> None:
         read_array(file, FeatureError)
 
 
+def test_an_array_whose_header_never_ends(tmp_path: Path) -> None:
+    file = tmp_path / "a.npy"
+    file.write_bytes(npy.magic(2, 0) + b"\xff\xff\xff\xff{")
+    os.truncate(file, 5 << 30)
+    with pytest.raises(FeatureError, match="a header of over 65536 bytes"):
+        read_array(file, FeatureError)
+
+
 def test_weights_that_are_declared_and_not_stored(tmp_path: Path) -> None:
     """Sixty-four gigabytes of holes, which reading them would take."""
     file = tmp_path / "model.safetensors"

@@ -231,6 +231,34 @@ def test_a_cache_that_cannot_be_made(tmp_path):
         FeatureCache(tmp_path / "file")
 
 
+def test_a_cache_is_kept_in_a_folder_of_its_own(tmp_path, steps_video):
+    """A folder of somebody's weights is no cache, and what is put into one stays."""
+    (tmp_path / "weights").mkdir()
+    (tmp_path / "weights" / "model.safetensors").write_text("mine")
+    with pytest.raises(OutputError, match="did not write"):
+        FeatureCache(tmp_path / "weights", most=0)
+    cache = FeatureCache(tmp_path / "cache", most=1)
+    (tmp_path / "cache" / "model.safetensors").write_text("mine")
+    digests = [
+        extract_video(steps_video, mean_colour(), rate, cache=cache).digest for rate in (5, 10)
+    ]
+    assert [cache.get(digest) is None for digest in digests] == [True, False]
+    assert (tmp_path / "cache" / "model.safetensors").read_text() == "mine"
+    (tmp_path / "cache" / "model.safetensors").unlink()
+    (tmp_path / "cache" / "manifest.json").unlink()  # as caches were before
+    assert FeatureCache(tmp_path / "cache").get(digests[1]) is not None
+
+
+def test_a_cache_file_is_what_the_library_reads(tmp_path, steps_video):
+    from safetensors.torch import load_file
+
+    video = extract_video(steps_video, mean_colour(), 5.0, cache=FeatureCache(tmp_path / "cache"))
+    held = load_file(tmp_path / "cache" / f"{video.digest}.safetensors")
+    assert torch.equal(held["shown"], video.shown)
+    assert held["repeats"].tolist() == video.blocks.repeats.tolist()
+    assert torch.equal(held["features"].repeat_interleave(held["repeats"], dim=0), video.features)
+
+
 def test_many_steps(tmp_path, write_video):
     pictures = [flat(i % 250, 16, 16) for i in range(2100)]
     path = write_video(tmp_path / "a.mp4", pictures, rate=100)
