@@ -266,7 +266,8 @@ class Relocalizer(abc.ABC):
             seconds_per_step=seconds_per_step,
         )
         before = ranking.moments if ranking.proposals is None else ranking.proposals
-        return dict(zip(self.refinements, (Ranking(before, ranking.scores), ranking), strict=True))
+        plain = Ranking(before, ranking.scores, ranking.proposals)
+        return dict(zip(self.refinements, (plain, ranking), strict=True))
 
     def rank_videos(
         self,

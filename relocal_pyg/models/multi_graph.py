@@ -188,21 +188,6 @@ class MultiGraphRelocalizer(TrainableRelocalizer):
         scores, offsets = self.score(query, [reference], [proposals])
         return Ranking.sort(decode_offsets(proposals, offsets), scores, proposals)
 
-    def rankings(
-        self,
-        query: Tensor,
-        reference: Tensor,
-        proposals: Tensor,
-        *,
-        query_video: Tensor | None = None,
-        seconds_per_step: float | None = None,
-    ) -> dict[str, Ranking]:
-        """The answers before and after refinement; arguments as in :meth:`rank`."""
-        ranking = self.rank(query, reference, proposals)
-        assert ranking.proposals is not None
-        before = Ranking(ranking.proposals, ranking.scores, ranking.proposals)
-        return {"none": before, "offsets": ranking}
-
     def rank_videos(
         self,
         query: Tensor,
