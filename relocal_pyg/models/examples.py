@@ -36,7 +36,7 @@ AWAY = 0.25
 #: which the direction was fitted. Those of a bare clip are not known; between two groups it is .45.
 #: At least so much of the own steps' similarity: at zero is what is like neither, such as an action
 #: that the query's video does not show.
-SHARE, BARE_SHARE, LEAST = 0.25, 0.45, 0.25
+SHARE, BARE_SHARE, LEAST = 0.25, 0.45, 0.2
 #: Windows of an example's own video that tell how far scores spread.
 _WINDOWS = 500
 
