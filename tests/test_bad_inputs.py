@@ -357,6 +357,7 @@ def test_7_a_file_that_hangs_or_crashes_its_reader(
     monkeypatch.setattr(sys, "executable", str(shell))
     assert check_dataset.__kwdefaults__["time_limit"] == 10
     monkeypatch.setitem(check_dataset.__kwdefaults__, "time_limit", 0.5)
+    monkeypatch.setattr(checks, "_PATIENCE", 1)
     with pytest.raises(RelocalError, match=reason):
         place.check()
     refused(place.commands()[0], capsys, place.h5, reason)

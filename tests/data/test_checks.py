@@ -12,7 +12,7 @@ import h5py
 import numpy as np
 import pytest
 
-from relocal_pyg.data import check_dataset, write_features
+from relocal_pyg.data import check_dataset, checks, write_features
 from relocal_pyg.data.checks import main, probe_features
 from relocal_pyg.data.features import Record, scan
 from relocal_pyg.errors import AnnotationError, FeatureError
@@ -89,6 +89,7 @@ def test_files_that_are_no_features(tmp_path: Path) -> None:
     [
         ("exec sleep 60", "hangs the HDF5 reader"),
         ("echo '{}'; exec sleep 60", "hangs the HDF5 reader"),
+        ("while :; do :; done", "hangs the HDF5 reader"),
         ("kill -SEGV $$", "crashes the HDF5 reader"),
         ("exit 0", "crashes the HDF5 reader"),
     ],
@@ -104,8 +105,20 @@ def test_a_reader_that_hangs_or_crashes_is_an_error(
     shell.write_text(f"#!/bin/sh\n{script}\n")
     shell.chmod(0o755)
     monkeypatch.setattr(sys, "executable", str(shell))
+    monkeypatch.setattr(checks, "_PATIENCE", 1 if "sleep" in script else 100)
     with pytest.raises(FeatureError, match=reason):
         probe_features(features, time_limit=0.5)
+
+
+def test_a_reader_that_gets_no_processor_does_not_hang(
+    features: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shell = tmp_path / "python"
+    shell.write_text("#!/bin/sh\nsleep 0.6\necho '{\"done\": true}'\n")
+    shell.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(shell))
+    monkeypatch.setattr(checks, "_PATIENCE", 1000)
+    assert probe_features(features, time_limit=0.1) == []
 
 
 def test_the_child_prints_lines_of_json(

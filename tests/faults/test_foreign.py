@@ -107,6 +107,9 @@ def test_weights_that_are_declared_and_not_stored(tmp_path: Path) -> None:
     os.truncate(file, 8 + len(header) + end)
     with pytest.raises(CheckpointError, match="bytes long and stores"):
         read_tensors(file)
+    file.write_bytes((2_000_000).to_bytes(8, "little") + b"{" + b" " * 2_000_000)
+    with pytest.raises(CheckpointError, match="a header of over 1048576 bytes"):
+        read_tensors(file)
     os.mkfifo(tmp_path / "pipe")
     with pytest.raises(CheckpointError, match="regular file"):
         read_tensors(tmp_path / "pipe")

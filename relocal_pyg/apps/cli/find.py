@@ -122,6 +122,12 @@ class QueryOptions:
         clip = cut_steps(around, self.query_start, self.query_end, self.seconds_per_step)
         return clip, around if len(clip) < len(around) else None
 
+    def span(self, steps: int) -> tuple[float, float]:
+        """Seconds of a clip of features, of so many steps."""
+        start = self.query_start or 0.0
+        end = start + steps * self.seconds_per_step if self.query_end is None else self.query_end
+        return start, end
+
     def examples(self) -> list[Example]:
         """Features of further examples and of what is not meant."""
         from relocal_pyg.io.read import parse_stretch
@@ -355,7 +361,7 @@ def find_in_features(
         contributions = matcher.explain(clip, video, (start / step, end / step), whole)
     facts = {
         "query": query,
-        "query_span": (asked.query_start, asked.query_end),
+        "query_span": asked.span(len(clip)),
         "examples": asked.plain,
         "reference": reference,
         "matcher": why,

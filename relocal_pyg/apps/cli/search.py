@@ -132,7 +132,7 @@ def search(
             reference=str(folder),
             matcher=why,
             count=count,
-            query_span=(asked.query_start, asked.query_end) if found is None else found.span,
+            query_span=asked.span(len(asked.rows(title)[0])) if found is None else found.span,
             examples=[*asked.plain, *judged_files(folder, asked.feedback)],
         )
     files = (csv_file, srt_file, cut, contact_sheet)

@@ -26,7 +26,7 @@ from relocal_pyg.apps.serve.answers import report as make_report
 from relocal_pyg.apps.serve.jobs import Mark, SearchQueue, Work
 from relocal_pyg.apps.serve.library import Collection, Entry, Library
 from relocal_pyg.apps.serve.requests import Guard, read_search, receive, refuse, seconds
-from relocal_pyg.errors import RelocalError, UsageError, VideoError, check_number
+from relocal_pyg.errors import OutputError, RelocalError, UsageError, VideoError, check_number
 from relocal_pyg.formats import FORMATS
 from relocal_pyg.io.read import parse_number, parse_time
 from relocal_pyg.models.base import Relocalizer
@@ -69,6 +69,7 @@ def make_app(
     """
     uploading = 0
     drawing = asyncio.Semaphore(_MAX_DRAWING)
+    making = asyncio.Semaphore(1)  # previews: who waits for one holds no thread
     indexed = 0 if collection is None else len(collection)
 
     async def videos(request: Request) -> Response:
@@ -122,16 +123,19 @@ def make_app(
     async def example(request: Request) -> Response:
         try:
             await read_search(request)  # no plain form of another page can send one
-            films = await run_in_threadpool(write_example, library.uploads / "example")
+            async with making:
+                films = await run_in_threadpool(write_example, library.uploads / "example")
             entries = [library.add(film, film.name, uploaded=True) for film in films]
         except RelocalError as error:
             return refuse(400, error.reason)
+        except TimeoutError:
+            return refuse(408, "it came too slowly")
         start, end = CLIP
         return JSONResponse({"videos": list(map(describe, entries)), "start": start, "end": end})
 
     async def play(request: Request) -> Response:
         entry = library.get(request.path_params["key"])
-        if entry is None:
+        if entry is None or not entry.path.is_file():
             return refuse(404, "no such video")
         kind = mimetypes.guess_type(entry.name)[0] or ""
         kind = kind if kind.startswith("video/") else "video/mp4"
@@ -142,7 +146,10 @@ def make_app(
         if entry is None:
             return refuse(404, "no such video")
         try:
-            path = await run_in_threadpool(library.preview, entry)
+            async with making:
+                path = await run_in_threadpool(library.preview, entry)
+        except OutputError as error:
+            return refuse(507, error.reason)
         except RelocalError as error:
             return refuse(415, error.reason)
         return FileResponse(path, media_type="video/mp4")
@@ -187,6 +194,8 @@ def make_app(
                 raise UsageError("judged: true, false or null wanted")
         except RelocalError as error:
             return refuse(400, error.reason)
+        except TimeoutError:
+            return refuse(408, "it came too slowly")
         before, left = job.marks, {**known, "start": start, "end": end, "judged": judged}
         if judged is None and (known.get("id"), start, end) in job.places:
             job.edits.pop(number, None)  # as it was found
@@ -205,7 +214,8 @@ def make_app(
             return refuse(404, f"no such format: {', '.join(FORMATS)}")
         try:
             least = parse_number(request.query_params.get("least", "0"))
-            text = await run_in_threadpool(make_export, job, collection, name, least)
+            async with drawing:
+                text = await run_in_threadpool(make_export, job, collection, name, least)
         except RelocalError as error:
             return refuse(400, error.reason)
         file = "query.json" if name == "query" else f"moments{FORMATS[name].suffixes[0]}"
@@ -327,7 +337,11 @@ def make_app(
         job = searches.get(request.path_params["key"])
         if job is None or job.found is None:
             return refuse(404, "no such answer")
-        html = await run_in_threadpool(make_report, job.found, job.names, collection)
+        try:
+            async with drawing:
+                html = await run_in_threadpool(make_report, job.found, job.names, collection)
+        except RelocalError as error:
+            return refuse(400, error.reason)
         # The page forbids itself everything but its own pictures and style.
         policy = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
         return Response(html, media_type="text/html", headers={"Content-Security-Policy": policy})

@@ -8,7 +8,7 @@ import threading
 from dataclasses import dataclass
 from pathlib import Path
 
-from relocal_pyg.errors import SearchIndexError, UsageError, VideoError
+from relocal_pyg.errors import OutputError, SearchIndexError, UsageError, VideoError
 from relocal_pyg.models.base import Relocalizer
 from relocal_pyg.search.index import SearchIndex
 from relocal_pyg.video.cut import cut_clip
@@ -127,6 +127,9 @@ class Library:
         with self._making:
             if not target.is_file():
                 cut_clip(entry.path, 0.0, MAX_PREVIEW, target, reencode=True)
+                if not self.reserve(target.stat().st_size):
+                    target.unlink()
+                    raise OutputError("there is no room for a preview: start relocal serve anew")
         return target
 
     def _add_folder(self, folder: Path) -> None:

@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 
 from starlette.concurrency import run_in_threadpool
 from starlette.datastructures import MutableHeaders
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -140,10 +140,13 @@ async def read_search(request: Request) -> dict[str, Any]:
     if request.headers.get("content-type") != "application/json":
         raise UsageError("Content-Type application/json wanted")
     body = b""
-    async for chunk in body_of(request):
-        body += chunk
-        if len(body) > _MAX_JSON:
-            raise UsageError("the request is too long")
+    try:
+        async for chunk in body_of(request):
+            body += chunk
+            if len(body) > _MAX_JSON:
+                raise UsageError("the request is too long")
+    except ClientDisconnect:
+        raise UsageError("broken off") from None
     try:
         wanted = json.loads(body)
     except (ValueError, RecursionError):

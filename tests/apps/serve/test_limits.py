@@ -57,6 +57,7 @@ def test_an_answer_that_nobody_takes_is_given_up(served, monkeypatch):
     [
         ("/api/videos", "application/octet-stream", 10_000),
         ("/api/searches", "application/json", 100),
+        ("/api/example", "application/json", 100),
     ],
 )
 def test_a_body_that_does_not_come_is_not_waited_for(served, monkeypatch, path, kind, whole):
@@ -72,6 +73,21 @@ def test_a_body_that_does_not_come_is_not_waited_for(served, monkeypatch, path, 
     assert [connection.getresponse().status for connection in slow] == [408, 408]
     assert list(served.library.uploads.iterdir()) == []
     assert served.library.reserve(served.library.max_bytes)  # what was kept for them is free
+
+
+@pytest.mark.parametrize("served", [{"max_total": 100}], indirect=True)
+def test_previews_count_as_uploads_do(served):
+    code, _, body = served.ask("GET", f"/api/videos/{served.reference()}/preview")
+    assert (code, b"no room for a preview" in body) == (507, True)
+    assert list(served.library.uploads.iterdir()) == []
+    assert served.library.reserve(100)
+
+
+def test_a_video_that_is_gone_is_said_to_be(served, films):
+    code, entry = served.upload(films["clip"].read_bytes())
+    assert code == 201
+    served.library.get(entry["id"]).path.unlink()
+    assert served.ask("GET", f"/api/videos/{entry['id']}")[0] == 404
 
 
 def test_a_body_that_comes_drop_by_drop_is_not_waited_for(monkeypatch):
