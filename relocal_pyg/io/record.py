@@ -17,6 +17,9 @@ MANIFEST = "manifest.json"
 #: Raised when the layout of a manifest changes; a newer one is refused.
 FORMAT = 1
 
+#: Longer files are refused that say so many times more than they store: reading holes takes long.
+_SMALL, _MAX_RATIO = 16 << 20, 4
+
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
@@ -140,6 +143,9 @@ def verify_manifest(
         if not entry.is_file():
             raise error(f"is listed in {MANIFEST} but missing", file=entry)
         try:
+            status = entry.stat()
+            if status.st_size > max(_SMALL, _MAX_RATIO * 512 * status.st_blocks):
+                raise error("is longer than what it stores", file=entry)
             actual = sha256_file(entry)
         except OSError as problem:
             raise error(f"cannot be read ({problem.strerror})", file=entry) from None

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from relocal_pyg.errors import CheckpointError, SearchIndexError
-from relocal_pyg.io.read import id_problem, map_array, read_array, read_json
+from relocal_pyg.io.read import id_problem, read_array, read_json
 from relocal_pyg.io.record import MANIFEST, sha256_file, verify_manifest
 from relocal_pyg.io.write import replace_folder, write_json
 
@@ -212,10 +212,7 @@ class Shard:
 
     def _map(self, name: str, state_type: str, shape: tuple[int, int] | None) -> np.ndarray:
         file, (dimensions, kind) = self.folder / f"{name}.npy", ARRAYS[name]
-        try:
-            array: np.ndarray = map_array(file)
-        except Exception:  # numpy raises whatever the parser of its header meets
-            array = read_array(file, SearchIndexError)  # an empty array cannot be mapped
+        array = read_array(file, SearchIndexError, mapped=True)
         count = int(self.first_proposal[-1])
         if name in _PER_STEP:
             count = int(self.first_step[-1])

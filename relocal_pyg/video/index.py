@@ -11,7 +11,7 @@ from typing import Any
 from torch import Tensor
 
 from relocal_pyg.data.annotations import Quarantine
-from relocal_pyg.errors import SearchIndexError, UsageError
+from relocal_pyg.errors import SearchIndexError, UsageError, check_number
 from relocal_pyg.io.read import read_json
 from relocal_pyg.io.write import write_json
 from relocal_pyg.models.occurrences import Count
@@ -78,12 +78,14 @@ class IndexedVideos:
             )
         record = read_json(file, SearchIndexError)
         try:
-            rate, backbone = float(record["rate_hz"]), str(record["backbone"])
+            rate = check_number(record["rate_hz"], "rate_hz", above=0, most=1000)
+            backbone = str(record["backbone"])
             files = {name: Path(place) for name, place in record["files"].items()}
             # Records of before keep the name alone.
             usual = {"backbone": "efficientnet-lite0", "weights": None, "pca": None}
             network = record.get("network", usual if backbone == _BEFORE else {})
-            if network and not set(network) >= set(usual):
+            known = all(isinstance(each, str | None) for each in network.values())
+            if not known or (network and not set(network) >= set(usual)):
                 raise ValueError
         except (AttributeError, TypeError, KeyError, ValueError):
             raise SearchIndexError(

@@ -18,11 +18,12 @@ from numpy.lib import format as npy
 
 from relocal_pyg.apps.cli import main
 from relocal_pyg.data import read_annotations
-from relocal_pyg.errors import CheckpointError, FeatureError, RelocalError
+from relocal_pyg.errors import CheckpointError, FeatureError, RelocalError, SearchIndexError
 from relocal_pyg.io.read import read_array, read_json, read_text
 from relocal_pyg.io.record import MANIFEST, manifest_text, verify_manifest
 from relocal_pyg.io.tensors import read_tensors
 from relocal_pyg.io.write import replace_folder
+from relocal_pyg.video.index import IndexedVideos
 
 
 @pytest.mark.parametrize("dtype", [">f4", ">f8", "<f8", ">f2", ">i4", "<u2", "i1"])
@@ -271,6 +272,33 @@ def test_no_manifest_but_ours_is_accepted(
         (folder / MANIFEST).write_text(json.dumps(content, indent=indent) + "\n")
         with pytest.raises(CheckpointError):
             verify_manifest(folder)
+
+
+def test_holes_are_not_hashed(tmp_path: Path) -> None:
+    with replace_folder(tmp_path / "model", "model") as folder:
+        (folder / "a").write_text("1")
+    os.truncate(tmp_path / "model" / "a", 1 << 40)
+    with pytest.raises(CheckpointError, match="longer than what it stores"):
+        verify_manifest(tmp_path / "model")
+
+
+@pytest.mark.parametrize(
+    "odd",
+    [
+        *({"rate_hz": rate} for rate in (0, -1, 1e308, True, "2", None)),
+        *({"files": files} for files in ([], {"a": 1}, {"a": None})),
+        {"network": {"backbone": ["c3d"], "weights": None, "pca": None}},
+    ],
+    ids=str,
+)
+def test_the_record_of_an_index_is_looked_at(tmp_path: Path, odd: dict[str, object]) -> None:
+    made = IndexedVideos(tmp_path / "i", 2.0, "blocks", {"a": tmp_path / "a.mp4"})
+    made.save()
+    assert IndexedVideos.load(tmp_path / "i") == made
+    file = made.record_of(tmp_path / "i")
+    file.write_text(json.dumps({**json.loads(file.read_text()), **odd}))
+    with pytest.raises(SearchIndexError, match="is damaged"):
+        IndexedVideos.load(tmp_path / "i")
 
 
 @given(st.data())
