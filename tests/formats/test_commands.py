@@ -157,7 +157,7 @@ def test_an_export_never_replaces_what_was_read(planted, tmp_path, capsys):
 
 
 def test_search_exports(tmp_path, capsys):
-    from relocal_pyg.apps.cli.index import index
+    from relocal_pyg.apps.cli.search import index
     from relocal_pyg.data.features import write_features
 
     draw = np.random.default_rng(0)

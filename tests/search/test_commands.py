@@ -5,8 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from relocal_pyg.apps.cli.index import index
-from relocal_pyg.apps.cli.search import search
+from relocal_pyg.apps.cli.search import index, search
 from relocal_pyg.data.features import write_features
 from relocal_pyg.errors import SearchIndexError
 

@@ -31,7 +31,7 @@ COMMANDS = {
     "find": "find",
     "extract": "extract",
     "propose": "extract",
-    "index": "index",
+    "index": "search",
     "search": "search",
     "watch": "watch",
     "batch": "watch",
