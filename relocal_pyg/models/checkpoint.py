@@ -18,9 +18,11 @@ from relocal_pyg.models.calibrated import FILE, Calibrated, Confidence, read_con
 
 _WEIGHTS, _CONFIG = "model.safetensors", "config.json"
 
-#: The weights that come with the package, and what they must hash to.
-PRETRAINED = Path(__file__).parent / "pretrained"
-PRETRAINED_SHA256 = "f7d9548105aff61e3c88bc61884325035c34f2af8cb9832398a2f87a30a7ba99"
+#: The weights that come with the package, by name, and what they must hash to.
+PRETRAINED = {
+    "pretrained": "f7d9548105aff61e3c88bc61884325035c34f2af8cb9832398a2f87a30a7ba99",
+    "pretrained-video": "7441a07d4a0695be8673ed4e8d30bd40f1421f9c34a3a12c03fcf72ecfa5d643",
+}
 
 _MODULES = {
     "MultiGraphRelocalizer": "multi_graph",
@@ -42,7 +44,8 @@ def load_model(folder: str | Path) -> TrainableRelocalizer | Calibrated:
 
     Args:
         folder: A checkpoint folder, or a run folder, whose ``best`` checkpoint is then read;
-            ``"pretrained"`` for the matcher that comes with the package.
+            ``"pretrained"`` for the matcher that comes with the package, ``"pretrained-video"`` for
+            the one that also learned from drawn films.
 
     Returns:
         The model in evaluation mode; :class:`~relocal_pyg.models.calibrated.Calibrated` where the
@@ -53,9 +56,9 @@ def load_model(folder: str | Path) -> TrainableRelocalizer | Calibrated:
             setting out of range, a tensor missing, extra or of another shape (it is named), or a
             damaged calibration.
     """
-    shipped = str(folder) == "pretrained"
-    folder = given = PRETRAINED if shipped else Path(folder)
-    if shipped and sha256_file(folder / _WEIGHTS) != PRETRAINED_SHA256:
+    wanted = PRETRAINED.get(str(folder))
+    folder = given = Path(folder) if wanted is None else Path(__file__).parent / str(folder)
+    if wanted is not None and sha256_file(folder / _WEIGHTS) != wanted:
         raise CheckpointError(
             "is not the file that was shipped: install relocal_pyg again", file=folder
         )

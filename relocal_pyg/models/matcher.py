@@ -153,11 +153,15 @@ class MultiGraphMatcher(TrainableRelocalizer):
         return cls(**asdict(config))
 
     @classmethod
-    def pretrained(cls) -> MultiGraphMatcher:
-        """The weights that come with the package: trained on simulated worlds, ready to use."""
+    def pretrained(cls, *, video: bool = False) -> MultiGraphMatcher:
+        """The weights that come with the package: trained on simulated worlds, ready to use.
+
+        Args:
+            video: Those that also learned from drawn films, for rows of an image network.
+        """
         from relocal_pyg.models.checkpoint import load_model
 
-        model = load_model("pretrained")
+        model = load_model("pretrained-video" if video else "pretrained")
         assert isinstance(model, cls)
         return model
 

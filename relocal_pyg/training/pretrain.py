@@ -42,8 +42,8 @@ FOLDERS, COPIES, COVERED = 0.2, 0.08, 0.05
 LIBRARIES = 0.12
 #: Share of all lists that are drawn from labelled data sets, how many of these are in turn, and how
 #: many lists, whatever they are drawn from, pass before others are.
-LABELLED, TURNS, SHARED = 0.35, 16, 960
-#: Share of all lists that are of drawn films, where there are any.
+LABELLED, TURNS, SHARED = 0.5, 16, 960
+#: Share of all lists that are of drawn films where there are any, half of it taken from those.
 FILMED = 0.3
 #: The matcher that comes with the package.
 SHIPPED = MatcherConfig()
@@ -89,9 +89,10 @@ def draw_list(
     """
     rng = generator(seed, "endless", number)
     source = rng.random()
-    if source < LABELLED:
+    labelled = LABELLED - FILMED / 2 if footage else LABELLED
+    if source < labelled:
         return labelled_list(seed, number, config)
-    if footage and source < LABELLED + FILMED:
+    if footage and source < labelled + FILMED:
         return footage_list(seed, number, config, footage)
     world = draw_world(rng)
     chance = rng.random()

@@ -18,7 +18,7 @@ from relocal_pyg.errors import check_number
 from relocal_pyg.models.base import Relocalizer
 from relocal_pyg.models.calibrated import Calibrated
 from relocal_pyg.models.examples import ByExamples, Example
-from relocal_pyg.models.matchers import ContrastMatcher
+from relocal_pyg.models.matcher import MultiGraphMatcher
 from relocal_pyg.models.occurrences import Count, occurrences, same_place
 from relocal_pyg.models.similarity import (
     Rows,
@@ -160,9 +160,8 @@ def find_moments(
         query: The clip: a video file, or a :class:`VideoQuery` for a stretch of one; or words or a
             picture (:class:`StillQuery`), whose answers come without probabilities.
         reference: The long video.
-        model: Where None, the training-free :class:`relocal_pyg.models.ContrastMatcher`, whose
-            answers are judged by what chance gives on the reference
-            (:mod:`relocal_pyg.models.presence`).
+        model: Where None, ``MultiGraphMatcher.pretrained(video=True)``, whose answers are judged by
+            what chance gives on the reference (:mod:`relocal_pyg.models.presence`).
         backbone: EfficientNet-Lite0 where None. A trained model needs the one it was trained with.
         top_k: How many moments at most.
         rate_hz: Frames per second given to the backbone, instead of what follows from the query.
@@ -214,7 +213,7 @@ def find_moments(
     if clip is not None:
         known.append(probe(clip.path, stream if same else None))
     backbone = EfficientNetLite0() if backbone is None else backbone
-    matcher = Calibrated(ContrastMatcher()) if model is None else model
+    matcher = Calibrated(MultiGraphMatcher.pretrained(video=True)) if model is None else model
     check_width(matcher, backbone)
     rate = _rate(clip, known, backbone) if rate_hz is None else rate_hz
     problems: list[str] = []

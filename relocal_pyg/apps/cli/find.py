@@ -23,6 +23,7 @@ from relocal_pyg.apps.cli.exports import (
     write_sheet,
 )
 from relocal_pyg.apps.cli.options import (
+    NAMED,
     OUT_FILE,
     OUT_STREAM,
     BackboneOptions,
@@ -58,8 +59,9 @@ class QueryOptions:
     """What is looked for, and with which model."""
 
     model: Model = None
-    """A trained run or checkpoint, "pretrained" (better on most features, worse on Weizmann's
-    videos: docs/pretrained.md) or "contrast", the training-free matcher, also where left out."""
+    """A trained run or checkpoint; "pretrained" or, for videos, "pretrained-video", of which
+    "relocal find" takes the one that fits where none is named (docs/pretrained.md); or "contrast",
+    the training-free matcher, which searches of many videos take."""
     query_start: Seconds = None
     """Seconds at which the clip starts inside QUERY."""
     query_end: Seconds = None
@@ -334,7 +336,7 @@ def find_in_features(
 
     if asked.feedback is not None:
         raise UsageError("--feedback needs video files: give features as --query and --not")
-    matcher, why = choose_matcher(asked.model, device)
+    matcher, why = choose_matcher(asked.model, device, "pretrained")
     clip, whole = asked.rows(query)
     video, step = read_features(reference, asked.key), asked.seconds_per_step
     examples, count = asked.examples(), None
@@ -404,7 +406,7 @@ def find_in_video(
             (also if good else unlike).append(VideoQuery(Path(place), start, end))
     for example in (*also, *unlike):
         probe(example.path)
-    matcher, why = choose_matcher(asked.model, device)
+    matcher, why = choose_matcher(asked.model, device, "pretrained-video")
     backbone, rate = load_network(network, look.rate, asked.model, matcher, device)
     with bars_on_terminal() as bar:
         found = find_moments(
@@ -489,24 +491,29 @@ def bars_on_terminal() -> Iterator[Callable[[str], Progress]]:
         yield lambda title: bars.enter_context(progress_bar(title))
 
 
-def choose_matcher(model: Path | None, device: DeviceName = "auto") -> tuple[Calibrated, str]:
-    """The model to search with, and words that say which one and why.
+def choose_matcher(
+    model: Path | None, device: DeviceName = "auto", usual: str = "contrast"
+) -> tuple[Calibrated, str]:
+    """The model to search with, ``usual`` where None, and words that say which one and why.
 
     A run whose validation spoke for the training-free matcher is answered by the matcher. What
     comes without a calibration is judged by what chance gives on the reference.
     """
     from relocal_pyg.models import Calibrated
 
-    matcher, why = _chosen(model, device)
+    given = "" if model else "; no --model given"
+    matcher, why = _chosen(Path(usual) if model is None else model, device, given)
     return matcher if isinstance(matcher, Calibrated) else Calibrated(matcher), why
 
 
-def _chosen(model: Path | None, device: DeviceName) -> tuple[Relocalizer, str]:
+def _chosen(model: Path, device: DeviceName, given: str) -> tuple[Relocalizer, str]:
     from relocal_pyg.models import Calibrated, ContrastMatcher, load_model
 
-    if model is None or str(model) == "contrast":
-        given = "" if model else "; no --model given"
+    if str(model) == "contrast":
         return ContrastMatcher(), f"{ContrastMatcher.title} (no training needed{given})"
+    if str(model) in NAMED:
+        shipped = load_model(model).to(pick_device(device))
+        return shipped, f"{shipped.title}, {model} (simulated worlds, no labels{given})"
     from relocal_pyg.models.calibrated import FILE, read_confidence
     from relocal_pyg.training.choice import read_choice
 

@@ -100,9 +100,10 @@ Natural = Annotated[int, number("N", whole=True, least=0, most=2**63 - 1)]
 
 
 #: Models that are named, not found in a folder.
-NAMED = ("pretrained", "contrast")
+NAMED = ("pretrained", "pretrained-video", "contrast")
 Model = Annotated[
-    Path | None, tyro.conf.arg(aliases=["--matcher"], metavar="{RUN,pretrained,contrast}")
+    Path | None,
+    tyro.conf.arg(aliases=["--matcher"], metavar="{RUN,pretrained,pretrained-video,contrast}"),
 ]
 
 

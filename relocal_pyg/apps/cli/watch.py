@@ -226,8 +226,8 @@ def batch(
         network: Videos: which network turns frames into features.
         out: Folder for the table, for what is done, and for features, so that no video is decoded
             twice.
-        model: A trained run or checkpoint, "pretrained" (better on most features, worse on
-            Weizmann's videos: docs/pretrained.md) or "contrast", the training-free matcher, which
+        model: A trained run or checkpoint, "pretrained" or "pretrained-video"
+            (docs/pretrained.md) or "contrast", the training-free matcher, which
             is also what is taken where it is left out.
         top_k: How many moments of a row at most.
         rate: Videos: frames per second looked at; follows each clip's length where left out.
