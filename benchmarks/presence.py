@@ -1,9 +1,9 @@
 """Where the coefficients of presence without labels come from: ``python -m benchmarks.presence``.
 
 Pairs are drawn from simulated worlds, half of which hold the action; of those that do not some show
-nothing that means anything: random walks, noise, stills, fades, pans, slides. Some pairs are drawn
-films (:mod:`relocal_pyg.video.drawn`). Two logistics are fitted, presence whatever is answered, and
-moments to the pretrained matcher's answers, and checked on worlds of other seeds and wider ranges.
+nothing that means anything: random walks, noise, stills, fades, pans, slides. Two logistics are
+fitted, presence whatever is answered, and moments to the pretrained matcher's answers, and checked
+on worlds of other seeds and wider ranges.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ import argparse
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from itertools import chain
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -24,7 +23,7 @@ from tqdm import tqdm
 from relocal_pyg.data.items import Protocol
 from relocal_pyg.data.pairs import make_null_pairs, make_pairs
 from relocal_pyg.data.proposals import default_proposals
-from relocal_pyg.datasets.endless import FootageWorld, Rows, draw_world
+from relocal_pyg.datasets.endless import Rows, draw_world
 from relocal_pyg.datasets.simulation import WorldConfig
 from relocal_pyg.datasets.synthetic import SyntheticConfig, synthetic
 from relocal_pyg.evaluation.statistics import auroc_interval, calibration_error
@@ -35,8 +34,6 @@ from relocal_pyg.models.presence import FACTS, Logistic, moment_facts
 from relocal_pyg.moments import tiou
 from relocal_pyg.training.pretrain import draw_query, same_footage
 from relocal_pyg.training.validation import fit_best
-from relocal_pyg.video import EfficientNetLite0
-from relocal_pyg.video.drawn import keep_footage
 
 #: Windows that a model chooses from, about.
 WINDOWS = 1000
@@ -162,36 +159,6 @@ def staged(seed: int, worlds: int) -> Iterator[Asked]:
             yield Asked(query, reference, None if bare else around, truths, "staged")
 
 
-def filmed(worlds: Iterable[FootageWorld], seed: int, count: int = 12) -> Iterator[Asked]:
-    """Questions about drawn films, ``count`` of each world; half of them are held."""
-    every = list(worlds)
-    for place, world in enumerate(every):
-        rng = generator(seed, "presence", "filmed", place)
-        for number in range(count):
-            own, *others = (world.films[n] for n in rng.permutation(len(world.films)))
-            label, start, end = own.actions[int(rng.integers(len(own.actions)))]
-            shown = [any(action[0] == label for action in film.actions) for film in others]
-            held = [film for film, there in zip(others, shown, strict=True) if there]
-            without = [film for film, there in zip(others, shown, strict=True) if not there]
-            if number % 4 == 3:  # a film of other people who do other things
-                without = list(every[(place + 1) % len(every)].films)
-            chosen = held if number % 2 == 0 else without
-            if not chosen:
-                continue
-            stride = max(1, min(8, 2 ** round(float(np.log2((end - start) / 14)))))
-            reference = chosen[int(rng.integers(len(chosen)))]
-            spans = [a[1:] for a in reference.actions if a[0] == label and number % 2 == 0]
-            truths = torch.tensor(spans, dtype=torch.float64).reshape(-1, 2) / stride
-            whole = torch.from_numpy(own.rows[start % stride :: stride].copy())
-            yield Asked(
-                torch.from_numpy(own.rows[start:end:stride].copy()),
-                torch.from_numpy(reference.rows[::stride].copy()),
-                None if rng.random() < 0.5 else whole,
-                truths,
-                "filmed",
-            )
-
-
 def _draw_protocol(rng: np.random.Generator, seed: int) -> Protocol:
     channels, core = int(rng.choice([16, 32, 64, 128, 256])), int(rng.integers(1, 4))
     ranges = {
@@ -282,8 +249,8 @@ def gather(stream: Iterable[Asked], model: Relocalizer) -> tuple[Tensor, Tensor,
 
 def fit_presence(facts: Tensor, held: Tensor, kinds: list[str]) -> Logistic:
     """From what :func:`gather` gives."""
-    # Nothing counts twice: a false alarm there is worse than a doubt elsewhere. Films are fewer.
-    times = torch.tensor([2 if kind in (*NOTHING, "filmed") else 1 for kind in kinds])
+    # Nothing counts four times: a false alarm there is worse than a doubt elsewhere.
+    times = torch.tensor([4 if kind in NOTHING else 1 for kind in kinds])
     group = torch.arange(len(held)).repeat_interleave(times)
     return fit_best(facts[group, 0, : len(FACTS)], held[group], group)
 
@@ -314,33 +281,25 @@ def main() -> None:
     parser.add_argument("--pairs", type=int, default=1300, help="from worlds without end")
     parser.add_argument("--worlds", type=int, default=90, help="like the synthetic protocol's")
     parser.add_argument("--judged", type=int, default=600, help="that the pretrained one answers")
-    parser.add_argument("--footage", type=Path, default=Path("footage"), help="keep films here")
     parser.add_argument("--held-out", type=int, default=300, help="pairs of wider ranges")
     parser.add_argument("--draws", type=int, default=200, help="of each kind of nothing")
     options = parser.parse_args()
     torch.set_num_threads(1)
-    matcher, pretrained = ContrastMatcher(), MultiGraphMatcher.pretrained(video=True)
-    backbone = EfficientNetLite0()
-    films = keep_footage(options.footage / "2", 2, 16, backbone)
-    held_films = keep_footage(options.footage / "1", 1, 6, backbone)
-    stream = chain(endless(21, options.pairs), staged(22, options.worlds), filmed(films, 26))
+    matcher, pretrained = ContrastMatcher(), MultiGraphMatcher.pretrained()
+    stream = chain(endless(21, options.pairs), staged(22, options.worlds))
     facts, _, held, kinds = gather(stream, matcher)
     presence = fit_presence(facts, held, kinds)
-    facts, right, _, _ = gather(chain(endless(25, options.judged), filmed(films, 27)), pretrained)
+    facts, right, _, _ = gather(endless(25, options.judged), pretrained)
     moment = fit_moment(facts, right)
     for name, found in (("_PRESENCE", presence), ("_MOMENT", moment)):
         print(f"{name} = Logistic(")
         for part in (found.mean, found.scale, found.weights):
             print("    (" + ", ".join(f"{value:.4f}" for value in part) + "),")
         print(f"    {found.bias:.4f},\n)")
-    for name, asked in (
-        ("held-out worlds", endless(23, options.held_out, wide=True)),
-        ("held-out films", filmed(held_films, 28, 40)),
-    ):
-        facts, right, held, _ = gather(asked, pretrained)
-        told = presence(facts[:, 0, : len(FACTS)])
-        print(report(f"{name}, present", told, held))
-        print(report(f"{name}, right", torch.minimum(moment(facts[:, 0]), told), right[:, 0]))
+    facts, right, held, _ = gather(endless(23, options.held_out, wide=True), pretrained)
+    told = presence(facts[:, 0, : len(FACTS)])
+    print(report("held-out worlds, present", told, held))
+    print(report("held-out worlds, right", torch.minimum(moment(facts[:, 0]), told), right[:, 0]))
     for kind in NOTHING:
         for keep in (0.9, 0.95, 0.99) if kind == "walk" else (None,):
             facts = gather(unrelated(24, kind, options.draws, keep), matcher)[0]

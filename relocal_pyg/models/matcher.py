@@ -28,6 +28,7 @@ from relocal_pyg.models.base import (
     look_closer,
 )
 from relocal_pyg.models.compare import (
+    MEASURES,
     NUM_KIND,
     NUM_MEASURES,
     NUM_NODE,
@@ -227,7 +228,8 @@ class MultiGraphMatcher(TrainableRelocalizer):
             kind = kind * kept
         prior = (self.weigh(kind)[owner] * scalars[:, : 2 * NUM_MEASURES]).sum(dim=1)
         added = self.head(torch.cat([pooled, scalars, kind[owner]], dim=1)).squeeze(1)
-        return UNIT * (prior + added)
+        plain = scalars[:, NUM_MEASURES :: len(MEASURES)][:, :2].sum(dim=1)
+        return UNIT * (prior + added + self.settings.contrast * plain)
 
     # Ranking
 

@@ -316,7 +316,7 @@ def test_the_command_writes_every_form(planted, tmp_path, capsys):
         arguments += [f"--{form}", str(out / f"found.{form}")]
     assert main([*arguments, "--reencode"]) == 0
     printed = capsys.readouterr().out
-    assert "Contrast matcher (no training needed; no --model given)" in printed
+    assert "Multi-graph matcher, pretrained-video (simulated worlds" in printed
     assert "6.25 frames a second" in printed
 
     record = json.loads((out / "found.json").read_text())
@@ -416,7 +416,9 @@ def test_what_made_the_score_is_told_and_pictured(planted, tmp_path):
     from dataclasses import replace
 
     query = VideoQuery(planted["film"], 2.0, 5.0)
-    found = find_moments(query, planted["reference"], backbone=BLOCKS, explain=True)
+    found = find_moments(
+        query, planted["reference"], model=ContrastMatcher(), backbone=BLOCKS, explain=True
+    )
     best = found.moments[0]
     assert float(found.explanation.sum()) == pytest.approx(best.score, abs=1e-4)
     inside = round(best.start / found.seconds_per_step), round(best.end / found.seconds_per_step)

@@ -138,7 +138,8 @@ def test_find_writes_what_made_the_score(
     run: Path, features: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     file = tmp_path / "why.json"
-    assert main(["find", *arguments(features), "--explain", str(file)]) == 0
+    plainly = [*arguments(features), "--model", "contrast"]
+    assert main(["find", *plainly, "--explain", str(file)]) == 0
     content = json.loads(file.read_text())
     table = np.array(content["contributions"])
     assert table.shape == (10, 50)
