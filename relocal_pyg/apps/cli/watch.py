@@ -97,7 +97,7 @@ def watch(
     *,
     out: Annotated[Path, Output(folder="watch")] = Path("relocal_watch"),
     top_k: Count = 5,
-    min_probability: Probability = 0.5,
+    min_probability: Probability = 0.3,
     rate: Rate = None,
     settle: Annotated[float, number("SECONDS", least=0, most=86400)] = 5.0,
     run: Annotated[str | None, tyro.conf.arg(metavar="COMMAND")] = None,
@@ -118,7 +118,8 @@ def watch(
         network: Videos: which network turns frames into features.
         out: Folder for the answers, which is also how a later call knows what is done.
         top_k: How many moments of a file at most.
-        min_probability: Leave out moments that are less probable to be right.
+        min_probability: Leave out moments that are less probable to be right; where nobody calibrated
+            on labels even plain finds seldom pass .5.
         rate: Videos: frames per second looked at; follows the clip's length where left out.
         settle: Seconds without a change after which a file counts as finished.
         run: Run this for every file in which something was found, with the line on its standard
