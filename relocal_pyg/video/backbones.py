@@ -9,6 +9,7 @@ import threading
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal, Protocol, runtime_checkable
@@ -25,6 +26,8 @@ _MEAN = (0.485, 0.456, 0.406)
 _STD = (0.229, 0.224, 0.225)
 # Pictures that OpenVINO takes at once.
 _AT_ONCE = 8
+# Held while OpenVINO is set up.
+_FIRST = threading.Lock()
 
 
 @runtime_checkable
@@ -240,11 +243,10 @@ def _in_openvino(
     build: Callable[[], nn.Module], size: int, name: str
 ) -> Callable[[Tensor], Tensor]:
     """Compile a network that was converted before, or convert it now."""
-    # At import it reports to its makers that it was used, unless this package cannot be imported.
-    sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
+    with _FIRST:
+        core = _openvino_core()
     import openvino
 
-    core = openvino.Core()
     version = openvino.get_version().split("-")[0]
     folder = user_cache() / f"{name}-openvino-{version}"
     try:
@@ -273,6 +275,20 @@ def _in_openvino(
     # What its binding sets up at first use can deadlock where two threads come first at once.
     run(torch.zeros(1, size, size, 3, dtype=torch.uint8))
     return run
+
+
+@cache
+def _openvino_core() -> Any:
+    """The one of this process, which is never freed.
+
+    Where the processor has AMX it gives the thread that loads it a stack for signals, and takes the
+    memory away when it is freed; if another thread does that, the next signal ends the process.
+    """
+    # At import it reports to its makers that it was used, unless this package cannot be imported.
+    sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
+    import openvino
+
+    return openvino.Core()
 
 
 def _convert(network: nn.Module, size: int) -> Any:

@@ -182,3 +182,18 @@ def test_threads_may_use_it_first_at_the_same_time_and_nothing_is_reported():
     )
     # Nor is anything told to its makers.
     assert done.stdout.split() == ["4", "None"]
+
+
+def test_a_signal_is_survived_after_the_network_was_freed_in_another_thread():
+    code = (
+        "import gc, signal, threading, torch\n"
+        "from relocal_pyg.video.backbones import EfficientNetLite0\n"
+        "signal.signal(signal.SIGALRM, lambda *_: print('told'))\n"
+        "held = [EfficientNetLite0(64)]\n"
+        "held[0](torch.zeros(1, 64, 64, 3, dtype=torch.uint8))\n"
+        "thread = threading.Thread(target=lambda: (held.clear(), gc.collect()))\n"
+        "thread.start(), thread.join()\n"
+        "signal.raise_signal(signal.SIGALRM)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout) == (0, "told\n")

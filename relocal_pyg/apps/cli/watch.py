@@ -118,8 +118,8 @@ def watch(
         network: Videos: which network turns frames into features.
         out: Folder for the answers, which is also how a later call knows what is done.
         top_k: How many moments of a file at most.
-        min_probability: Leave out moments that are less probable to be right; where nobody calibrated
-            on labels even plain finds seldom pass .5.
+        min_probability: Leave out moments that are less probable to be right; few pass .5 where
+            nobody calibrated on labels.
         rate: Videos: frames per second looked at; follows the clip's length where left out.
         settle: Seconds without a change after which a file counts as finished.
         run: Run this for every file in which something was found, with the line on its standard
