@@ -189,7 +189,15 @@ def test_key_frames_say_where_to_look_in_a_long_film(planted, long_film):
     for start in (61.28, 120.48):
         for answer in (found, whole):
             assert max(overlap(m, start, start + 3) for m in answer.moments) > 0.85
-    assert {(m.start, m.end) for m in found.moments} == {(m.start, m.end) for m in whole.moments}
+
+
+def test_of_a_very_long_video_the_matcher_that_reads_blocks_answers(planted, monkeypatch):
+    found = find_moments(planted["clip"], planted["reference"], backbone=BLOCKS)
+    assert found.matcher.startswith("Multi-graph")
+    numbers = 144 * found.settings["reference_steps"]
+    monkeypatch.setattr("relocal_pyg.video.find.MANY_NUMBERS", numbers - 1)
+    found = find_moments(planted["clip"], planted["reference"], backbone=BLOCKS)
+    assert found.matcher.startswith("Contrast")
 
 
 def test_key_frames_too_far_apart_mean_that_all_is_looked_at(planted, long_film, tmp_path):

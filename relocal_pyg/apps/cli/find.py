@@ -61,7 +61,7 @@ class QueryOptions:
     model: Model = None
     """A trained run or checkpoint; "pretrained" or, for videos, "pretrained-video", of which
     "relocal find" takes the one that fits where none is named (docs/pretrained.md); or "contrast",
-    the training-free matcher, which searches of many videos take."""
+    the training-free matcher, which searches of an index take."""
     query_start: Seconds = None
     """Seconds at which the clip starts inside QUERY."""
     query_end: Seconds = None
@@ -412,7 +412,7 @@ def find_in_video(
         found = find_moments(
             query,
             reference,
-            model=matcher,
+            model=None if asked.model is None else matcher,
             backbone=backbone,
             top_k=how.top_k,
             every=how.every,
@@ -430,6 +430,8 @@ def find_in_video(
         )
     for problem in found.problems:
         print(ascii_line(f"damaged: {problem}"))
+    if asked.model is None and not why.startswith(found.matcher.split(",")[0]):
+        why = f"{found.matcher} (of so long a video --model pretrained-video takes much memory)"
     return Answer(
         found.moments,
         {

@@ -39,7 +39,9 @@ from relocal_pyg.io.record import Journal
 from relocal_pyg.io.write import replace_file
 
 if TYPE_CHECKING:
+    from relocal_pyg.models import Calibrated
     from relocal_pyg.moments import Moment
+    from relocal_pyg.video.backbones import Backbone
     from relocal_pyg.video.rows import FeatureCache
 
 #: Columns of the table of a batch.
@@ -57,10 +59,17 @@ def _searcher(
     top_k: int,
     cache: FeatureCache,
     device: DeviceName,
-) -> tuple[Callable[[QueryOptions, str | None, str], list[Moment]], str]:
-    """What answers a query in a reference, with one model and network for all; and which model."""
-    matcher, why = choose_matcher(model, device)
-    loaded = functools.cache(lambda: load_network(network, rate, model, matcher, device))
+) -> Callable[[QueryOptions, str | None, str], list[Moment]]:
+    """What answers a query in a reference as "relocal find" does, loading everything once."""
+    given = None if model is None else choose_matcher(model, device)[0]
+
+    @functools.cache
+    def chosen(usual: str) -> Calibrated:
+        return choose_matcher(None, device, usual)[0] if given is None else given
+
+    @functools.cache
+    def loaded() -> tuple[Backbone, float | None]:
+        return load_network(network, rate, model, chosen("pretrained-video"), device)
 
     def answer(asked: QueryOptions, query: str | None, reference: str) -> list[Moment]:
         if query is not None and is_features(query):
@@ -68,7 +77,7 @@ def _searcher(
 
             clip, whole = asked.rows(query)
             rows, step = read_features(reference, asked.key), asked.seconds_per_step
-            examples = asked.examples()
+            examples, matcher = asked.examples(), chosen("pretrained")
             told = type(matcher)(ByExamples(matcher.model, examples)) if examples else matcher
             return told.localize(clip, rows, top_k=top_k, seconds_per_step=step, query_video=whole)
         from relocal_pyg.video.find import find_moments
@@ -78,7 +87,7 @@ def _searcher(
         return find_moments(
             asked.video(query),
             reference,
-            model=matcher,
+            model=chosen("pretrained-video"),
             backbone=backbone,
             rate_hz=rate_hz,
             top_k=top_k,
@@ -87,7 +96,7 @@ def _searcher(
             cache=cache,
         ).moments
 
-    return answer, why
+    return answer
 
 
 def watch(
@@ -149,7 +158,7 @@ def watch(
         closing(Journal(out / "answers.jsonl", about)) as journal,
         suppress(KeyboardInterrupt),  # the usual end
     ):
-        answer, _ = _searcher(
+        answer = _searcher(
             asked.model, network, rate, top_k, FeatureCache(features, most=4), device
         )
         done = {_key(each) for each in journal.records if "file" in each}
@@ -227,9 +236,8 @@ def batch(
         network: Videos: which network turns frames into features.
         out: Folder for the table, for what is done, and for features, so that no video is decoded
             twice.
-        model: A trained run or checkpoint, "pretrained" or "pretrained-video"
-            (docs/pretrained.md) or "contrast", the training-free matcher, which
-            is also what is taken where it is left out.
+        model: A trained run or checkpoint, "pretrained", "pretrained-video" or "contrast"; as
+            "relocal find" does where left out.
         top_k: How many moments of a row at most.
         rate: Videos: frames per second looked at; follows each clip's length where left out.
         seconds_per_step: Features: duration of one step.
@@ -255,8 +263,7 @@ def batch(
         closing(Journal(out / "journal.jsonl", about)) as journal,
         ThreadPoolExecutor(workers) as pool,
     ):
-        search, why = _searcher(model, network, rate, top_k, FeatureCache(out / "features"), device)
-        print(f"matcher: {why}")
+        search = _searcher(model, network, rate, top_k, FeatureCache(out / "features"), device)
         names = {row: _name(row) for row in rows}
         done = {each["row"]: each["moments"] for each in journal.records}
 

@@ -122,7 +122,7 @@ def test_find_without_a_model_finds_a_planted_clip(tmp_path: Path, capsys):
     arguments = [str(tmp_path / "query.npy"), str(tmp_path / "reference.npy")]
     assert main(["find", *arguments, "--seconds-per-step", "2", "--top-k", "1"]) == 0
     printed = capsys.readouterr().out
-    assert "Contrast matcher" in printed
+    assert "Multi-graph matcher, pretrained (simulated worlds" in printed
     first = printed.splitlines()[-1].split()
     assert [float(first[1]), float(first[2])] == [60.0, 80.0]
 
