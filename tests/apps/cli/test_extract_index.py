@@ -50,10 +50,9 @@ def write(path: Path, pictures: list[np.ndarray]) -> Path:
 @pytest.fixture
 def blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     """The commands use a network that knows textures."""
-    for name in ("index", "search"):
-        # The package's attribute of that name is the command.
-        module = import_module(f"relocal_pyg.apps.cli.{name}")
-        monkeypatch.setattr(module, "load_network", lambda options, rate, *_: (BLOCKS, rate))
+    # The package's attribute of that name is the command.
+    module = import_module("relocal_pyg.apps.cli.search")
+    monkeypatch.setattr(module, "load_network", lambda options, rate, *_: (BLOCKS, rate))
 
 
 def test_the_right_video_and_time_are_found(tmp_path: Path, blocks: None, capsys):

@@ -51,7 +51,7 @@ def test_a_full_queue_refuses_and_keeps_what_it_took(served):
     """With the queue held still: exactly its room is accepted, everything else is 429."""
     key, inside, go_on = served.reference(), threading.Event(), threading.Event()
 
-    def hold(progress: Any) -> Any:
+    def hold(progress: Any, marks: Any) -> Any:
         inside.set()
         go_on.wait(60)
         raise RuntimeError
