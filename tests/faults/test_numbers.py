@@ -53,6 +53,8 @@ NEEDS = {
     "convert": ["a.json", "-o", "new.csv"],
     "pretrain": ["new"],
     "serve": ["films"],
+    "watch": ["films"],
+    "batch": ["table.csv"],
 }
 
 
