@@ -43,7 +43,7 @@ from relocal_pyg.io.record import (
 )
 
 _MARK = "user.relocal_pyg"
-_LOCK = ".relocal-lock"
+_LOCK, _LOCKS = ".relocal-lock", set[int]()  # name, and descriptors that are held
 
 _AT_FDCWD = -100
 _RENAME_EXCHANGE = 2
@@ -261,15 +261,7 @@ def own_folder(path: str | Path, kind: str) -> Iterator[Path]:
 def claim_folder(path: str | Path, kind: str) -> Path:
     """Mark a folder as one of a kind that several processes may add to, such as a cache.
 
-    Args:
-        path: The folder; made where it does not exist.
-        kind: What it is.
-
-    Returns:
-        The folder, links resolved.
-
-    Raises:
-        OutputError: As :func:`own_folder`, but for the lock.
+    It is made where it is not there; given with links resolved, refused as by :func:`own_folder`.
     """
     target = _resolve(path)
     _refuse_foreign(path, target, kind)
@@ -472,11 +464,11 @@ def _held(target: Path, place: Path) -> Iterator[None]:
             yield
         finally:
             _WORK.reset(token)
-            with contextlib.suppress(OSError):
-                place.unlink()
-            with contextlib.suppress(OSError):
-                fcntl.flock(handle, fcntl.LOCK_UN)
-            os.close(handle)
+            if handle in _LOCKS:
+                with contextlib.suppress(OSError):
+                    place.unlink()
+                _LOCKS.remove(handle)
+                os.close(handle)
 
 
 def _lock(place: Path) -> int:
@@ -501,7 +493,16 @@ def _lock(place: Path) -> int:
     since = datetime.now().astimezone().isoformat(" ", "seconds")
     os.ftruncate(handle, 0)
     os.write(handle, f"process {os.getpid()} on {socket.gethostname()} since {since}".encode())
+    _LOCKS.add(handle)
     return handle
+
+
+def _let_go() -> None:  # a forked worker that outlives its parent holds nothing of it
+    while _LOCKS:
+        os.close(_LOCKS.pop())
+
+
+os.register_at_fork(after_in_child=_let_go)
 
 
 def _holder(handle: int) -> str:
