@@ -49,6 +49,8 @@ from relocal_pyg.nn.network import MultiGraphFusion, PairEncoder, PairNetwork
 CHUNK = 1024
 #: Ways to refine: proposals as they are, or finer windows around the best as well.
 REFINEMENTS = ("none", "windows")
+#: Numbers of a comparison beyond which it is large; of the usual videos an hour and more.
+MANY_NUMBERS = 30_000_000
 #: Windows of a reference that the network scores, at most.
 MOST = 2500
 #: Largest score that its tanh is undone for: the last float32 below 1.
@@ -433,6 +435,14 @@ class MultiGraphMatcher(TrainableRelocalizer):
             losses.append(loss)
         loss = torch.stack(losses).mean()
         return {"loss": loss, "ranking": loss}
+
+
+def is_large(query: Tensor, steps: int) -> bool:
+    """Whether a query ``[m, F]`` and a reference of so many steps take more than about a gigabyte.
+
+    The matcher holds rows and tables whole; the contrast matcher reads blocks.
+    """
+    return steps * max(query.shape[1], 8 * len(query)) > MANY_NUMBERS
 
 
 def stretched(rows: Tensor, pace: float) -> Tensor:

@@ -18,7 +18,7 @@ from relocal_pyg.errors import check_number
 from relocal_pyg.models.base import Relocalizer
 from relocal_pyg.models.calibrated import Calibrated
 from relocal_pyg.models.examples import ByExamples, Example
-from relocal_pyg.models.matcher import MultiGraphMatcher
+from relocal_pyg.models.matcher import MultiGraphMatcher, is_large
 from relocal_pyg.models.matchers import ContrastMatcher
 from relocal_pyg.models.occurrences import Count, occurrences, same_place
 from relocal_pyg.models.similarity import (
@@ -62,9 +62,6 @@ MAX_EXPLAINED = 10_000_000
 COARSE_FROM = 120.0
 #: Places that are then looked at; twice as many as answers where more are asked for.
 PLACES = 10
-#: Numbers in a reference's rows beyond which the training-free matcher answers where no model is
-#: named: it reads blocks, the pretrained one holds all several times. Usually they are an hour's.
-MANY_NUMBERS = 30_000_000
 #: Steps beyond which a picture that stays on is shortened to what the query can need.
 _MANY_STEPS = 100_000
 
@@ -164,8 +161,8 @@ def find_moments(
         query: The clip: a video file, or a :class:`VideoQuery` for a stretch of one; or words or a
             picture (:class:`StillQuery`), whose answers come without probabilities.
         reference: The long video.
-        model: Where None, ``MultiGraphMatcher.pretrained(video=True)``, of a reference longer than
-            :data:`MANY_NUMBERS` the training-free :class:`relocal_pyg.models.ContrastMatcher`;
+        model: Where None, ``MultiGraphMatcher.pretrained(video=True)``, of a reference
+            that is too long for it the training-free :class:`relocal_pyg.models.ContrastMatcher`;
             answers are judged by what chance gives on the reference
             (:mod:`relocal_pyg.models.presence`).
         backbone: EfficientNet-Lite0 where None. A trained model needs the one it was trained with.
@@ -255,7 +252,7 @@ def find_moments(
         looked = _look(reference, backbone, rate, rows, whole, max(PLACES, 2 * top_k), cache, more)
     own = asked.stretch if same and whole is not None and not include_query else None
     long = looked.video
-    if model is None and len(long) * backbone.dim > MANY_NUMBERS:
+    if model is None and is_large(rows, len(long)):
         matcher = Calibrated(ContrastMatcher())
     # What stands still says nothing of motion.
     pace = None if clip is None else long.seconds_per_step

@@ -195,7 +195,7 @@ def test_of_a_very_long_video_the_matcher_that_reads_blocks_answers(planted, mon
     found = find_moments(planted["clip"], planted["reference"], backbone=BLOCKS)
     assert found.matcher.startswith("Multi-graph")
     numbers = 144 * found.settings["reference_steps"]
-    monkeypatch.setattr("relocal_pyg.video.find.MANY_NUMBERS", numbers - 1)
+    monkeypatch.setattr("relocal_pyg.models.matcher.MANY_NUMBERS", numbers - 1)
     found = find_moments(planted["clip"], planted["reference"], backbone=BLOCKS)
     assert found.matcher.startswith("Contrast")
 

@@ -332,13 +332,15 @@ def find_in_features(
 ) -> Answer:
     """Search one array of features for another."""
     from relocal_pyg.models.examples import ByExamples
+    from relocal_pyg.models.matcher import is_large
     from relocal_pyg.models.occurrences import occurrences
 
     if asked.feedback is not None:
         raise UsageError("--feedback needs video files: give features as --query and --not")
-    matcher, why = choose_matcher(asked.model, device, "pretrained")
     clip, whole = asked.rows(query)
     video, step = read_features(reference, asked.key), asked.seconds_per_step
+    usual = "contrast" if is_large(clip, len(video)) else "pretrained"
+    matcher, why = choose_matcher(asked.model, device, usual)
     examples, count = asked.examples(), None
     if examples:
         matcher = type(matcher)(ByExamples(matcher.model, examples))

@@ -74,10 +74,12 @@ def _searcher(
     def answer(asked: QueryOptions, query: str | None, reference: str) -> list[Moment]:
         if query is not None and is_features(query):
             from relocal_pyg.models.examples import ByExamples
+            from relocal_pyg.models.matcher import is_large
 
             clip, whole = asked.rows(query)
             rows, step = read_features(reference, asked.key), asked.seconds_per_step
-            examples, matcher = asked.examples(), chosen("pretrained")
+            matcher = chosen("contrast" if is_large(clip, len(rows)) else "pretrained")
+            examples = asked.examples()
             told = type(matcher)(ByExamples(matcher.model, examples)) if examples else matcher
             return told.localize(clip, rows, top_k=top_k, seconds_per_step=step, query_video=whole)
         from relocal_pyg.video.find import find_moments
