@@ -216,8 +216,8 @@ def find_moments(
     if clip is not None:
         known.append(probe(clip.path, stream if same else None))
     backbone = EfficientNetLite0() if backbone is None else backbone
-    matcher = Calibrated(MultiGraphMatcher.pretrained(video=True)) if model is None else model
-    check_width(matcher, backbone)
+    if model is not None:
+        check_width(model, backbone)
     rate = _rate(clip, known, backbone) if rate_hz is None else rate_hz
     problems: list[str] = []
 
@@ -252,8 +252,11 @@ def find_moments(
         looked = _look(reference, backbone, rate, rows, whole, max(PLACES, 2 * top_k), cache, more)
     own = asked.stretch if same and whole is not None and not include_query else None
     long = looked.video
-    if model is None and is_large(rows, len(long)):
-        matcher = Calibrated(ContrastMatcher())
+    matcher = model
+    if matcher is None:
+        blocks = is_large(rows, len(long))
+        usual = ContrastMatcher() if blocks else MultiGraphMatcher.pretrained(video=True)
+        matcher = Calibrated(usual)
     # What stands still says nothing of motion.
     pace = None if clip is None else long.seconds_per_step
     for start, end, good in judged:

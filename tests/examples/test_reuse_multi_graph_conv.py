@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.util
 import sys
-from pathlib import Path
 from types import ModuleType
 
 import pytest
@@ -13,14 +11,8 @@ from torch_geometric.data import Data
 
 
 @pytest.fixture(scope="module")
-def example() -> ModuleType:
-    path = Path(__file__).resolve().parents[2] / "examples" / "reuse_multi_graph_conv.py"
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+def example(load) -> ModuleType:
+    return load("reuse_multi_graph_conv")
 
 
 def test_exact_hops_against_matrix_powers(example: ModuleType) -> None:

@@ -1,10 +1,8 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib.util
 import sys
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 
@@ -17,13 +15,6 @@ SMALL = SyntheticConfig(
 )
 
 
-def load(name: str) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(name, EXAMPLES / f"{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
 def quick() -> Preset:
     network = dataclasses.replace(RECOMMENDED.network, hidden_channels=8, num_steps=6)
     training = dataclasses.replace(
@@ -32,7 +23,7 @@ def quick() -> Preset:
     return dataclasses.replace(RECOMMENDED, network=network, training=training)
 
 
-def test_train_anet(monkeypatch: pytest.MonkeyPatch, capsys, tmp_path: Path):
+def test_train_anet(load, monkeypatch: pytest.MonkeyPatch, capsys, tmp_path: Path):
     example = load("train_anet")
     monkeypatch.setattr(example, "synthetic", lambda: synthetic(SMALL))
     monkeypatch.setitem(example.PRESETS, "recommended", quick())
@@ -43,7 +34,7 @@ def test_train_anet(monkeypatch: pytest.MonkeyPatch, capsys, tmp_path: Path):
     assert (tmp_path / "run" / "best" / "model.safetensors").is_file()
 
 
-def test_train_anet_needs_data(monkeypatch: pytest.MonkeyPatch, capsys):
+def test_train_anet_needs_data(load, monkeypatch: pytest.MonkeyPatch, capsys):
     monkeypatch.setattr(sys, "argv", ["train_anet.py"])
     with pytest.raises(SystemExit):
         load("train_anet").main()
@@ -51,7 +42,7 @@ def test_train_anet_needs_data(monkeypatch: pytest.MonkeyPatch, capsys):
 
 
 @pytest.mark.slow
-def test_train_custom(monkeypatch: pytest.MonkeyPatch, capsys, tmp_path: Path):
+def test_train_custom(load, monkeypatch: pytest.MonkeyPatch, capsys, tmp_path: Path):
     write_synthetic(tmp_path, SMALL)
     example = load("train_custom")
     monkeypatch.setattr(example, "RECOMMENDED", quick())

@@ -413,7 +413,7 @@ def load_network(
     options: BackboneOptions,
     rate_hz: float | None,
     run: Path | None,
-    model: Relocalizer,
+    model: Relocalizer | None,
     device: DeviceName = "auto",
 ) -> tuple[Backbone, float | None]:
     """The network for the videos of a search, and the frames per second.
@@ -425,7 +425,7 @@ def load_network(
         options: What the user asked for.
         rate_hz: Frames per second that the user asked for.
         run: Run folder or checkpoint of the model; None for a model without one.
-        model: The model.
+        model: The model; None for one that takes any width.
         device: Where the network runs.
 
     Returns:
@@ -451,7 +451,8 @@ def load_network(
                 file=run,
             )
         rate_hz = record.rate_hz if rate_hz is None else rate_hz
-    check_width(model, backbone, run)
+    if model is not None:
+        check_width(model, backbone, run)
     return backbone, rate_hz
 
 

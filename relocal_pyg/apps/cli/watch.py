@@ -41,7 +41,6 @@ from relocal_pyg.io.write import replace_file
 if TYPE_CHECKING:
     from relocal_pyg.models import Calibrated
     from relocal_pyg.moments import Moment
-    from relocal_pyg.video.backbones import Backbone
     from relocal_pyg.video.rows import FeatureCache
 
 #: Columns of the table of a batch.
@@ -62,14 +61,11 @@ def _searcher(
 ) -> Callable[[QueryOptions, str | None, str], list[Moment]]:
     """What answers a query in a reference as "relocal find" does, loading everything once."""
     given = None if model is None else choose_matcher(model, device)[0]
+    loaded = functools.cache(lambda: load_network(network, rate, model, given, device))
 
     @functools.cache
     def chosen(usual: str) -> Calibrated:
         return choose_matcher(None, device, usual)[0] if given is None else given
-
-    @functools.cache
-    def loaded() -> tuple[Backbone, float | None]:
-        return load_network(network, rate, model, chosen("pretrained-video"), device)
 
     def answer(asked: QueryOptions, query: str | None, reference: str) -> list[Moment]:
         if query is not None and is_features(query):
@@ -89,7 +85,7 @@ def _searcher(
         return find_moments(
             asked.video(query),
             reference,
-            model=chosen("pretrained-video"),
+            model=given,
             backbone=backbone,
             rate_hz=rate_hz,
             top_k=top_k,
