@@ -1,20 +1,27 @@
-"""A search over many videos, against scoring every pair by the plain network."""
+"""A search over many videos, against scoring every pair by the plain network.
+
+``python -m benchmarks index`` compares models; ``python -m benchmarks.index --videos 10000 100000``
+builds and searches indices of that many videos, to see what grows.
+"""
 
 from __future__ import annotations
 
+import itertools
 import shutil
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 
 import torch
+import tyro
 from torch import Tensor
 
 from benchmarks import measuring
-from benchmarks.measuring import Table, median_seconds, peak_mebibytes
+from benchmarks.measuring import Table, alone, median_seconds, peak_mebibytes
 from relocal_pyg.data.items import Protocol
 from relocal_pyg.data.pair_data import resample, resample_windows
+from relocal_pyg.datasets.simulation import SimulatedFeatures
 from relocal_pyg.datasets.synthetic import SyntheticConfig, synthetic
 from relocal_pyg.io.seeding import seed_torch
 from relocal_pyg.models import ContrastMatcher, MultiGraphMatcher, MultiGraphRelocalizer
@@ -147,3 +154,110 @@ def recall(wanted: Sequence[Sequence[Hit]], found: Sequence[Sequence[Hit]]) -> f
     pairs = list(zip(wanted, found, strict=True))
     common = sum(len(places(one) & places(other)) for one, other in pairs)
     return common / sum(len(places(one)) for one, _ in pairs)
+
+
+GROWTH = [
+    "videos",
+    "steps",
+    "proposals",
+    "build s",
+    "videos/s",
+    "building +MiB",
+    "GiB",
+    "open s",
+    "open and verify s",
+    "first query s",
+    "query s",
+    "searching +MiB",
+    "every proposal s",
+    "recall@10",
+]
+
+
+def main(
+    videos: tuple[int, ...] = (10_000, 100_000),
+    queries: int = 20,
+    exhaustive: int = 5,
+    folder: Path | None = None,
+) -> None:
+    """Measure how an index grows, with the contrast matcher, in processor time of one thread.
+
+    Args:
+        videos: Sizes, rising. Each index is of simulated videos of 40 to 130 steps of 64 channels.
+        queries: Clips that are searched for.
+        exhaustive: Of those, how many are also compared with every proposal of the index.
+        folder: Where the indices are built and left; a temporary folder where left out.
+    """
+    torch.set_num_threads(1)
+    measuring.use_clock("cpu")
+    table = Table(f"index: {WINDOWS} proposals a video", GROWTH)
+    place = Path(tempfile.mkdtemp()) if folder is None else folder
+    try:
+        for count in videos:
+            _grow(table, count, queries, exhaustive, place / str(count))
+            print(table.text(), flush=True)
+    finally:
+        if folder is None:
+            shutil.rmtree(place)
+
+
+def _grow(table: Table, count: int, queries: int, exhaustive: int, folder: Path) -> None:
+    classes = min(100, count // 2)
+    config = SyntheticConfig(
+        train_classes=1, val_classes=1, test_classes=classes, test_videos=count // classes
+    )
+    protocol = synthetic(config)
+    assert isinstance(protocol.features, SimulatedFeatures)
+    protocol.features.cached = 1
+    items = protocol.splits["test"]
+    names = sorted({item.video_id for item in items})
+    chosen = items[:: max(1, len(items) // queries)][:queries]
+    clips = [protocol.features.read(item.video_id, *item.moment) for item in chosen]
+    model = ContrastMatcher()
+
+    def build() -> tuple[float, int]:
+        drawing, steps = 0.0, 0
+
+        def drawn() -> Iterator[tuple[str, Tensor, float]]:
+            nonlocal drawing, steps
+            for name in names:
+                start = measuring.clock()
+                rows = protocol.features.read(name)
+                drawing, steps = drawing + measuring.clock() - start, steps + len(rows)
+                yield name, rows, 0.5
+
+        start = measuring.clock()
+        build_index(folder, model, drawn(), proposals=windows)
+        return measuring.clock() - start - drawing, steps
+
+    (built, steps), building = alone(build)
+    size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file()) / 2**30
+
+    def search() -> list[float]:
+        times = [measuring.clock()]
+        SearchIndex(folder, model)
+        times.append(measuring.clock())
+        opened = SearchIndex(folder, model, verify=False)
+        times.append(measuring.clock())
+        opened.search(clips[0])
+        times.append(measuring.clock())
+        for clip in clips:
+            opened.search(clip)
+        times.append(measuring.clock())
+        return [after - before for before, after in itertools.pairwise(times)]
+
+    (verified, opening, first, asked), searching = alone(search)
+    opened = SearchIndex(folder, model, verify=False)
+    start = measuring.clock()
+    wanted = [opened.search(clip, first_stage=None) for clip in clips[:exhaustive]]
+    looked = (measuring.clock() - start) / max(1, exhaustive)
+    found = [opened.search(clip) for clip in clips[:exhaustive]]
+    table.add(
+        *(len(names), steps, sum(int(shard.first_proposal[-1]) for shard in opened.shards)),
+        *(built, len(names) / built, building, size, opening, verified, first),
+        *(asked / len(clips), searching, looked, recall(wanted, found)),
+    )
+
+
+if __name__ == "__main__":
+    tyro.cli(main)

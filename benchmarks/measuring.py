@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import resource
 import statistics
@@ -72,20 +73,27 @@ def interleaved(calls: dict[Any, Callable[[], object]], repeats: int = 5) -> dic
 
 def peak_mebibytes(call: Callable[[], object]) -> float:
     """Memory that a call adds at its peak, seen by a child process of its own."""
+    return alone(lambda: [call(), None][1])[1]
+
+
+def alone(call: Callable[[], Any]) -> tuple[Any, float]:
+    """What a call gives, as JSON can hold it, and MiB that it adds at its peak, in a child."""
     read, write = os.pipe()
     child = os.fork()
     if child == 0:  # the child's high-water mark starts at what it shares with its parent
         torch.set_num_threads(1)
         before = _resident()
-        call()
+        found = call()
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-        os.write(write, f"{max(0.0, peak - before):.1f}".encode())
+        with os.fdopen(write, "w") as stream:
+            json.dump([found, max(0.0, peak - before)], stream)
         os._exit(0)
     os.close(write)
-    answer = os.read(read, 64)
-    os.close(read)
+    with os.fdopen(read) as stream:
+        answer = stream.read()
     os.waitpid(child, 0)
-    return float(answer or "nan")
+    found, peak = json.loads(answer or "[null, NaN]")
+    return found, peak
 
 
 def matmul_rate(dtype: torch.dtype = torch.float32, size: int = 1024) -> float:

@@ -66,8 +66,7 @@ class FirstStage:
         elif use_faiss:
             rows = self._search(query, query_video, count)
         else:
-            scores = torch.cat([self._scores(shard, query, query_video) for shard in self.shards])
-            rows = self._of_best_videos(scores.topk(count).indices.numpy())
+            rows = self._of_best_videos(self._scan(query, query_video, count))
         shard = np.searchsorted(self.first, rows, side="right") - 1
         return [rows[shard == number] - self.first[number] for number in range(len(self.shards))]
 
@@ -76,12 +75,32 @@ class FirstStage:
         most = self.model.max_videos
         if most is None:
             return rows
-        counts = [shard.video_of_proposal for shard in self.shards]
-        firsts = np.cumsum([0, *(len(shard.ids) for shard in self.shards)])
-        video = np.concatenate([own + first for own, first in zip(counts, firsts, strict=False)])
-        videos, where = np.unique(video[rows], return_index=True)
+        video = self._video_of(rows)
+        videos, where = np.unique(video, return_index=True)
         best = videos[np.argsort(where)[:most]]
-        return rows[np.isin(video[rows], best)]
+        return rows[np.isin(video, best)]
+
+    def _video_of(self, rows: np.ndarray) -> np.ndarray:
+        """Number of each row's video, counted through all shards."""
+        video, videos = np.empty_like(rows), 0
+        shards = np.searchsorted(self.first, rows, side="right") - 1
+        for number, shard in enumerate(self.shards):
+            own = shards == number
+            place = rows[own] - self.first[number]
+            video[own] = videos + np.searchsorted(shard.first_proposal, place, side="right") - 1
+            videos += len(shard.ids)
+        return video
+
+    def _scan(self, query: Tensor, query_video: Tensor | None, count: int) -> np.ndarray:
+        """Rows of the best proposals, best first; the scores of one shard are held at a time."""
+        scores, rows = torch.empty(0, dtype=torch.float64), torch.empty(0, dtype=torch.int64)
+        for shard, first in zip(self.shards, self.first, strict=False):
+            own = self._scores(shard, query, query_video)
+            own, place = own.topk(min(count, len(own)))
+            scores, rows = torch.cat([scores, own]), torch.cat([rows, place + int(first)])
+            scores, best = scores.topk(min(count, len(scores)))
+            rows = rows[best]
+        return rows.numpy()
 
     def _scores(self, shard: Shard, query: Tensor, query_video: Tensor | None) -> Tensor:
         """The quadratic ``[M]`` of every proposal of a shard."""

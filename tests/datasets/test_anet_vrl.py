@@ -98,6 +98,22 @@ def test_the_published_items_are_built_exactly(
             assert item.moment[1] <= context[1] <= whole[1]
 
 
+def test_the_classes_are_those_of_the_few_shot_line(published: dict[str, list[Item]]) -> None:
+    """sauradip/fewshotQAT and MICLAB-BUPT/VAL-VLM list the same 160, 20 and 20 classes."""
+    test = """Hurling, Polishing forniture, BMX, Riding bumper cars, Starting a campfire,
+        Walking the dog, Preparing salad, Plataform diving, Breakdancing, Camel ride,
+        Hand car wash, Making an omelette, Shuffleboard, Calf roping, Shaving legs, Snatch,
+        Cleaning sink, Rope skipping, Drinking coffee, Pole vault"""
+    val = """Swinging at the playground, Dodgeball, Ballet, Playing harmonica, Paintball, Cumbia,
+        Rafting, Hula hoop, Cheerleading, Vacuuming floor, Playing blackjack, Waxing skis,
+        Curling, Using the rowing machine, Ironing clothes, Playing guitarra, Sumo,
+        Putting in contact lenses, Brushing hair, Volleyball"""
+    labels = {split: {item.label for item in items} for split, items in published.items()}
+    assert labels["test"] == set(" ".join(test.split()).split(", "))
+    assert labels["val"] == set(" ".join(val.split()).split(", "))
+    assert len(set.union(*labels.values())) == sum(map(len, labels.values())) == 200
+
+
 def test_crops_depend_on_the_seed_and_the_item_alone(sources: Sources) -> None:
     some = dict(list(sources.videos.items())[:4000])
     everything = {item for items in sources.build().values() for item in items}

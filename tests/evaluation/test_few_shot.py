@@ -12,6 +12,7 @@ import torch
 from relocal_pyg.datasets.synthetic import SyntheticConfig, synthetic
 from relocal_pyg.errors import AnnotationError, UsageError
 from relocal_pyg.evaluation.few_shot import (
+    THRESHOLDS,
     Detection,
     EpisodeList,
     average_precision,
@@ -100,6 +101,33 @@ def test_average_precision_by_hand():
     assert float(average_precision(three, many, [0.5])) == pytest.approx(0.3)
 
 
+def test_one_answer_to_one_truth_is_a_hit_or_none_at_each_threshold():
+    """Ordered by their own tIoU, the area is hits / N, with ``>=``."""
+    rng = random.Random(0)
+    truths = {str(n): [(10.0, 20.0)] for n in range(60)}
+    spans = {e: (float(rng.randint(7, 11)), float(rng.randint(18, 22))) for e in truths}
+    shares = {e: overlap(spans[e], truths[e][0]) for e in truths}
+    found = [Detection(e, "", *spans[e], shares[e]) for e in truths]
+    area = average_precision(found, truths)
+    for threshold, value in zip(THRESHOLDS, area.tolist(), strict=True):
+        assert value == pytest.approx(sum(t >= threshold for t in shares.values()) / 60)
+    assert 0 < float(area[-1]) < float(area[0]) < 1
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_with_one_truth_an_episode_a_threshold_only_takes(seed: int):
+    rng = random.Random(seed)
+    truths = {str(n): [(20.0, 30.0)] for n in range(20)}
+    found = []
+    for _ in range(200):
+        start = 20 + rng.gauss(0, 3)
+        end = max(start + 1, 30 + rng.gauss(0, 3))
+        found.append(Detection(str(rng.randrange(20)), "", start, end, rng.random()))
+    area = average_precision(found, truths).tolist()
+    assert area == sorted(area, reverse=True)
+    assert area[0] > area[-1]
+
+
 def test_random_order_at_hit_rate_a_has_a_squared():
     rng = random.Random(0)
     truths = {str(n): [(0.0, 10.0)] for n in range(3000)}
@@ -120,8 +148,19 @@ def test_a_monotone_map_changes_nothing_and_thresholds_only_take():
             ranking = super().rank(*arguments, **options)
             return replace(ranking, scores=ranking.scores.exp() * 3)
 
-    plain = evaluate_few_shot(ContrastMatcher(), protocol, episodes)
-    assert evaluate_few_shot(Mapped(), protocol, episodes) == plain
+    class Scaled(ContrastMatcher):
+        """The best answer of every episode has the score 1."""
+
+        def rank(self, *arguments, **options):
+            ranking = super().rank(*arguments, **options)
+            return replace(ranking, scores=ranking.scores / ranking.scores.max())
+
+    plain, mapped, scaled = (
+        evaluate_few_shot(model, protocol, episodes, samples=20)
+        for model in (ContrastMatcher(), Mapped(), Scaled())
+    )
+    assert mapped == plain
+    assert scaled != plain
     agnostic = evaluate_few_shot(ContrastMatcher(), protocol, episodes, pool="agnostic")
     assert agnostic["map@0.5"].value >= agnostic["map@0.75"].value
     for score in agnostic.values():
@@ -146,6 +185,8 @@ def test_episodes_are_nested_disjoint_and_stable(tmp_path: Path):
         assert {support.label for support in more.supports} == {more.reference.label}
         assert len(first.reference.moments) == 1
     assert one.sha256 == draw_episodes(protocol, "test", shots=1, count=40).sha256 != five.sha256
+    # The list is the same on every machine and in every version: a score names it by its hash.
+    assert one.sha256.startswith("7242b9ee")
     one.save(tmp_path / "list.json")
     assert EpisodeList.load(tmp_path / "list.json") == one
     content = json.loads((tmp_path / "list.json").read_text())
@@ -173,6 +214,18 @@ def test_one_example_many_times_is_one_example():
     order = [once.tolist().index(row) for row in again.tolist()]
     torch.testing.assert_close(same, scores[order])
     assert float(tiou(moments[:1], moments[1:2])) < 0.7
+
+    protocol = synthetic(small())
+    one = draw_episodes(protocol, "test", count=12)
+    same = tuple(replace(episode, supports=episode.supports * 4) for episode in one.episodes)
+    scores = [
+        evaluate_few_shot(ContrastMatcher(), protocol, episodes, combine=combine, samples=0)
+        for episodes in (one, replace(one, episodes=same, shots=4))
+        for combine in ("mean", "max")
+    ]
+    for other in scores[1:]:
+        for name, score in scores[0].items():
+            assert other[name].value == pytest.approx(score.value), name
 
 
 def test_more_examples_help_where_they_agree():

@@ -56,11 +56,12 @@ def test_alignment_is_the_soft_minimum_over_all_paths(part: bool, number: int):
     torch.testing.assert_close(nearly, hard, atol=1e-3, rtol=0)
 
 
-def test_zero_cost_counts_the_paths():
-    """Delannoy numbers: D(3, 2) = 25."""
+@pytest.mark.parametrize(("part", "number"), [(False, 25), (True, 70)])
+def test_zero_cost_counts_the_paths(part: bool, number: int):
+    """Delannoy numbers, D(3, 2) = 25; a free start that entered twice would add gamma ln 2."""
     zeros = torch.zeros(1, 4, 3, dtype=torch.float64)
-    loss = alignment_loss(zeros, torch.tensor([4]), torch.tensor([3]), 0.1, subsequence=False)
-    assert float(loss) * 3 == pytest.approx(-0.1 * math.log(25))
+    loss = alignment_loss(zeros, torch.tensor([4]), torch.tensor([3]), 0.1, subsequence=part)
+    assert float(loss) * 3 == pytest.approx(-0.1 * math.log(number))
 
 
 def test_gradients_of_the_alignment():
@@ -104,8 +105,11 @@ def test_generalised_iou(span, truth, wanted):
     smooth = 0.5 * (span - truth).square().sum()
     assert float(interval_loss(span, truth) - smooth) == pytest.approx(1 - wanted, abs=1e-6)
     assert float(interval_loss(truth, truth)) == pytest.approx(0, abs=1e-6)
-    point = truth[:, :1].expand(1, 2)
-    assert bool(interval_loss(point, point).isfinite())
+    for point in (truth[:, :1].repeat(1, 2), span[:, 1:].repeat(1, 2)):  # zero offsets
+        point.requires_grad_()
+        loss = interval_loss(point, truth) + interval_loss(point, point.detach())
+        (gradient,) = torch.autograd.grad(loss, point)
+        assert bool(loss.isfinite() & gradient.isfinite().all())
 
 
 def test_foreground_is_never_empty():
