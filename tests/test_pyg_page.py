@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import importlib
 import pkgutil
 import re
+import runpy
 from pathlib import Path
 
 import pytest
 import torch
 
 from relocal_pyg.graph import PairGraph
+from relocal_pyg.models import Relocalizer
 from relocal_pyg.nn import SumConv
 
 TEXT = (Path(__file__).parents[1] / "docs" / "pyg.md").read_text(encoding="utf-8")
@@ -29,6 +32,21 @@ def test_the_cheat_sheet_names_what_exists():
     assert len(names) >= 16
     for name in names:
         assert pkgutil.resolve_name(name) is not None
+
+
+def test_every_layer_and_model_is_in_the_generated_list():
+    assert "<!-- cheat sheet -->" in TEXT
+    table = runpy.run_path(str(Path(__file__).parents[1] / "docs" / "conf.py"))["cheat_sheet"]()
+    listed = re.findall(
+        r"^\| \{py:class\}`~([\w.]+)` \| [\w`].*\. \| (?:yes|no) \|", table, re.MULTILINE
+    )
+    for room, kind in (("nn", torch.nn.Module), ("models", Relocalizer)):
+        module = importlib.import_module(f"relocal_pyg.{room}")
+        for name in module.__all__:
+            found = getattr(module, name)
+            if isinstance(found, type) and issubclass(found, kind):
+                assert f"{found.__module__}.{name}" in listed
+    assert len(listed) == len(table.splitlines()) - 2 >= 20
 
 
 def test_torch_scatter_sums_the_same():
