@@ -13,11 +13,13 @@ from pathlib import Path
 import torch
 import tyro
 
+from benchmarks.accuracy.consistency import HEADER as CONSISTENCY
+from benchmarks.accuracy.consistency import consistency_lines
 from benchmarks.accuracy.presence import HEADER as PRESENCE
 from benchmarks.accuracy.presence import presence_lines
 from benchmarks.accuracy.recipes import FREE, systems
 from benchmarks.accuracy.rivals import header, rival_lines
-from benchmarks.accuracy.rows import Cell, run
+from benchmarks.accuracy.rows import MOST_PAIRS, Cell, run
 from benchmarks.accuracy.sets import SETS
 from benchmarks.accuracy.table import HEADER, lines
 from benchmarks.measuring import machine
@@ -34,6 +36,9 @@ def main(
     seeds: tuple[int, ...] = (0, 1, 2),
     splits: tuple[str, ...] = (),
     nulls: bool = False,
+    steps: int | None = None,
+    pairs: int = MOST_PAIRS,
+    consistency: bool = False,
 ) -> None:
     """Fill the table.
 
@@ -47,13 +52,16 @@ def main(
         seeds: Each draws a split of its own and the weights.
         splits: Test splits of new rows; all where none is named.
         nulls: New rows are also asked about references that do not hold the action.
+        steps: Optimiser steps of new rows at most, with batches of 16 at most.
+        pairs: Test pairs of a split at most, and with --steps half as many to validate.
+        consistency: Tell too how far steps and clips disagree, and who gains where they do.
     """
     unknown = (set(sets) - set(SETS)) | (set(recipes) - {*systems(), *FREE})
     if unknown:
         raise UsageError(f"no such set or recipe: {', '.join(sorted(unknown))}")
     torch.set_num_threads(1)  # these networks are small: a second thread costs more than it gives
     cells = [
-        Cell(name, recipe, size, seed, splits, nulls)
+        Cell(name, recipe, size, seed, splits, nulls, steps, pairs)
         for recipe, size, name, seed in product(recipes, (None, *sizes), sets, seeds)
     ]
     made = []
@@ -66,9 +74,12 @@ def main(
     presence = presence_lines(made, out)
     if presence:
         print("\n".join(["", PRESENCE, *(line.text() for line in presence)]))
-    rivals = rival_lines(made, out, recipes[0])
+    rivals = rival_lines(made, out, recipes[0], free=True)
     if rivals:
         print("\n".join(["", header(recipes[0]), *(line.text() for line in rivals)]))
+    halves = consistency_lines(made, data, out) if consistency else []
+    if halves:
+        print("\n".join(["", CONSISTENCY, *(line.text() for line in halves)]))
     write_json(
         out / "table.json",
         {
@@ -76,6 +87,7 @@ def main(
             "lines": [asdict(line) for line in found],
             "presence": [asdict(line) for line in presence],
             "rivals": [asdict(line) for line in rivals],
+            "consistency": [asdict(line) for line in halves],
         },
     )
 

@@ -16,10 +16,14 @@ from relocal_pyg.models import (
     Relocalizer,
 )
 from relocal_pyg.training import RECOMMENDED, Preset
-from relocal_pyg.training.recipe import System, table_one
+from relocal_pyg.training.presets import PRESETS
+from relocal_pyg.training.recipe import System, build_network, table_one
 
 #: Budget of the paper's recipe and of the baselines: that of the recommended preset.
 STEPS, VALIDATION_PAIRS = 300, 100
+
+#: The weights that come with the package, trained on: what ``relocal train`` does.
+TUNED = "Pretrained matcher, tuned"
 
 
 def _idea(training: dict[str, Any] | None = None, **network: Any) -> Preset:
@@ -76,7 +80,38 @@ def systems() -> dict[str, System]:
     }
     found["recommended"] = replace(found.pop("Ours"), title="recommended")
     found["paper"] = replace(found.pop("Ours, the paper's recipe"), title="paper")
+    found[TUNED] = System(
+        TUNED,
+        lambda width: build_network(RECOMMENDED.network, width),
+        found["recommended"].training,
+    )
     for name, make in IDEAS.items():
         preset = make()
         found[name] = System(name, table_one(preset)[0].build, preset.training)
     return found
+
+
+def short(system: System, steps: int, pairs: int) -> System:
+    """A system with a smaller budget: validated on fewer pairs, at the start and the end.
+
+    Batches of others are cut to 16, and MATR's references to 128 steps: its article reads a frame
+    every two seconds. Its warm-up stays a twentieth of training, ours at most a fifth.
+    """
+    training = system.training
+    warmup = steps // 20 if "MATR" in system.title else min(training.warmup, steps // 5)
+    training = replace(
+        training,
+        steps=min(steps, training.steps),
+        batch_size=min(training.batch_size, 16),
+        warmup=warmup,
+        validate_every=steps,
+        max_validation_pairs=min(pairs // 2, training.max_validation_pairs),
+    )
+    start = system.start and short(system.start, steps, pairs)
+    if "MATR" not in system.title:
+        return replace(system, training=training, start=start)
+    changes = ["max_steps=128"]
+    if "only" in system.title:
+        changes.append("self_supervised=true")
+    network = PRESETS["matr"].changed(changes).network
+    return System(system.title, lambda width: build_network(network, width), training, start)

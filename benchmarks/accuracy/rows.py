@@ -21,7 +21,7 @@ from relocal_pyg.models.base import Relocalizer
 from relocal_pyg.training.recipe import CALIBRATION_PAIRS, draw_nulls, draw_pairs, train_all
 from relocal_pyg.training.validation import calibrate
 
-#: Test pairs of a split at most, drawn at random from the hashed list.
+#: Test pairs of a split at most, where no other number is given.
 MOST_PAIRS = 300
 
 
@@ -36,6 +36,8 @@ class Cell:
         seed: Draws the split, what is simulated, and the weights.
         splits: Test splits; all where none is named.
         nulls: Calibrate on validation pairs, and ask about references without the action as well.
+        steps: Optimiser steps at most, instead of the recipe's own number.
+        pairs: Test pairs of a split at most, drawn at random from the hashed list.
     """
 
     data: str
@@ -44,6 +46,8 @@ class Cell:
     seed: int
     splits: tuple[str, ...] = ()
     nulls: bool = False
+    steps: int | None = None
+    pairs: int = MOST_PAIRS
 
     def folder(self, out: Path) -> Path:
         """Where its answers are kept."""
@@ -88,6 +92,10 @@ def _model(cell: Cell, protocol: Protocol, runs: Path) -> Relocalizer:
     if cell.recipe in recipes.FREE:
         return recipes.FREE[cell.recipe]()
     system = recipes.systems()[cell.recipe]
+    if cell.steps is not None:
+        system = recipes.short(system, cell.steps, cell.pairs)
+    if cell.recipe == recipes.TUNED:  # what a run starts from is no part of its name
+        runs /= "tuned"
     return next(train_all([system], protocol, [cell.seed], runs)).model
 
 
@@ -115,7 +123,7 @@ def _test(
         with suppress(UsageError):  # too few validation pairs: scores alone are compared
             model = Calibrated(model, calibrate(model, protocol, limit=CALIBRATION_PAIRS))
     for split in splits:
-        pairs = draw_pairs(protocol, split, MOST_PAIRS)
+        pairs = draw_pairs(protocol, split, cell.pairs)
         nulls = draw_nulls(protocol, pairs) if cell.nulls else None
         evaluate(model, protocol, pairs, nulls=nulls, title=title, seed=cell.seed).save(
             folder / split

@@ -6,17 +6,25 @@ from collections import defaultdict
 from dataclasses import replace
 from pathlib import Path
 
+from relocal_pyg.data.features import write_features
 from relocal_pyg.data.items import Item, Protocol
-from relocal_pyg.data.proposals import geometric_lengths
+from relocal_pyg.data.proposals import WindowProposals, geometric_lengths
 from relocal_pyg.datasets.custom import custom
-from relocal_pyg.datasets.simulation import simulated_anet_vrl
+from relocal_pyg.datasets.simulation import ANET_WORLD, simulate_features, simulated_anet_vrl
 from relocal_pyg.datasets.synthetic import Sparse, SyntheticConfig, synthetic
+from relocal_pyg.datasets.thumos14 import thumos14_items, thumos14_videos
 from relocal_pyg.errors import UsageError
 from relocal_pyg.io.seeding import generator
-from relocal_pyg.video import EfficientNetLite0
+from relocal_pyg.proposals import fit_actionness, propose
+from relocal_pyg.video import EfficientNetLite0, fit_pca
 from relocal_pyg.video.folder import features_from_videos
 
-SETS = ("synthetic", "sparse", "anet", "50salads", "50salads-trial", "weizmann")
+SETS = (
+    *("synthetic", "sparse", "anet", "thumos14"),
+    *("50salads", "50salads-trial", "weizmann", "weizmann-chain"),
+)
+#: Components of the chain's PCA.
+COMPONENTS = 64
 
 
 def load(name: str, seed: int, data: Path | None, scratch: Path) -> Protocol:
@@ -38,6 +46,8 @@ def load(name: str, seed: int, data: Path | None, scratch: Path) -> Protocol:
         raise UsageError(f"{name} is real data: say with --data where it is")
     if name == "anet":
         return simulated_anet_vrl(data / "video_reloc", data / "activitynet/activity_net.v1-3.json")
+    if name == "thumos14":
+        return _thumos14(data / "thumos14", seed)
     if name.startswith("50salads"):
         # As ``relocal train --protocol custom`` splits it (5 of 25 subjects held out), or as in the
         # trial that this bench grew from: 10 held out, and shorter windows, which suit the matcher.
@@ -52,7 +62,8 @@ def load(name: str, seed: int, data: Path | None, scratch: Path) -> Protocol:
             lengths=geometric_lengths(5, 60, 1.3) if trial else None,
             seed=seed,
         )
-    return _weizmann(data / "weizmann", seed, scratch / "weizmann")
+    made = _weizmann(data / "weizmann", seed, scratch / "weizmann")
+    return _chain(made, seed, scratch / "weizmann") if name == "weizmann-chain" else made
 
 
 def with_items(protocol: Protocol, per_class: int | None, seed: int) -> Protocol | None:
@@ -77,6 +88,19 @@ def with_items(protocol: Protocol, per_class: int | None, seed: int) -> Protocol
     return replace(protocol, splits={**protocol.splits, "train": tuple(kept)})
 
 
+def _thumos14(root: Path, seed: int) -> Protocol:
+    """The annotated moments of THUMOS14, 14/6 classes, with simulated features over them."""
+    items = thumos14_items(thumos14_videos(root), seed=seed)
+    every = [item for group in items.values() for item in group]
+    return Protocol(
+        name="simulated-thumos14",
+        splits={split: tuple(group) for split, group in items.items()},
+        features=simulate_features(every, replace(ANET_WORLD, seed=seed), cached=64),
+        propose=WindowProposals.fit(items["train"]),
+        about={"source": "features simulated, not recorded", "seed": seed},
+    )
+
+
 def _weizmann(root: Path, seed: int, scratch: Path) -> Protocol:
     table = scratch / "annotations.csv"
     if not table.exists():
@@ -92,6 +116,12 @@ def _weizmann(root: Path, seed: int, scratch: Path) -> Protocol:
         table.write_text("\n".join(["video,start,end,label", *rows]) + "\n", encoding="utf-8")
     features = scratch / "features.h5"
     _, seconds = features_from_videos(root / "untrimmed", table, features, EfficientNetLite0())
+    return _split_weizmann(features, table, seed, seconds)
+
+
+def _split_weizmann(
+    features: Path, table: Path, seed: int, seconds: float, proposals: Path | None = None
+) -> Protocol:
     return custom(
         features,
         table,
@@ -101,4 +131,18 @@ def _weizmann(root: Path, seed: int, scratch: Path) -> Protocol:
         val_share=0.22,
         seed=seed,
         seconds_per_step=seconds,
+        proposals=proposals,
     )
+
+
+def _chain(made: Protocol, seed: int, scratch: Path) -> Protocol:
+    """The paper's chain from the features on: PCA and TAG, both fitted on training videos alone."""
+    trained_on = sorted({item.video_id for item in made.splits["train"]})
+    videos = sorted({item.video_id for group in made.splits.values() for item in group})
+    pca = fit_pca([made.features.read(video) for video in trained_on], COMPONENTS)
+    projected, listed = scratch / f"pca-{seed}.h5", scratch / f"tag-{seed}.txt"
+    write_features(projected, ((v, pca.transform(made.features.read(v))) for v in videos))
+    seconds = made.splits["train"][0].seconds_per_step
+    narrow = _split_weizmann(projected, scratch / "annotations.csv", seed, seconds)
+    propose(narrow, fit_actionness(narrow, seed=seed), listed)
+    return _split_weizmann(projected, scratch / "annotations.csv", seed, seconds, listed)

@@ -71,7 +71,11 @@ def test_a_system_without_training_has_its_row(tiny, tmp_path):
 def test_recipes_are_compared_pair_by_pair_on_the_seeds_they_share(tiny, tmp_path, capsys):
     sets_of = {"sets": ("synthetic",)}
     bench.main(tmp_path, **sets_of, recipes=("Cosine of means",), seeds=(0, 1))
-    assert json.loads((tmp_path / "table.json").read_text())["rivals"] == []
+    beside = json.loads((tmp_path / "table.json").read_text())["rivals"]
+    assert {line["recipe"] for line in beside} == {
+        *("Contrast matcher", "Whole reference", "Centre half", "Random moment", "Proposal oracle")
+    }
+    assert all(line["lead"][1][0] <= 0 for line in beside if line["recipe"] == "Proposal oracle")
     names = ("Frame-level DP", "Cosine of means")
     cells = [rows.Cell("synthetic", name, None, seed) for name in names for seed in (0, 1)]
     assert rows.run(cells[0], None, tmp_path)
