@@ -23,8 +23,9 @@ SETS = (
     *("synthetic", "sparse", "anet", "thumos14"),
     *("50salads", "50salads-trial", "weizmann", "weizmann-chain"),
 )
-#: Components of the chain's PCA.
-COMPONENTS = 64
+#: Components of the chain's PCA, and the action that is background there: the videos show nothing
+#: but the four actions, and actionness is learned from what is none.
+COMPONENTS, REST = 64, "wave1"
 
 
 def load(name: str, seed: int, data: Path | None, scratch: Path) -> Protocol:
@@ -120,7 +121,12 @@ def _weizmann(root: Path, seed: int, scratch: Path) -> Protocol:
 
 
 def _split_weizmann(
-    features: Path, table: Path, seed: int, seconds: float, proposals: Path | None = None
+    features: Path,
+    table: Path,
+    seed: int,
+    seconds: float,
+    proposals: Path | None = None,
+    background: str = "background",
 ) -> Protocol:
     return custom(
         features,
@@ -132,6 +138,7 @@ def _split_weizmann(
         seed=seed,
         seconds_per_step=seconds,
         proposals=proposals,
+        background=background,
     )
 
 
@@ -143,6 +150,7 @@ def _chain(made: Protocol, seed: int, scratch: Path) -> Protocol:
     projected, listed = scratch / f"pca-{seed}.h5", scratch / f"tag-{seed}.txt"
     write_features(projected, ((v, pca.transform(made.features.read(v))) for v in videos))
     seconds = made.splits["train"][0].seconds_per_step
-    narrow = _split_weizmann(projected, scratch / "annotations.csv", seed, seconds)
+    given = projected, scratch / "annotations.csv", seed, seconds
+    narrow = _split_weizmann(*given, background=REST)
     propose(narrow, fit_actionness(narrow, seed=seed), listed)
-    return _split_weizmann(projected, scratch / "annotations.csv", seed, seconds, listed)
+    return _split_weizmann(*given, listed, REST)
