@@ -27,7 +27,7 @@ from relocal_pyg.moments import Moment, clip_moments, nms
 
 #: Format of a checkpoint, raised when its layout changes; a newer one is refused. 2: the network
 #: over similarities is a model of its own.
-FORMAT = 2
+FORMAT = 3
 
 #: From answers ``[A, 2]`` in steps and their scores ``[A]``, best first, to the probability of each
 #: being right ``[A]``, and that of the reference holding the action at all.

@@ -20,8 +20,7 @@ _WEIGHTS, _CONFIG = "model.safetensors", "config.json"
 
 #: The weights that come with the package, by name, and what they must hash to.
 PRETRAINED = {
-    "pretrained": "f7d9548105aff61e3c88bc61884325035c34f2af8cb9832398a2f87a30a7ba99",
-    "pretrained-video": "7441a07d4a0695be8673ed4e8d30bd40f1421f9c34a3a12c03fcf72ecfa5d643",
+    "pretrained": "27744e2504cd4f2710eaa6742181aea39820dd8c104900fcfad37beddd1786ba",
 }
 
 _MODULES = {
@@ -44,8 +43,7 @@ def load_model(folder: str | Path) -> TrainableRelocalizer | Calibrated:
 
     Args:
         folder: A checkpoint folder, or a run folder, whose ``best`` checkpoint is then read;
-            ``"pretrained"`` for the matcher that comes with the package, ``"pretrained-video"`` for
-            the one that also learned from drawn films.
+            ``"pretrained"`` for the matcher that comes with the package.
 
     Returns:
         The model in evaluation mode; :class:`~relocal_pyg.models.calibrated.Calibrated` where the
@@ -151,6 +149,10 @@ def _migrate(
         CheckpointError: A network of format 1 with options that no model has any more.
     """
     kind, settings = config["model"], dict(config["config"])
+    if kind == "MultiGraphMatcher" and config["format"] < 3:  # it was one network
+        settings.setdefault("num_members", 1)
+        own = {"refines": weights.pop("refines")} if "refines" in weights else {}
+        return kind, settings, own | {f"members.0.{name}": w for name, w in weights.items()}
     if kind != "MultiGraphRelocalizer" or config["format"] > 1:
         return kind, settings, weights
     if all(settings.get(name, value) == value for name, value in _PLAIN.items()):

@@ -80,46 +80,20 @@ class Inputs:
     kind: Tensor
 
 
-class MultiGraphMatcher(TrainableRelocalizer):
-    """The multi-graph network over similarities of steps: features of any width, no labels.
-
-    A node carries how its step compares with the other video; a head reads the pooled graph next to
-    numbers that classic matchers would give the window, standardised by what chance gives on the
-    same reference. The score is a mixture of those numbers, weighed for each pair, plus what the
-    network has to add; untrained, it ranks as the contrast matcher does.
+class Member(nn.Module):
+    """One of the networks whose mean score is the matcher's: encoder, graphs and head.
 
     Args:
-        **settings: Fields of :class:`MatcherConfig`.
-
-    Raises:
-        UsageError: A setting is out of range.
-
-    Example:
-        >>> model = MultiGraphMatcher(hidden_channels=16, num_steps=8).eval()
-        >>> len(model.localize(torch.rand(4, 8), torch.rand(30, 8), top_k=2))
-        2
+        config: Its shape.
+        graphs: One per k.
     """
 
-    title = "Multi-graph matcher"
-    starts_informed = True
-    max_videos = 128  # comparing two videos is most of the work
     #: Padded steps stay out of the LSTMs, of edges and of the pool.
     mask_padding = True
-    refines: Tensor
 
-    def __init__(self, **settings: Any) -> None:
+    def __init__(self, config: MatcherConfig, graphs: Sequence[PairGraph]) -> None:
         super().__init__()
-        for name in ("ks", "paces"):
-            settings[name] = tuple(settings.get(name, getattr(MatcherConfig, name)))
-        self.settings = config = MatcherConfig(**settings)
-        if config.num_steps < 1 or not config.ks or config.target_temperature <= 0:
-            raise UsageError("num_steps at least 1, ks, and a temperature above 0 wanted")
-        if config.paces[:1] != (1.0,) or not all(0.1 <= pace <= 10 for pace in config.paces):
-            raise UsageError(f"paces {config.paces}: 1 first, and others between 0.1 and 10 wanted")
-        self.graphs = [
-            PairGraph(config.num_steps, k, config.weight, normalization=config.normalization)
-            for k in config.ks
-        ]
+        self.graphs, self.blind = graphs, config.blind
         width, inner = config.hidden_channels, config.head_channels
         self.encoder = PairEncoder(NUM_NODE + NUM_PLACED, width, dropout=0.0)
         self.fusion = MultiGraphFusion(
@@ -148,6 +122,82 @@ class MultiGraphMatcher(TrainableRelocalizer):
             nn.init.zeros_(layer.bias)
         with torch.no_grad():  # starts at inside minus around, the first measure
             self.weigh[-1].bias[0] = 1  # type: ignore[operator]
+
+    def forward(self, inputs: Sequence[Inputs]) -> Tensor:
+        """Logits ``[sum M]`` of the windows of several pairs."""
+        owner = torch.cat(
+            [torch.full_like(p.mask[:, 0], n, dtype=torch.long) for n, p in enumerate(inputs)]
+        )
+        query_mask = torch.stack([part.query_mask for part in inputs])
+        query = self.encoder.encode_query(torch.stack([p.query for p in inputs]), query_mask)
+        mask = torch.cat([part.mask for part in inputs])
+        hidden = self.encoder.encode_proposal(torch.cat([p.windows for p in inputs]), mask)
+        nodes = torch.cat([query[owner], hidden], dim=1)
+        real = torch.cat([query_mask[owner], mask], dim=1)
+        pooled = self.fusion.pooled(nodes, self.graphs, real, nodes.shape[1])
+        kind = torch.stack([part.kind for part in inputs])
+        return self.weigh_windows(pooled, torch.cat([p.scalars for p in inputs]), kind, owner)
+
+    def weigh_windows(self, pooled: Tensor, scalars: Tensor, kind: Tensor, owner: Tensor) -> Tensor:
+        """Logits ``[M]`` from the pooled graphs and what the head is told beside them.
+
+        Args:
+            pooled: ``[M, d]``.
+            scalars: ``[M, S]``.
+            kind: ``[V, D]``.
+            owner: ``[M]``, to which of the V pairs each window belongs.
+        """
+        if self.training:
+            kept = torch.rand(len(kind), 1, device=kind.device) >= self.blind
+            kind = kind * kept
+        prior = (self.weigh(kind)[owner] * scalars[:, : 2 * NUM_MEASURES]).sum(dim=1)
+        added: Tensor = self.head(torch.cat([pooled, scalars, kind[owner]], dim=1)).squeeze(1)
+        return prior + added
+
+
+class MultiGraphMatcher(TrainableRelocalizer):
+    """The multi-graph network over similarities of steps: features of any width, no labels.
+
+    A node carries how its step compares with the other video; a head reads the pooled graph next to
+    numbers that classic matchers would give the window, standardised by what chance gives on the
+    same reference. The score is a mixture of those numbers, weighed for each pair, plus what the
+    network has to add, the mean over a few networks; untrained, it ranks as the contrast matcher
+    does.
+
+    Args:
+        **settings: Fields of :class:`MatcherConfig`.
+
+    Raises:
+        UsageError: A setting is out of range.
+
+    Example:
+        >>> model = MultiGraphMatcher(hidden_channels=16, num_steps=8).eval()
+        >>> len(model.localize(torch.rand(4, 8), torch.rand(30, 8), top_k=2))
+        2
+    """
+
+    title = "Multi-graph matcher"
+    starts_informed = True
+    max_videos = 128  # comparing two videos is most of the work
+    refines: Tensor
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__()
+        for name in ("ks", "paces"):
+            settings[name] = tuple(settings.get(name, getattr(MatcherConfig, name)))
+        self.settings = config = MatcherConfig(**settings)
+        if min(config.num_steps, config.num_members, len(config.ks)) < 1:
+            raise UsageError("num_steps and num_members at least 1, and ks, wanted")
+        if config.target_temperature <= 0:
+            raise UsageError("a target_temperature above 0 wanted")
+        if config.paces[:1] != (1.0,) or not all(0.1 <= pace <= 10 for pace in config.paces):
+            raise UsageError(f"paces {config.paces}: 1 first, and others between 0.1 and 10 wanted")
+        self.graphs = [
+            PairGraph(config.num_steps, k, config.weight, normalization=config.normalization)
+            for k in config.ks
+        ]
+        members = (Member(config, self.graphs) for _ in range(config.num_members))
+        self.members = cast("Sequence[Member]", nn.ModuleList(members))
         self.register_buffer("refines", torch.tensor(1))
 
     @classmethod
@@ -156,15 +206,11 @@ class MultiGraphMatcher(TrainableRelocalizer):
         return cls(**asdict(config))
 
     @classmethod
-    def pretrained(cls, *, video: bool = False) -> MultiGraphMatcher:
-        """The weights that come with the package: trained on simulated worlds, ready to use.
-
-        Args:
-            video: Those that also learned from drawn films, for rows of an image network.
-        """
+    def pretrained(cls) -> MultiGraphMatcher:
+        """The weights that come with the package: trained on simulated worlds, ready to use."""
         from relocal_pyg.models.checkpoint import load_model
 
-        model = load_model("pretrained-video" if video else "pretrained")
+        model = load_model("pretrained")
         assert isinstance(model, cls)
         return model
 
@@ -203,35 +249,13 @@ class MultiGraphMatcher(TrainableRelocalizer):
 
     def forward(self, inputs: Sequence[Inputs]) -> Tensor:
         """Scores ``[sum M]`` of the windows of several pairs before the last tanh."""
-        owner = torch.cat(
-            [torch.full_like(p.mask[:, 0], n, dtype=torch.long) for n, p in enumerate(inputs)]
-        )
-        query_mask = torch.stack([part.query_mask for part in inputs])
-        query = self.encoder.encode_query(torch.stack([p.query for p in inputs]), query_mask)
-        mask = torch.cat([part.mask for part in inputs])
-        hidden = self.encoder.encode_proposal(torch.cat([p.windows for p in inputs]), mask)
-        nodes = torch.cat([query[owner], hidden], dim=1)
-        real = torch.cat([query_mask[owner], mask], dim=1)
-        pooled = self.fusion.pooled(nodes, self.graphs, real, nodes.shape[1])
-        kind = torch.stack([part.kind for part in inputs])
-        return self.weigh_windows(pooled, torch.cat([p.scalars for p in inputs]), kind, owner)
+        logits = torch.stack([member(inputs) for member in self.members]).mean(dim=0)
+        return UNIT * (logits + self.plain(torch.cat([part.scalars for part in inputs])))
 
-    def weigh_windows(self, pooled: Tensor, scalars: Tensor, kind: Tensor, owner: Tensor) -> Tensor:
-        """Scores ``[M]`` from the pooled graphs ``[M, d]`` and what the head is told beside them.
-
-        Args:
-            pooled: ``[M, d]``.
-            scalars: ``[M, S]``.
-            kind: ``[V, D]``.
-            owner: ``[M]``, to which of the V pairs each window belongs.
-        """
-        if self.training:
-            kept = torch.rand(len(kind), 1, device=kind.device) >= self.settings.blind
-            kind = kind * kept
-        prior = (self.weigh(kind)[owner] * scalars[:, : 2 * NUM_MEASURES]).sum(dim=1)
-        added = self.head(torch.cat([pooled, scalars, kind[owner]], dim=1)).squeeze(1)
-        plain = scalars[:, NUM_MEASURES :: len(MEASURES)][:, :2].sum(dim=1)
-        return UNIT * (prior + added + self.settings.contrast * plain)
+    def plain(self, scalars: Tensor) -> Tensor:
+        """Logits ``[M]`` of the contrast of rows and of smoothed rows as they are."""
+        contrasts = scalars[:, NUM_MEASURES :: len(MEASURES)][:, :2].sum(dim=1)
+        return self.settings.contrast * contrasts
 
     # Ranking
 
@@ -243,7 +267,7 @@ class MultiGraphMatcher(TrainableRelocalizer):
         query_video: Tensor | None = None,
         background: Tensor | None = None,
         seconds_per_step: float | None = None,
-        inference: InferenceNetwork | None = None,
+        inference: Sequence[InferenceNetwork] | None = None,
     ) -> WindowScorer:
         """Scores of any windows of one reference, without gradients, by exact algebra.
 
@@ -268,10 +292,13 @@ class MultiGraphMatcher(TrainableRelocalizer):
 
     def inference(
         self, dtype: torch.dtype | None = None, chunk: int | None = None
-    ) -> InferenceNetwork:
-        """The weights as they are now, merged for inference."""
+    ) -> list[InferenceNetwork]:
+        """The weights of each member as they are now, merged for inference."""
         # It has all of a PairNetwork that pooled() reads; its head is another.
-        return InferenceNetwork(cast("PairNetwork", self), self.graphs, dtype, chunk)
+        return [
+            InferenceNetwork(cast("PairNetwork", member), self.graphs, dtype, chunk)
+            for member in self.members
+        ]
 
     @property
     def refinements(self) -> tuple[str, ...]:
@@ -341,7 +368,7 @@ class MultiGraphMatcher(TrainableRelocalizer):
         reference: Tensor,
         proposals: Tensor,
         around: Surroundings,
-        inference: InferenceNetwork | None = None,
+        inference: Sequence[InferenceNetwork] | None = None,
         ways: Sequence[str] | None = None,
     ) -> dict[str, Ranking]:
         """The answers by each of ``ways``, all where None; query and reference compared once."""
@@ -464,7 +491,7 @@ class WindowScorer:
     Args:
         model: The matcher, in evaluation mode.
         comparisons: Its query, as it is and at other paces, with its reference.
-        inference: Its merged weights.
+        inference: The merged weights of its members.
 
     Attributes:
         comparison: That of the query as it is.
@@ -474,13 +501,15 @@ class WindowScorer:
         self,
         model: MultiGraphMatcher,
         comparisons: Sequence[Comparison],
-        inference: InferenceNetwork,
+        inference: Sequence[InferenceNetwork],
     ) -> None:
         self.model, self.comparison, self.inference = model, comparisons[0], inference
         self._queries = []
         for comparison in comparisons:
             nodes, mask = model.query_nodes(comparison)
-            hidden = model.encoder.encode_query(nodes[None], mask[None])[0]
+            hidden = [
+                member.encoder.encode_query(nodes[None], mask[None])[0] for member in model.members
+            ]
             self._queries.append((comparison, hidden, mask))
 
     @torch.no_grad()
@@ -494,12 +523,14 @@ class WindowScorer:
         positions, mask = model.shown(self.comparison, windows)
         owner = torch.zeros_like(positions[:, 0])
         scores = []
-        for comparison, query, query_mask in self._queries:
+        for comparison, queries, query_mask in self._queries:
             placed = comparison.placed(windows, positions, mask)
-            states = self.inference.encode(comparison.reference_nodes, positions, mask, placed)
-            pooled = self.inference.pooled(query, query_mask, states, mask)
-            told = comparison.scalars(windows), comparison.kind[None]
-            scores.append(model.weigh_windows(pooled, *told, owner))
+            scalars, kind = comparison.scalars(windows), comparison.kind[None]
+            for member, query, merged in zip(model.members, queries, self.inference, strict=True):
+                states = merged.encode(comparison.reference_nodes, positions, mask, placed)
+                pooled = merged.pooled(query, query_mask, states, mask)
+                logits = member.weigh_windows(pooled, scalars, kind, owner)
+                scores.append(UNIT * (logits + model.plain(scalars)))
         return torch.stack(scores).mean(dim=0)
 
     @torch.no_grad()
@@ -517,7 +548,8 @@ class WindowScorer:
         """
         quick = self.comparison.quick(windows)
         # Of two windows of one reference a measure says the same, standardised or not.
-        standard, plain = self.model.weigh(self.comparison.kind[None])[0].chunk(2)
+        told = [member.weigh(self.comparison.kind) for member in self.model.members]
+        standard, plain = torch.stack(told).mean(dim=0).chunk(2)
         weights = standard / self.comparison.scale + plain
         score = quick @ weights.view(len(TABLES), -1)[:, :2].flatten()
         best = [score.topk(min(count // 2, len(windows))).indices]

@@ -40,6 +40,8 @@ class NetworkConfig:
 class MatcherConfig:
     """Shape of :class:`relocal_pyg.models.matcher.MultiGraphMatcher` and what it is trained on."""
 
+    num_members: int = 2
+    """Networks of the shape below, whose scores are averaged."""
     num_steps: int = 16
     """T: steps that a query and a window are brought to."""
     ks: tuple[int, ...] = (1, 2, 3)

@@ -34,6 +34,7 @@ from relocal_pyg.models.matcher import MultiGraphMatcher
 from relocal_pyg.models.network_config import MatcherConfig
 from relocal_pyg.models.similarity import contrast_scores, step_similarity
 from relocal_pyg.moments import tiou
+from relocal_pyg.training.presets import RECOMMENDED
 
 #: Shares of the lists: folders of clips that are all action, references that hold the same footage,
 #: and references that are all action.
@@ -45,8 +46,11 @@ LIBRARIES = 0.12
 LABELLED, TURNS, SHARED = 0.5, 16, 960
 #: Share of all lists that are of drawn films where there are any, half of it taken from those.
 FILMED = 0.3
-#: The matcher that comes with the package.
-SHIPPED = MatcherConfig()
+#: One network of the matcher that comes with the package.
+SHIPPED = MatcherConfig(num_members=1)
+#: The networks whose scores are averaged, and their optimiser steps: the first learns from
+#: simulated features alone, the second from drawn films as well.
+MEMBERS = {"features": 6_500, "films": 16_000}
 #: What a run is made of, and where it is kept.
 PARTS, STATE = ("model", "average", "optimiser"), "state.pt"
 #: Windows of a video that a list is chosen from, at most, beside those at its answers.
@@ -57,7 +61,7 @@ MOST = 500
 class PretrainConfig:
     """How the shipped weights are found."""
 
-    steps: int = 6_500
+    steps: int = MEMBERS["features"]
     """Optimiser steps."""
     lists: int = 4
     """Lists in a step, each from a world of its own."""
@@ -408,7 +412,7 @@ def pretrain(
 
     Args:
         config: How; the defaults where None.
-        network: Shape of the matcher and of its lists; :data:`SHIPPED` where None.
+        network: Shape of the network and of its lists; :data:`SHIPPED` where None.
         folder: Where the state is kept, and the result in ``best``: a run that was cut off goes on
             as if it had not been. None keeps nothing.
         log: Told of the progress.
@@ -439,6 +443,23 @@ def pretrain(
     if folder is not None:
         run.average.save(folder / "best")
     return run.average
+
+
+def joined(models: Sequence[MultiGraphMatcher]) -> MultiGraphMatcher:
+    """The matcher whose score is the mean of those of a few, in evaluation mode.
+
+    The contrast of rows as they are is added as in the preset ``recommended``.
+
+    Args:
+        models: Of one shape, a network each.
+    """
+    assert isinstance(RECOMMENDED.network, MatcherConfig)
+    contrast = RECOMMENDED.network.contrast
+    settings = {**models[0].config(), "num_members": len(models), "contrast": contrast}
+    whole = MultiGraphMatcher(**settings)
+    for member, model in zip(whole.members, models, strict=True):
+        member.load_state_dict(model.members[0].state_dict())
+    return whole.eval()
 
 
 class _Run:

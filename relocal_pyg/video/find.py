@@ -152,19 +152,16 @@ def find_moments(
     Where the clip is a stretch of a longer video, the whole of that is decoded: what surrounds the
     clip says what is special about it, and is worth a fifth more right answers.
 
-    Of a reference longer than :data:`COARSE_FROM` seconds only the key frames are looked at, and
-    every step around the places that they speak for, unless they lie further apart than the clip is
-    long: ``settings`` says which it was (``looked_at``) and what share of the pictures the backbone
-    saw (``share_seen``).
+    Every step of the reference is looked at, unless :attr:`exhaustive` is off: ``settings`` says
+    how it was (``looked_at``) and what share of the pictures the backbone saw (``share_seen``).
 
     Args:
         query: The clip: a video file, or a :class:`VideoQuery` for a stretch of one; or words or a
             picture (:class:`StillQuery`), whose answers come without probabilities.
         reference: The long video.
-        model: Where None, ``MultiGraphMatcher.pretrained(video=True)``, of a reference
-            that is too long for it the training-free :class:`relocal_pyg.models.ContrastMatcher`;
-            answers are judged by what chance gives on the reference
-            (:mod:`relocal_pyg.models.presence`).
+        model: Where None, ``MultiGraphMatcher.pretrained()``, of a reference that is too long for
+            it the training-free :class:`relocal_pyg.models.ContrastMatcher`; answers are judged by
+            what chance gives on the reference (:mod:`relocal_pyg.models.presence`).
         backbone: EfficientNet-Lite0 where None. A trained model needs the one it was trained with.
         top_k: How many moments at most.
         rate_hz: Frames per second given to the backbone, instead of what follows from the query.
@@ -174,9 +171,10 @@ def find_moments(
         progress: Called with a title for each file; what it gives is told the seconds done.
         explain: Say which steps made the score of the best moment, where all were looked at; no
             more than :data:`MAX_EXPLAINED` meetings of steps are explained.
-        exhaustive: Look at every step of a long reference too. False looks at its key frames first
-            and then around the :data:`PLACES` that they speak for: faster, and the best answer of
-            an exhaustive search is among them two to four times in five only.
+        exhaustive: False looks, in a reference longer than :data:`COARSE_FROM` seconds, at its key
+            frames first and then around the :data:`PLACES` that they speak for, unless key frames
+            lie further apart than the clip is long: faster, and the best answer of an exhaustive
+            search is among them two to four times in five only.
         include_query: Where the clip is a stretch of the reference, let it be an answer; it is left
             out otherwise.
         stream: Number of the video stream in the reference; the default one where None.
@@ -255,7 +253,7 @@ def find_moments(
     matcher = model
     if matcher is None:
         blocks = is_large(rows, len(long))
-        usual = ContrastMatcher() if blocks else MultiGraphMatcher.pretrained(video=True)
+        usual = ContrastMatcher() if blocks else MultiGraphMatcher.pretrained()
         matcher = Calibrated(usual)
     # What stands still says nothing of motion.
     pace = None if clip is None else long.seconds_per_step

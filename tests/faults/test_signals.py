@@ -40,7 +40,7 @@ COMMANDS: dict[str, tuple[list[str], str]] = {
     "index": (["index", "out/index", "long.ts"], "out/index/index.json"),
     "search": (["search", "index", "q.npy", "--json", "out/a.json"], "out/a.json"),
     "train": (["train", "out/run", *DATA], "out/run/best"),
-    "pretrain": (["pretrain", "out/run"], "out/run/best"),
+    "pretrain": (["pretrain", "out/run", "--worlds", "0"], "out/run/best"),
     "propose": (["propose", "out/a.txt", *DATA, "--steps", "100000"], "out/a.txt"),
     "ablate": (["ablate", "out/runs", *DATA], "out/runs/test_seen"),
     "convert": (["convert", "table.csv", "-o", "out/a.csv"], "out/a.csv"),

@@ -230,7 +230,7 @@ def test_a_run_keeps_the_model_s_and_the_matcher_s(protocol: Protocol, tmp_path:
     for folder in (tmp_path, tmp_path / "best"):
         assert load_model(folder).confidence == kept["model"]
     # Weights that were trained further have no calibration, the matcher keeps its own.
-    torch.nn.init.ones_(model.head[-1].weight)
+    torch.nn.init.ones_(model.members[0].head[-1].weight)
     model.save(tmp_path / "best")
     assert isinstance(load_model(tmp_path), MultiGraphMatcher)
     assert set(read_confidence(tmp_path / FILE, "0" * 64)) == {"matcher"}

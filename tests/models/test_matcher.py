@@ -42,8 +42,9 @@ def _model(**settings: int) -> MultiGraphMatcher:
     """A network whose last layers are not zero."""
     torch.manual_seed(5)
     model = MultiGraphMatcher(**{"hidden_channels": 16, "num_steps": 10, **settings})
-    for layer in (model.weigh[-1], model.head[-1]):
-        torch.nn.init.normal_(layer.weight, 0, 0.3)
+    for member in model.members:
+        for layer in (member.weigh[-1], member.head[-1]):
+            torch.nn.init.normal_(layer.weight, 0, 0.3)
     return model.eval()
 
 

@@ -59,9 +59,9 @@ class QueryOptions:
     """What is looked for, and with which model."""
 
     model: Model = None
-    """A trained run or checkpoint; "pretrained" or, for videos, "pretrained-video", of which
-    "relocal find" takes the one that fits where none is named (docs/pretrained.md); or "contrast",
-    the training-free matcher, which searches of an index take."""
+    """A trained run or checkpoint; "pretrained", which "relocal find" takes where none is named
+    (docs/pretrained.md); or "contrast", the training-free matcher, which searches of an index
+    take."""
     query_start: Seconds = None
     """Seconds at which the clip starts inside QUERY."""
     query_end: Seconds = None
@@ -408,7 +408,7 @@ def find_in_video(
             (also if good else unlike).append(VideoQuery(Path(place), start, end))
     for example in (*also, *unlike):
         probe(example.path)
-    matcher, why = choose_matcher(asked.model, device, "pretrained-video")
+    matcher, why = choose_matcher(asked.model, device, "pretrained")
     backbone, rate = load_network(network, look.rate, asked.model, matcher, device)
     with bars_on_terminal() as bar:
         found = find_moments(
@@ -433,7 +433,7 @@ def find_in_video(
     for problem in found.problems:
         print(ascii_line(f"damaged: {problem}"))
     if asked.model is None and not why.startswith(found.matcher.split(",")[0]):
-        why = f"{found.matcher} (of so long a video --model pretrained-video takes much memory)"
+        why = f"{found.matcher} (of so long a video --model pretrained takes much memory)"
     return Answer(
         found.moments,
         {
@@ -517,7 +517,7 @@ def _chosen(model: Path, device: DeviceName, given: str) -> tuple[Relocalizer, s
         return ContrastMatcher(), f"{ContrastMatcher.title} (no training needed{given})"
     if str(model) in NAMED:
         shipped = load_model(model).to(pick_device(device))
-        return shipped, f"{shipped.title}, {model} (simulated worlds, no labels{given})"
+        return shipped, f"{shipped.title}, pretrained (simulated worlds, no labels{given})"
     from relocal_pyg.models.calibrated import FILE, read_confidence
     from relocal_pyg.training.choice import read_choice
 

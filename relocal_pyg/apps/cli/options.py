@@ -100,10 +100,10 @@ Natural = Annotated[int, number("N", whole=True, least=0, most=2**63 - 1)]
 
 
 #: Models that are named, not found in a folder.
-NAMED = ("pretrained", "pretrained-video", "contrast")
+NAMED = ("pretrained", "contrast")
 Model = Annotated[
     Path | None,
-    tyro.conf.arg(aliases=["--matcher"], metavar="{RUN,pretrained,pretrained-video,contrast}"),
+    tyro.conf.arg(aliases=["--matcher"], metavar="{RUN,pretrained,contrast}"),
 ]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from pathlib import Path
 from typing import Annotated
 
@@ -15,34 +16,42 @@ def pretrain(
     *,
     steps: Steps = None,
     seed: Natural = 0,
-    worlds: Natural = 0,
+    worlds: Natural = 45,
 ) -> None:
     """Train the matcher that needs no labels, on simulated worlds: how the shipped weights came.
 
-    A run that was cut off goes on when the command is given again. The result is used by
-    "relocal find --model OUT".
+    Two networks are trained, and their scores averaged: one on simulated features alone, one on
+    drawn films as well. A run that was cut off goes on when the command is given again. The result
+    is used by "relocal find --model OUT".
 
     Args:
         out: Run folder to write.
-        steps: Optimiser steps, instead of those of the shipped weights.
+        steps: Optimiser steps of each network, instead of those of the shipped weights.
         seed: Seed of worlds and weights.
-        worlds: Worlds of drawn films, twelve processor-seconds each, that a part of the lists comes
-            from; "pretrained-video" took 45 and 16,000 steps.
+        worlds: Worlds of drawn films, twelve processor-seconds each; with none there is one
+            network.
     """
     import torch
 
-    from relocal_pyg.training.pretrain import PretrainConfig
+    from relocal_pyg.datasets.endless import FootageWorld
+    from relocal_pyg.models import MultiGraphMatcher
+    from relocal_pyg.training.pretrain import MEMBERS, PretrainConfig, joined
     from relocal_pyg.training.pretrain import pretrain as run
 
     torch.set_flush_denormal(True)  # Adam's moments of weights that rest become denormal, and slow
-    config = PretrainConfig(seed=seed)
-    if steps is not None:
-        config = PretrainConfig(steps=steps, seed=seed)
-    footage = []
+    say = functools.partial(print, flush=True)
+    footage: list[FootageWorld] = []
     if worlds:
         from relocal_pyg.video.backbones import EfficientNetLite0
         from relocal_pyg.video.drawn import keep_footage
 
         footage = keep_footage(out / "footage", seed, worlds, EfficientNetLite0())
-    run(config, folder=out, log=lambda line: print(line, flush=True), footage=footage)
+    networks: list[MultiGraphMatcher] = []
+    for name, usual in MEMBERS.items():
+        films = footage if networks else []
+        if films or not networks:
+            config = PretrainConfig(steps=usual if steps is None else steps, seed=seed)
+            print(f"network {name}: {config.steps} steps", flush=True)
+            networks.append(run(config, folder=out / name, log=say, footage=films))
+    joined(networks).save(out / "best")
     print(f"checkpoint: {out / 'best'}")

@@ -79,9 +79,8 @@ def index(
             are then kept in FOLDER.features.h5.
         network: Videos: which network turns frames into features; that of the run's own videos
             where left out.
-        model: A trained run or checkpoint, "pretrained" or "pretrained-video"
-            (docs/pretrained.md) or "contrast", the training-free matcher, which
-            is also what is taken where it is left out.
+        model: A trained run or checkpoint, "pretrained" (docs/pretrained.md) or "contrast", the
+            training-free matcher, which is also what is taken where it is left out.
         rate: Videos: frames per second; where left out that of the run's own videos, or 3.125 (25
             for c3d).
         workers: Videos: how many at a time; all processors where left out.

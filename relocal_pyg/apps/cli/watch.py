@@ -234,8 +234,8 @@ def batch(
         network: Videos: which network turns frames into features.
         out: Folder for the table, for what is done, and for features, so that no video is decoded
             twice.
-        model: A trained run or checkpoint, "pretrained", "pretrained-video" or "contrast"; as
-            "relocal find" does where left out.
+        model: A trained run or checkpoint, "pretrained" or "contrast"; as "relocal find" does where
+            left out.
         top_k: How many moments of a row at most.
         rate: Videos: frames per second looked at; follows each clip's length where left out.
         seconds_per_step: Features: duration of one step.
