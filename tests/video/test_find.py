@@ -324,7 +324,7 @@ def test_the_command_writes_every_form(planted, tmp_path, capsys):
         arguments += [f"--{form}", str(out / f"found.{form}")]
     assert main([*arguments, "--reencode"]) == 0
     printed = capsys.readouterr().out
-    assert "Multi-graph matcher, pretrained-video (simulated worlds" in printed
+    assert "Multi-graph matcher, pretrained (simulated worlds" in printed
     assert "6.25 frames a second" in printed
 
     record = json.loads((out / "found.json").read_text())
