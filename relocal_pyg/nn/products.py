@@ -165,7 +165,10 @@ def _worth_it(x: Tensor, weight: Tensor, least: int) -> bool:
 
 def _eligible(x: Tensor) -> bool:
     on = torch.backends.mkldnn.is_available() and bool(torch.backends.mkldnn.enabled)
-    return on and x.device.type == "cpu" and x.dtype in (torch.float32, torch.bfloat16)
+    if not on or x.device.type != "cpu" or x.dtype not in (torch.float32, torch.bfloat16):
+        return False
+    # Without AVX-512 oneDNN has no products of bfloat16; PyTorch's own, slow ones answer.
+    return x.dtype == torch.float32 or bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
 _FAST = {F.linear: linear, torch.tanh: tanh, Tensor.tanh: tanh}

@@ -108,3 +108,9 @@ def test_tanh(size, dtype):
     tolerance = {"atol": 4e-3 if dtype == torch.bfloat16 else 1e-6, "rtol": 0}
     torch.testing.assert_close(products.tanh(x).double(), wanted, **tolerance)
     torch.testing.assert_close(products.tanh_(x).double(), wanted, **tolerance)
+
+
+def test_bfloat16_falls_back_where_onednn_has_no_products_of_it(monkeypatch):
+    x, weight = torch.randn(400, 64).bfloat16(), torch.randn(64, 64).bfloat16()
+    monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: False)
+    assert torch.equal(products.project(x, weight), torch.nn.functional.linear(x, weight))
