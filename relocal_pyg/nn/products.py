@@ -100,6 +100,9 @@ def project(
         >>> project(torch.zeros(1, 2), torch.ones(1, 2), torch.ones(1), act="tanh").item()
         0.7615941762924194
     """
+    if x.device.type == "cpu" and x.dtype == torch.bfloat16 == weight.dtype and not _short():
+        full = [None if each is None else each.float() for each in (bias, add)]
+        return project(x.float(), weight.float(), full[0], act=act, add=full[1]).bfloat16()
     if not _worth_it(x, weight, SMALL):
         out = F.linear(x, weight, bias)
         return torch.tanh(out) if act == "tanh" else out if add is None else out.add_(add)
@@ -167,8 +170,12 @@ def _eligible(x: Tensor) -> bool:
     on = torch.backends.mkldnn.is_available() and bool(torch.backends.mkldnn.enabled)
     if not on or x.device.type != "cpu" or x.dtype not in (torch.float32, torch.bfloat16):
         return False
-    # Without AVX-512 oneDNN has no products of bfloat16; PyTorch's own, slow ones answer.
-    return x.dtype == torch.float32 or bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+    return x.dtype == torch.float32 or _short()
+
+
+def _short() -> bool:
+    """Whether oneDNN multiplies bfloat16 here: it needs AVX-512."""
+    return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
 _FAST = {F.linear: linear, torch.tanh: tanh, Tensor.tanh: tanh}

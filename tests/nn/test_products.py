@@ -113,4 +113,9 @@ def test_tanh(size, dtype):
 def test_bfloat16_falls_back_where_onednn_has_no_products_of_it(monkeypatch):
     x, weight = torch.randn(400, 64).bfloat16(), torch.randn(64, 64).bfloat16()
     monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: False)
-    assert torch.equal(products.project(x, weight), torch.nn.functional.linear(x, weight))
+    bias, full = torch.randn(64).bfloat16(), (x.float() @ weight.float().T).double()
+    for act, change in (("none", lambda y: y), ("tanh", torch.tanh)):
+        found = products.project(x, weight, bias, act=act)
+        assert found.dtype == torch.bfloat16
+        wanted = change(full + bias.double())
+        torch.testing.assert_close(found.double(), wanted, atol=1e-3, rtol=2**-8)
