@@ -131,7 +131,8 @@ def ablate(
 ) -> None:
     """Train the cells of one of the paper's comparisons from scratch, and print the table.
 
-    Finished cells are kept in OUT; run the same line again after an interrupt to go on.
+    Finished cells are kept in OUT; run the same line again after an interrupt to go on. The other
+    grids find what cells they share with it there.
 
     Args:
         out: Folder for runs and tables.
@@ -169,7 +170,8 @@ def ablate(
         evaluate_model(model, protocol, pairs, title=title, seed=seed)
         for model, title, seed in [(ContrastMatcher(), None, None), *asked]
     ]
-    print_table(compare(rows), pairs, out / name, protocol)
+    table = name if grid == "layers-graphs" else f"{name}-{grid}"  # none writes over another
+    print_table(compare(rows), pairs, out / table, protocol)
 
 
 def print_table(

@@ -181,6 +181,17 @@ def test_ablate_goes_on_where_it_stopped(root: Path, tmp_path: Path, short: None
     assert scores(tmp_path / "one") == scores(again)
 
 
+def test_tables_of_two_grids_do_not_mix(root: Path, tmp_path: Path, monkeypatch):
+    from relocal_pyg.training import recipe
+
+    monkeypatch.setattr(recipe, "train_all", lambda *_, **__: [])
+    arguments = ["ablate", str(tmp_path / "out"), *own(root), "--limit", "4", "--split"]
+    for grid in ("layers-graphs", "weights"):
+        assert main([*arguments, "test_seen", "--grid", grid]) == 0
+    made = {file.parent.name for file in (tmp_path / "out").glob("*/results.json")}
+    assert made == {"test_seen", "test_seen-weights"}
+
+
 def test_propose_writes_a_released_format_list(root: Path, tmp_path: Path, capsys):
     target = tmp_path / "proposals.txt"
     assert main(["propose", str(target), *own(root), "--steps", "5"]) == 0
