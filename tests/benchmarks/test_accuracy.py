@@ -162,3 +162,22 @@ def test_every_recipe_builds():
     for name, system in recipes.systems().items():
         assert system.build(8).in_channels in (None, 8), name
     assert table.HEADER.count("\n") == 1
+
+
+def test_short_budgets_change_training_alone_and_matr_reads_fewer_steps():
+    systems = recipes.systems()
+    for name in ("MATR", "MATR, pretrained and tuned", "recommended", recipes.TUNED):
+        cut = recipes.short(systems[name], steps=40, pairs=20)
+        assert (cut.title, cut.training.steps, cut.training.max_validation_pairs) == (name, 40, 10)
+        assert cut.training.warmup == (2 if "MATR" in name else 8)
+        ours, theirs = (system.build(8).config() for system in (cut, systems[name]))
+        assert ours == {**theirs, **({"max_steps": 128} if "MATR" in name else {})}
+    before = recipes.short(systems["MATR, pretrained and tuned"], steps=40, pairs=20).start
+    assert before is not None
+    assert before.build(8).config()["self_supervised"]
+
+
+def test_the_tuned_matcher_starts_at_the_weights_of_the_package():
+    start = recipes.systems()[recipes.TUNED].build(8).state_dict()
+    given = recipes.FREE["Pretrained matcher"]().state_dict()
+    assert all(torch.equal(start[name], value) for name, value in given.items())
