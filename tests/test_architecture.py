@@ -25,7 +25,8 @@ ROOMS += ["models", "evaluation", "training", "search", "video", "apps"]
 FACE = {"relocal_pyg", "relocal_pyg.__main__"}
 
 LONGEST_FILE = 600
-MOST_FILES, MOST_LINES = 35_351, 35_249
+MOST_FILES = 121
+MOST_LINES = 35_351
 
 
 def dotted(path: Path) -> str:
