@@ -150,6 +150,24 @@ def test_the_paper_s_network_of_an_older_version_gives_the_same_scores(tmp_path:
     assert torch.equal(old.moments, new.moments)
 
 
+def test_a_matcher_from_when_it_was_one_network_gives_the_same_scores(tmp_path: Path):
+    model = MultiGraphMatcher(num_members=1, hidden_channels=8, num_steps=6).eval()
+    torch.nn.init.normal_(model.members[0].head[-1].weight)
+    model.save(tmp_path / "model")
+    named = {name.removeprefix("members.0."): w for name, w in model.state_dict().items()}
+    save_tensors(named, tmp_path / "model" / "model.safetensors")
+    config = tmp_path / "model" / "config.json"
+    record = json.loads(config.read_text())
+    del record["config"]["num_members"]
+    config.write_text(json.dumps(record))
+    rewrite(tmp_path / "model", format=2)
+    again = load_model(tmp_path / "model")
+    query, reference = torch.randn(4, 8), torch.randn(30, 8)
+    windows = torch.tensor([[0.0, 4.0], [3.0, 9.0], [10.0, 30.0]])
+    old, new = (each.rank(query, reference, windows) for each in (model, again))
+    assert torch.equal(old.scores, new.scores)
+
+
 @pytest.mark.parametrize("settings", [{"prior": "contrast"}, {"residual": True}])
 def test_a_network_with_options_that_are_gone_is_refused(tmp_path: Path, settings: dict[str, Any]):
     as_before(MODELS["paper"](), tmp_path / "model", **settings)

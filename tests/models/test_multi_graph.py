@@ -171,7 +171,7 @@ def test_a_wrong_or_damaged_checkpoint_is_refused(tmp_path: Path):
 @pytest.mark.parametrize(
     ("old", "new", "reason"),
     [
-        ('"format": 2', '"format": 99', "newer"),
+        ('"format": 3', '"format": 99', "newer"),
         ("MultiGraphRelocalizer", "os.system", "does not exist"),
         ('"hidden_channels": 6', '"hidden_chanels": 6', "do not fit"),
     ],

@@ -19,7 +19,7 @@ from relocal_pyg.datasets.endless import (
     draw_world,
 )
 from relocal_pyg.errors import UsageError
-from relocal_pyg.models import load_model
+from relocal_pyg.models import MultiGraphMatcher, load_model
 from relocal_pyg.models.network_config import MatcherConfig
 from relocal_pyg.training.pretrain import (
     PretrainConfig,
@@ -27,6 +27,7 @@ from relocal_pyg.training.pretrain import (
     candidates,
     draw_list,
     footage_list,
+    joined,
     labelled_list,
     pretrain,
     resampled,
@@ -141,6 +142,23 @@ def test_a_copy_is_put_in_as_it_is() -> None:
     video = world.video(1, copy=copy)
     start, end = video.truths[0]
     np.testing.assert_array_equal(video.rows[start:end], copy)
+
+
+def test_joined_networks_score_as_their_mean(rng: torch.Generator) -> None:
+    small = {"num_members": 1, "hidden_channels": 8, "num_steps": 6}
+    alone = [MultiGraphMatcher(**small, contrast=3.5) for _ in range(3)]
+    for model in alone:
+        for layer in (model.members[0].weigh[-1], model.members[0].head[-1]):
+            torch.nn.init.normal_(layer.weight, 0, 0.3)
+    whole = joined(alone)
+    assert whole.settings.contrast == 3.5
+    query, reference = (torch.randn(n, 5, generator=rng) for n in (6, 40))
+    windows = torch.tensor([[0.0, 6.0], [10.0, 15.0], [12.0, 30.0]])
+    scores = [each.eval().scorer(query, reference)(windows) for each in alone]
+    assert not torch.allclose(scores[0], scores[1])
+    torch.testing.assert_close(
+        whole.scorer(query, reference)(windows), torch.stack(scores).mean(dim=0)
+    )
 
 
 def test_resampling_keeps_a_straight_line() -> None:
