@@ -55,8 +55,6 @@ MANY_NUMBERS = 30_000_000
 MOST = 2500
 #: Largest score that its tanh is undone for: the last float32 below 1.
 SATURATED = 1 - 2**-24
-#: Contrast, inside minus around, from which on a window nearly looks the same as the query.
-NEAR = 0.75
 #: Unit of the score before its tanh, in logits of a ranking.
 UNIT = 0.1
 
@@ -255,9 +253,9 @@ class MultiGraphMatcher(TrainableRelocalizer):
         return UNIT * (logits + self.plain(torch.cat([part.scalars for part in inputs])))
 
     def plain(self, scalars: Tensor) -> Tensor:
-        """Logits ``[M]`` of what nearly looks the same: contrast of rows, and of smoothed rows."""
-        contrasts = scalars[:, NUM_MEASURES :: len(MEASURES)][:, :2]
-        return self.settings.contrast * (contrasts - NEAR).clamp(min=0).sum(dim=1)
+        """Logits ``[M]`` of the contrast of rows and of smoothed rows as they are."""
+        contrasts = scalars[:, NUM_MEASURES :: len(MEASURES)][:, :2].sum(dim=1)
+        return self.settings.contrast * contrasts
 
     # Ranking
 

@@ -67,9 +67,8 @@ class MatcherConfig:
     head_channels: int = 64
     """Width inside the head."""
     contrast: float = 0.0
-    """Logits for each unit of contrast, of rows and of smoothed rows, above
-    :data:`relocal_pyg.models.matcher.NEAR`: what decides between windows that nearly look the
-    same as the query, whose standard scores are cut."""
+    """Logits for each unit of the contrast of rows and of smoothed rows as they are: what decides
+    between windows that stand out so far that their standard scores are cut."""
     list_length: int = 36
     """Windows of one reference in a training list."""
     far_proposals: int = 12

@@ -116,7 +116,7 @@ PAPER = Preset("paper")
 #: What to use: learns where a moment ends, starts at the training-free matcher.
 RECOMMENDED = Preset(
     "recommended",
-    MatcherConfig(contrast=20.0),
+    MatcherConfig(contrast=3.5),
     TrainingConfig(
         batch_size=4,
         steps=300,

@@ -146,12 +146,12 @@ def test_a_copy_is_put_in_as_it_is() -> None:
 
 def test_joined_networks_score_as_their_mean() -> None:
     small = {"num_members": 1, "hidden_channels": 8, "num_steps": 6}
-    alone = [MultiGraphMatcher(**small, contrast=20.0) for _ in range(3)]
+    alone = [MultiGraphMatcher(**small, contrast=3.5) for _ in range(3)]
     for model in alone:
         for layer in (model.members[0].weigh[-1], model.members[0].head[-1]):
             torch.nn.init.normal_(layer.weight, 0, 0.3)
     whole = joined(alone)
-    assert whole.settings.contrast == 20.0
+    assert whole.settings.contrast == 3.5
     query, reference = torch.randn(6, 5), torch.randn(40, 5)
     windows = torch.tensor([[0.0, 6.0], [10.0, 15.0], [12.0, 30.0]])
     scores = [each.eval().scorer(query, reference)(windows) for each in alone]
