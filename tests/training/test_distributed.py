@@ -32,7 +32,7 @@ def train(out: Path, devices: int, kind: str) -> dict:
 def test_two_processes_train_as_one(tmp_path, kind):
     one, two = train(tmp_path / "one", 1, kind), train(tmp_path / "two", 2, kind)
     for name, weight in one["weights"].items():
-        if kind == "lists" and name == "head.6.bias":
+        if kind == "lists" and name.endswith("head.6.bias"):
             continue  # what is added to every score of a list changes no loss: it moves by rounding
         difference = weight.double() - two["weights"][name].double()
         assert difference.abs().max() < 1e-6, name
