@@ -163,7 +163,11 @@ def trained(**options: Any) -> Network:
 
 @pytest.mark.parametrize("name", ["paper", "masked mean"])
 def test_bfloat16_of_a_trained_network(name):
-    """Within 4e-2 on every processor, and an answer that the plain network finds as good."""
+    """Within 2e-2, and an answer that the plain network finds as good.
+
+    Where oneDNN has no bfloat16 products, every result is rounded by itself: within 4e-2.
+    """
+    most = 2e-2 if torch.ops.mkldnn._is_mkldnn_bf16_supported() else 4e-2
     built = trained(**OPTIONS[name])
     starts = torch.arange(0, 26.0)
     windows = torch.cat([torch.stack([starts, starts + n], dim=1) for n in (4.0, 10.0)])
@@ -174,7 +178,7 @@ def test_bfloat16_of_a_trained_network(name):
         exact = torch.tanh(built.quick(query, reference, windows, built.inference())[0])
         assert scores.std() > 0.2
         torch.testing.assert_close(exact, scores, atol=1e-5, rtol=0)
-        torch.testing.assert_close(short, scores, atol=4e-2, rtol=0)
+        torch.testing.assert_close(short, scores, atol=most, rtol=0)
         assert scores[short.argmax()] >= scores.max() - 1e-2
 
 
