@@ -47,11 +47,10 @@ def pretrain(
 
         footage = keep_footage(out / "footage", seed, worlds, EfficientNetLite0())
     networks: list[MultiGraphMatcher] = []
-    for name, usual in MEMBERS.items():
-        films = footage if networks else []
-        if films or not networks:
-            config = PretrainConfig(steps=usual if steps is None else steps, seed=seed)
-            print(f"network {name}: {config.steps} steps", flush=True)
-            networks.append(run(config, folder=out / name, log=say, footage=films))
+    for name in MEMBERS if worlds else ("features",):
+        config = PretrainConfig(steps=steps or MEMBERS[name], seed=seed)
+        say(f"network {name}: {config.steps} steps")
+        films = footage if name == "films" else []
+        networks.append(run(config, folder=out / name, log=say, footage=films))
     joined(networks).save(out / "best")
     print(f"checkpoint: {out / 'best'}")
