@@ -3,6 +3,21 @@
 import os
 import signal
 import sys
+import threading
+import warnings
+
+
+def _interrupt(*_: object) -> None:
+    """End what runs; what it leaves half made may fail as it goes, which is nothing to report."""
+    sys.unraisablehook = _again
+    warnings.simplefilter("ignore")
+    raise KeyboardInterrupt
+
+
+def _again(failure: sys.UnraisableHookArgs) -> None:
+    """An interrupt that fell into a destructor is lost there: it is sent once more."""
+    if isinstance(failure.exc_value, KeyboardInterrupt):
+        threading.Timer(0.01, os.kill, (os.getpid(), signal.SIGINT)).start()
 
 
 def main() -> int:
@@ -11,7 +26,9 @@ def main() -> int:
     Returns:
         As :func:`relocal_pyg.apps.cli.main`.
     """
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        if signal.getsignal(number) is not signal.SIG_IGN:  # as a shell asks in the background
+            signal.signal(number, _interrupt)
     try:
         from relocal_pyg.apps.cli import main as command
 
@@ -26,8 +43,8 @@ def main() -> int:
 
             for child in active_children():
                 child.kill()
-        for stream in (sys.stdout, sys.stderr):
-            stream.flush()
+        sys.stdout.flush()
+        sys.stderr.flush()
         os._exit(code)
     return code
 

@@ -9,6 +9,7 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -426,15 +427,9 @@ def compare_trained(
         max_nulls: References without the action at most; one a pair where None.
     """
     nulls = draw_nulls(protocol, pairs, max_nulls)
-    evaluations = [
-        evaluate(model, protocol, pairs, nulls=nulls, title=title)
-        for title, model in free_models(protocol).items()
-    ]
-    evaluations += [
-        evaluate(each.model, protocol, pairs, nulls=nulls, title=each.title, seed=each.seed)
-        for each in trained
-    ]
-    return compare(evaluations)
+    ask = partial(evaluate, protocol=protocol, pairs=pairs, nulls=nulls)
+    rows = [ask(model, title=title) for title, model in free_models(protocol).items()]
+    return compare(rows + [ask(each.model, title=each.title, seed=each.seed) for each in trained])
 
 
 def publish(

@@ -213,3 +213,32 @@ def test_a_command_ends_while_it_starts(place: Path, running) -> None:
         assert command.listen(0.001)
     last, _ = command.end(signal.SIGINT)
     assert last == "relocal: interrupted"
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        "def __init__(self): signal.raise_signal(signal.SIGINT)\n def __del__(self): self.absent",
+        "def __del__(self): signal.raise_signal(signal.SIGINT)",
+    ],
+    ids=["half made", "in a destructor"],
+)
+def test_an_interrupt_among_destructors_is_one_line_and_not_lost(fault: str) -> None:
+    script = f"""
+import signal, sys, time, types, warnings
+from relocal_pyg.__main__ import main
+class Fault:
+ {fault}
+def command():
+    async def waits(): ...
+    waiting = waits()  # thrown away without being awaited, which Python warns of
+    Fault()
+    time.sleep(60)
+sys.modules["relocal_pyg.apps.cli"] = types.SimpleNamespace(main=command)
+signal.signal(signal.SIGINT, signal.default_int_handler)
+sys.exit(main())
+"""
+    ended = subprocess.run(
+        [sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, timeout=60
+    )
+    assert (ended.returncode, ended.stderr) == (130, "relocal: interrupted\n")

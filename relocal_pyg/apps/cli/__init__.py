@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import inspect
 import io
-import signal
 import sys
 import typing
 import warnings
@@ -57,8 +56,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Returns:
         0 done; 1 the run failed; 2 wrong usage or bad input; 130 interrupted.
     """
-    # A stopped job (SIGTERM) leaves a checkpoint as Ctrl-C does.
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
     warnings.showwarning = _show_warning
     for stream in (sys.stdout, sys.stderr):  # names of files and videos may hold anything
         if isinstance(stream, io.TextIOWrapper):

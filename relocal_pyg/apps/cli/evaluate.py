@@ -149,9 +149,6 @@ def ablate(
         limit: Use LIMIT pairs of the hashed list only, drawn at random by their hash.
         device: Where networks run; "auto" is cuda where there is one.
     """
-    from relocal_pyg.evaluation import compare
-    from relocal_pyg.evaluation import evaluate as evaluate_model
-    from relocal_pyg.models import ContrastMatcher
     from relocal_pyg.training import recipe
 
     protocol, chosen = load_protocol(data), choose_preset(preset, steps, changes=set)
@@ -165,13 +162,8 @@ def ablate(
     trained = list(recipe.train_all(cells, protocol, seeds, out / "runs", accelerator=place))
     name = split or protocol.test_splits()[0]
     pairs = recipe.draw_pairs(protocol, name, limit)
-    asked = [(each.model, each.title, each.seed) for each in trained]
-    rows = [
-        evaluate_model(model, protocol, pairs, title=title, seed=seed)
-        for model, title, seed in [(ContrastMatcher(), None, None), *asked]
-    ]
     table = name if grid == "layers-graphs" else f"{name}-{grid}"  # none writes over another
-    print_table(compare(rows), pairs, out / table, protocol)
+    print_table(recipe.compare_trained(protocol, pairs, trained), pairs, out / table, protocol)
 
 
 def print_table(
