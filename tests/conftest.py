@@ -11,6 +11,10 @@ import hypothesis
 import pytest
 import torch
 
+if "PYTEST_XDIST_WORKER" in os.environ:  # processes that share cores: one thread each
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    torch.set_num_threads(1)
+
 # A slow machine is no fault: pytest's own time limit is the only one.
 # What is drawn is the same everywhere: a failure that CI sees is there for the next one to see.
 hypothesis.settings.register_profile("any machine", deadline=None, derandomize=True)

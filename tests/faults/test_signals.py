@@ -163,6 +163,8 @@ def running(place: Path, tmp_path: Path) -> Iterator[object]:
     started: list[Running] = []
     (place / "out").unlink(missing_ok=True)
     (place / "out").symlink_to(tmp_path)
+    # Tests that run in the background ignore Ctrl-C, and so would what they start.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
 
     def start(words: list[str]) -> Running:
         with socket.create_server(("127.0.0.1", 0)) as free:
@@ -171,6 +173,7 @@ def running(place: Path, tmp_path: Path) -> Iterator[object]:
         return started[-1]
 
     yield start
+    signal.signal(signal.SIGINT, before)
     for each in started:
         each.close()
 

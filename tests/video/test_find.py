@@ -462,7 +462,7 @@ def test_real_actions_are_found_across_performers(shared_data: Path, tmp_path: P
     truths = json.loads((root / "annotations.json").read_text())
     cache = FeatureCache(tmp_path / "cache")
     overlaps: dict[str, list[float]] = {"bare": [], "cut": []}
-    for performer in ("p0", "p1", "p2", "p3"):
+    for performer in ("p0", "p1", "p2"):
         for action in truths[performer]:
             queries = {
                 "bare": VideoQuery(root / "clips" / action["label"] / f"{performer}.mp4"),
@@ -471,7 +471,7 @@ def test_real_actions_are_found_across_performers(shared_data: Path, tmp_path: P
                 ),
             }
             for kind, query in queries.items():
-                for other in {"p0", "p1", "p2", "p3"} - {performer}:
+                for other in {"p0", "p1", "p2"} - {performer}:
                     found = find_moments(
                         query,
                         root / "untrimmed" / f"{other}.mp4",
@@ -485,7 +485,7 @@ def test_real_actions_are_found_across_performers(shared_data: Path, tmp_path: P
                         for truth in truths[other]
                         if truth["label"] == action["label"]
                     ]
-    assert len(overlaps["bare"]) == len(overlaps["cut"]) == 48
+    assert len(overlaps["bare"]) == len(overlaps["cut"]) == 24
     bare, cut = (np.array(overlaps[kind]) for kind in ("bare", "cut"))
     assert (bare >= 0.5).mean() > 0.5
     assert (cut >= 0.5).mean() > 0.7

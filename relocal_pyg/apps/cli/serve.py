@@ -33,7 +33,7 @@ def serve(
         port: Port to listen on.
         host: Address to listen on; anything but 127.0.0.1 lets others in, and there is no password.
         model: A trained run or checkpoint, "pretrained" or "contrast", the one that the index was
-            made with; the training-free contrast matcher where left out.
+            made with; "pretrained" in one video and "contrast" in an index where left out.
         device: Where networks run; "auto" is cuda where there is one.
         max_upload_mb: Size of one upload in megabytes.
     """
@@ -48,15 +48,16 @@ def serve(
         print(f"warning: {host} can be reached by others, and there is no password")
     from relocal_pyg.apps.serve import run
 
-    matcher, why = choose_matcher(model, device)
+    matcher, why = choose_matcher(model, device, "pretrained")
     if index is not None and network == BackboneOptions():
         from relocal_pyg.video.index import IndexedVideos
 
         network = BackboneOptions.of(IndexedVideos.load(index).network)
     backbone, rate = load_network(network, None, model, matcher, device)
+    also = "" if index is None or model is not None else "; in the index: contrast"
 
     def started() -> None:
-        print(f"matcher: {why}")
+        print(f"matcher: {why}{also}")
         print(f"open http://{host}:{port} (Ctrl-C ends it)", flush=True)
 
     run(
@@ -64,7 +65,7 @@ def serve(
         index=index,
         host=host,
         port=port,
-        model=matcher,
+        model=None if model is None else matcher,
         backbone=backbone,
         rate_hz=rate,
         max_bytes=max_upload_mb * 2**20,

@@ -48,7 +48,7 @@ def make_app(
     library: Library,
     searches: SearchQueue,
     cache: FeatureCache,
-    matcher: Relocalizer,
+    matcher: Relocalizer | None,
     backbone: Backbone,
     *,
     rate_hz: float | None = None,
@@ -61,7 +61,7 @@ def make_app(
         library: The videos.
         searches: Closed when the application shuts down.
         cache: Features of videos met before.
-        matcher: The model that ranks.
+        matcher: The model that ranks the moments of one video; the pretrained one where None.
         backbone: The network that turns frames into features.
         rate_hz: Frames per second of searches in one video; follows the query where None.
         collection: Videos that can be searched together.

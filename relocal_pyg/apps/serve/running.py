@@ -91,7 +91,7 @@ def run(
         index: An index of videos to search together and to offer.
         host: Address to listen on.
         port: Port to listen on.
-        model: The training-free contrast matcher where None.
+        model: The pretrained matcher in one video, the contrast matcher in an index, where None.
         backbone: EfficientNet-Lite0 where None.
         rate_hz: Frames per second of searches in one video; follows the query where None.
         max_bytes: Size of one upload.
@@ -110,11 +110,11 @@ def run(
         uploads.mkdir(mode=0o700)
         library = Library(uploads, folder, max_bytes=max_bytes)
         network = EfficientNetLite0() if backbone is None else backbone
-        matcher = Calibrated(ContrastMatcher()) if model is None else model
-        check_width(matcher, network)
+        indexed = Calibrated(ContrastMatcher()) if model is None else model
+        check_width(indexed, network)
         collection = None
         if index is not None:
-            collection = Collection(index, matcher, library)
+            collection = Collection(index, indexed, library)
             collection.made.check(network)
         try:
             listening = socket.create_server((host, port))
@@ -128,7 +128,7 @@ def run(
                 library,
                 SearchQueue(),
                 FeatureCache(Path(scratch) / "features"),
-                matcher,
+                model,
                 network,
                 rate_hz=rate_hz,
                 collection=collection,

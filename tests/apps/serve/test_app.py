@@ -419,7 +419,7 @@ def test_the_command_checks_and_starts(starts, films, capsys, tmp_path: Path):
     assert [start["at"] for start in starts] == [("127.0.0.1", port)]
     printed = capsys.readouterr().out
     assert f"http://127.0.0.1:{port}" in printed
-    assert "Contrast matcher" in printed
+    assert "Multi-graph matcher, pretrained" in printed
     assert main(["serve", "--host", "0.0.0.0", "--port", str(port)]) == 0
     assert "no password" in capsys.readouterr().out
     assert main(["serve", "--port", "0"]) == 2
