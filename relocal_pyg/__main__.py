@@ -21,11 +21,7 @@ def _again(failure: sys.UnraisableHookArgs) -> None:
 
 
 def main() -> int:
-    """Run the command line of this process; Ctrl-C and SIGTERM end it in one line, at any time.
-
-    Returns:
-        As :func:`relocal_pyg.apps.cli.main`.
-    """
+    """Run the command line of this process; Ctrl-C and SIGTERM end it in one line, at any time."""
     for number in (signal.SIGINT, signal.SIGTERM):
         if signal.getsignal(number) is not signal.SIG_IGN:  # as a shell asks in the background
             signal.signal(number, _interrupt)

@@ -1,10 +1,10 @@
+from .annotations import Quarantine as Quarantine
 from .annotations import Segment as Segment
 from .annotations import Video as Video
 from .annotations import read_activitynet as read_activitynet
 from .annotations import read_annotations as read_annotations
 from .annotations import read_csv as read_csv
 from .annotations import read_thumos14 as read_thumos14
-from .checks import Quarantine as Quarantine
 from .checks import check_dataset as check_dataset
 from .features import FeatureStore as FeatureStore
 from .features import write_features as write_features

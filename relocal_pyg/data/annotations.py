@@ -32,13 +32,7 @@ from relocal_pyg.io.write import replace_file, write_json
 
 @dataclass(frozen=True, slots=True)
 class Rejected:
-    """A record that was set aside.
-
-    Attributes:
-        file: The file it is in.
-        record: Its name inside the file.
-        reason: Why it cannot be used.
-    """
+    """A record that was set aside: its file, its name in it, and why it cannot be used."""
 
     file: str
     record: str
@@ -286,8 +280,6 @@ def _show(value: Any) -> str:
 #: What a table is read for; the first four are needed.
 _COLUMNS = ("video", "start", "end", "label", "duration", "subset", "subject")
 
-__all__ = ["Segment", "Video", "read_activitynet", "read_annotations", "read_csv", "read_thumos14"]
-
 
 def read_annotations(
     path: str | Path,
@@ -386,17 +378,9 @@ def read_activitynet(
     """Read annotations in the official ActivityNet layout.
 
     That is ``{"database": {<id>: {"duration", "subset", "annotations": [{"segment", "label"}]}}}``,
-    optionally with a ``"subject"`` per video. Everything else in the file is ignored.
-
-    Args:
-        path: The JSON file.
-        quarantine: Takes the records that cannot be used; where None, a warning counts them.
-        clip: Cut segments that leave the video at its borders instead of setting them aside.
-        as_published: Keep every segment of finite times, even empty ones and those beyond the
-            end: for rebuilding data sets that were made without such checks.
-
-    Returns:
-        Videos by id, in the order of the file; those without any action are among them.
+    optionally with a ``"subject"`` per video. Everything else in the file is ignored. Arguments and
+    result as of :func:`read_annotations`; with ``as_published`` every segment of finite times is
+    kept, even empty ones and those beyond the end: for data sets made without such checks.
 
     Raises:
         AnnotationError: The file is no such JSON (the line is named), two ids differ in Unicode
@@ -438,20 +422,13 @@ def _activitynet(content: Any, collect: VideoCollector) -> dict[str, Video]:
 def read_csv(
     path: str | Path, *, quarantine: Quarantine | None = None, clip: bool = False
 ) -> dict[str, Video]:
-    """Read annotations from a table with a header line.
+    """Read annotations from a table with a header line, UTF-8 text.
 
     Columns ``video``, ``start``, ``end`` (seconds) and ``label`` are needed; ``duration``,
     ``subject`` and ``subset`` are read where present. Without ``duration`` it stays unknown, and
     ends are not compared with it. Spreadsheets may separate by semicolon or tab, with a comma as
-    decimal point and ``sep=;`` before the header; times may be ``[h:]mm:ss.fff``.
-
-    Args:
-        path: UTF-8 text.
-        quarantine: Takes the records that cannot be used; where None, a warning counts them.
-        clip: Cut segments that leave the video at its borders instead of setting them aside.
-
-    Returns:
-        Videos by id, in the order of the file.
+    decimal point and ``sep=;`` before the header; times may be ``[h:]mm:ss.fff``. Arguments and
+    result as of :func:`read_annotations`.
 
     Raises:
         AnnotationError: Not such a table, two ids differ in Unicode normalisation alone, or no
@@ -523,8 +500,8 @@ def read_thumos14(
         annotation_folder: Such as ``temporal_annotations_test``.
         durations_file: Pairs of lines: a file name, then its duration in seconds.
         avoid_files: Lists of videos (first word of each line) to leave out.
-        quarantine: Takes the records that cannot be used; where None, a warning counts them.
-        clip: Cut segments that leave the video at its borders instead of setting them aside.
+        quarantine: As of :func:`read_annotations`.
+        clip: As of :func:`read_annotations`.
 
     Returns:
         Videos by id, sorted, those without any action left out; ``subset`` is the word in the file

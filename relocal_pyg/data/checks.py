@@ -16,7 +16,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from relocal_pyg.data.annotations import Quarantine, Rejected, Video, read_annotations
+from relocal_pyg.data.annotations import Quarantine, Video, read_annotations
 from relocal_pyg.data.features import MAX_BYTES, Record, check_key, scan, spellings
 from relocal_pyg.errors import FeatureError, check_number
 
@@ -123,9 +123,6 @@ def main() -> None:
         print(json.dumps({"error": error.reason, "record": error.record}), flush=True)
 
 
-__all__ = ["Quarantine", "Rejected", "check_dataset", "usable_videos"]
-
-
 def check_dataset(
     features: str | Path,
     annotations: str | Path,
@@ -181,17 +178,9 @@ def usable_videos(
     """Match annotated videos with their features; set aside what does not fit.
 
     Where nearly all videos have one number of steps a second, one that has another is set aside:
-    its features were cut off, or its duration is wrong, and every time of it would be too.
-    Segments that begin after the features end are reported, and so are times that cannot be
-    seconds.
-
-    Args:
-        videos: Annotated videos by id.
-        records: What the feature file holds.
-        features: Its name, for messages.
-        annotations: Name of the annotation file, for messages.
-        quarantine: Takes videos without usable features.
-        seconds_per_step: Duration of a step, where the caller knows it.
+    its features were cut off, or its duration is wrong, and every time of it would be too. Segments
+    that begin after the features end are reported, and so are times that cannot be seconds. What
+    does not fit goes into ``quarantine``.
 
     Returns:
         The feature record of each video that has actions and features, by the annotation's id.

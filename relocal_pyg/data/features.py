@@ -333,15 +333,12 @@ class FeatureStore:
         return self._lengths[name]
 
     def read(self, video_id: str, start: int = 0, end: int | None = None) -> Tensor:
-        """Read steps ``[start, end)`` of a video.
+        """Read steps ``[start, end)`` of a video, float32 ``[end - start, F]``.
 
         Args:
             video_id: A video id; ``x`` and ``v_x`` name the same video.
             start: First step.
             end: Step after the last one; the end of the video where None.
-
-        Returns:
-            float32 ``[end - start, F]``.
 
         Raises:
             FeatureError: No such video or range, damaged, of another width than :attr:`dim`, or
@@ -449,9 +446,6 @@ def write_features(
         path: The HDF5 file to write.
         items: Video id and features ``[n, F]``; one width throughout.
         key: Name of the data set inside each group; the first of :data:`KEYS` there where None.
-
-    Returns:
-        Number of videos written.
 
     Raises:
         FeatureError: An array is not finite, not ``[n, F]`` or of another width; an id is unusable

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
+from typing import Any
 from typing import Protocol as TypingProtocol
 
 from torch import Tensor
@@ -36,6 +37,23 @@ class Item:
     moments: tuple[tuple[int, int], ...]
     seconds_per_step: float = 1.0
     subject: str | None = None
+
+    @classmethod
+    def from_json(cls, fields: dict[str, Any]) -> Item:
+        """Rebuild an item from plain values: lists become tuples of whole numbers again.
+
+        Raises:
+            KeyError: A field is missing.
+            TypeError: One is of another kind.
+            ValueError: A range is not two whole numbers.
+        """
+
+        def span(value: list[int]) -> tuple[int, int]:
+            start, end = value
+            return int(start), int(end)
+
+        ranges = {name: span(fields[name]) for name in ("context", "moment")}
+        return cls(**{**fields, **ranges, "moments": tuple(map(span, fields["moments"]))})
 
     @property
     def num_steps(self) -> int:

@@ -66,12 +66,7 @@ def resample_positions(
 def resample(
     features: Tensor, num_steps: int = 40, mode: Mode = "linspace"
 ) -> tuple[Tensor, Tensor]:
-    """Bring a clip to T steps, see :func:`resample_positions`.
-
-    Args:
-        features: ``[n, F]``, ``n >= 1``.
-        num_steps: T.
-        mode: ``"linspace"`` or ``"floor"``.
+    """Bring a clip ``[n, F]`` to T steps, see :func:`resample_positions`.
 
     Returns:
         Features ``[T, F]``, zero where padded, and mask ``[T]``, True for real steps.
@@ -93,16 +88,10 @@ def resample(
 def resample_windows(
     reference: Tensor, windows: Tensor, num_steps: int = 40, mode: Mode = "linspace"
 ) -> tuple[Tensor, Tensor]:
-    """Cut many windows out of one reference and bring each to T steps, in one gather.
+    """Cut windows ``[M, 2]`` (steps) out of one reference and bring each to T steps, in one gather.
 
     Equal to calling :func:`resample` on every window; boundaries are rounded to whole steps, at
     least one, inside the reference.
-
-    Args:
-        reference: ``[n, F]``, ``n >= 1``.
-        windows: ``[M, 2]`` in steps of the reference.
-        num_steps: T.
-        mode: ``"linspace"`` or ``"floor"``.
 
     Returns:
         Features ``[M, T, F]``, zero where padded, and mask ``[M, T]``, True for real steps.
@@ -116,14 +105,31 @@ def resample_windows(
     return reference[positions] * mask[..., None].to(reference.dtype), mask
 
 
+def nearest_steps(windows: Tensor, num_steps: Tensor | int) -> Tensor:
+    """Whole-step windows nearest to given ones, int64, at least one step and inside the video.
+
+    Args:
+        windows: ``[M, 2]`` in steps.
+        num_steps: Length of the video; a tensor ``[M]`` where it differs from window to window.
+
+    Example:
+        >>> nearest_steps(torch.tensor([[1.6, 4.2], [7.0, 12.0], [3.1, 3.2]]), 10).tolist()
+        [[2, 4], [7, 10], [3, 4]]
+    """
+    last = torch.as_tensor(num_steps, device=windows.device)
+    start, end = torch.round(windows).long().unbind(dim=-1)
+    start = torch.minimum(start.clamp(min=0), last - 1)
+    return torch.stack([start, torch.minimum(torch.maximum(end, start + 1), last)], dim=-1)
+
+
 def window_positions(
-    length: int, windows: Tensor, num_steps: int = 40, mode: Mode = "linspace"
+    length: Tensor | int, windows: Tensor, num_steps: int = 40, mode: Mode = "linspace"
 ) -> tuple[Tensor, Tensor]:
     """Which steps of a reference :func:`resample_windows` takes.
 
     Args:
-        length: Steps of the reference.
-        windows: ``[M, 2]`` in steps of the reference.
+        length: Steps of the reference; a tensor ``[M]`` where it differs from window to window.
+        windows: ``[M, 2]`` in steps of the reference, moved to the :func:`nearest_steps`.
         num_steps: T.
         mode: ``"linspace"`` or ``"floor"``.
 
@@ -137,9 +143,7 @@ def window_positions(
         raise ProposalError(f"shape {tuple(windows.shape)}, [M, 2] wanted")
     if not torch.isfinite(windows).all():
         raise ProposalError("a boundary is not finite")
-    whole = windows.round().long()
-    starts = whole[:, 0].clamp(0, length - 1)
-    ends = torch.maximum(whole[:, 1].clamp(max=length), starts + 1)
+    starts, ends = nearest_steps(windows, length).unbind(dim=1)
     positions, mask = resample_positions(ends - starts, num_steps, mode)
     return starts[:, None] + positions, mask
 
@@ -238,9 +242,6 @@ class PairData(Data):
             **attributes: Kept as they are, labels for instance. PyG shifts a tensor whose name
                 contains ``index`` or ``batch`` when it makes a batch, so these names are refused.
 
-        Returns:
-            The pair.
-
         Raises:
             FeatureError: The sides differ in width, or one cannot be resampled.
             UsageError: A name contains ``index`` or ``batch``, or a graph is impossible.
@@ -311,9 +312,6 @@ class PairData(Data):
 
         Args:
             raise_on_error: Raise ``ValueError`` at the first fault instead of warning.
-
-        Returns:
-            Whether everything is sound.
         """
         sound = super().validate(raise_on_error)
         for k, edges, weights in zip(self.ks, self._edge_sets(), self.edge_weights(), strict=True):
@@ -327,10 +325,7 @@ class PairData(Data):
         """One node type ``"step"`` and an edge type ``("step", "k<k>", "step")`` per graph.
 
         The edge masks of PyG's explainers work on one edge set per type, not on several of a
-        ``Data``.
-
-        Returns:
-            The same pair, or batch of pairs, sharing its tensors.
+        ``Data``. Tensors are shared.
         """
         hetero = HeteroData()
         for key, value in self.to_dict().items():

@@ -1,4 +1,4 @@
-"""References that do not hold what is looked for: can a model tell that nothing is there?"""
+"""Lists of pairs: a query and the reference it is looked for in, which may not hold it."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ class PairList:
         """
         content = read_json(path, AnnotationError)
         try:
-            items = {name: _item(fields) for name, fields in content["items"].items()}
+            items = {name: Item.from_json(fields) for name, fields in content["items"].items()}
             pairs = tuple(Pair(items[query], items[other]) for query, other in content["pairs"])
             facts = {key: content[key] for key in ("protocol", "split", "seed", "exclude")}
             result = cls(pairs, without_reference=tuple(content["without_reference"]), **facts)
@@ -218,17 +218,6 @@ def make_pairs(
     return PairList(tuple(pairs), protocol, split, seed, exclude, tuple(without))
 
 
-def _item(fields: dict[str, Any]) -> Item:
-    ranges = {name: _range(fields[name]) for name in ("context", "moment")}
-    moments = tuple(_range(moment) for moment in fields["moments"])
-    return Item(**{**fields, **ranges, "moments": moments})
-
-
-def _range(value: list[int]) -> tuple[int, int]:
-    start, end = value
-    return int(start), int(end)
-
-
 def make_null_pairs(protocol: Protocol, split: str, *, seed: int = 6) -> PairList:
     """Draw for each query of a split one reference that does not hold its action.
 
@@ -240,11 +229,6 @@ def make_null_pairs(protocol: Protocol, split: str, *, seed: int = 6) -> PairLis
 
     Such references have no truths (``moments`` is empty). What their ``item_id`` is says of which
     kind they are: ``"<video id>@<start>-<end>"``, and for a stretch ``"... free of <label>"``.
-
-    Args:
-        protocol: Its items say what each video shows.
-        split: The split that queries and references are taken from.
-        seed: Seed of the draws.
 
     Returns:
         The list; queries without such a reference are in ``without_reference``.

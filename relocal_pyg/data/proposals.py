@@ -19,6 +19,7 @@ from relocal_pyg.data.items import Item
 from relocal_pyg.errors import ProposalError, UsageError
 from relocal_pyg.io.read import MAX_LINES, id_problem, lines_of, read_text
 from relocal_pyg.io.write import replace_file
+from relocal_pyg.moments import nms
 
 #: Window lengths of :func:`query_windows` as multiples of the query's length.
 QUERY_SCALES = (0.5, 0.7, 1.0, 1.4, 2.0)
@@ -27,7 +28,7 @@ QUERY_SCALES = (0.5, 0.7, 1.0, 1.4, 2.0)
 def sliding_windows(
     num_steps: int, lengths: Sequence[int], stride_fraction: float = 1 / 3
 ) -> Tensor:
-    """Windows of several lengths, each moved by a fraction of its own length.
+    """Windows ``[M, 2]`` (steps) of several lengths, each moved by a fraction of its own length.
 
     The last window of every length ends with the video. Lengths over ``num_steps`` give one window,
     the whole video; there is always at least that one.
@@ -36,9 +37,6 @@ def sliding_windows(
         num_steps: Steps of the reference, at least 1.
         lengths: Window lengths in steps.
         stride_fraction: Stride as a share of the window's length; at least one step.
-
-    Returns:
-        float32 ``[M, 2]`` half-open windows in steps, without duplicates, sorted.
 
     Example:
         >>> sliding_windows(5, [3], 1 / 3).tolist()
@@ -75,23 +73,13 @@ def geometric_lengths(shortest: int, longest: int, ratio: float = 1.3) -> list[i
     return sorted({*lengths, longest})
 
 
-def query_windows(
-    num_steps: int, query_steps: int, scales: Sequence[float] = QUERY_SCALES
-) -> Tensor:
-    """Windows of the query's length times each scale, at every step.
+def query_windows(num_steps: int, query_steps: int) -> Tensor:
+    """Windows ``[M, 2]`` of the query's length times each of :data:`QUERY_SCALES`, at every step.
 
     Where the query's own length says how long the moment may be (a clip of the same action), this
     beats a fixed grid.
-
-    Args:
-        num_steps: Steps of the reference.
-        query_steps: Steps of the query.
-        scales: Multiples of ``query_steps``.
-
-    Returns:
-        float32 ``[M, 2]`` half-open windows in steps.
     """
-    lengths = [max(1, round(scale * query_steps)) for scale in scales]
+    lengths = [max(1, round(scale * query_steps)) for scale in QUERY_SCALES]
     return sliding_windows(num_steps, lengths, stride_fraction=0.0)
 
 
@@ -103,9 +91,6 @@ def default_proposals(num_steps: int, query_steps: int, limit: int = 4000) -> Te
         query_steps: Steps of the query.
         limit: About how many windows at most. Strides grow until they fit, but never past a
             window's own length, so that no step is left out.
-
-    Returns:
-        float32 ``[M, 2]`` half-open windows in steps.
     """
     per_scale = max(1, limit // len(QUERY_SCALES))
     stride = max(1, -(-num_steps // per_scale))
@@ -122,7 +107,7 @@ def default_proposals(num_steps: int, query_steps: int, limit: int = 4000) -> Te
 def finer_windows(
     moments: Tensor, num_steps: int, shares: Sequence[float]
 ) -> tuple[Tensor, Tensor]:
-    """Windows whose ends lie near those of some moments.
+    """Windows whose ends lie near those of some moments ``[S, 2]``, in steps.
 
     Each end stays or is moved either way, to whole steps inside the video; what is empty, and the
     moments themselves, are left out.
@@ -163,6 +148,33 @@ def finer_windows(
     return unique, first.scatter_reduce(0, number, seed, "amin")
 
 
+#: Moments, no two of one place, whose surroundings are searched.
+SEEDS = 5
+#: How far either end of such a moment is moved in each round, as shares of its length.
+ROUNDS = ((0.15, 0.3), (0.05, 0.1))
+
+
+def look_closer(
+    proposals: Tensor, scores: Tensor, score: Callable[[Tensor], Tensor], num_steps: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Score finer windows around the best proposals ``[M, 2]`` too, in :data:`ROUNDS`; in steps.
+
+    Returns:
+        Moments ``[N, 2]``, proposals first, their scores ``[N]``, and the proposals ``[N, 2]`` that
+        they were made of.
+    """
+    moments, origins = proposals, proposals
+    for shares in ROUNDS:
+        best = nms(moments, scores, 0.5, limit=SEEDS)
+        finer, seed = finer_windows(moments[best], num_steps, shares)
+        if len(finer) == 0:  # ends of very short moments stay where they are
+            continue
+        moments = torch.cat([moments, finer])
+        origins = torch.cat([origins, origins[best][seed]])
+        scores = torch.cat([scores, score(finer)])
+    return moments, scores, origins
+
+
 Floats = np.ndarray[Any, np.dtype[np.float64]]
 Whole = np.ndarray[Any, np.dtype[np.int64]]
 
@@ -198,9 +210,6 @@ def read_proposal_list(path: str | Path) -> dict[str, ProposalRecord]:
 
     Per video: ``# number``, the id, frames, frames per second, the number of ground truths, lines
     ``label start end``, the number of proposals, lines ``label overlap share start end``.
-
-    Args:
-        path: The text file.
 
     Returns:
         Records by video id, in the order of the file. A video may have no proposals.
@@ -248,10 +257,6 @@ def write_proposal_list(path: str | Path, records: Iterable[ProposalRecord]) -> 
 
     Times are written with four decimals as in the released lists, with more where a time needs
     them.
-
-    Args:
-        path: The text file to write.
-        records: Videos in the wanted order.
 
     Raises:
         ProposalError: A record's arrays do not fit together, or its id cannot be written.
@@ -358,15 +363,6 @@ def _decimal(value: float) -> str:
     return text if exact else np.format_float_positional(value, unique=True, min_digits=4)
 
 
-__all__ = [
-    "ProposalRecord",
-    "TagProposals",
-    "WindowProposals",
-    "read_proposal_list",
-    "write_proposal_list",
-]
-
-
 class TagProposals:
     """Proposals from a list as a ``ProposalSource``: cut to an item's context, empty ones dropped.
 
@@ -387,14 +383,9 @@ class TagProposals:
         self._warned = False
 
     def __call__(self, item: Item, query_steps: int) -> Tensor:
-        """Give the proposals of a reference.
+        """Proposals of a reference, float32 ``[M, 2]`` in steps of its context, sorted, each once.
 
-        Args:
-            item: The reference.
-            query_steps: Length of the query in steps; only windows made instead depend on it.
-
-        Returns:
-            float32 ``[M, 2]`` in steps of the item's context, without duplicates, sorted.
+        Windows that are made instead depend on the length of the query.
         """
         names = (name for name in spellings(item.video_id) if name in self.records)
         name = next(names, None)
@@ -430,12 +421,7 @@ class WindowProposals:
     def fit(
         cls, items: Sequence[Item], *, ratio: float = 1.3, stride: float = 1 / 3
     ) -> WindowProposals:
-        """Take lengths between the 2nd and 98th percentile of the items' moments.
-
-        Args:
-            items: Items of the training split.
-            ratio: Each length is about this many times the last.
-            stride: Stride as a share of a window's length.
+        """Take lengths between the 2nd and 98th percentile of the items' moments, ``ratio`` apart.
 
         Raises:
             ProposalError: There are no items.

@@ -1,4 +1,4 @@
-"""Listwise training samples: one query, one reference, many of its proposals."""
+"""Training samples: triplets, and lists of one query and many proposals of one reference."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from torch.utils.data import Dataset
 from torch_geometric.data import Data
 
 from relocal_pyg.data.items import Item, Protocol
-from relocal_pyg.data.pair_data import PairData
+from relocal_pyg.data.pair_data import PairData, nearest_steps
 from relocal_pyg.errors import AnnotationError
 from relocal_pyg.graph import PairGraph
 from relocal_pyg.io.record import sha256_json
@@ -67,9 +67,6 @@ class PartnerSampler:
 
     A query video is drawn first and then one of its actions, so that a video with many actions does
     not dominate; partners likewise (section 5.2.1).
-
-    Args:
-        items: Items of the training split.
 
     Raises:
         AnnotationError: No class has items in two videos.
@@ -186,7 +183,7 @@ class TripletDataset(SeededSamples[tuple[PairData, PairData]]):
         return near, self._pair(clip, negative, proposals[int(overlap.argmax())])
 
     def _pair(self, clip: Tensor, reference: Item, window: Tensor) -> PairData:
-        start, end = whole_steps(window, reference.num_steps)
+        start, end = nearest_steps(window, reference.num_steps).tolist()
         features = self.protocol.features.read(
             reference.video_id, reference.context[0] + start, reference.context[0] + end
         )
@@ -285,29 +282,10 @@ class StoredPairs(torch_geometric.data.Dataset):
 
 
 def best_truths(proposals: Tensor, truths: Sequence[tuple[int, int]]) -> tuple[Tensor, Tensor]:
-    """For each proposal its largest tIoU with a ground truth, and that ground truth.
-
-    Args:
-        proposals: ``[M, 2]`` in steps.
-        truths: Ground truths in the same steps, at least one.
-
-    Returns:
-        tIoU ``[M]`` and moments ``[M, 2]``.
-    """
+    """Largest tIoU ``[M]`` of proposals ``[M, 2]`` with a ground truth, and that one ``[M, 2]``."""
     all_truths = torch.tensor(truths, dtype=proposals.dtype)
     overlap, which = tiou(proposals[:, None], all_truths[None]).max(dim=1)
     return overlap, all_truths[which]
-
-
-def whole_steps(window: Tensor, num_steps: int) -> tuple[int, int]:
-    """The whole steps that a proposal covers, at least one, inside ``[0, num_steps)``.
-
-    Example:
-        >>> whole_steps(torch.tensor([1.6, 4.2]), 10)
-        (2, 4)
-    """
-    start = min(max(round(float(window[0])), 0), num_steps - 1)
-    return start, min(max(round(float(window[1])), start + 1), num_steps)
 
 
 def _pick(values: Sequence[_T], rng: np.random.Generator) -> _T:

@@ -1,7 +1,7 @@
 """Protocols on ActivityNet: the published v1.3 split, and v1.2 with 80/10/10 classes.
 
-Features are not part of either: the published ones are C3D reduced to 500 dimensions by PCA
-(``sub_activitynet_v1-3.c3d.hdf5``). Results on other features cannot be compared with the paper's.
+Features are part of neither: the published ones are C3D reduced to 500 dimensions by PCA. Results
+on other features cannot be compared with the paper's.
 """
 
 from __future__ import annotations
@@ -12,8 +12,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from relocal_pyg.data.annotations import Segment, Video, read_activitynet
-from relocal_pyg.data.checks import Quarantine
+from relocal_pyg.data.annotations import Quarantine, Segment, Video, read_activitynet
 from relocal_pyg.data.features import FeatureStore
 from relocal_pyg.data.items import FeatureSource, Item, Protocol
 from relocal_pyg.data.proposals import WindowProposals
@@ -22,10 +21,10 @@ from relocal_pyg.datasets.building import (
     assign_videos,
     classes_of,
     file_facts,
-    listed_or,
     split_names,
     steps_in,
     tied_classes,
+    whole_videos,
 )
 from relocal_pyg.errors import AnnotationError, FeatureError
 from relocal_pyg.io.read import read_array, read_json
@@ -39,12 +38,7 @@ _CUTS = {"train": (0, 160), "val": (160, 180), "test": (180, 200)}
 
 @dataclass(frozen=True)
 class VideoLength:
-    """Length of a video.
-
-    Attributes:
-        num_frames: Frames.
-        num_steps: Feature steps of 16 frames.
-    """
+    """Length of a video: frames, and feature steps of 16 frames."""
 
     num_frames: int
     num_steps: int
@@ -142,9 +136,6 @@ def read_anet_vrl(
         videos: Annotations of ActivityNet v1.3. With both, labels are class names and
             ``seconds_per_step`` is right; otherwise labels are the published class numbers and a
             step counts as one second.
-
-    Returns:
-        Items, sorted.
 
     Raises:
         AnnotationError: Missing or malformed.
@@ -280,18 +271,6 @@ def _named(
     return result
 
 
-__all__ = [
-    "VideoLength",
-    "anet12",
-    "anet12_items",
-    "anet_vrl",
-    "anet_vrl_items",
-    "build_anet_vrl",
-    "merge_segments",
-    "read_anet_vrl",
-    "read_lengths",
-]
-
 _SHARES = {"val": 0.1, "test": 0.1}
 
 
@@ -369,9 +348,6 @@ def anet12_items(
         num_steps: Gives the steps of a video, None where it has no features, such as
             ``{"video": 120}.get``.
         seed: Names the draw of the classes.
-
-    Returns:
-        Items by split.
     """
     if isinstance(annotations, str | Path):
         annotations = _read_clipped(annotations, Quarantine())
@@ -392,11 +368,7 @@ def anet12(
 ) -> Protocol:
     """ActivityNet v1.2 with classes drawn 80/10/10, see :func:`anet12_items`.
 
-    Args:
-        annotations: The official JSON.
-        features: Features by video; videos without any are left out.
-        seed: Names the draw of the classes.
-        proposals: A TAG list; sliding windows as long as training moments where None.
+    Proposals are those of a TAG list; sliding windows as long as training moments where None.
 
     Raises:
         AnnotationError: The file is missing or malformed.
@@ -405,23 +377,18 @@ def anet12(
     """
     quarantine = Quarantine()
     videos = _read_clipped(annotations, quarantine)
-
     items = anet12_items(videos, steps_in(features), seed=seed)
-    splits, _ = _with_features(items, features)
-    used = {item.video_id for group in splits.values() for item in group}
-    return Protocol(
-        name="anet12",
-        splits=splits,
-        features=features,
-        propose=listed_or(WindowProposals.fit(splits["train"]), proposals, features),
-        about={
-            "files": file_facts(annotations, features.path, proposals),
-            "set_aside": len(quarantine),
-            "seed": seed,
-            "classes": classes_of(splits),
-            "videos": len(used),
-            "videos_left_out": sum(bool(video.segments) for video in videos.values()) - len(used),
-        },
+    used = {item.video_id for group in items.values() for item in group}
+    return whole_videos(
+        "anet12",
+        items,
+        features,
+        proposals,
+        annotations,
+        seed=seed,
+        set_aside=len(quarantine),
+        videos=len(used),
+        videos_left_out=sum(bool(video.segments) for video in videos.values()) - len(used),
     )
 
 

@@ -11,9 +11,9 @@ import torch
 
 from relocal_pyg.data.annotations import Video
 from relocal_pyg.data.features import FeatureStore
-from relocal_pyg.data.items import Item
+from relocal_pyg.data.items import Item, Protocol
 from relocal_pyg.data.proposals import TagProposals, WindowProposals, read_proposal_list
-from relocal_pyg.errors import AnnotationError, UsageError
+from relocal_pyg.errors import AnnotationError, FeatureError, UsageError
 from relocal_pyg.io.record import sha256_file
 from relocal_pyg.io.seeding import derive_seed
 from relocal_pyg.moments import seconds_to_steps
@@ -83,16 +83,13 @@ def split_names(
     seed: int,
     tied: Iterable[Collection[str]] = (),
 ) -> dict[str, list[str]]:
-    """Deal names out to splits at random, the same on every machine.
+    """Deal names out to splits at random, the same on every machine; sorted.
 
     Args:
         names: Such as class names; their order does not matter.
         sizes: How many names each split gets; together all of them.
         seed: Names the draw.
         tied: Groups of names that stay together, see :func:`tied_classes`.
-
-    Returns:
-        Sorted names by split.
 
     Raises:
         UsageError: The sizes do not add up to the number of names, or tied groups do not fit.
@@ -122,14 +119,11 @@ def split_names(
 
 
 def tied_classes(videos: Iterable[Video], share: float = 0.5) -> list[list[str]]:
-    """Groups of classes that mostly occur in the same videos, so that splitting them loses these.
+    """Groups of classes that mostly occur in the same videos, so that splitting loses these.
 
     Args:
         videos: Annotated videos.
         share: Two classes are tied where they share more than this part of the rarer one's videos.
-
-    Returns:
-        Groups of two classes at least, sorted.
 
     Example:
         >>> from relocal_pyg.data.annotations import Segment
@@ -154,15 +148,7 @@ def tied_classes(videos: Iterable[Video], share: float = 0.5) -> list[list[str]]
 def assign_videos(
     videos: Iterable[Video], classes: Mapping[str, Sequence[str]]
 ) -> tuple[dict[str, list[Video]], list[str]]:
-    """Give each video to the split of its classes, so that splits share neither class nor video.
-
-    Args:
-        videos: Annotated videos; those without actions are left out.
-        classes: Class names by split.
-
-    Returns:
-        Videos by split, and the ids of videos left out because their classes are in several splits.
-    """
+    """Videos by the split of their classes; and ids of those with classes of several, left out."""
     split_of = {label: split for split, labels in classes.items() for label in labels}
     result: dict[str, list[Video]] = {split: [] for split in classes}
     mixed = []
@@ -199,6 +185,38 @@ def file_facts(*paths: str | Path | None) -> dict[str, str]:
 def steps_in(features: FeatureStore) -> Callable[[str], int | None]:
     """Steps of a video, None where there are no features of it."""
     return lambda video_id: features.num_steps(video_id) if video_id in features else None
+
+
+def whole_videos(
+    name: str,
+    items: Mapping[str, Sequence[Item]],
+    features: FeatureStore,
+    proposals: str | Path | None,
+    *files: str | Path,
+    **about: object,
+) -> Protocol:
+    """A protocol whose references are whole videos.
+
+    Proposals are those of a TAG list; sliding windows as long as training moments where None.
+
+    Raises:
+        FeatureError: No video of a split has features.
+        ProposalError: The list is malformed.
+    """
+    for split, group in items.items():
+        if not group:
+            raise FeatureError(f"no video of split {split!r} has features", file=features.path)
+    return Protocol(
+        name=name,
+        splits={split: tuple(group) for split, group in items.items()},
+        features=features,
+        propose=listed_or(WindowProposals.fit(items["train"]), proposals, features),
+        about={
+            "files": file_facts(*files, features.path, proposals),
+            "classes": classes_of(items),
+            **about,
+        },
+    )
 
 
 def listed_or(

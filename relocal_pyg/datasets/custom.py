@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from relocal_pyg.data.annotations import Video, read_annotations
-from relocal_pyg.data.checks import Quarantine, usable_videos
+from relocal_pyg.data.annotations import Quarantine, Video, read_annotations
+from relocal_pyg.data.checks import usable_videos
 from relocal_pyg.data.features import FeatureStore, scan
 from relocal_pyg.data.items import Item, Protocol
 from relocal_pyg.data.proposals import WindowProposals
@@ -121,12 +121,7 @@ def custom(
 
 @dataclass(frozen=True)
 class CustomSplits:
-    """What :func:`split_custom` gives.
-
-    Attributes:
-        items: Items by split.
-        about: Classes, held-out groups and counts, plain values.
-    """
+    """Items by split, and classes, held-out groups and counts as plain values."""
 
     items: dict[str, list[Item]]
     about: dict[str, object]
@@ -241,15 +236,10 @@ def _hold_out(
     holdout: str,
     seed: int,
 ) -> dict[str, list[str]]:
-    """Deal groups out; every held-out part gets two videos at least, so that it has pairs.
+    """Deal groups of videos out; every held-out part gets two at least, so that it has pairs.
 
-    Args:
-        groups: Ids of videos by group.
-        shown: How many videos of each group show each training class.
-        test_share: Share of the groups for testing, drawn.
-        val_share: Share of the groups for validation, dealt by class; see :func:`custom`.
-        holdout: What a group is.
-        seed: Names the draws.
+    ``shown`` says how many videos of each group show each training class. Shares are of the groups:
+    those for testing are drawn, those for validation dealt by class, see :func:`custom`.
     """
     if not (test_share > 0 and val_share > 0 and test_share + val_share < 1):
         given = {"test": test_share, "val": val_share}

@@ -1,7 +1,6 @@
 """THUMOS14 with 14 training and 6 test classes (section 5.1.2).
 
-Features are not part of it, and neither the class list nor the features of the paper are published:
-results here cannot be compared with the paper's.
+Neither class list nor features of the paper are published: results cannot be compared with its.
 """
 
 from __future__ import annotations
@@ -9,22 +8,17 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from relocal_pyg.data.annotations import Video, read_thumos14
-from relocal_pyg.data.checks import Quarantine
+from relocal_pyg.data.annotations import Quarantine, Video, read_thumos14
 from relocal_pyg.data.features import FeatureStore
 from relocal_pyg.data.items import Item, Protocol
-from relocal_pyg.data.proposals import WindowProposals
 from relocal_pyg.datasets.building import (
     all_items,
     assign_videos,
-    classes_of,
-    file_facts,
-    listed_or,
     split_names,
     steps_in,
     tied_classes,
+    whole_videos,
 )
-from relocal_pyg.errors import FeatureError
 from relocal_pyg.io.seeding import derive_seed
 
 #: The two falsely annotated test videos that section 5.1.2 leaves out.
@@ -100,11 +94,7 @@ def thumos14(
 ) -> Protocol:
     """THUMOS14 with classes drawn 14/6, see :func:`thumos14_items`.
 
-    Args:
-        root: See :func:`thumos14_videos`.
-        features: Features by video; videos without any are left out.
-        seed: Names the draws.
-        proposals: A TAG list; sliding windows as long as training moments where None.
+    Proposals are those of a TAG list; sliding windows as long as training moments where None.
 
     Raises:
         AnnotationError: A file is missing or malformed.
@@ -113,24 +103,14 @@ def thumos14(
     """
     quarantine = Quarantine()
     videos = thumos14_videos(root, quarantine)
-
     items = thumos14_items(videos, steps_in(features), seed=seed)
-    for split, group in items.items():
-        if not group:
-            raise FeatureError(f"no video of split {split!r} has features", file=features.path)
-    return Protocol(
-        name="thumos14",
-        splits={split: tuple(group) for split, group in items.items()},
-        features=features,
-        propose=listed_or(WindowProposals.fit(items["train"]), proposals, features),
-        about={
-            "files": file_facts(features.path, proposals),
-            "seed": seed,
-            "set_aside": len(quarantine),
-            "excluded_videos": list(EXCLUDED),
-            "classes": classes_of(items),
-            "videos": {
-                split: len({item.video_id for item in group}) for split, group in items.items()
-            },
-        },
+    return whole_videos(
+        "thumos14",
+        items,
+        features,
+        proposals,
+        seed=seed,
+        set_aside=len(quarantine),
+        excluded_videos=list(EXCLUDED),
+        videos={name: len({item.video_id for item in group}) for name, group in items.items()},
     )

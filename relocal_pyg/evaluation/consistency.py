@@ -18,18 +18,11 @@ from relocal_pyg.models.matchers import CosineMatcher, DiagonalMatcher
 
 
 def disagreement(protocol: Protocol, pairs: PairList) -> Tensor:
-    """How differently similarity by clip and by step rank the proposals of each pair.
+    """How differently similarity by clip and by step rank the proposals of each pair, ``[N]``.
 
     One minus Spearman's rank correlation of the cosine of means and the mean cosine of steps at the
     same share of either length: 0 where both order the proposals alike, 1 where one says nothing
     about the other, 2 where they are opposed.
-
-    Args:
-        protocol: Where features and proposals come from.
-        pairs: N pairs.
-
-    Returns:
-        float64 ``[N]``; 0 where there are fewer than two proposals.
     """
     by_clip = answer_pairs(CosineMatcher(), protocol, pairs.pairs)
     by_step = answer_pairs(DiagonalMatcher(), protocol, pairs.pairs)
@@ -79,10 +72,8 @@ class Halves:
 def by_disagreement(comparison: Comparison, amounts: Tensor, against: str) -> list[Halves]:
     """Whether systems gain where steps and clips disagree more.
 
-    Args:
-        comparison: Systems on one pair list.
-        amounts: :func:`disagreement` of the same pairs ``[N]``.
-        against: Title of the system that all are set beside.
+    Amounts are those of :func:`disagreement` for the same pairs; all systems are set beside the one
+    of title ``against``.
 
     Raises:
         UsageError: No such system, another number of pairs, or all of them disagree alike.

@@ -1,8 +1,7 @@
 """Few-shot temporal localization: a few examples of a class, every moment of it in a video.
 
-The protocol of the common-localization line (PengWan-Yang/commonLocalization,
-sauradip/fewshotQAT, MICLAB-BUPT/VAL-VLM). Published rows do not share one protocol; nothing here is
-comparable with them.
+The protocol of the common-localization line (PengWan-Yang/commonLocalization, sauradip/fewshotQAT,
+MICLAB-BUPT/VAL-VLM). Published rows share no protocol; nothing here is comparable with them.
 """
 
 from __future__ import annotations
@@ -38,7 +37,6 @@ CAP = 100
 LOOKED_AT = 1000
 
 Instances = Literal["single", "multi", "superset"]
-_ITEM_RANGES = ("context", "moment")
 
 
 @dataclass(frozen=True)
@@ -105,8 +103,8 @@ class EpisodeList:
                 Episode(
                     row["episode_id"],
                     row["label"],
-                    tuple(_item(fields) for fields in row["supports"]),
-                    _item(row["reference"]),
+                    tuple(Item.from_json(fields) for fields in row["supports"]),
+                    Item.from_json(row["reference"]),
                 )
                 for row in content.pop("episodes")
             ]
@@ -132,14 +130,6 @@ def draw_episodes(
 
     An episode depends on the seed and its number alone, and its first example is that of the same
     episode with one shot: lists of one shot are nested in those of five.
-
-    Args:
-        protocol: Its items are drawn from.
-        split: One of its splits.
-        shots: Examples an episode, of as many videos.
-        count: Episodes.
-        instances: Which references, see :class:`EpisodeList`.
-        seed: Seed of the draw.
 
     Raises:
         UsageError: No such split, or a number below 1.
@@ -198,19 +188,11 @@ def average_precision(
     truths: Mapping[str, Sequence[tuple[float, float]]],
     thresholds: Sequence[float] = THRESHOLDS,
 ) -> Tensor:
-    """Average precision of one class over all episodes, as ActivityNet counts it.
+    """Average precision of one class over all episodes by threshold, as ActivityNet counts it.
 
     Detections of all episodes in one list by falling score; each takes the free truth of its
     episode with the largest tIoU if that is ``>=`` the threshold, else it is a false positive. The
     area is that under the precision's envelope. Ties keep their order.
-
-    Args:
-        detections: All answers.
-        truths: For each episode its moments, in steps.
-        thresholds: Of tIoU.
-
-    Returns:
-        float64 ``[len(thresholds)]``.
     """
     right, _ = _hits(detections, truths, thresholds)
     total = sum(map(len, truths.values()))
@@ -379,6 +361,11 @@ def few_shot_table(
     return rows
 
 
+def plain_row(row: Mapping[str, Any]) -> dict[str, Any]:
+    """A row of :func:`few_shot_table` as plain values."""
+    return {k: asdict(v) if isinstance(v, Estimate) else v for k, v in row.items()}
+
+
 def to_markdown(rows: Sequence[Mapping[str, Any]]) -> str:
     """The rows of :func:`few_shot_table`, in percent with half of each 95 % interval."""
     names = ("map@0.5", "map@0.75", "map")
@@ -397,13 +384,10 @@ def to_markdown(rows: Sequence[Mapping[str, Any]]) -> str:
 def combined(
     rankings: Sequence[Ranking], combine: Literal["mean", "max"] = "mean"
 ) -> tuple[Tensor, Tensor]:
-    """One score for every candidate of several rankings of one reference.
+    """Every candidate ``[M, 2]`` of several rankings of one reference, and one score each.
 
     Where a ranking does not hold a candidate, its nearest one with a tIoU above .7 stands for it,
     else its lowest score.
-
-    Returns:
-        Moments ``[M, 2]`` and scores ``[M]``.
     """
     short = [Ranking(r.moments[:LOOKED_AT], r.scores[:LOOKED_AT]) for r in rankings]
     if len(short) == 1:
@@ -420,13 +404,3 @@ def combined(
 
 def _fits(moments: int, instances: Instances) -> bool:
     return instances == "superset" or (moments == 1) == (instances == "single")
-
-
-def _item(fields: dict[str, Any]) -> Item:
-    ranges = {name: _pair(fields[name]) for name in _ITEM_RANGES}
-    return Item(**{**fields, **ranges, "moments": tuple(_pair(m) for m in fields["moments"])})
-
-
-def _pair(value: Sequence[int]) -> tuple[int, int]:
-    start, end = value
-    return int(start), int(end)

@@ -103,10 +103,7 @@ def stack_moments(moments: Sequence[Sequence[tuple[float, float]] | Tensor]) -> 
 
 
 def check_monotone(values: Mapping[float, float]) -> None:
-    """Fail where a score rises with the threshold: no fixed set of answers can do that.
-
-    Args:
-        values: Score by threshold.
+    """Fail where a score rises with its threshold: no fixed set of answers can do that.
 
     Raises:
         UsageError: A score rises; the thresholds are named. It is a ``ValueError``.
@@ -252,14 +249,7 @@ def _as_thresholds(thresholds: Sequence[float]) -> tuple[float, ...]:
 
 
 def oracle(proposals: Tensor, truths: Tensor) -> Tensor:
-    """Overlap of the best proposal of one reference: no ranking of them can do better.
-
-    Args:
-        proposals: ``[M, 2]``.
-        truths: ``[G, 2]``.
-
-    Returns:
-        A scalar, 0 where there is no proposal or nothing to find.
+    """Overlap of a reference's best proposal, 0 without any: no ranking of them can do better.
 
     Example:
         >>> oracle(torch.tensor([[0, 4], [2, 8]]), torch.tensor([[2, 6]])).item()
@@ -270,15 +260,7 @@ def oracle(proposals: Tensor, truths: Tensor) -> Tensor:
 
 
 def recall_by_budget(proposals: Tensor, truths: Tensor, budgets: Sequence[int] = BUDGETS) -> Tensor:
-    """Overlap of each truth of one reference with the best of its first few proposals.
-
-    Args:
-        proposals: ``[M, 2]`` in the order of the list.
-        truths: ``[G, 2]``.
-        budgets: Numbers of proposals to look at, each at least 1.
-
-    Returns:
-        float64 ``[len(budgets), G]``.
+    """Overlap ``[budgets, G]`` of each truth of a reference with the best of its first proposals.
 
     Example:
         >>> proposals, truths = torch.tensor([[0, 4], [2, 6]]), torch.tensor([[2, 6]])

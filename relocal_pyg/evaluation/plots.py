@@ -1,9 +1,7 @@
-"""Pictures: timelines, similarity maps, graphs and curves.
+"""Pictures: timelines, similarity maps, graphs and curves, each a ``matplotlib.figure.Figure``.
 
-Every function gives a ``matplotlib.figure.Figure`` that belongs to no window and to no global
-state: ``figure.savefig("a.png")`` works on a machine without a display. matplotlib is imported only
-when a picture is drawn. Names that come from data are drawn letter by letter: a ``$`` in one starts
-no formula.
+A figure belongs to no window and no global state: ``figure.savefig("a.png")`` works without a
+display. Names that come from data are drawn letter by letter: a ``$`` in one starts no formula.
 """
 
 from __future__ import annotations
@@ -39,13 +37,7 @@ _PALETTE = (BLUE, ORANGE, GREEN, PURPLE, SKY, "#E69F00", DARK)
 def new_figure(
     height: float, columns: int = 1, width_ratios: Sequence[float] | None = None
 ) -> tuple[Figure, list[Axes]]:
-    """A figure of page width with one row of axes.
-
-    Args:
-        height: Inches.
-        columns: Number of axes.
-        width_ratios: Their relative widths.
-    """
+    """A figure of page width, so many inches high, with one row of axes."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(PAGE_WIDTH, height), layout="constrained", dpi=150)
@@ -229,7 +221,7 @@ def similarity_map(
     seconds = similarity.shape[1] * seconds_per_step
     query_step = seconds_per_step if query_seconds_per_step is None else query_seconds_per_step
     height = similarity.shape[0] * query_step
-    figure, axes = _step_map(similarity, (0, seconds, 0, height), "cosine similarity")
+    figure, axes = step_map(similarity, (0, seconds, 0, height), "cosine similarity")
     for number, (start, end) in enumerate(truths):
         axes.plot(
             [start, end], [1.03, 1.03], transform=axes.get_xaxis_transform(), color=GREEN,
@@ -282,7 +274,7 @@ def explanation_map(
     step = seconds_per_step if query_seconds_per_step is None else query_seconds_per_step
     left, right = first * seconds_per_step, last * seconds_per_step
     box = (left, right, query_start, query_start + len(table) * step)
-    figure, axes = _step_map(part, box, "added to the score", height=3.6)
+    figure, axes = step_map(part, box, "added to the score", height=3.6)
     sums = part.sum(dim=0)
     above = axes.inset_axes((0, 1.04, 1, 0.24), sharex=axes)
     above.bar(
@@ -304,12 +296,16 @@ def explanation_map(
     return figure
 
 
-def _step_map(
-    table: Tensor, extent: tuple[float, float, float, float], label: str, height: float = 3.2
+def step_map(
+    table: Tensor,
+    extent: tuple[float, float, float, float],
+    label: str,
+    height: float = 3.2,
+    limit: float | None = None,
 ) -> tuple[Figure, Axes]:
-    """A table of query steps by reference steps in seconds, white at 0."""
+    """A table of query steps by reference steps in seconds, white at 0, full colours at a limit."""
     figure, (axes,) = new_figure(height)
-    limit = float(table.abs().max()) or 1.0
+    limit = (float(table.abs().max()) or 1.0) if limit is None else limit
     image = axes.imshow(
         table.numpy(),
         aspect="auto",
@@ -329,9 +325,7 @@ def _step_map(
 def adjacency(graph: PairGraph, step: int | None = None) -> Figure:
     """A graph as a matrix, and what one query step is joined with (Figures 4 to 6).
 
-    Args:
-        graph: The graph.
-        step: The query step whose neighbours are drawn; the middle one where None.
+    That step is ``step``, the middle one where None.
 
     Raises:
         UsageError: The graph has no such step.
@@ -404,10 +398,7 @@ def recall_curve(
 ) -> Figure:
     """Share of queries whose best answer passes each tIoU: mAP@1 at every threshold at once.
 
-    Args:
-        tious: Overlaps ``[N]`` of the best answers by name.
-        muted: Names drawn dashed and grey: trivial predictors.
-        title: Heading.
+    Names that are ``muted``, those of trivial predictors, are drawn dashed and grey.
     """
     figure, (axes,) = new_figure(3.4)
     bright = [name for name in tious if name not in muted]

@@ -99,25 +99,6 @@ def estimate_scores(
 
 Span = tuple[float, float]
 
-#: Columns of ``pairs.csv``; times are seconds of the reference.
-CSV_COLUMNS = (
-    "query_id",
-    "reference_id",
-    "label",
-    "video_id",
-    "start_seconds",
-    "end_seconds",
-    "score",
-    "tiou",
-    "tiou_before",
-    "oracle_tiou",
-    "num_proposals",
-    "rank_seconds",
-    "truths_seconds",
-    "probability",
-    "presence",
-)
-
 
 @dataclass(frozen=True)
 class PairRecord:
@@ -204,26 +185,27 @@ class PairRecord:
         """The best answer before refinement in seconds of the reference."""
         return None if self.before is None else self._in_seconds([self.before])[0]
 
-    def csv_row(self) -> list[object]:
-        """The record in the order of :data:`CSV_COLUMNS`; an absent value is empty."""
+    def csv_row(self) -> dict[str, object]:
+        """A row of ``pairs.csv``, in seconds of the reference; an absent value is empty."""
         start, end = self.moments_seconds[0] if self.moments else ("", "")
-        return [
-            self.query_id,
-            self.reference_id,
-            self.label,
-            self.video_id,
-            start,
-            end,
-            self.scores[0] if self.scores else "",
-            self.tiou,
-            "" if self.tiou_before is None else self.tiou_before,
-            self.oracle,
-            self.num_proposals,
-            self.seconds,
-            " ".join(f"{start:g}-{end:g}" for start, end in self.truths_seconds),
-            "" if self.probability is None else self.probability,
-            "" if self.presence is None else self.presence,
-        ]
+        row: dict[str, object | None] = {
+            "query_id": self.query_id,
+            "reference_id": self.reference_id,
+            "label": self.label,
+            "video_id": self.video_id,
+            "start_seconds": start,
+            "end_seconds": end,
+            "score": self.scores[0] if self.scores else "",
+            "tiou": self.tiou,
+            "tiou_before": self.tiou_before,
+            "oracle_tiou": self.oracle,
+            "num_proposals": self.num_proposals,
+            "rank_seconds": self.seconds,
+            "truths_seconds": " ".join(f"{s:g}-{e:g}" for s, e in self.truths_seconds),
+            "probability": self.probability,
+            "presence": self.presence,
+        }
+        return {name: "" if value is None else value for name, value in row.items()}
 
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> PairRecord:
@@ -344,26 +326,13 @@ class Evaluation:
         """Pairs, mAP@1 and mIoU by class, in the order of the alphabet."""
         return {label: self._part(inside) for label, inside in self._by_label().items()}
 
-    def summary(self, *, samples: int = 1000, seed: int = 0) -> dict[str, Any]:
-        """Every score with its 95 % interval, for JSON.
+    def summary(self, *, samples: int = 1000) -> dict[str, Any]:
+        """Every score with its 95 % interval from so many ``samples``, for JSON.
 
         Intervals resample the references' source videos, each with all of its pairs.
-
-        Args:
-            samples: How often to resample.
-            seed: Seed of the draws.
         """
-        before, best_of_5, met = self.tious_before, self.best_of_5, self.instances_met
-        scores = estimate_scores(
-            self.tious[None],
-            self.clusters,
-            best_of_5=None if best_of_5 is None else best_of_5[None],
-            instances=None if met is None else met[None],
-            before=None if before is None else before[None],
-            samples=samples,
-            seed=seed,
-        )
-        limits = estimate_scores(self.oracle_tious[None], self.clusters, samples=samples, seed=seed)
+        scores = score_runs([self], samples=samples)
+        limits = estimate_scores(self.oracle_tious[None], self.clusters, samples=samples)
         classes = [map_at_1(self.tious[inside]) for inside in self._by_label().values()]
         times = [record.seconds for record in self.records]
         proposals = [record.num_proposals for record in self.records]
@@ -412,8 +381,9 @@ class Evaluation:
             Path(temporary).open("w", encoding="utf-8", errors="surrogatepass", newline="") as file,
         ):
             writer = csv.writer(file)
-            writer.writerow(CSV_COLUMNS)
-            writer.writerows(record.csv_row() for record in self.records)
+            rows = [record.csv_row() for record in self.records]
+            writer.writerow(rows[0])
+            writer.writerows(row.values() for row in rows)
 
     @classmethod
     def load(cls, folder: str | Path) -> Evaluation:
@@ -444,6 +414,26 @@ class Evaluation:
             return {"pairs": 0, "mAP@1@0.5": None, "mAP@1@0.7": None, "mIoU": None}
         hits = {f"mAP@1@{t:g}": value for t, value in map_at_1(tious, (0.5, 0.7)).items()}
         return {"pairs": len(tious), **hits, "mIoU": tious.mean().item()}
+
+
+def score_runs(
+    runs: Sequence[Evaluation], *, samples: int = 1000, seed: int = 0
+) -> dict[str, Estimate]:
+    """:func:`estimate_scores` of runs of one system over the same pairs."""
+
+    def column(name: str) -> Tensor | None:
+        values = [getattr(run, name) for run in runs]
+        return None if any(value is None for value in values) else torch.stack(values)
+
+    return estimate_scores(
+        torch.stack([run.tious for run in runs]),
+        runs[0].clusters,
+        best_of_5=column("best_of_5"),
+        instances=column("instances_met"),
+        before=column("tious_before"),
+        samples=samples,
+        seed=seed,
+    )
 
 
 def _plain(scores: dict[str, Estimate]) -> dict[str, dict[str, float | None]]:

@@ -182,9 +182,6 @@ def evaluate(
             averaged by :func:`relocal_pyg.evaluation.compare`.
         progress: Show a progress bar.
 
-    Returns:
-        The :class:`Evaluation`.
-
     Raises:
         RelocalError: The list is empty, or the model's answer is no ranking; the pair is named.
     """
@@ -229,16 +226,7 @@ def evaluate(
 def overlaps_by_way(
     model: Relocalizer, protocol: Protocol, pairs: Sequence[Pair]
 ) -> dict[str, Tensor]:
-    """Overlap of the best answer to each pair by each way to refine: what validation looks at.
-
-    Args:
-        model: Any model.
-        protocol: Gives features and proposals.
-        pairs: The pairs.
-
-    Returns:
-        float64 ``[N]`` by name of the way, from none to the most; 0 where there are no proposals.
-    """
+    """Overlap ``[N]`` of the best answer to each pair, by way to refine, from none to the most."""
     found = {way: torch.zeros(len(pairs), dtype=torch.float64) for way in model.refinements}
     for number, answer in enumerate(answer_pairs(model, protocol, pairs, every_way=True)):
         truths = torch.tensor([answer.pair.reference.truths])
@@ -253,10 +241,6 @@ def replay(model: Relocalizer, like: Evaluation) -> Evaluation:
 
     This is how the trivial predictors of a table are made: no feature is read. Each pair is shown
     features of its own, so that a predictor seeded by them draws anew for each.
-
-    Args:
-        model: A model that ignores content and proposals.
-        like: The evaluation whose pairs are answered.
     """
     records = []
     for number, record in enumerate(like.records):

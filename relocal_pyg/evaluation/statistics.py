@@ -14,6 +14,8 @@ from relocal_pyg.errors import UsageError
 #: Most bins of a calibration error.
 MAX_BINS = 10
 _LEAST_IN_BIN = 10
+#: How often outcomes are drawn from probabilities, for the error by chance.
+_DRAWS = 200
 
 
 @dataclass(frozen=True)
@@ -168,20 +170,12 @@ def auroc_interval(
     return value, low, high
 
 
-def calibration_error(
-    probabilities: Tensor, outcomes: Tensor, *, draws: int = 200, seed: int = 0
-) -> tuple[float, float]:
-    """Expected calibration error over bins of equal count.
+def calibration_error(probabilities: Tensor, outcomes: Tensor) -> tuple[float, float]:
+    """Expected calibration error of probabilities ``[N]`` and outcomes, over bins of equal count.
 
     Answers are sorted by probability and cut into at most ten bins of ten answers or more; the
     error is the mean over bins, by size, of the distance between mean probability and frequency. It
     is never 0 for few answers, which is why the error by chance stands beside it.
-
-    Args:
-        probabilities: ``[N]``, at least one.
-        outcomes: ``[N]`` of 0 and 1.
-        draws: How often outcomes are drawn from the probabilities, for the error by chance.
-        seed: Seed of these draws.
 
     Returns:
         The error, and what so many answers show on average where every probability is exact.
@@ -192,8 +186,8 @@ def calibration_error(
     """
     values, order = probabilities.double().sort(stable=True)
     bins = max(1, min(MAX_BINS, len(values) // _LEAST_IN_BIN))
-    generator = torch.Generator().manual_seed(seed)
-    drawn = torch.rand(draws, len(values), generator=generator, dtype=torch.float64) < values
+    generator = torch.Generator().manual_seed(0)
+    drawn = torch.rand(_DRAWS, len(values), generator=generator, dtype=torch.float64) < values
     both = torch.cat([outcomes.double()[order][None], drawn.double()])
     gaps = [part.sum(dim=1).abs() for part in (both - values).tensor_split(bins, dim=1)]
     errors = torch.stack(gaps).sum(dim=0) / len(values)

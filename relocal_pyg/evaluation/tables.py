@@ -11,7 +11,6 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
 import torch
-from torch import Tensor
 
 from relocal_pyg.errors import UsageError, ascii_line
 from relocal_pyg.evaluation.metrics import SHOWN, above
@@ -20,6 +19,7 @@ from relocal_pyg.evaluation.results import (
     PresenceRow,
     estimate_scores,
     presence_rows,
+    score_runs,
 )
 from relocal_pyg.evaluation.run import replay
 from relocal_pyg.evaluation.statistics import Estimate, bootstrap_interval
@@ -187,16 +187,8 @@ def compare(evaluations: Sequence[Evaluation], *, samples: int = 1000, seed: int
     given; its interval resamples runs and source videos independently of each other. Differences
     to the leading model are paired: the same pairs, averaged over seeds, resampled by source video.
 
-    Args:
-        evaluations: At least one, all of the same pair list.
-        samples: How often to resample.
-        seed: Seed of the draws.
-
     Raises:
         UsageError: There is none, pair lists differ, or one title has a seed twice.
-
-    Returns:
-        The :class:`Comparison`.
     """
     _check_same_pairs(evaluations)
     first = evaluations[0]
@@ -254,18 +246,7 @@ def _check_same_pairs(evaluations: Sequence[Evaluation]) -> None:
 
 def _row(group: list[Evaluation], timed: bool, samples: int, seed: int) -> Row:
     first = group[0]
-    before = [run.tious_before for run in group]
-    best_of_5 = [run.best_of_5 for run in group]
-    instances = [run.instances_met for run in group]
-    scores = estimate_scores(
-        torch.stack([run.tious for run in group]),
-        first.clusters,
-        best_of_5=_stack(best_of_5),
-        instances=_stack(instances),
-        before=_stack(before),
-        samples=samples,
-        seed=seed,
-    )
+    scores = score_runs(group, samples=samples, seed=seed)
     times = [record.seconds for run in group for record in run.records]
     return Row(
         title=first.title,
@@ -276,11 +257,6 @@ def _row(group: list[Evaluation], timed: bool, samples: int, seed: int) -> Row:
         seconds=statistics.median(times) if timed else None,
         reconstructed=first.reconstructed,
     )
-
-
-def _stack(columns: Sequence[Tensor | None]) -> Tensor | None:
-    present = [column for column in columns if column is not None]
-    return torch.stack(present) if present and len(present) == len(columns) else None
 
 
 def _difference(
@@ -433,12 +409,7 @@ class Grid:
 
 
 def grids(comparison: Comparison, *, full: bool = False) -> list[Grid]:
-    """The table of results, and that of presence where models were asked.
-
-    Args:
-        comparison: What is shown.
-        full: Say the headings in full.
-    """
+    """The table of results, and that of presence where models were asked; ``full``: in words."""
     kinds = [row.kind for row in comparison.rows]
     results = Grid(
         comparison.header(),

@@ -135,9 +135,6 @@ def export_clips(
         format_name: A key of :data:`FORMATS`; what :func:`format_of` says where None.
         timeline_start: For Resolve's markers: timecode of the timeline's first frame.
 
-    Returns:
-        The files written.
-
     Raises:
         UsageError: See :func:`format_of` and :func:`render`.
         OutputError: A file cannot be written.

@@ -89,8 +89,7 @@ class Source:
     def rate(self, what: str) -> Fraction:
         """Frames per second; a warning where frames are not evenly spaced.
 
-        Args:
-            what: The format that asks, for the message.
+        ``what`` is the format that asks, for the message.
 
         Raises:
             UsageError: The rate is unknown.
@@ -198,6 +197,13 @@ def clock(seconds: float) -> str:
     milliseconds = round(max(seconds, 0.0) * 1000)
     minutes, rest = divmod(milliseconds, 60_000)
     return f"{minutes // 60}:{minutes % 60:02d}:{rest // 1000:02d}.{rest % 1000:03d}"
+
+
+def short_clock(seconds: int) -> str:
+    """Whole seconds as m:ss, or h:mm:ss."""
+    minutes, seconds = divmod(seconds, 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes}:{seconds:02d}"
 
 
 def presence_line(presence: float) -> str:

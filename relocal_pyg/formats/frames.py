@@ -175,8 +175,7 @@ def xmeml(clips: Sequence[Clip]) -> str:
         _text(item, name=one_line(clip.name), duration=length)
         _rate(item, rate)
         _text(item, start=at, end=at + stop - first, enabled="TRUE")
-        for name, frame in (("in", first), ("out", stop)):
-            ET.SubElement(item, name).text = str(frame)
+        _text(item, **{"in": first, "out": stop})
         source = clip.source
         if source.path in files:  # in full once, afterwards by its id
             ET.SubElement(item, "file", id=files[source.path])
@@ -185,8 +184,7 @@ def xmeml(clips: Sequence[Clip]) -> str:
             _file(ET.SubElement(item, "file", id=identifier), source, rate, length)
         marker = ET.SubElement(item, "marker")
         _text(marker, name=clip.caption, comment=one_line(clip.label))
-        for name, frame in (("in", first), ("out", stop)):
-            ET.SubElement(marker, name).text = str(frame)
+        _text(marker, **{"in": first, "out": stop})
     return xml_text(root, "xmeml")
 
 
@@ -307,12 +305,8 @@ def cvat(clips: Sequence[Clip]) -> str:
     root = ET.Element("annotations")
     ET.SubElement(root, "version").text = "1.1"
     task = ET.SubElement(ET.SubElement(root, "meta"), "task")
-    facts = {"name": source.video_id, "size": frames, "mode": "interpolation"}
-    for name, value in (*facts.items(), ("source", source.name)):
-        ET.SubElement(task, name).text = str(value)
-    shape = ET.SubElement(task, "original_size")
-    ET.SubElement(shape, "width").text = width
-    ET.SubElement(shape, "height").text = height
+    _text(task, name=source.video_id, size=frames, mode="interpolation", source=source.name)
+    _text(ET.SubElement(task, "original_size"), width=width, height=height)
     for number, (clip, (first, stop)) in enumerate(zip(clips, spans, strict=True)):
         track = ET.SubElement(
             root, "track", id=str(number), label=one_line(clip.label), source="auto"

@@ -175,9 +175,7 @@ def separator(text: str) -> tuple[str, int]:
 def table_lines(text: str | Iterable[str], path: str | Path) -> Iterator[tuple[int, list[str]]]:
     """Lines of a table with their numbers, cells without the blanks around them.
 
-    Args:
-        text: The table; or its lines, separated by commas.
-        path: Its name, for messages.
+    Lines of a table that is given by them are separated by commas.
 
     Raises:
         AnnotationError: The quoting is broken, or there are too many columns, lines or cells.
@@ -210,11 +208,7 @@ def table_lines(text: str | Iterable[str], path: str | Path) -> Iterator[tuple[i
 
 
 def parse_seconds(text: str, comma: bool = False) -> float | None:
-    """Seconds of a cell: a number or ``[h:]mm:ss[.fff]``; None where it is neither.
-
-    Args:
-        text: The cell.
-        comma: Whether a comma is the decimal point.
+    """Seconds of a cell: a number or ``[h:]mm:ss[.fff]``, maybe with a comma; None for neither.
 
     Example:
         >>> parse_seconds("12.5"), parse_seconds("1:02:03.5"), parse_seconds("12,5", comma=True)

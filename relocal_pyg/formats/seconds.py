@@ -24,6 +24,7 @@ from relocal_pyg.formats.clips import (
     lanes,
     one_line,
     plain,
+    short_clock,
     table_text,
     xml_text,
 )
@@ -106,7 +107,7 @@ def youtube_chapters(clips: Sequence[Clip]) -> str:
             f"YouTube shows chapters from {YOUTUBE_CHAPTERS} on, these are {len(chapters)}",
             stacklevel=2,
         )
-    return "".join(f"{_short_clock(start)} {name}\n" for start, name in chapters)
+    return "".join(f"{short_clock(start)} {name}\n" for start, name in chapters)
 
 
 def losslesscut(clips: Sequence[Clip]) -> str:
@@ -364,12 +365,6 @@ def _milliseconds(seconds: float) -> int:
 
 def _clock(seconds: float, point: str) -> str:
     return clock(seconds).replace(".", point).rjust(12, "0")
-
-
-def _short_clock(seconds: int) -> str:
-    minutes, seconds = divmod(seconds, 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes}:{seconds:02d}"
 
 
 def _cues(clips: Sequence[Clip], point: str, quote: Callable[[str], str]) -> str:

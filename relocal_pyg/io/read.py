@@ -45,10 +45,6 @@ _CLOCK = re.compile(r"(?:(\d{1,6}):(?=\d\d:))?(\d{1,6}):([0-5]\d(?:[.,]\d*)?)", 
 def read_text(path: str | Path, error: type[RelocalError]) -> str:
     """Read a UTF-8 text file, or a UTF-16 one that says so; a byte order mark is dropped.
 
-    Args:
-        path: A regular file.
-        error: Kind of error to raise.
-
     Raises:
         RelocalError: Of kind ``error``: missing, not a regular file, too large, or not UTF-8.
     """
@@ -81,14 +77,11 @@ def read_text(path: str | Path, error: type[RelocalError]) -> str:
 def read_json(path: str | Path, error: type[RelocalError], *, allow_nan: bool = False) -> Any:
     """Read JSON strictly: duplicate keys and numbers that are not finite are errors.
 
-    Args:
-        path: A UTF-8 file, with or without a byte order mark.
-        error: Kind of error to raise.
-        allow_nan: Let ``NaN``, ``Infinity`` and overflowing numbers through, for a caller that
-            checks each number itself.
+    With ``allow_nan`` ``NaN``, ``Infinity`` and overflowing numbers are let through, for a caller
+    that checks each number itself.
 
     Raises:
-        RelocalError: Of kind ``error``, naming the line.
+        RelocalError: Of kind ``error``, naming the line; or as :func:`read_text`.
     """
     text = read_text(path, error)
     if not text or text.isspace():
@@ -144,10 +137,7 @@ def read_array(
 ) -> np.ndarray[Any, Any]:
     """Read an array that ``numpy.save`` wrote; what it declares has to be there, and no pickle is.
 
-    Args:
-        path: A ``.npy`` file.
-        error: Kind of error to raise.
-        mapped: Leave the rows on the disk, to be read where they are needed.
+    Where ``mapped``, its rows stay on the disk, to be read where they are needed.
 
     Returns:
         Plain numbers in this machine's byte order.

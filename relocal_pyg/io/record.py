@@ -6,10 +6,11 @@ import hashlib
 import json
 import os
 import re
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from relocal_pyg.errors import CheckpointError, OutputError, RelocalError
+from relocal_pyg.errors import CheckpointError, OutputError
 from relocal_pyg.io.read import read_json
 
 MANIFEST = "manifest.json"
@@ -67,20 +68,14 @@ def manifest_text(kind: str, files: dict[str, str] | None = None) -> str:
 
 
 def write_manifest(folder: str | Path, kind: str) -> dict[str, str]:
-    """Write ``manifest.json``: the kind of a folder and the SHA-256 of every file in it.
-
-    Returns:
-        SHA-256 by relative name.
-    """
+    """Write ``manifest.json``, a folder's kind and the SHA-256 of every file in it; the latter."""
     folder = Path(folder)
     files = {name: sha256_file(folder / name) for name in folder_files(folder)}
     (folder / MANIFEST).write_text(manifest_text(kind, files), encoding="ascii")
     return files
 
 
-def read_manifest(
-    folder: str | Path, error: type[RelocalError] = CheckpointError
-) -> tuple[str | None, dict[str, str] | None]:
+def read_manifest(folder: str | Path) -> tuple[str | None, dict[str, str] | None]:
     """Read the manifest of a folder.
 
     Returns:
@@ -88,32 +83,34 @@ def read_manifest(
         a folder that grows.
 
     Raises:
-        RelocalError: Of kind ``error``: missing, damaged, newer, or not written by this package.
+        CheckpointError: Missing, damaged, newer, or not written by this package.
     """
     file = Path(folder) / MANIFEST
-    content = read_json(file, error)
+    content = read_json(file, CheckpointError)
     if not isinstance(content, dict):
-        raise error("is not a manifest", file=file)
+        raise CheckpointError("is not a manifest", file=file)
     kind, files, layout = content.get("kind"), content.get("files"), content.get("format", 0)
     if isinstance(layout, int) and layout > FORMAT:
-        raise error(
+        raise CheckpointError(
             f"format {layout} is newer than this version reads ({FORMAT}): upgrade relocal_pyg",
             file=file,
         )
     if "files" in content:
         digests = list(files.values()) if isinstance(files, dict) else []
         if not digests or not all(_SHA256.fullmatch(str(digest)) for digest in digests):
-            raise error("is not a manifest: it lists no files with their SHA-256", file=file)
+            raise CheckpointError(
+                "is not a manifest: it lists no files with their SHA-256", file=file
+            )
     # An older manifest has no checksum of its own; being exactly what was written stands in for it.
     old = json.dumps({"files": files}, indent=1) + "\n"
     wanted = old if set(content) == {"files"} else manifest_text(str(kind), files)
     if wanted != file.read_text("utf-8", "replace"):
-        raise error("is not a manifest, or was changed after it was written", file=file)
+        raise CheckpointError("is not a manifest, or was changed after it was written", file=file)
     return kind, files
 
 
 def verify_manifest(
-    folder: str | Path, kind: str | None = None, error: type[RelocalError] = CheckpointError
+    folder: str | Path, kind: str | None = None, *, needed: Iterable[str] = ()
 ) -> dict[str, str]:
     """Check every file that a folder's manifest lists; a single flipped bit is found.
 
@@ -122,35 +119,40 @@ def verify_manifest(
     Args:
         folder: A folder of :func:`relocal_pyg.io.write.replace_folder`.
         kind: What it has to be; an older manifest says no kind and is let through.
-        error: Kind of error to raise.
+        needed: Files that it has to list.
 
     Returns:
         SHA-256 by relative name.
 
     Raises:
-        RelocalError: Of kind ``error``: the manifest is missing, damaged, empty or of another kind,
-            or a file is missing or was changed.
+        CheckpointError: The manifest is missing, damaged, empty or of another kind, or a file is
+            missing or was changed.
     """
-    found, files = read_manifest(folder, error)
+    found, files = read_manifest(folder)
     if kind is not None and found not in (None, kind):
-        raise error(f"is of kind {found}, {kind} wanted", file=folder)
+        raise CheckpointError(f"is of kind {found}, {kind} wanted", file=folder)
     if files is None:
-        raise error("lists no files: it is a folder that grows", file=Path(folder) / MANIFEST)
+        raise CheckpointError(
+            "lists no files: it is a folder that grows", file=Path(folder) / MANIFEST
+        )
+    for name in needed:
+        if name not in files:
+            raise CheckpointError(f"is not listed in {MANIFEST}", file=Path(folder) / name)
     for name, digest in files.items():
         entry = Path(folder) / name
         if Path(name).is_absolute() or ".." in Path(name).parts:
-            raise error("lies outside the folder", file=folder, record=name)
+            raise CheckpointError("lies outside the folder", file=folder, record=name)
         if not entry.is_file():
-            raise error(f"is listed in {MANIFEST} but missing", file=entry)
+            raise CheckpointError(f"is listed in {MANIFEST} but missing", file=entry)
         try:
             status = entry.stat()
             if status.st_size > max(_SMALL, _MAX_RATIO * 512 * status.st_blocks):
-                raise error("is longer than what it stores", file=entry)
+                raise CheckpointError("is longer than what it stores", file=entry)
             actual = sha256_file(entry)
         except OSError as problem:
-            raise error(f"cannot be read ({problem.strerror})", file=entry) from None
+            raise CheckpointError(f"cannot be read ({problem.strerror})", file=entry) from None
         if actual != digest:
-            raise error(f"is damaged: its SHA-256 is not that of {MANIFEST}", file=entry)
+            raise CheckpointError(f"is damaged: its SHA-256 is not that of {MANIFEST}", file=entry)
     return files
 
 

@@ -61,14 +61,10 @@ def save_blocks(
 
 
 def read_tensors(file: Path, refusal: str = "cannot be read") -> dict[str, torch.Tensor]:
-    """Read a safetensors file.
+    """Read a safetensors file; where that fails, ``refusal`` is what the error says of it.
 
     The library's ``load_file`` turns a Ctrl-C that meets it half-way into a ValueError; reading the
     bytes first does not.
-
-    Args:
-        file: The file.
-        refusal: What the error says of it.
 
     Raises:
         CheckpointError: Not there, no such file, or one that says more than it stores.

@@ -4,11 +4,9 @@ A file or folder is written under a private temporary folder beside its target, 
 and then renamed over the target. A reader sees the old content or the new, never a mixture.
 
 Every writer of the package goes through here, and so through one guard: an output never replaces an
-input, whatever name reaches it; what this package did not write, or what was changed since, is not
-replaced unless forced; a folder is this package's only if its manifest says so, by kind; and two
-writers of one target do not meet, since the second is refused. A file is known again by an extended
-attribute that holds its kind, size and time of change: it survives a rename and a backup, not an
-edit. Where a file system keeps none, every file counts as someone else's.
+input; what this package did not write, or what was changed since, is not replaced unless forced;
+and two writers of one target do not meet. A file is known again by an extended attribute that holds
+its kind, size and time of change. Where a file system keeps none, every file is someone else's.
 """
 
 from __future__ import annotations
@@ -273,13 +271,12 @@ def claim_folder(path: str | Path, kind: str) -> Path:
     return target
 
 
-def write_json(path: str | Path, value: Any, kind: str = "") -> None:
+def write_json(path: str | Path, value: Any) -> None:
     r"""Write a value as JSON, all or nothing; the same value gives the same bytes.
 
     Args:
         path: The file to write.
         value: Plain values only; NaN and infinities are refused, since JSON has none.
-        kind: See :func:`replace_file`.
 
     Raises:
         OutputError: The value is not plain, or the file cannot be written.
@@ -295,7 +292,7 @@ def write_json(path: str | Path, value: Any, kind: str = "") -> None:
         text = json.dumps(value, indent=1, allow_nan=False)
     except (TypeError, ValueError, RecursionError) as error:
         raise OutputError(f"cannot be written as JSON: {error}", file=path) from None
-    with replace_file(path, kind) as temporary:
+    with replace_file(path) as temporary:
         temporary.write_text(text + "\n", encoding="ascii")
 
 

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 import relocal_pyg
 from relocal_pyg import __version__
 from relocal_pyg.data.items import Protocol
-from relocal_pyg.data.proposals import default_proposals, finer_windows
+from relocal_pyg.data.proposals import default_proposals
 from relocal_pyg.errors import FeatureError, ProposalError, check_number
 from relocal_pyg.io.tensors import save_tensors
 from relocal_pyg.io.write import replace_folder
@@ -71,16 +71,13 @@ class Ranking:
         seconds_per_step: float = 1.0,
         nms_threshold: float = 0.5,
     ) -> list[Moment]:
-        """The answers that are shown: inside the video, and no two of one place.
+        """The answers that are shown, at most ``top_k``: inside the video, and no two of one place.
 
         Args:
             num_steps: Steps of the reference.
             top_k: How many moments at most.
-            seconds_per_step: Duration of one step of the reference.
+            seconds_per_step: Duration of one step of the reference: moments are in seconds.
             nms_threshold: Of two answers with a larger tIoU only the better is given.
-
-        Returns:
-            At most ``top_k`` moments in seconds, best first.
         """
         own = self.cpu()
         moments = clip_moments(own.moments, num_steps)
@@ -119,37 +116,13 @@ class Surroundings:
     background: Tensor | None = None
 
 
-#: Moments, no two of one place, whose surroundings are searched.
-SEEDS = 5
-#: How far either end of such a moment is moved in each round, as shares of its length.
-ROUNDS = ((0.15, 0.3), (0.05, 0.1))
+#: Largest score that its tanh is undone for: the last float32 below 1.
+SATURATED = 1 - 2**-24
 
 
-def look_closer(
-    proposals: Tensor, scores: Tensor, score: Callable[[Tensor], Tensor], num_steps: int
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Score finer windows around the best proposals too, in :data:`ROUNDS`.
-
-    Args:
-        proposals: ``[M, 2]`` in steps.
-        scores: ``[M]``.
-        score: Gives the scores of further windows.
-        num_steps: Length of the reference.
-
-    Returns:
-        Moments ``[N, 2]``, proposals first, their scores ``[N]``, and the proposals ``[N, 2]`` that
-        they were made of.
-    """
-    moments, origins = proposals, proposals
-    for shares in ROUNDS:
-        best = nms(moments, scores, 0.5, limit=SEEDS)
-        finer, seed = finer_windows(moments[best], num_steps, shares)
-        if len(finer) == 0:  # ends of very short moments stay where they are
-            continue
-        moments = torch.cat([moments, finer])
-        origins = torch.cat([origins, origins[best][seed]])
-        scores = torch.cat([scores, score(finer)])
-    return moments, scores, origins
+def before_tanh(scores: Tensor) -> Tensor:
+    """Scores before a last tanh, float64."""
+    return torch.atanh(scores.double().clamp(-SATURATED, SATURATED))
 
 
 class Relocalizer(abc.ABC):
@@ -161,6 +134,8 @@ class Relocalizer(abc.ABC):
         title: The name shown in tables.
         trainable: Whether :meth:`TrainableRelocalizer.fit` exists and has to be called.
         reconstructed: Whether the system was rebuilt without its source.
+        by_blocks: Whether it takes rows as they are, moves a block when it looks at it, and never
+            holds a whole video.
         in_channels: Width F of the features that it takes; None for any.
         max_windows: About how many windows it is given where there are no proposals.
         max_videos: How many videos of an index it is given in a search; None for any number.
@@ -169,6 +144,7 @@ class Relocalizer(abc.ABC):
     title: ClassVar[str]
     trainable: ClassVar[bool] = False
     reconstructed: ClassVar[bool] = False
+    by_blocks: ClassVar[bool] = False
     max_windows: ClassVar[int] = 4000
     max_videos: ClassVar[int | None] = None
     in_channels: int | None = None
@@ -239,7 +215,9 @@ class Relocalizer(abc.ABC):
         return query.to(device), self._take(reference, device), windows, around
 
     def _take(self, rows: Rows, device: torch.device) -> Any:
-        """Rows as the model wants them: all at once, unless it says otherwise."""
+        """Rows as the model wants them: all at once, or :attr:`by_blocks`."""
+        if self.by_blocks:
+            return rows
         whole = rows if isinstance(rows, Tensor) else torch.cat(list(rows.split(BLOCK)))
         return whole.to(device)
 
@@ -288,15 +266,7 @@ class Relocalizer(abc.ABC):
         ]
 
     def encode(self, reference: Tensor, proposals: Tensor) -> tuple[Tensor, Tensor] | None:
-        """What is the same of each proposal for every query and worth keeping; None for nothing.
-
-        Args:
-            reference: ``[n, F]``.
-            proposals: ``[M, 2]`` in steps.
-
-        Returns:
-            States ``[M, T, d]`` and their lengths ``[M]``.
-        """
+        """What of proposals is the same for every query: states ``[M, T, d]``, lengths; or None."""
         return None
 
     def score_encoded(
@@ -369,12 +339,7 @@ class Relocalizer(abc.ABC):
         return ranking.best(len(video), top_k, seconds_per_step, nms_threshold)
 
     def check_width(self, channels: int, record: str, file: str | Path | None = None) -> None:
-        """Refuse features of another width than the model takes.
-
-        Args:
-            channels: Their width.
-            record: What they are, named in the error.
-            file: Where they or the model came from.
+        """Refuse features of another width; ``record`` and ``file`` say in the error what they are.
 
         Raises:
             FeatureError: The model takes another width.
@@ -418,26 +383,51 @@ class Relocalizer(abc.ABC):
         return scores
 
 
+class Wrapper(Relocalizer):
+    """A system made of another one, which has its limits, its width and its device."""
+
+    def __init__(self, model: Relocalizer) -> None:
+        self.model = model
+        for name in ("title", "max_windows", "max_videos", "in_channels"):
+            setattr(self, name, getattr(model, name))
+
+    @property
+    def device(self) -> torch.device | None:
+        """Where the model computes."""
+        return self.model.device
+
+    def config(self) -> dict[str, Any]:
+        """The model's constructor arguments."""
+        return self.model.config()
+
+
+def arguments(names: dict[str, Any]) -> dict[str, Any]:
+    """Constructor arguments, from ``locals()`` in the first line of a constructor."""
+    names = {name: value for name, value in names.items() if name not in ("self", "__class__")}
+    return {k: list(v) if isinstance(v, tuple) else v for k, v in names.items()}
+
+
 class TrainableRelocalizer(nn.Module, Relocalizer):
     """A model with weights: what the training loop asks of it, and how it is kept.
 
-    A subclass names its constructor arguments in :meth:`config`, so that :meth:`save` and
-    :func:`relocal_pyg.models.load_model` can rebuild it.
+    A subclass keeps ``self._config = arguments(locals())`` first of all, so that :meth:`save` and
+    :func:`relocal_pyg.models.load_model` can rebuild it; or it says :meth:`config` itself.
     """
 
     trainable: ClassVar[bool] = True
     #: Whether it answers sensibly before it is trained here; then only weights that beat that start
     #: by more than chance are kept (:func:`relocal_pyg.training.fit`).
     starts_informed: ClassVar[bool] = False
+    _config: dict[str, Any]
 
     @property
     def device(self) -> torch.device:
         """Where its weights are."""
         return next(self.parameters()).device
 
-    @abc.abstractmethod
     def config(self) -> dict[str, Any]:
-        """Constructor arguments, plain JSON values only."""
+        """Constructor arguments, plain JSON values only: what :func:`arguments` kept of them."""
+        return dict(self._config)
 
     @abc.abstractmethod
     def training_set(
@@ -456,12 +446,7 @@ class TrainableRelocalizer(nn.Module, Relocalizer):
     def parameter_groups(
         self, learning_rate: float, offset_learning_rate: float
     ) -> list[dict[str, Any]]:
-        """Groups for ``torch.optim.Adam``; one group of everything unless a model says otherwise.
-
-        Args:
-            learning_rate: For everything but a regression head of its own.
-            offset_learning_rate: For that head, where there is one.
-        """
+        """Groups for ``torch.optim.Adam``; one of everything, unless there is a regression head."""
         return [{"params": list(self.parameters()), "lr": learning_rate}]
 
     def set_refinement(self, way: str) -> None:  # noqa: B027

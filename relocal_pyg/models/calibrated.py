@@ -14,7 +14,7 @@ from relocal_pyg.errors import CheckpointError
 from relocal_pyg.io.read import read_json
 from relocal_pyg.io.record import sha256_file, sha256_json
 from relocal_pyg.io.write import replace_folder, write_json
-from relocal_pyg.models.base import Ranking, Relocalizer
+from relocal_pyg.models.base import Ranking, Relocalizer, Wrapper
 from relocal_pyg.models.presence import Logistic, judge
 from relocal_pyg.models.similarity import Rows, matching_statistics
 from relocal_pyg.moments import Moment, clip_moments, tiou
@@ -92,11 +92,10 @@ def answer_facts(
         ranking: Scores of all proposals of the reference, or of many.
         moments: The answers ``[A, 2]`` in steps.
         scores: Their scores ``[A]``.
-        query: ``[m, F]``.
-        reference: ``[n, F]``.
-        query_video: ``[v, F]`` or None.
-        background: Mean row ``[F]`` of a library, see
-            :func:`relocal_pyg.models.similarity.centres`.
+        query: As of :func:`~relocal_pyg.models.similarity.step_similarity`, and so are the others.
+        reference: Likewise.
+        query_video: Likewise.
+        background: Likewise.
 
     Returns:
         float64 ``[A, 7]``: the score before squashing; its distance to the mean over the proposals
@@ -115,7 +114,7 @@ def answer_facts(
     return torch.cat([torch.stack([own, deviations, lead], dim=1), match], dim=1)
 
 
-class Calibrated(Relocalizer):
+class Calibrated(Wrapper):
     """A model whose answers come with probabilities, as scikit-learn's ``CalibratedClassifierCV``.
 
     All else is the model's own; what this class does not have is looked up there.
@@ -134,15 +133,9 @@ class Calibrated(Relocalizer):
     """
 
     def __init__(self, model: Relocalizer, confidence: Confidence | None = None) -> None:
-        self.model, self.confidence = model, confidence
-        for name in (
-            "title",
-            "trainable",
-            "reconstructed",
-            "max_windows",
-            "max_videos",
-            "in_channels",
-        ):
+        super().__init__(model)
+        self.confidence = confidence
+        for name in ("trainable", "reconstructed"):
             setattr(self, name, getattr(model, name))
 
     def __getattr__(self, name: str) -> Any:
@@ -151,51 +144,20 @@ class Calibrated(Relocalizer):
         return getattr(self.model, name)
 
     @property
-    def device(self) -> torch.device | None:
-        """Where the model computes."""
-        return self.model.device
-
-    @property
     def refinements(self) -> tuple[str, ...]:
         """Those of the model."""
         return self.model.refinements
 
-    def config(self) -> dict[str, Any]:
-        """The model's constructor arguments."""
-        return self.model.config()
-
-    def rank(
-        self,
-        query: Tensor,
-        reference: Rows,
-        proposals: Tensor,
-        *,
-        query_video: Rows | None = None,
-        seconds_per_step: float | None = None,
-        background: Tensor | None = None,
-    ) -> Ranking:
+    def rank(self, query: Tensor, reference: Rows, proposals: Tensor, **known: Any) -> Ranking:
         """The model's ranking, whose answers know their probabilities; arguments as there."""
-        ranking = self.model.rank(
-            query,
-            reference,
-            proposals,
-            query_video=query_video,
-            seconds_per_step=seconds_per_step,
-            background=background,
-        )
+        ranking = self.model.rank(query, reference, proposals, **known)
+        around = known.get("query_video"), known.get("background")
 
         def probabilities(moments: Tensor, scores: Tensor) -> tuple[Tensor, float]:
             if self.confidence is None:
-                return judge(query.cpu(), reference, moments, query_video, background)
+                return judge(query.cpu(), reference, moments, *around)
             facts = answer_facts(
-                self.model,
-                ranking.cpu(),
-                moments,
-                scores,
-                query.cpu(),
-                reference,
-                query_video,
-                background,
+                self.model, ranking.cpu(), moments, scores, query.cpu(), reference, *around
             )
             return self.confidence.moment(facts), float(self.confidence.presence(facts[:1]))
 
@@ -205,16 +167,9 @@ class Calibrated(Relocalizer):
         """Those of the model; nothing is selected by probabilities."""
         return self.model.rankings(*args, **options)
 
-    def explain(
-        self,
-        query: Tensor,
-        reference: Rows,
-        moment: tuple[float, float],
-        query_video: Rows | None = None,
-        seconds_per_step: float | None = None,
-    ) -> Tensor | None:
+    def explain(self, *args: Any, **options: Any) -> Tensor | None:
         """What the model says."""
-        return self.model.explain(query, reference, moment, query_video, seconds_per_step)
+        return self.model.explain(*args, **options)
 
     def scored_span(self, moment: Moment) -> tuple[float, float]:
         """What the model says."""
@@ -251,13 +206,10 @@ class Calibrated(Relocalizer):
 def write_confidence(
     folder: Path, weights: str | None, model: Confidence | None, matcher: Confidence | None = None
 ) -> None:
-    """Write ``confidence.json``.
+    """Write ``confidence.json`` of a run or a checkpoint.
 
-    Args:
-        folder: A run or a checkpoint.
-        weights: SHA-256 of the ``model.safetensors`` that it holds for.
-        model: That of the trained model.
-        matcher: That of the contrast matcher on the same pairs.
+    They are those of the model, of the ``weights`` of this SHA-256, and of the contrast matcher on
+    the same pairs.
 
     Raises:
         OutputError: The file cannot be written.

@@ -96,10 +96,7 @@ def read_config(folder: Path) -> dict[str, Any]:
     file = folder / _CONFIG
     if not file.is_file():
         raise CheckpointError("no checkpoint here: config.json is missing", file=folder)
-    verified = verify_manifest(folder)
-    for name in (_CONFIG, _WEIGHTS):
-        if name not in verified:
-            raise CheckpointError("is not listed in the manifest", file=folder / name)
+    verify_manifest(folder, needed=(_CONFIG, _WEIGHTS))
     config = read_json(file, CheckpointError)
     if not isinstance(config, dict):
         raise CheckpointError("is not an object", file=file)

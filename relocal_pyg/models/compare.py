@@ -1,8 +1,6 @@
 """A query and a reference compared step by step: all that the pretrained matcher ever sees.
 
-Features enter here and only similarities leave, so that a network on top takes any backbone. Five
-tables of similarities look at the same two videos in five ways, none of which serves every kind of
-feature; which one counts is left to the network.
+Features enter here and only similarities leave, so that a network on top takes any backbone.
 """
 
 from __future__ import annotations
@@ -14,10 +12,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from relocal_pyg.data.pair_data import nearest_steps
 from relocal_pyg.models.similarity import (
     LocalRows,
     contrast_scores,
-    nearest_steps,
     own_centres,
     pair_centres,
 )
@@ -110,14 +108,10 @@ def similarity_tables(
 def own_channels(query: Tensor, reference: Tensor) -> tuple[Tensor, Tensor]:
     """What a step shows without the other video: where its own video changes, moves, stands out.
 
-    Args:
-        query: ``[m, F]``.
-        reference: ``[n, F]``.
-
     Returns:
-        ``[3, n]`` and ``[3, m]``: cosine of what comes before and after a step; how much rows
-        change around it and how far it lies from the reference's mean, as logarithms of their
-        ratio to the reference's average.
+        ``[3, n]`` of the reference ``[n, F]`` and ``[3, m]`` of the query ``[m, F]``: cosine of
+        what comes before and after a step; how much rows change around it and how far it lies from
+        the reference's mean, as logarithms of their ratio to the reference's average.
     """
     width = max(2, round(len(query) / 6))
     mean = reference.mean(dim=0)
@@ -178,18 +172,12 @@ class Comparison:
     kind: Tensor
 
     def measure(self, windows: Tensor) -> Tensor:
-        """Measure windows against the query.
+        """Measure windows ``[M, 2]`` (steps) against the query: ``[M, 25]``, table by table.
 
         For each table: inside minus around of the similarities
         (:func:`relocal_pyg.models.similarity.contrast_scores`), mean along the diagonal of the
         window's own table, the same with the best of neighbouring query places, mean along the best
         monotone path through it, and the mean over query places of the best step inside.
-
-        Args:
-            windows: ``[M, 2]`` in steps.
-
-        Returns:
-            ``[M, 25]``, the measures of one table side by side.
         """
         return torch.cat([_measure(self.tables, self.similarity, w) for w in windows.split(_CHUNK)])
 
@@ -213,13 +201,7 @@ class Comparison:
         return torch.cat([standard, measures, (length / rows).log(), length / columns], dim=1)
 
     def placed(self, windows: Tensor, positions: Tensor, mask: Tensor) -> Tensor:
-        """Channels ``[M, T, 12]`` of the steps that are shown of each window.
-
-        Args:
-            windows: ``[M, 2]`` in steps.
-            positions: ``[M, T]``, which steps; they may lie outside the window.
-            mask: ``[M, T]``, False at padding.
-        """
+        """Channels ``[M, T, 12]`` of the steps ``[M, T]`` that are shown of windows ``[M, 2]``."""
         length = (windows[:, 1:] - windows[:, :1]).clamp(min=1)
         share = (positions + 0.5 - windows[:, :1]) / length
         inside = (share > 0) & (share < 1) & mask
@@ -242,13 +224,7 @@ def compare(
 ) -> Comparison:
     """Compare a query with a reference.
 
-    Args:
-        query: ``[m, F]``.
-        reference: ``[n, F]``.
-        query_video: ``[v, F]``, or None for a bare clip.
-        background: ``[F]`` or None.
-        seconds_per_step: Duration of a step, or None.
-        tables: Their :func:`similarity_tables`, where they are at hand.
+    Arguments as of :func:`similarity_tables`, whose result is ``tables``, where it is at hand.
     """
     if tables is None:
         tables = similarity_tables(query, reference, query_video, background, seconds_per_step)
@@ -378,18 +354,12 @@ def _measure(tables: Tensor, similarity: Tensor, windows: Tensor) -> Tensor:
 
 
 def best_path(tables: Tensor) -> Tensor:
-    r"""Mean along the best monotone path from the first to the last corner of square tables.
+    r"""Mean ``[...]`` along the best monotone path across tables ``[..., P, P]``, corner to corner.
 
     The symmetric recurrence of dynamic time warping (Sakoe and Chiba, 1978): a step along the
     diagonal counts twice, so that every path weighs ``2 P`` and the mean is exact,
 
     .. math:: S_{ij} = \max(S_{i-1,j} + s_{ij},\; S_{i,j-1} + s_{ij},\; S_{i-1,j-1} + 2 s_{ij})
-
-    Args:
-        tables: ``[..., P, P]``.
-
-    Returns:
-        ``[...]``.
     """
     prefix = tables.cumsum(dim=-1)
     # Row 0 is reached from its first cell alone, which counts twice.

@@ -1,16 +1,14 @@
 """Several examples and counter-examples of one thing: what they have in common, as a direction.
 
-One clip shows an action and much else. What it is about is learned from the steps of the examples
-against the rest of their own videos, by a light logistic regression; where there is no rest, the
-mean of the examples stands for them, less a little of what was said not to be meant. Scores stay
-what they are: inside minus around of the similarity to that direction, beside the model's own.
+It is learned from the steps of the examples against the rest of their own videos, by a light
+logistic regression; where there is no rest, the mean of the examples stands for them, less a little
+of what was said not to be meant.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,7 +16,7 @@ from torch.nn import functional
 
 from relocal_pyg.data.proposals import default_proposals
 from relocal_pyg.errors import UsageError
-from relocal_pyg.models.base import Ranking, Relocalizer, Surroundings
+from relocal_pyg.models.base import Ranking, Relocalizer, Surroundings, Wrapper
 from relocal_pyg.models.similarity import (
     BLOCK,
     Rows,
@@ -77,7 +75,7 @@ class Trace:
     level: float
 
 
-class ByExamples(Relocalizer):
+class ByExamples(Wrapper):
     """Any model, asked with several examples at once.
 
     The score of a window is what the model gives it, the mean over the examples that show the
@@ -98,23 +96,11 @@ class ByExamples(Relocalizer):
     """
 
     title = "Several examples"
+    by_blocks = True  # the model takes them as it wants them
 
     def __init__(self, model: Relocalizer, examples: Sequence[Example]) -> None:
-        self.model, self.examples = model, tuple(examples)
-        for name in ("title", "max_windows", "max_videos", "in_channels"):
-            setattr(self, name, getattr(model, name))
-
-    @property
-    def device(self) -> torch.device | None:
-        """Where the model computes."""
-        return self.model.device
-
-    def config(self) -> dict[str, Any]:
-        """The model's constructor arguments."""
-        return self.model.config()
-
-    def _take(self, rows: Rows, device: torch.device) -> Rows:
-        return rows  # the model takes them as it wants them
+        super().__init__(model)
+        self.examples = tuple(examples)
 
     def _rank(
         self, query: Tensor, reference: Rows, proposals: Tensor, around: Surroundings
@@ -285,11 +271,9 @@ def _thinned(rows: Tensor, most: int) -> Tensor:
 
 
 def separate(positives: Tensor, negatives: Tensor) -> Tensor:
-    """Unit direction ``[F]`` of a logistic regression, both sides weighing the same, C = 1.
+    """Unit direction ``[F]`` of a logistic regression of unit rows, both sides weighing the same.
 
-    Args:
-        positives: ``[P, F]``, unit rows.
-        negatives: ``[N, F]``, unit rows.
+    C is 1; ``[P, F]`` and ``[N, F]``.
     """
     rows = torch.cat([positives, negatives]).double()
     # All lies in the span of the rows: so many numbers are enough, however wide they are.

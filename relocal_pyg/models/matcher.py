@@ -16,16 +16,16 @@ from torch_geometric.data import Batch, Data
 
 from relocal_pyg.data.items import Protocol
 from relocal_pyg.data.pair_data import resample, window_positions
+from relocal_pyg.data.proposals import ROUNDS, look_closer
 from relocal_pyg.data.samples import ListDataset, WindowList
 from relocal_pyg.errors import UsageError
 from relocal_pyg.graph import PairGraph
 from relocal_pyg.models.base import (
-    ROUNDS,
     Ranking,
     Surroundings,
     TrainableRelocalizer,
+    before_tanh,
     evaluating,
-    look_closer,
 )
 from relocal_pyg.models.compare import (
     MEASURES,
@@ -53,8 +53,6 @@ REFINEMENTS = ("none", "windows")
 MANY_NUMBERS = 30_000_000
 #: Windows of a reference that the network scores, at most.
 MOST = 2500
-#: Largest score that its tanh is undone for: the last float32 below 1.
-SATURATED = 1 - 2**-24
 #: Unit of the score before its tanh, in logits of a ranking.
 UNIT = 0.1
 
@@ -81,12 +79,7 @@ class Inputs:
 
 
 class Member(nn.Module):
-    """One of the networks whose mean score is the matcher's: encoder, graphs and head.
-
-    Args:
-        config: Its shape.
-        graphs: One per k.
-    """
+    """One of the networks whose mean score is the matcher's: encoder, graphs and head."""
 
     #: Padded steps stay out of the LSTMs, of edges and of the pool.
     mask_padding = True
@@ -141,11 +134,8 @@ class Member(nn.Module):
     def weigh_windows(self, pooled: Tensor, scalars: Tensor, kind: Tensor, owner: Tensor) -> Tensor:
         """Logits ``[M]`` from the pooled graphs and what the head is told beside them.
 
-        Args:
-            pooled: ``[M, d]``.
-            scalars: ``[M, S]``.
-            kind: ``[V, D]``.
-            owner: ``[M]``, to which of the V pairs each window belongs.
+        They are ``[M, d]``, ``[M, S]`` and ``[V, D]``; ``owner`` says to which of the V pairs a
+        window belongs.
         """
         if self.training:
             kept = torch.rand(len(kind), 1, device=kind.device) >= self.blind
@@ -271,14 +261,8 @@ class MultiGraphMatcher(TrainableRelocalizer):
     ) -> WindowScorer:
         """Scores of any windows of one reference, without gradients, by exact algebra.
 
-        Args:
-            query: ``[m, F]``.
-            reference: ``[n, F]``.
-            query_video: ``[v, F]`` or None.
-            background: Row ``[F]`` that both sides are centred by, or None: see
-                :func:`relocal_pyg.models.compare.similarity_tables`.
-            seconds_per_step: Duration of a step, or None: likewise.
-            inference: A result of :meth:`inference` to use again; made on the spot where None.
+        Arguments as of :func:`relocal_pyg.models.compare.similarity_tables`; ``inference`` is a
+        result of :meth:`inference` to use again, made on the spot where None.
         """
         merged = self.inference() if inference is None else inference
         with evaluating(self):
@@ -316,7 +300,7 @@ class MultiGraphMatcher(TrainableRelocalizer):
 
     @property
     def rounds(self) -> Sequence[Sequence[float]]:
-        """:data:`relocal_pyg.models.base.ROUNDS` where finer windows are looked at."""
+        """:data:`relocal_pyg.data.proposals.ROUNDS` where finer windows are looked at."""
         return ROUNDS if self.refinement == "windows" else ()
 
     def _rank(
@@ -331,17 +315,10 @@ class MultiGraphMatcher(TrainableRelocalizer):
         return self._ways(query, reference, proposals, around, ways=(way,))[way]
 
     def rankings(
-        self,
-        query: Tensor,
-        reference: Tensor,
-        proposals: Tensor,
-        *,
-        query_video: Tensor | None = None,
-        seconds_per_step: float | None = None,
+        self, query: Tensor, reference: Tensor, proposals: Tensor, **known: Any
     ) -> dict[str, Ranking]:
         """The answers by each of :attr:`refinements`; arguments as in :meth:`rank`."""
-        around = Surroundings(query_video, seconds_per_step)
-        return self._ways(*self._enter(query, reference, proposals, around))
+        return self._ways(*self._enter(query, reference, proposals, Surroundings(**known)))
 
     @torch.no_grad()
     def rank_videos(
@@ -391,20 +368,11 @@ class MultiGraphMatcher(TrainableRelocalizer):
         query_video: Rows | None = None,
         seconds_per_step: float | None = None,
     ) -> Tensor:
-        """How much each pair of steps added to the score of a moment.
+        """How much each pair of steps added to the score of a moment, ``[m, n]``, before its tanh.
 
         Gradient times input over the five tables of the query as it is, summed: what a small change
         would do. Whatever else is derived from a table follows it, except what chance gives.
-
-        Args:
-            query: ``[m, F]``.
-            reference: ``[n, F]``.
-            moment: Start and end in steps, of :meth:`scored_span`.
-            query_video: ``[v, F]`` or None.
-            seconds_per_step: As it was ranked with.
-
-        Returns:
-            ``[m, n]``, in units of the score before its tanh.
+        Arguments as of :meth:`relocal_pyg.models.base.Relocalizer.explain`.
         """
         window = torch.tensor([moment], dtype=query.dtype)
         around = Surroundings(query_video, seconds_per_step)
@@ -424,7 +392,7 @@ class MultiGraphMatcher(TrainableRelocalizer):
 
     def raw_scores(self, scores: Tensor) -> Tensor:
         """Scores before the last tanh."""
-        return torch.atanh(scores.double().clamp(-SATURATED, SATURATED))
+        return before_tanh(scores)
 
     # Training
 
@@ -492,9 +460,6 @@ class WindowScorer:
         model: The matcher, in evaluation mode.
         comparisons: Its query, as it is and at other paces, with its reference.
         inference: The merged weights of its members.
-
-    Attributes:
-        comparison: That of the query as it is.
     """
 
     def __init__(
@@ -535,16 +500,12 @@ class WindowScorer:
 
     @torch.no_grad()
     def shortlist(self, windows: Tensor, count: int) -> Tensor:
-        """Positions, in order, of ``count`` windows at most that are worth the network's time.
+        """Positions, in order, of at most ``count`` windows ``[M, 2]`` worth the network's time.
 
         By contrast and diagonal alone, prefix sums and a few look-ups; no window is made. Half of
         them are the best of the two as the network weighs them for this pair, the others the best
         by each in each table: of the same footage one of these is far ahead of all else, further
         than any world of training showed.
-
-        Args:
-            windows: ``[M, 2]`` in steps.
-            count: More than it gives where both ways agree.
         """
         quick = self.comparison.quick(windows)
         # Of two windows of one reference a measure says the same, standardised or not.

@@ -10,14 +10,15 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from relocal_pyg.data.pair_data import nearest_steps
+from relocal_pyg.data.proposals import look_closer
 from relocal_pyg.io.seeding import generator
-from relocal_pyg.models.base import Ranking, Relocalizer, Surroundings, look_closer
+from relocal_pyg.models.base import Ranking, Relocalizer, Surroundings
 from relocal_pyg.models.similarity import (
     Rows,
     contrast_scores,
     cosine_blocks,
     motion_similarity,
-    nearest_steps,
     pair_centres,
     sum_of_kinds,
 )
@@ -35,6 +36,7 @@ class ContrastMatcher(Relocalizer):
     """
 
     title = "Contrast matcher"
+    by_blocks = True
     max_windows = 100_000  # a window costs next to nothing: at every step for an hour at 5 Hz
 
     def __init__(self, contrast: float = 0.5, *, centre_query: bool = True) -> None:
@@ -44,10 +46,6 @@ class ContrastMatcher(Relocalizer):
     def config(self) -> dict[str, Any]:
         """Constructor arguments."""
         return {"contrast": self.contrast, "centre_query": self.centre_query}
-
-    def _take(self, rows: Rows, device: torch.device) -> Rows:
-        """As they are: a block is moved when it is looked at."""
-        return rows
 
     def _rank(
         self, query: Tensor, reference: Rows, proposals: Tensor, around: Surroundings
@@ -72,20 +70,11 @@ class ContrastMatcher(Relocalizer):
         query_video: Rows | None = None,
         seconds_per_step: float | None = None,
     ) -> Tensor:
-        """What each pair of steps adds to the score: exact, they sum to it.
+        """What each pair of steps adds to the score, ``[m, n]``: exact, they sum to it.
 
         The score is linear in the similarities of the reference's steps, and each of those a sum
-        over the steps of the query.
-
-        Args:
-            query: ``[m, F]``.
-            reference: ``[n, F]``.
-            moment: Start and end in steps.
-            query_video: ``[v, F]`` or None.
-            seconds_per_step: As it was ranked with.
-
-        Returns:
-            ``[m, n]``.
+        over the steps of the query. Arguments as of
+        :meth:`relocal_pyg.models.base.Relocalizer.explain`.
         """
         count = len(reference)
         start, end = nearest_steps(query.new_tensor([moment]), count)[0].tolist()
@@ -131,12 +120,10 @@ class DiagonalMatcher(Relocalizer):
 
     Query and proposal are read at the same shares of their lengths, each side centred by its own
     video as in :func:`step_similarity`. Our baseline; where order says little it is the worst.
-
-    Args:
-        num_points: Points along the diagonal.
     """
 
     title = "Mean along the diagonal"
+    by_blocks = True
 
     def __init__(self, num_points: int = 24) -> None:
         self.num_points = num_points
@@ -144,10 +131,6 @@ class DiagonalMatcher(Relocalizer):
     def config(self) -> dict[str, Any]:
         """Constructor arguments."""
         return {"num_points": self.num_points}
-
-    def _take(self, rows: Rows, device: torch.device) -> Rows:
-        """As they are: a block is moved when it is looked at."""
-        return rows
 
     def _rank(
         self, query: Tensor, reference: Rows, proposals: Tensor, around: Surroundings
@@ -269,9 +252,6 @@ class Chance(Relocalizer):
 
     This is our definition. The paper has a row of this name in Table 1 and does not define it.
     The draw depends on the seed, the features and the number of proposals alone.
-
-    Args:
-        seed: Names the draw.
     """
 
     title = "Chance"

@@ -12,7 +12,12 @@ from torch.utils.data import Dataset
 from torch_geometric.data import Batch, Data
 
 from relocal_pyg.data.items import Protocol
-from relocal_pyg.data.pair_data import resample, resample_positions, resample_windows
+from relocal_pyg.data.pair_data import (
+    resample,
+    resample_positions,
+    resample_windows,
+    window_positions,
+)
 from relocal_pyg.data.samples import TripletDataset
 from relocal_pyg.errors import FeatureError, UsageError
 from relocal_pyg.graph import PairGraph
@@ -20,18 +25,16 @@ from relocal_pyg.models.base import (
     Ranking,
     Surroundings,
     TrainableRelocalizer,
+    before_tanh,
     evaluating,
     separate,
 )
 from relocal_pyg.models.network_config import NetworkConfig
-from relocal_pyg.models.similarity import Rows, place_windows
+from relocal_pyg.models.similarity import Rows
 from relocal_pyg.moments import decode_offsets
 from relocal_pyg.nn.inference import InferenceNetwork
 from relocal_pyg.nn.losses import offset_loss, sum_over_ranks, triplet_loss
 from relocal_pyg.nn.network import PairNetwork
-
-#: Largest score that its tanh is undone for: the last float32 below 1.
-SATURATED = 1 - 2**-24
 
 
 class MultiGraphRelocalizer(TrainableRelocalizer):
@@ -154,9 +157,10 @@ class MultiGraphRelocalizer(TrainableRelocalizer):
             counts, output_size=sum(map(len, windows))
         )
         first = lengths.cumsum(dim=0) - lengths
-        positions, mask = place_windows(
-            torch.cat(list(windows)), lengths[owner], first[owner], self.settings.num_steps
+        positions, mask = window_positions(
+            lengths[owner], torch.cat(list(windows)), self.settings.num_steps
         )
+        positions = positions + first[owner, None]
         with evaluating(self):
             hidden, real = self._encode_query(query)
             rows = torch.cat(list(references))
@@ -189,13 +193,7 @@ class MultiGraphRelocalizer(TrainableRelocalizer):
         return Ranking.sort(decode_offsets(proposals, offsets), scores, proposals)
 
     def rank_videos(
-        self,
-        query: Tensor,
-        references: Sequence[Tensor],
-        proposals: Sequence[Tensor],
-        *,
-        query_video: Tensor | None = None,
-        background: Tensor | None = None,
+        self, query: Tensor, references: Sequence[Tensor], proposals: Sequence[Tensor], **_: Any
     ) -> list[Ranking]:
         """See :meth:`relocal_pyg.models.base.Relocalizer.rank_videos`."""
         device = self.device
@@ -215,7 +213,7 @@ class MultiGraphRelocalizer(TrainableRelocalizer):
     def encode(self, reference: Tensor, proposals: Tensor) -> tuple[Tensor, Tensor]:
         """LSTM states ``[M, T, d]`` and lengths ``[M]``: the same of a proposal for every query."""
         rows, windows = reference.to(self.device), proposals.to(self.device)
-        positions, mask = place_windows(windows, len(rows), 0, self.settings.num_steps)
+        positions, mask = window_positions(len(rows), windows, self.settings.num_steps)
         return self.inference().encode(rows, positions, mask).transpose(0, 1), mask.sum(dim=1)
 
     @torch.no_grad()
@@ -232,7 +230,7 @@ class MultiGraphRelocalizer(TrainableRelocalizer):
 
     def raw_scores(self, scores: Tensor) -> Tensor:
         """Scores before the last tanh."""
-        return torch.atanh(scores.double().clamp(-SATURATED, SATURATED))
+        return before_tanh(scores)
 
     def explain(
         self,
@@ -246,13 +244,8 @@ class MultiGraphRelocalizer(TrainableRelocalizer):
 
         First-order: it says what a small change would do, and does not sum to the score. An edge
         counts in every layer and in both directions; steps that were thinned out get nothing.
-
-        Args:
-            query: ``[m, F]``.
-            reference: ``[n, F]``.
-            moment: Start and end in steps: the proposal, where an answer was refined.
-            query_video: Ignored.
-            seconds_per_step: Ignored.
+        ``moment`` is the proposal, where an answer was refined; ``query_video`` and
+        ``seconds_per_step`` are ignored.
 
         Returns:
             ``[m, n]``, in units of the score before its tanh.
@@ -288,7 +281,7 @@ class MultiGraphRelocalizer(TrainableRelocalizer):
         joined = slots[:steps, steps:] + slots[steps:, :steps].T
         joined = joined * mask[:, None] * shown
         rows, _ = resample_positions(torch.tensor(len(query), device=query.device), steps)
-        columns, _ = place_windows(window, len(video), 0, steps)
+        columns, _ = window_positions(len(video), window, steps)
         table = query.new_zeros(len(query), len(video))
         return table.index_put_((rows[:, None], columns), joined, accumulate=True)
 

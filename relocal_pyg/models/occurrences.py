@@ -227,11 +227,8 @@ def _repeats_itself(table: Tensor) -> bool:
 def _movements(table: Tensor) -> tuple[list[int], float]:
     """Cut a stretch where movements begin, so that each runs along with the query.
 
-    Args:
-        table: ``[m, L]``, cosines of the query's steps with those of the stretch.
-
-    Returns:
-        Steps at which movements begin and end, from 0 to L, and the mean along their diagonals.
+    From cosines ``[m, L]`` of both: steps at which movements begin and end, 0 to L, and the mean
+    along their diagonals.
     """
     size, length = table.shape
     share = (torch.arange(_PLACES) + 0.5) / _PLACES

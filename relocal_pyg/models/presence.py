@@ -1,12 +1,9 @@
 """Is the action in this reference at all? Probabilities where nobody calibrated on labels.
 
 Similarities mean nothing by themselves: those of one backbone lie between .8 and .95, those of
-another around 0, and anything that drifts slowly is like anything else that does. So the reference
-is asked what chance gives on it. Its principal axes are taken, and the query is turned round along
-a random half of them: a query that has the same strength along every axis, changes over time in the
-same way, and shows something else. The best of the reference's windows for the real query is held
-against the best for such surrogates. Of two videos that have nothing to do with each other the real
-query is one surrogate among others; an action that is there beats them.
+another around 0. So the reference is asked what chance gives on it: the query is turned round along
+a random half of the reference's principal axes, which keeps its strength along every axis and its
+changes over time, and shows something else. An action that is there beats such surrogates.
 
 Not in the paper. After the surrogates of time series analysis (Theiler et al., 1992) that keep all
 second-order statistics, here across channels.
@@ -22,9 +19,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from relocal_pyg.data.pair_data import nearest_steps
 from relocal_pyg.data.proposals import default_proposals
 from relocal_pyg.io.seeding import generator
-from relocal_pyg.models.similarity import Rows, contrast_scores, nearest_steps, own_centres
+from relocal_pyg.models.similarity import Rows, contrast_scores, own_centres
 from relocal_pyg.moments import tiou
 
 #: What presence is judged by, the same for every answer in a reference. Standard scores among
@@ -171,12 +169,7 @@ def moment_facts(
 
 @dataclass(frozen=True)
 class _Pair:
-    """Unit rows of both sides along the reference's principal axes.
-
-    Attributes:
-        query: ``[m, r]``.
-        reference: ``[n, r]``.
-    """
+    """Unit rows of both sides, ``[m, r]`` and ``[n, r]``, along the reference's principal axes."""
 
     query: Tensor
     reference: Tensor
@@ -227,14 +220,11 @@ def _coverage(tables: Tensor, windows: Tensor) -> Tensor:
 
 
 def _diagonals(pair: _Pair, signs: Tensor) -> tuple[Tensor, Tensor]:
-    """Best mean cosine along a diagonal, of the query and of each surrogate, and its lead.
+    """Best mean cosine along a diagonal, of the query and each surrogate ``[1 + S]``, and its lead.
 
     Correlations of every axis come from Fourier transforms, and those of a surrogate are their sum
-    with other signs.
-
-    Returns:
-        ``[1 + S]``; and how far the first lies above the best place that does not overlap, in
-        standard deviations of the others (NaN where there is none).
+    with other signs. The lead is that of the first over the best place that does not overlap, in
+    standard deviations of the others (NaN where there is none).
     """
     count = len(pair.reference)
     size = 1 << (count - 1).bit_length()

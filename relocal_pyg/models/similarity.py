@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from relocal_pyg.data.pair_data import resample_positions
+from relocal_pyg.data.pair_data import nearest_steps
 
 #: Rows in memory at once: an hour of features need not be there, nor a copy of it.
 BLOCK = 512
@@ -50,9 +50,6 @@ def own_centres(
         reference: ``[n, F]``.
         query_video: ``[v, F]``; a bare clip (None, or empty) is centred by the reference.
         background: Row ``[F]`` that both are centred by instead.
-
-    Returns:
-        Centres ``[F]`` of query and reference.
     """
     if background is not None:
         return background, background
@@ -112,12 +109,7 @@ def centres(
 def cosine_blocks(rows: Tensor, reference: Rows, centre: Tensor) -> Iterator[Tensor]:
     """Inner products ``[k, b]`` of rows ``[k, F]`` with unit centred steps, a block at a time.
 
-    A step that is the centre itself has cosine 0.
-
-    Args:
-        rows: ``[k, F]``; of unit length for cosines.
-        reference: ``[n, F]``.
-        centre: ``[F]``, taken away from every step.
+    The rows are of unit length for cosines. A step that is the ``centre`` ``[F]`` has cosine 0.
     """
     for block in reference.split(BLOCK):
         yield rows @ functional.normalize(block.to(rows) - centre, dim=1).T
@@ -245,12 +237,9 @@ _NEAR = 3
 
 
 def shot_changes(rows: Tensor) -> Tensor:
-    """Steps ``[C]`` at which a new shot begins: twice as large a change as those near it.
+    """Steps ``[C]`` of rows ``[n, F]`` at which a new shot begins: twice the change of those near.
 
     What is local must not reach over a cut: its jump is no motion, and ends would be blurred.
-
-    Args:
-        rows: ``[n, F]``.
     """
     if len(rows) < 2:
         return torch.zeros(0, dtype=torch.long)
@@ -291,19 +280,10 @@ def motion_similarity(
     background: Tensor | None = None,
     centre_query: bool = True,
 ) -> Tensor:
-    """:func:`step_similarity` of :func:`motion_rows`: each kind of row centred by itself.
+    """:func:`step_similarity` of :func:`motion_rows`: each centred by itself, ``[n]``.
 
-    Args:
-        query: ``[m, F]``.
-        reference: ``[n, F]``.
-        query_video: ``[v, F]`` or None.
-        seconds_per_step: Of all three; None compares rows as they are.
-        background: Mean row ``[F]`` of a library, see :func:`centres`; nobody knows how much its
-            steps change.
-        centre_query: See :func:`step_similarity`.
-
-    Returns:
-        ``[n]`` values in ``[-1, 1]``, one a step.
+    Arguments as there; ``seconds_per_step`` is that of all three, and None compares rows as they
+    are. Nobody knows how much the steps of a library, ``background``, change.
     """
     return sum_of_kinds(
         query,
@@ -336,26 +316,6 @@ def sum_of_kinds(
         around, usual = None if query_video is None else video, background if number == 0 else None
         total = total + share * compared(whole, long, around, usual)
     return total
-
-
-def nearest_steps(windows: Tensor, num_steps: Tensor | int) -> Tensor:
-    """Whole-step windows nearest to given ones, each at least one step and inside the video.
-
-    Args:
-        windows: ``[M, 2]`` in steps.
-        num_steps: Length of the video; a tensor ``[M]`` where it differs from window to window.
-
-    Returns:
-        int64 ``[M, 2]``, half-open.
-
-    Example:
-        >>> nearest_steps(torch.tensor([[1.6, 4.2], [7.0, 12.0], [3.1, 3.2]]), 10).tolist()
-        [[2, 4], [7, 10], [3, 4]]
-    """
-    last = torch.as_tensor(num_steps, device=windows.device)
-    start, end = torch.round(windows).long().unbind(dim=-1)
-    start = torch.minimum(start.clamp(min=0), last - 1)
-    return torch.stack([start, torch.minimum(torch.maximum(end, start + 1), last)], dim=-1)
 
 
 def contrast_scores(
@@ -429,12 +389,7 @@ def matching_statistics(
 ) -> Tensor:
     """How well steps match inside and outside moments: means of best cosines of centred steps.
 
-    Args:
-        query: ``[m, F]``.
-        reference: ``[n, F]``.
-        moments: ``[A, 2]`` in steps.
-        query_video: ``[v, F]`` or None.
-        background: Mean row ``[F]`` of a library, see :func:`centres`.
+    Arguments as of :func:`step_similarity`; moments ``[A, 2]`` in steps.
 
     Returns:
         ``[A, 4]``: over query steps the best inside the moment; over the moment's steps the best in
@@ -460,22 +415,3 @@ def matching_statistics(
     forth = found.mean(dim=2)
     forth = torch.where(forth.isinf(), torch.nan, forth)
     return torch.stack([forth, back], dim=2).flatten(1)
-
-
-def place_windows(
-    windows: Tensor, lengths: Tensor | int, first: Tensor | int, num_steps: int
-) -> tuple[Tensor, Tensor]:
-    """Which rows a network is shown of windows of references that stand one after the other.
-
-    Args:
-        windows: ``[M, 2]`` in steps of their own reference.
-        lengths: Steps of that reference, ``[M]`` or one for all.
-        first: The row at which it begins, likewise.
-        num_steps: T.
-
-    Returns:
-        Positions ``[M, T]`` (a window's first row where padded) and mask ``[M, T]``.
-    """
-    start, end = nearest_steps(windows, lengths).unbind(dim=-1)
-    positions, mask = resample_positions(end - start, num_steps)
-    return positions + (start + first)[:, None], mask

@@ -38,7 +38,7 @@ from torch import Tensor, nn
 from relocal_pyg.graph import PairGraph
 from relocal_pyg.nn.conv import MultiGraphConv
 from relocal_pyg.nn.network import PairNetwork
-from relocal_pyg.nn.products import project, tanh_
+from relocal_pyg.nn.products import multiplies_bfloat16, project, tanh_
 
 
 @torch.no_grad()
@@ -206,12 +206,7 @@ class Neighbours:
         self._blocks: dict[tuple[int, torch.dtype, bool], Tensor] = {}
 
     def sum(self, x: Tensor, scales: Scales) -> Tensor:
-        """Sum over neighbours, ``[2T, N, d] -> [K, 2T, N, d]``; T may be any.
-
-        Args:
-            x: Features, zero at pads.
-            scales: Of :meth:`scales`.
-        """
+        """Sum over neighbours, ``[2T, N, d]``, zero at pads, to ``[K, 2T, N, d]``; T may be any."""
         nodes = len(x)
         if nodes <= 2 * STACKED_STEPS and all(before is None for before, _ in scales):
             key = nodes, x.dtype
@@ -229,10 +224,6 @@ class Neighbours:
 
     def split_sums(self, x: Tensor, *, query: bool) -> tuple[Tensor, list[Tensor]]:
         """What the steps of one video give their own video, and the other one.
-
-        Args:
-            x: Features ``[T, N, d]``, zero at pads.
-            query: Whether the video is the query.
 
         Returns:
             ``[K, T, N, d]``, and for each graph the different rows ``[C_k, N, d]``: step ``i`` of
@@ -336,11 +327,6 @@ class Side:
     own: list[Tensor]
     cross: list[Tensor]
 
-    def take(self, rows: Tensor) -> Side:
-        """The same for some of the N, in the order asked for."""
-        own, cross = ([part[:, rows] for part in parts] for parts in (self.own, self.cross))
-        return Side(self.hidden[:, rows], self.real, own, cross)
-
 
 class InferenceNetwork:
     """A frozen copy of a network's weights, merged for inference.
@@ -376,6 +362,8 @@ class InferenceNetwork:
         weight = fusion.layers[0].lin_in.weight
         self.network, self.exact = network, weight.dtype
         self.dtype = dtype or weight.dtype
+        if self.dtype == torch.bfloat16 and weight.is_cpu and not multiplies_bfloat16():
+            self.dtype = torch.float32  # converted once, not for every product
         self.steps, self.masked = graphs[0].num_steps, network.mask_padding
         self.residual, self.channels = fusion.residual, fusion.channels
         self.graph_conv = fusion.layers[0].graph_conv
@@ -396,22 +384,19 @@ class InferenceNetwork:
         query_mask: Tensor | None,
         states: Tensor,
         mask: Tensor | None,
-        owner: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Score encoded proposals against one encoded query.
 
         Args:
-            query: States ``[T, d]`` of the query, or ``[T, V, d]`` where they differ from video to
-                video.
+            query: States ``[T, d]`` of the query.
             query_mask: Real steps ``[T]``; needed where the network masks its padding.
             states: States ``[T, M, d]`` of the proposals, time first.
             mask: Real steps ``[M, T]``; likewise.
-            owner: ``[M]``, which of the V each proposal is compared with.
 
         Returns:
             Logits ``[M]`` and offsets ``[M, 2]``, those of :meth:`PairNetwork.fuse`.
         """
-        return self._heads(self.pooled(query, query_mask, states, mask, owner))
+        return self._heads(self.pooled(query, query_mask, states, mask))
 
     def score_windows(
         self,
@@ -420,16 +405,12 @@ class InferenceNetwork:
         rows: Tensor,
         positions: Tensor,
         mask: Tensor,
-        extra: Tensor | None = None,
-        owner: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Encode windows by :meth:`encode`, :data:`WINDOWS` at once, and :meth:`score` them."""
         found = []
         for part in torch.arange(len(positions), device=positions.device).split(WINDOWS):
-            flags = None if extra is None else extra[part]
-            states = self.encode(rows, positions[part], mask[part], flags)
-            own = None if owner is None else owner[part]
-            found.append(self.score(query, query_mask, states, mask[part], own))
+            states = self.encode(rows, positions[part], mask[part])
+            found.append(self.score(query, query_mask, states, mask[part]))
         logits, offsets = zip(*found, strict=True)
         return torch.cat(logits), torch.cat(offsets)
 
@@ -446,30 +427,24 @@ class InferenceNetwork:
         query_mask: Tensor | None,
         states: Tensor,
         mask: Tensor | None,
-        owner: Tensor | None = None,
     ) -> Tensor:
         """What the heads are given, ``[M, d]``; arguments as in :meth:`score`."""
         pooled = states.new_empty(states.shape[1], self.channels, dtype=self.exact)
-        queries = query.view(len(query), -1, query.shape[-1])
         sides: dict[int, Side] = {}
         for rows, steps in self._chunks(query_mask, mask, states):
             if steps not in sides:
                 real = None if query_mask is None else query_mask[None, :steps]
-                sides[steps] = self.side(queries[:steps], real, query=True)
-            side = sides[steps] if owner is None else sides[steps].take(owner[rows])
+                sides[steps] = self.side(query[:steps, None], real, query=True)
             real = None if mask is None else mask[rows, :steps]
             proposals = self.side(states[:steps, rows], real, query=False)
-            pooled[rows] = self._pool(side, proposals)
+            pooled[rows] = self._pool(sides[steps], proposals)
         return pooled
 
     @torch.no_grad()
     def side(self, hidden: Tensor, mask: Tensor | None, *, query: bool) -> Side:
-        """Prepare one side.
+        """Prepare one side: states ``[T, N, d]``, real steps ``[N, T]``.
 
-        Args:
-            hidden: States ``[T, N, d]``.
-            mask: Real steps ``[N, T]``; ignored where the network does not mask its padding.
-            query: Whether these are queries.
+        The mask is ignored where the network does not mask its padding.
         """
         hidden, real = hidden.to(self.dtype), None
         if self.masked and mask is not None:

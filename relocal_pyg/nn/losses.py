@@ -24,9 +24,6 @@ def triplet_loss(positive: Tensor, negative: Tensor, margin: float = 0.5) -> Ten
         negative: Scores of negative proposals ``[N]``.
         margin: The paper's gamma.
 
-    Returns:
-        The loss, a scalar.
-
     Example:
         >>> triplet_loss(torch.tensor([0.9, 0.1]), torch.tensor([0.0, 0.0])).item()
         0.4000000059604645
@@ -35,15 +32,12 @@ def triplet_loss(positive: Tensor, negative: Tensor, margin: float = 0.5) -> Ten
 
 
 def offset_loss(offsets: Tensor, targets: Tensor, mask: Tensor | None = None) -> Tensor:
-    """Mean over positive proposals of ``|Tc - Tc*| + |Tl - Tl*|`` (section 4.7.2).
+    """Mean over positive proposals of ``|Tc - Tc*| + |Tl - Tl*|`` (section 4.7.2), 0 without any.
 
     Args:
         offsets: Predictions ``[N, 2]`` as ``[Tc, Tl]``.
         targets: Ground truth ``[N, 2]``, from :func:`relocal_pyg.moments.encode_offsets`.
         mask: Which proposals are positive, bool ``[N]``; all where None.
-
-    Returns:
-        The loss, a scalar; 0 where nothing is positive.
 
     Example:
         >>> offset_loss(torch.tensor([[1.0, -2.0]]), torch.zeros(1, 2)).item()

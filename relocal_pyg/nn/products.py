@@ -25,15 +25,7 @@ SMALL_WITH_GRADIENTS = 100_000_000
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """``torch.nn.functional.linear``, with gradients of any order.
-
-    Args:
-        x: ``[..., C]``.
-        weight: ``[D, C]``.
-        bias: ``[D]``.
-
-    Returns:
-        ``[..., D]``.
+    """``torch.nn.functional.linear`` of ``[..., C]`` and ``[D, C]``, with gradients of any order.
 
     Example:
         >>> linear(torch.ones(2, 3), torch.ones(4, 3), torch.ones(4)).tolist()[0]
@@ -86,21 +78,15 @@ def project(
 ) -> Tensor:
     """A product with what follows it in one pass, for inference: ``act(x weight^T + bias) + add``.
 
-    Args:
-        x: ``[N, C]``.
-        weight: ``[D, C]``.
-        bias: ``[D]``.
-        act: Elementwise function.
-        add: ``[N, D]``, without ``act`` only.
-
-    Returns:
-        ``[N, D]``.
+    ``x`` is ``[N, C]``, ``weight`` ``[D, C]``, ``bias`` ``[D]``; ``add`` ``[N, D]`` goes without
+    ``act`` only.
 
     Example:
         >>> project(torch.zeros(1, 2), torch.ones(1, 2), torch.ones(1), act="tanh").item()
         0.7615941762924194
     """
-    if x.device.type == "cpu" and x.dtype == torch.bfloat16 == weight.dtype and not _short():
+    short = x.is_cpu and x.dtype == torch.bfloat16 == weight.dtype
+    if short and not multiplies_bfloat16():
         full = [None if each is None else each.float() for each in (bias, add)]
         return project(x.float(), weight.float(), full[0], act=act, add=full[1]).bfloat16()
     if not _worth_it(x, weight, SMALL):
@@ -170,10 +156,10 @@ def _eligible(x: Tensor) -> bool:
     on = torch.backends.mkldnn.is_available() and bool(torch.backends.mkldnn.enabled)
     if not on or x.device.type != "cpu" or x.dtype not in (torch.float32, torch.bfloat16):
         return False
-    return x.dtype == torch.float32 or _short()
+    return x.dtype == torch.float32 or multiplies_bfloat16()
 
 
-def _short() -> bool:
+def multiplies_bfloat16() -> bool:
     """Whether oneDNN multiplies bfloat16 here: it needs AVX-512."""
     return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 

@@ -1,7 +1,6 @@
 """Actionness: for each step of a video, whether any action happens there, learned from features.
 
-The original of Zhao et al. (ICCV 2017) runs a convolutional network on frames. Here the features
-are given, so the classifier is small; it sees the training split and nothing else.
+The original of Zhao et al. (ICCV 2017) runs a convolutional network on frames; this one is small.
 """
 
 from __future__ import annotations
@@ -11,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save
 from torch import Tensor, nn
 from tqdm import tqdm
 
@@ -19,9 +17,9 @@ from relocal_pyg import __version__
 from relocal_pyg.data.items import Item, Protocol
 from relocal_pyg.errors import AnnotationError, CheckpointError, FeatureError, UsageError
 from relocal_pyg.io.read import read_json
-from relocal_pyg.io.record import MANIFEST, verify_manifest
+from relocal_pyg.io.record import verify_manifest
 from relocal_pyg.io.seeding import derive_seed, generator
-from relocal_pyg.io.tensors import check_tensors, read_tensors
+from relocal_pyg.io.tensors import check_tensors, read_tensors, save_tensors
 from relocal_pyg.io.write import replace_folder, write_json
 
 #: Raised when the layout on disk changes; a newer one is refused.
@@ -100,8 +98,7 @@ class ActionnessClassifier(nn.Module):
         config = {"format": FORMAT, "version": __version__, "model": type(self).__name__}
         weights = {name: value.contiguous() for name, value in self.state_dict().items()}
         with replace_folder(folder, "actionness") as temporary:
-            # Written here, not by safetensors, so that a full disk is an OSError.
-            (temporary / "model.safetensors").write_bytes(save(weights))
+            save_tensors(weights, temporary / "model.safetensors")
             write_json(temporary / "config.json", {**config, "config": self.config()})
 
     @classmethod
@@ -127,9 +124,6 @@ class ActionnessClassifier(nn.Module):
 
 def actionness_labels(items: Sequence[Item]) -> dict[str, tuple[int, Tensor]]:
     """What the annotations say about each step of each video.
-
-    Args:
-        items: Items of one split.
 
     Returns:
         By video, the first step covered and int64 labels from there on: 1 inside an action of any
@@ -184,9 +178,6 @@ def fit_actionness(
         kernel_size: See :class:`ActionnessClassifier`.
         show_progress: Show a progress bar.
 
-    Returns:
-        The classifier in evaluation mode.
-
     Raises:
         AnnotationError: The contexts hold only action, or none.
     """
@@ -228,10 +219,7 @@ def _read_config(folder: Path) -> dict[str, Any]:
     file = folder / "config.json"
     if not file.is_file():
         raise CheckpointError("no actionness classifier: config.json is missing", file=folder)
-    listed = verify_manifest(folder)
-    for name in ("config.json", "model.safetensors"):
-        if name not in listed:
-            raise CheckpointError(f"is not listed in {MANIFEST}", file=folder / name)
+    verify_manifest(folder, needed=("config.json", "model.safetensors"))
     content = read_json(file, CheckpointError)
     try:
         kind, layout, settings = content["model"], content["format"], content["config"]

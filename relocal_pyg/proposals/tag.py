@@ -18,7 +18,9 @@ from tqdm import tqdm
 from relocal_pyg.data.features import FeatureStore
 from relocal_pyg.data.items import Protocol
 from relocal_pyg.data.proposals import (
+    Floats,
     ProposalRecord,
+    Whole,
     geometric_lengths,
     sliding_windows,
     write_proposal_list,
@@ -26,9 +28,6 @@ from relocal_pyg.data.proposals import (
 from relocal_pyg.errors import FeatureError, ProposalError, UsageError
 from relocal_pyg.moments import nms, tiou
 from relocal_pyg.proposals.actionness import ActionnessClassifier
-
-Floats = npt.NDArray[np.float64]
-Whole = npt.NDArray[np.int64]
 
 #: Shares that are equal on paper must not differ by rounding error.
 _SLACK = 1e-9
@@ -139,16 +138,9 @@ def group(actionness: ArrayLike, config: TagConfig = PAPER) -> tuple[Tensor, Ten
 
 
 def smooth_signal(signal: Floats, sigma: float) -> Floats:
-    """Convolve with a Gaussian cut at four standard deviations; the ends are mirrored.
+    """Convolve ``[n]`` with a Gaussian cut at four standard deviations; the ends are mirrored.
 
     The same numbers as ``scipy.ndimage.gaussian_filter1d`` with its defaults.
-
-    Args:
-        signal: ``[n]``, ``n >= 1``.
-        sigma: Standard deviation in steps; 0 returns the signal.
-
-    Returns:
-        ``[n]``.
     """
     if sigma == 0:
         return signal
@@ -179,11 +171,10 @@ def _signals(actionness: ArrayLike) -> tuple[Floats, Floats | None]:
 
 
 def _boxes_at(above: npt.NDArray[np.bool_], config: TagConfig) -> Whole:
-    """Groups of runs at one threshold, for every tolerance, forward and backward.
+    """Groups of runs at one threshold, for every tolerance, forward and backward: ``[3, B]``.
 
-    Returns:
-        Rows ``[3, B]``: start, exclusive end, and 1 for a backward group that reaches the first
-        run in compat mode (its score starts at 0 and runs one step further).
+    Rows are start, exclusive end, and 1 for a backward group that reaches the first run in compat
+    mode (its score starts at 0 and runs one step further).
     """
     length = len(above)
     edges = np.diff(above.astype(np.int8), prepend=0, append=0)
@@ -216,8 +207,7 @@ def _boxes_at(above: npt.NDArray[np.bool_], config: TagConfig) -> Whole:
 def _first_above(level: Floats, slack: float) -> Whole:
     """For each position of each row the first later one that lies higher, or the row's length.
 
-    A table of running maxima over 1, 2, 4, ... positions is descended from the widest, so that a
-    row of R takes R log R.
+    Running maxima over 1, 2, 4, ... positions are descended from the widest: R log R a row.
 
     Example:
         >>> _first_above(np.array([[3.0, 1.0, 2.0, 5.0]]), 0.0).tolist()
@@ -252,12 +242,6 @@ def tag_proposals(
     Where actionness passes no threshold anywhere, a warning names the video and sliding windows
     (:func:`fallback_windows`) take the place of the groups, each with score 0.
 
-    Args:
-        classifier: Trained on the same kind of features.
-        features: ``[n, F]``, ``n >= 1``.
-        config: Settings of the grouping.
-        name: What to call the video in the warning.
-
     Returns:
         Proposals float32 ``[M, 2]`` in steps, inside ``[0, n]``, best first, and scores ``[M]``.
     """
@@ -283,12 +267,9 @@ def tag_proposals(
 
 
 def fallback_windows(num_steps: int) -> Tensor:
-    """Sliding windows of lengths 1/32 of the video to all of it, 1.3 times longer each.
+    """Sliding windows ``[M, 2]`` of 1/32 of the video to all of it, 1.3 times longer each.
 
     Each moves by a third of its length.
-
-    Returns:
-        float32 ``[M, 2]`` in steps.
     """
     return sliding_windows(num_steps, geometric_lengths(max(1, num_steps // 32), num_steps))
 
@@ -353,13 +334,7 @@ def describe(
     num_steps: int,
     truths: Iterable[tuple[int, int, int]] = (),
 ) -> ProposalRecord:
-    """Put proposals beside the ground truths of their video, as the released lists do.
-
-    Args:
-        video_id: Its id.
-        proposals: ``[M, 2]`` in steps.
-        num_steps: Steps of the whole video.
-        truths: ``(class number, start, end)``, in steps.
+    """Put proposals ``[M, 2]`` beside truths ``(class number, start, end)`` of their video; steps.
 
     Returns:
         A record in shares of the video. Each proposal carries the class of the ground truth of

@@ -10,9 +10,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from relocal_pyg.data.pair_data import nearest_steps
 from relocal_pyg.errors import UsageError
 from relocal_pyg.models.base import Relocalizer
-from relocal_pyg.models.similarity import centres, contrast_scores, inside_and_around, nearest_steps
+from relocal_pyg.models.similarity import centres, contrast_scores, inside_and_around
 from relocal_pyg.search.storage import Shard
 
 #: Videos, proposals of each, and queries that the fit looks at.
@@ -28,11 +29,6 @@ class FirstStage:
 
     It is one of mean similarities inside and around a proposal, and its length, fitted to the
     model's own scores of some pairs of the index; for the contrast matcher it is the score itself.
-
-    Args:
-        shards: The shards of the index.
-        model: The model.
-        background: Mean row ``[F]`` of the index.
     """
 
     def __init__(self, shards: Sequence[Shard], model: Relocalizer, background: Tensor) -> None:
@@ -52,11 +48,7 @@ class FirstStage:
     ) -> list[np.ndarray]:
         """Rows of the best proposals, for each shard.
 
-        Args:
-            query: ``[m, F]``.
-            count: How many in all.
-            query_video: ``[v, F]`` around the query, or None.
-            use_faiss: Search approximately instead of scanning.
+        ``count`` is that of all shards together; ``use_faiss`` searches approximately.
 
         Raises:
             UsageError: faiss is not installed.
@@ -203,13 +195,7 @@ class FirstStage:
 
 
 def terms(inside: Tensor, around: Tensor, lengths: Tensor) -> Tensor:
-    """Columns ``[M, 9]`` of the quadratic, float64.
-
-    Args:
-        inside: Mean similarity inside each proposal, ``[M]``.
-        around: Mean similarity around it, ``[M]``.
-        lengths: In steps, ``[M]``.
-    """
+    """Columns ``[M, 9]`` of the quadratic, float64, from means inside and around, and lengths."""
     log = lengths.double().clamp(min=1).log()
     columns = [inside, around, inside**2, around**2, inside * around]
     columns += [log, inside * log, around * log, torch.ones_like(log)]

@@ -39,15 +39,10 @@ Videos = Iterable[tuple[str, ArrayLike, float]]
 
 
 def index_proposals(num_steps: int) -> Tensor:
-    """Windows of 4 steps to the whole video, each about 1.5 times the last, at thirds of a length.
+    """Windows ``[M, 2]`` of 4 steps to the whole video, each about 1.5 times the last.
 
-    The length of a query is not known when a video is indexed; a short video may be all action.
-
-    Args:
-        num_steps: Steps of the video.
-
-    Returns:
-        ``[M, 2]`` in steps.
+    They begin at thirds of a length. The length of a query is not known when a video is indexed; a
+    short video may be all action.
     """
     return sliding_windows(num_steps, geometric_lengths(4, max(4, num_steps), 1.5))
 
@@ -215,14 +210,7 @@ class Hit:
 
 @dataclass(frozen=True)
 class _Found:
-    """Scored moments.
-
-    Attributes:
-        shard: Number of the shard, ``[M]``.
-        video: Number of the video in its shard, ``[M]``.
-        moments: ``[M, 2]`` in steps.
-        scores: ``[M]``.
-    """
+    """Scored moments: numbers of shard and video ``[M]``, moments ``[M, 2]`` in steps, ``[M]``."""
 
     shard: Tensor
     video: Tensor
@@ -513,13 +501,9 @@ class SearchIndex:
     def _answer(
         self, asked: _Asked, shard: Shard, video: np.ndarray, proposals: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Moments inside their videos, scores and videos of proposals.
+        """Moments inside their videos, scores and videos of proposals ``[M, 2]`` (steps).
 
-        Args:
-            asked: What scores them.
-            shard: Where the videos are.
-            video: Number of each proposal's video, ``[M]``, in order.
-            proposals: ``[M, 2]`` in steps.
+        ``video`` is the number of each proposal's video in its shard, ``[M]``, in order.
         """
         numbers, counts = np.unique(video, return_counts=True)
         videos = [shard.video(number) for number in numbers]
@@ -539,14 +523,9 @@ class SearchIndex:
     def with_probabilities(
         self, hits: Sequence[Hit], query: Tensor, query_video: Tensor | None = None
     ) -> list[Hit]:
-        """Hits with their probabilities; as they are where the model is not calibrated.
+        """Hits, in their order, with their probabilities; as they are where the model has none.
 
         The facts of a hit are those of its own video, over as many windows as a glance takes.
-
-        Args:
-            hits: Answers of :meth:`search`, in any order, which is kept.
-            query: ``[m, F]``.
-            query_video: ``[v, F]`` or None.
         """
         if not isinstance(self.calibrated, Calibrated):
             return list(hits)

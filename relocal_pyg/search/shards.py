@@ -53,12 +53,6 @@ def score_shard(task: ShardTask) -> Path:
     Columns: ``video_id``, ``rank`` (from 1), ``start`` and ``end`` in seconds, ``score``. What is
     written for a video does not depend on which other videos the shard holds.
 
-    Args:
-        task: What to do.
-
-    Returns:
-        ``task.out``.
-
     Raises:
         RelocalError: The features, the query or the model cannot be used.
         UsageError: pyarrow is not installed.
@@ -94,13 +88,7 @@ def score_shard(task: ShardTask) -> Path:
 
 
 def make_tasks(whole: ShardTask, folder: Path, num_shards: int) -> list[ShardTask]:
-    """Cut a task into shards of consecutive videos, each with a file in ``folder``.
-
-    Args:
-        whole: The task for all videos.
-        folder: Where the shards' files go.
-        num_shards: How many; fewer where there are fewer videos.
-    """
+    """Cut a task into shards of consecutive videos, each with a file in ``folder``."""
     ids = whole.video_ids
     num_shards = max(1, min(num_shards, len(ids)))
     bounds = [len(ids) * number // num_shards for number in range(num_shards + 1)]

@@ -1,7 +1,7 @@
 """A search index on disk: shards of arrays, and the list that says which of them count.
 
-What is read may come from anywhere: checksums show that a file was not damaged, not that its
-content makes sense, so every count, type, width, range and id is looked at as well.
+What is read may come from anywhere: checksums show that a file was not damaged, not that it makes
+sense, so every count, type, width, range and id is looked at as well.
 """
 
 from __future__ import annotations
@@ -79,10 +79,7 @@ class VideoEntry:
 class ListedShard:
     """A shard as an index lists it.
 
-    Attributes:
-        name: Its folder inside the index.
-        manifest: SHA-256 of its manifest, which holds that of every file.
-        ids: Its videos.
+    Its folder, the SHA-256 of its manifest, which holds that of every file, and its videos.
     """
 
     name: str
@@ -91,10 +88,7 @@ class ListedShard:
 
 
 def write_shard(folder: Path, entries: Sequence[VideoEntry], fingerprint: str) -> ListedShard:
-    """Write a shard, all or nothing.
-
-    Returns:
-        What an index has to remember of it.
+    """Write a shard, all or nothing; what an index has to remember of it.
 
     Raises:
         OutputError: The folder cannot be written.

@@ -168,21 +168,14 @@ def save_state(
 ) -> None:
     """Write weights, optimiser and counters as one checkpoint folder, all or nothing.
 
-    Args:
-        folder: The checkpoint folder; what it held is replaced only when the new one is complete.
-        model: Its weights and configuration are written.
-        optimizer: Its state is written.
-        progress: Counters and history.
-        identity: What must be equal for the run to be resumed (settings, seed, protocol).
+    ``identity`` is what must be equal for the run to be resumed (settings, seed, protocol).
 
     Raises:
         OutputError: The folder cannot be written; the old one is intact.
     """
     with replace_folder(folder, "checkpoint") as temporary:
         model.write(temporary)
-        packed = (
-            io.BytesIO()
-        )  # torch reports a full disk as a RuntimeError; a file of ours does not
+        packed = io.BytesIO()  # torch reports a full disk as a RuntimeError, a file does not
         torch.save({"optimizer": optimizer.state_dict()}, packed)
         (temporary / "state.pt").write_bytes(packed.getbuffer())
         record = {"progress": vars(progress), "identity": identity}
@@ -297,9 +290,6 @@ def fit(
         show_progress: Show a progress bar.
         identity: Further facts that must agree for a run to be resumed.
 
-    Returns:
-        The :class:`FitResult`.
-
     Raises:
         CheckpointError: ``out/last`` is damaged or of other settings, or there without ``resume``.
         UsageError: There are no validation pairs, or the batch does not divide over the devices.
@@ -372,26 +362,23 @@ def _choose(progress: Progress, protocol: Protocol, pairs: PairList) -> Choice:
     )
 
 
+@dataclass
 class _Loop:
     """State of one call of :func:`fit`."""
 
-    def __init__(
-        self,
-        model: TrainableRelocalizer,
-        protocol: Protocol,
-        config: TrainingConfig,
-        seed: int,
-        folder: Path | None,
-        fabric: Fabric,
-        optimizer: torch.optim.Optimizer,
-        progress: Progress,
-        pairs: PairList,
-        facts: dict[str, Any],
-    ) -> None:
-        self.model, self.protocol, self.config, self.seed = model, protocol, config, seed
-        self.folder, self.fabric, self.progress = folder, fabric, progress
-        self.pairs, self.facts = pairs, facts
-        self.module, self.optimizer = fabric.setup(model, optimizer)
+    model: TrainableRelocalizer
+    protocol: Protocol
+    config: TrainingConfig
+    seed: int
+    folder: Path | None
+    fabric: Fabric
+    optimizer: Any
+    progress: Progress
+    pairs: PairList
+    facts: dict[str, Any]
+
+    def __post_init__(self) -> None:
+        self.module, self.optimizer = self.fabric.setup(self.model, self.optimizer)
         self.module.mark_forward_method("training_losses")
         self.best: dict[str, torch.Tensor] | None = None
         self.losses: dict[str, list[float]] = defaultdict(list)

@@ -1,7 +1,4 @@
-"""Recipes: train, put in a table, publish, many models on one protocol; resumable.
-
-The command line, the demonstration, the examples and the benchmarks call these.
-"""
+"""Recipes: train, put in a table, publish, many models on one protocol; resumable."""
 
 from __future__ import annotations
 
@@ -20,11 +17,10 @@ from relocal_pyg import models
 from relocal_pyg.data.items import Protocol
 from relocal_pyg.data.pairs import PairList, make_null_pairs, make_pairs
 from relocal_pyg.errors import CheckpointError, UsageError
-from relocal_pyg.evaluation.few_shot import Instances, draw_episodes, few_shot_table
+from relocal_pyg.evaluation.few_shot import Instances, draw_episodes, few_shot_table, plain_row
 from relocal_pyg.evaluation.few_shot import to_markdown as few_shot_markdown
 from relocal_pyg.evaluation.report import write_report
 from relocal_pyg.evaluation.run import evaluate
-from relocal_pyg.evaluation.statistics import Estimate
 from relocal_pyg.evaluation.tables import Comparison, compare, to_json, to_latex, to_markdown
 from relocal_pyg.io.read import read_json
 from relocal_pyg.io.record import sha256_file, sha256_json
@@ -97,10 +93,7 @@ class Trained:
     def load(cls, run: str | Path, title: str | None = None, device: str = "cpu") -> Trained:
         """Read the kept weights, the seed and the history of a run folder.
 
-        Args:
-            run: The folder.
-            title: Name in tables; made of the model's and the preset's where None.
-            device: Where the model is to compute.
+        It is called ``title``, or by the model and the preset.
 
         Raises:
             CheckpointError: A file is missing or damaged.
@@ -147,13 +140,7 @@ def _system(title: str, preset: Preset, **changes: Any) -> System:
 
 
 def ablation(preset: Preset, layers: Sequence[int], graphs: Sequence[int]) -> list[System]:
-    """The grid of the paper's Table 3: n layers by graphs k = 1..K, and the CNN of each cell.
-
-    Args:
-        preset: What every cell shares.
-        layers: Values of n.
-        graphs: Values of K; a cell uses the graphs 1..K.
-    """
+    """The grid of the paper's Table 3: n layers by graphs k = 1..K, and the CNN of each cell."""
     return [
         _system(
             f"n={layer}, k={graph}{'' if graph_conv else ', CNN'}",
@@ -258,15 +245,7 @@ def train_all(
     """Train each system with each seed, or load it where the same run was finished before.
 
     A run is named by a hash of its settings, its seed and the protocol's items and files; one that
-    was interrupted goes on where it stopped.
-
-    Args:
-        systems: What to train.
-        protocol: What on.
-        seeds: One run each.
-        folder: Where runs are kept.
-        steps: Optimiser steps at most, instead of each system's own number.
-        accelerator: Kind of device.
+    was interrupted goes on where it stopped. Training ends after ``steps`` at most, where given.
     """
     data = protocol.fingerprint
     for system in systems:
@@ -366,19 +345,9 @@ def few_shot(
     instances: Sequence[Instances] = ("single",),
     count: int = 1000,
 ) -> str:
-    """Draw episodes, let every system answer them, and write lists and table into a folder.
+    """Draw episodes, let every system answer, write lists and table; the table as markdown.
 
-    Args:
-        protocol: What is asked about.
-        split: A split of it.
-        trained: Trained models, beside what needs no training.
-        folder: Made where it is missing.
-        shots: Numbers of examples.
-        instances: Which references.
-        count: Episodes of each kind.
-
-    Returns:
-        The table as markdown.
+    ``count`` episodes are drawn for each number of examples and kind of references.
     """
     lists = [
         draw_episodes(protocol, split, shots=number, count=count, instances=kind)
@@ -395,14 +364,7 @@ def few_shot(
         for episodes in lists:
             episodes.save(folder / f"episodes-{episodes.instances}-{episodes.shots}.json")
         rows = few_shot_table(asked, protocol, lists)
-        plain = [
-            {
-                key: asdict(value) if isinstance(value, Estimate) else value
-                for key, value in r.items()
-            }
-            for r in rows
-        ]
-        write_json(folder / "few_shot.json", plain)
+        write_json(folder / "few_shot.json", [plain_row(row) for row in rows])
         text = few_shot_markdown(rows)
         with replace_file(folder / "few_shot.md") as temporary:
             temporary.write_text(text, encoding="utf-8")
@@ -418,13 +380,8 @@ def compare_trained(
     """Put trained models, and those that need no training, in one table on a pair list.
 
     The contrast matcher is calibrated on validation pairs; trained models come calibrated, or are
-    ranked by their scores alone: those pairs cost a big network more than the test does.
-
-    Args:
-        protocol: Where features and proposals are.
-        pairs: What is asked.
-        trained: Trained models.
-        max_nulls: References without the action at most; one a pair where None.
+    ranked by their scores alone: those pairs cost a big network more than the test does. There are
+    at most ``max_nulls`` references without the action; one a pair where None.
     """
     nulls = draw_nulls(protocol, pairs, max_nulls)
     ask = partial(evaluate, protocol=protocol, pairs=pairs, nulls=nulls)
@@ -439,17 +396,9 @@ def publish(
     protocol: Protocol,
     trained: Sequence[Trained] = (),
 ) -> Path:
-    """Write a table in every form, its pair lists and every answer into a folder.
+    """Write a table in every form, its pair lists and every answer into a folder; the page.
 
-    Args:
-        comparison: From :func:`compare_trained`.
-        pairs: What was asked.
-        folder: Made where it is missing.
-        protocol: What was evaluated.
-        trained: Trained models, whose histories and graphs are pictured.
-
-    Returns:
-        The report, ``report.html``.
+    Histories and graphs of trained models are pictured.
 
     Raises:
         OutputError: A file cannot be written, the folder holds something else, or another process
@@ -515,11 +464,6 @@ def build_network(
 
     Ours starts from the weights that come with the package, where they fit its settings; the
     paper's network has none.
-
-    Args:
-        config: Settings of the network.
-        channels: Width of the features.
-        from_scratch: Draw weights from torch's generator instead.
 
     Raises:
         UsageError: The settings of a system of others do not fit it.

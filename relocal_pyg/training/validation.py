@@ -73,10 +73,7 @@ def passed(overlaps: Tensor) -> Tensor:
 def paired_gain(ours: Sequence[float], start: Sequence[float], pairs: Sequence[Pair]) -> Estimate:
     """Gain in the score over the start, paired, with its 95 % interval over reference videos.
 
-    Args:
-        ours: What each pair passes (:func:`passed`).
-        start: The same of the start.
-        pairs: The pairs.
+    Both are what each pair passes (:func:`passed`).
 
     Returns:
         The gain; without an interval where there are fewer than :data:`FEWEST_VIDEOS` videos.
@@ -166,16 +163,9 @@ def _facts(model: Relocalizer, answer: Answer) -> tuple[Tensor, Tensor]:
 def calibrate_run(
     model: Relocalizer, protocol: Protocol, run: Path, *, limit: int | None = None
 ) -> str:
-    """Calibrate a trained model, and the contrast matcher for comparison, into a run's folder.
+    """Calibrate a run's ``best``, and the contrast matcher beside it; what came of it, in a line.
 
-    Args:
-        model: The weights of the run's ``best``.
-        protocol: What it was trained on.
-        run: The run folder.
-        limit: See :func:`calibrate`.
-
-    Returns:
-        One line that says what came of it.
+    Arguments as of :func:`calibrate`.
 
     Raises:
         OutputError: ``confidence.json`` cannot be written.
@@ -231,10 +221,7 @@ def fit_logistic(facts: Tensor, outcomes: Tensor, penalty: float) -> Logistic:
 def fit_best(facts: Tensor, outcomes: Tensor, groups: Tensor) -> Logistic:
     """Fit with the penalty that predicts best what was left out of the fit.
 
-    Args:
-        facts: float64 ``[N, V]``; NaN where unknown.
-        outcomes: ``[N]`` of 0 and 1.
-        groups: ``[N]``, numbers; rows of one group are left out together.
+    Rows of one group are left out together; facts may be NaN where unknown.
     """
     fold = groups % FOLDS
     losses = []

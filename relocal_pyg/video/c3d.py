@@ -130,13 +130,10 @@ class C3D(nn.Module):
         return features
 
     def prepare(self, clips: Tensor) -> Tensor:
-        """Crop the middle, order the channels, subtract the mean.
+        """Crop the middle, order the channels, subtract the mean: ``[B, 3, 16, 112, 112]``.
 
         Args:
             clips: RGB uint8 ``[B, 16, H, W, 3]``, H and W at least 112.
-
-        Returns:
-            float32 ``[B, 3, 16, 112, 112]``.
         """
         height, width = clips.shape[2:4]
         top, left = (height - CROP) // 2, (width - CROP) // 2
@@ -152,9 +149,6 @@ class C3D(nn.Module):
         (``conv1.weight``), jfzhang95/pytorch-video-recognition (``features.0.weight``) or
         open-mmlab/mmaction2 (``conv1a.conv.weight``), inside ``state_dict`` and after ``module.``
         or ``backbone.`` or not. The classifier is ignored.
-
-        Args:
-            path: The weight file.
 
         Raises:
             CheckpointError: The file cannot be read safely, or a tensor is missing, unknown or of

@@ -77,11 +77,6 @@ def open_video(
 def choose_stream(container: Any, path: str | Path, number: int | None) -> tuple[Any, str]:
     """The video stream to look at: the default one, else the largest, never a still picture.
 
-    Args:
-        container: An open ``av`` container.
-        path: Named in errors.
-        number: The stream's number in the file, where the user names one.
-
     Returns:
         The stream, and words that say which one and why.
 
@@ -134,12 +129,9 @@ def zero(container: Any) -> float:
 
 
 def seek_before(container: Any, stream: Any, seconds: float) -> bool:
-    """Go to the key frame at or before a time of the file's clock.
+    """Go to the key frame at or before a time of the file's clock; False where that is impossible.
 
     Some containers land elsewhere all the same: look at what comes.
-
-    Returns:
-        Whether the container could seek at all.
     """
     if stream.start_time is None:
         return False
@@ -208,10 +200,6 @@ class Clock:
     Presentation time stamps are believed until they run backwards more often than those of
     decoding do (AVI with B-frames), as FFmpeg's "best effort" has it. Where files were joined and
     the clock starts again, it goes on instead.
-
-    Args:
-        container: An open ``av`` container.
-        stream: Its video stream.
     """
 
     def __init__(self, container: Any, stream: Any) -> None:

@@ -1,8 +1,6 @@
-"""Drawn films: people of one world do their few things each in their own way, in front of a camera.
+"""Drawn films: people of one world do their few things each in their own way, before a camera.
 
-What the pretrained matcher learns moving pictures from (:mod:`relocal_pyg.training.pretrain`): they
-show what a backbone makes of one figure whose limbs move, of places, light and cameras. Nobody's
-pictures are in them.
+What the pretrained matcher learns moving pictures from (:mod:`relocal_pyg.training.pretrain`).
 """
 
 from __future__ import annotations
@@ -35,12 +33,9 @@ Colour = tuple[int, int, int]
 
 @dataclass(frozen=True)
 class Movement:
-    """How joints go to and fro, again and again.
+    """How joints go to and fro, again and again: once in so many seconds.
 
-    Attributes:
-        seconds: Of one repetition.
-        rest: Mean of each joint, ``[8]``.
-        waves: Two harmonics of each, ``[2, 8]``, as complex amplitudes.
+    ``rest`` is each joint's mean ``[8]``, ``waves`` two harmonics ``[2, 8]``, complex amplitudes.
     """
 
     seconds: float
@@ -161,12 +156,8 @@ def draw_place(rng: np.random.Generator, side: int) -> Image.Image:
 class Camera:
     """How pictures are taken.
 
-    Attributes:
-        shake: Of the picture, as a share of its side.
-        pan: Of the picture over a whole film, likewise.
-        light: Its changes, as a share.
-        noise: Of pixels, in 256ths.
-        grey: Without colours.
+    Shake and pan (over a whole film) are shares of the picture's side, ``light`` is the share by
+    which it changes, and noise of pixels is in 256ths.
     """
 
     shake: float
@@ -218,13 +209,7 @@ def draw_film(
 
 
 def draw_footage(seed: int, number: int, backbone: Backbone) -> FootageWorld:
-    """World ``number`` of a seed: some people, each filmed at some of the same things.
-
-    Args:
-        seed: Names the stream of worlds.
-        number: Which.
-        backbone: An image network.
-    """
+    """World ``number`` of a seed: some people, each filmed at some of the same things."""
     rng = generator(seed, "footage", number)
     side = backbone.size[0]
     movements = [draw_movement(rng) for _ in range(8)]

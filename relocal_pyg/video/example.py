@@ -19,15 +19,7 @@ _Colour = tuple[int, int, int]
 
 
 class Film(NamedTuple):
-    """A film: a figure in a place, and what it does for how many seconds each.
-
-    Attributes:
-        actions: Names and seconds, one after another.
-        sky: Colour behind the houses.
-        floor: Colour below them.
-        shirt: Colour of the figure.
-        size: Of the figure, 1 for the usual.
-    """
+    """A film: a figure of a size in a place, and what it does for how many seconds each."""
 
     actions: tuple[tuple[str, float], ...]
     sky: _Colour

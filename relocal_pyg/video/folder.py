@@ -350,14 +350,7 @@ def video_id(path: str | Path) -> str:
 
 
 def read_times(path: str | Path, video: str) -> Tensor:
-    """Read when each step of a video begins and ends.
-
-    Args:
-        path: A file of :func:`extract_folder`.
-        video: The id of a video in it.
-
-    Returns:
-        float64 ``[n, 2]`` in seconds.
+    """Seconds ``[n, 2]`` at which steps of a video begin and end, from :func:`extract_folder`.
 
     Raises:
         FeatureError: The file is damaged, or holds no such video or no times.

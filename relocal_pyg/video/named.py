@@ -109,14 +109,8 @@ def first_line(error: BaseException) -> str:
 class _Network(nn.Module):
     """From RGB uint8 pictures ``[B, H, W, 3]`` or clips ``[B, T, H, W, 3]`` to rows ``[B, F]``.
 
-    Args:
-        model: Held, so that it moves and is made ready for inference with this.
-        features: What gives rows of normalised ``[B, 3, H, W]`` or ``[B, T, 3, H, W]``.
-        size: Height and width in pixels.
-        mean: Of the colours, in the range of 0 to 1.
-        std: As ``mean``.
-        frames: T, or 1.
-        text: What gives a row ``[1, F]`` of words.
+    ``features`` gives rows of normalised ``[B, 3, H, W]`` or ``[B, T, 3, H, W]``, ``text`` a row
+    ``[1, F]`` of words; mean and standard deviation of the colours lie between 0 and 1.
     """
 
     mean: Tensor

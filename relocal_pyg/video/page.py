@@ -14,9 +14,9 @@ from torch.nn import functional
 
 from relocal_pyg import __version__
 from relocal_pyg.errors import UsageError, VideoError
-from relocal_pyg.evaluation.plots import BLUE, DARK, ORANGE, colour_bar, explanation_map, new_figure
+from relocal_pyg.evaluation.plots import BLUE, DARK, ORANGE, explanation_map, step_map
 from relocal_pyg.evaluation.report import render
-from relocal_pyg.formats.clips import Source, clock, one_line, presence_line
+from relocal_pyg.formats.clips import Source, clock, one_line, presence_line, short_clock
 from relocal_pyg.io.write import replace_file
 from relocal_pyg.moments import Moment
 from relocal_pyg.video.decode import frames, probe
@@ -31,10 +31,7 @@ if TYPE_CHECKING:
 def thumbnails(path: str | Path, times: Iterable[float], height: int = 96) -> list[bytes | None]:
     """The pictures on the screen at given times, as JPEG.
 
-    Args:
-        path: The video file.
-        times: Seconds.
-        height: Pixels; the width follows from the video, at most 4 times as much.
+    The width follows from the video, at most 4 times the height, in pixels.
 
     Returns:
         A JPEG file for each time; None where the video shows nothing then.
@@ -262,19 +259,8 @@ def _explanation_figure(found: Found) -> Figure | None:
 
 
 def _map_figure(found: Found) -> Figure:
-    figure, (axes,) = new_figure(3.0)
-    start, end = found.span
-    image = axes.imshow(
-        found.step_map.numpy(),
-        aspect="auto",
-        origin="lower",
-        extent=(0, found.reference_seconds, start, end),
-        cmap="RdBu_r",
-        vmin=-1,
-        vmax=1,
-        interpolation="nearest",
-    )
-    colour_bar(figure, axes, image, "cosine similarity")
+    box = (0.0, found.reference_seconds, *found.span)
+    figure, axes = step_map(found.step_map, box, "cosine similarity", height=3.0, limit=1.0)
     for rank, moment in enumerate(found.moments, start=1):
         axes.plot(
             [moment.start, moment.end],
@@ -287,8 +273,6 @@ def _map_figure(found: Found) -> Figure:
             clip_on=False,
         )
     axes.set_xlim(0, found.reference_seconds)
-    axes.set_xlabel("reference time (s)")
-    axes.set_ylabel("query time (s)")
     return figure
 
 
@@ -338,9 +322,4 @@ def _curve(similarity: Tensor, seconds_per_step: float, seconds: float) -> tuple
 
 
 def _short_clock(seconds: float) -> str:
-    if seconds % 1:
-        return f"{seconds:.1f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    if minutes < 60:
-        return f"{minutes}:{rest:02d}"
-    return f"{minutes // 60}:{minutes % 60:02d}:{rest:02d}"
+    return f"{seconds:.1f} s" if seconds % 1 else short_clock(round(seconds))

@@ -33,13 +33,7 @@ class PCA:
     explained_variance: Tensor
 
     def transform(self, features: ArrayLike) -> Tensor:
-        """Project features: ``(x - mean) components^T``.
-
-        Args:
-            features: ``[n, F]``.
-
-        Returns:
-            float32 ``[n, dim]``.
+        """Project features ``[n, F]`` to ``[n, dim]``: ``(x - mean) components^T``.
 
         Raises:
             FeatureError: The array has another width.
@@ -123,9 +117,6 @@ def fit_pca(arrays: Iterable[ArrayLike], dim: int = 500, batch_rows: int | None 
         arrays: Feature arrays ``[n, F]``, one a video; read once.
         dim: Components to keep.
         batch_rows: Rows per batch, at least ``dim``; four times ``dim`` where None.
-
-    Returns:
-        The fitted :class:`PCA`.
 
     Raises:
         FeatureError: An array is not a finite ``[n, F]``, widths differ, or there are fewer rows

@@ -106,12 +106,7 @@ class Asked:
 
     @classmethod
     def clip(cls, clip: VideoQuery, start: float, around: VideoFeatures) -> Asked:
-        """A stretch of a file.
-
-        Args:
-            clip: The stretch.
-            start: Seconds at which the file's first picture appears.
-            around: Features of the file.
+        """A stretch of a file, of which ``around`` has the features; it starts at so many seconds.
 
         Raises:
             UsageError: The stretch begins after the end of the file.
@@ -150,13 +145,7 @@ def read_examples(
     unlike: Sequence[str | Path | VideoQuery],
     extract: Callable[[Path], VideoFeatures],
 ) -> list[Example]:
-    """Examples and counter-examples as rows.
-
-    Args:
-        also: What shows it.
-        unlike: What does not.
-        extract: Gives the features of a file.
-    """
+    """Examples and counter-examples as rows; ``extract`` gives the features of a file."""
     examples = []
     for good, clips in ((True, also), (False, unlike)):
         for clip in clips:

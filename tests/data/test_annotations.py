@@ -10,8 +10,7 @@ from pathlib import Path
 import pytest
 
 from relocal_pyg.data import read_activitynet, read_annotations, read_csv, read_thumos14
-from relocal_pyg.data.annotations import Segment, Video
-from relocal_pyg.data.checks import Quarantine, Rejected
+from relocal_pyg.data.annotations import Quarantine, Rejected, Segment, Video
 from relocal_pyg.errors import AnnotationError, FeatureError
 
 GOOD = {"segment": [1, 2.5], "label": "run"}

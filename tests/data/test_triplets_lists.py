@@ -13,7 +13,6 @@ from relocal_pyg.data.samples import (
     TripletDataset,
     best_truths,
     choose_proposals,
-    whole_steps,
 )
 from relocal_pyg.errors import AnnotationError
 from relocal_pyg.moments import decode_offsets, tiou
@@ -186,11 +185,10 @@ def test_a_split_without_partners_is_refused():
         sampler.negative(ITEMS[0], np.random.default_rng(0))
 
 
-def test_best_truth_and_whole_steps():
+def test_best_truth():
     overlap, truths = best_truths(torch.tensor([[0.0, 4.0], [8.0, 10.0]]), [(0, 2), (8, 10)])
     assert overlap.tolist() == [0.5, 1.0]
     assert truths.tolist() == [[0.0, 2.0], [8.0, 10.0]]
-    assert whole_steps(torch.tensor([9.7, 12.0]), 10) == (9, 10)
 
 
 def test_numbers_outside_are_refused(protocol):

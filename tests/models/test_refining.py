@@ -7,9 +7,8 @@ import math
 import pytest
 import torch
 
-from relocal_pyg.data.proposals import finer_windows, sliding_windows
+from relocal_pyg.data.proposals import ROUNDS, SEEDS, finer_windows, look_closer, sliding_windows
 from relocal_pyg.models import ContrastMatcher, FinerWindows
-from relocal_pyg.models.base import ROUNDS, SEEDS, look_closer
 from relocal_pyg.moments import tiou
 
 

@@ -163,11 +163,7 @@ def trained(**options: Any) -> Network:
 
 @pytest.mark.parametrize("name", ["paper", "masked mean"])
 def test_bfloat16_of_a_trained_network(name):
-    """Within 2e-2, and an answer that the plain network finds as good.
-
-    Where oneDNN has no bfloat16 products, every result is rounded by itself: within 4e-2.
-    """
-    most = 2e-2 if torch.ops.mkldnn._is_mkldnn_bf16_supported() else 4e-2
+    """Within 2e-2, and an answer that the plain network finds as good."""
     built = trained(**OPTIONS[name])
     starts = torch.arange(0, 26.0)
     windows = torch.cat([torch.stack([starts, starts + n], dim=1) for n in (4.0, 10.0)])
@@ -178,24 +174,8 @@ def test_bfloat16_of_a_trained_network(name):
         exact = torch.tanh(built.quick(query, reference, windows, built.inference())[0])
         assert scores.std() > 0.2
         torch.testing.assert_close(exact, scores, atol=1e-5, rtol=0)
-        torch.testing.assert_close(short, scores, atol=most, rtol=0)
+        torch.testing.assert_close(short, scores, atol=2e-2, rtol=0)
         assert scores[short.argmax()] >= scores.max() - 1e-2
-
-
-def test_queries_that_differ_from_video_to_video():
-    built = Network(torch.float64, mask_padding=True, residual=True, normalization="mean").perturb()
-    _, reference, windows = sample(torch.float64)
-    queries = torch.randn(3, 5, 8, dtype=torch.float64)
-    owner = torch.randint(0, 3, (len(windows),))
-    found = [resample(query, built.steps) for query in queries]
-    hidden = torch.cat([built.network.encode_query(x[None], m[None]) for x, m in found]).detach()
-    where = window_positions(len(reference), windows, built.steps)
-    together, _ = built.inference().score_windows(
-        hidden.transpose(0, 1), found[0][1], reference, *where, owner=owner
-    )
-    for number, query in enumerate(queries):
-        alone, _ = built.plain(query, reference, windows[owner == number])
-        torch.testing.assert_close(together[owner == number], alone, atol=1e-12, rtol=0)
 
 
 @pytest.mark.parametrize("skip_padding", [False, True])

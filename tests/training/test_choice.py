@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from relocal_pyg.apps.cli.find import choose_matcher
+from relocal_pyg.apps.cli.options import choose_matcher
 from relocal_pyg.data.pairs import make_pairs
 from relocal_pyg.datasets.synthetic import SyntheticConfig, synthetic
 from relocal_pyg.errors import CheckpointError

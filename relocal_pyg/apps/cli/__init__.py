@@ -19,23 +19,16 @@ from relocal_pyg.apps.cli.options import RESULTS, Output, WrongArgument, check_p
 from relocal_pyg.errors import RelocalError, RunError, UsageError, ascii_line
 from relocal_pyg.io.write import own_folder, writing
 
-#: Commands by name, each in the module that it is imported from when it is asked for.
+#: Commands in the order of the help, each in the module that it is imported from when it is asked
+#: for.
 COMMANDS = {
-    "example": "train",
-    "demo": "train",
-    "train": "train",
-    "pretrain": "pretrain",
-    "evaluate": "evaluate",
-    "ablate": "evaluate",
+    **dict.fromkeys(("example", "demo", "train", "pretrain", "evaluate", "ablate"), "train"),
     "find": "find",
-    "extract": "extract",
-    "propose": "extract",
-    "index": "search",
-    "search": "search",
-    "watch": "watch",
-    "batch": "watch",
+    **dict.fromkeys(("extract", "propose"), "extract"),
+    **dict.fromkeys(("index", "search"), "search"),
+    **dict.fromkeys(("watch", "batch"), "watch"),
     "convert": "extract",
-    "serve": "serve",
+    "serve": "watch",
     "check": "extract",
 }
 

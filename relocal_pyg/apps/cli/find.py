@@ -23,20 +23,22 @@ from relocal_pyg.apps.cli.exports import (
     write_sheet,
 )
 from relocal_pyg.apps.cli.options import (
-    NAMED,
     OUT_FILE,
     OUT_STREAM,
+    SHIPPED,
+    UNNAMED,
     BackboneOptions,
     Count,
     DeviceName,
     Model,
     Output,
+    Probability,
     Rate,
     Seconds,
     StepSeconds,
+    choose_matcher,
     load_network,
     number,
-    pick_device,
 )
 from relocal_pyg.errors import FeatureError, UsageError, ascii_line
 from relocal_pyg.formats import Source
@@ -46,9 +48,9 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from relocal_pyg.models import Calibrated
-    from relocal_pyg.models.base import Relocalizer
     from relocal_pyg.models.examples import Example
     from relocal_pyg.moments import Moment
+    from relocal_pyg.search.index import Hit
     from relocal_pyg.video.extract import Progress
     from relocal_pyg.video.find import Found
     from relocal_pyg.video.query import StillQuery, VideoQuery
@@ -109,14 +111,16 @@ class QueryOptions:
             unlike=(*saved.examples(False), *self.unlike),
         )
 
-    @property
-    def plain(self) -> list[dict[str, Any]]:
-        """Further examples and what is not meant, as the JSON of answers has them."""
+    def said(self) -> list[tuple[str, float | None, float | None, bool]]:
+        """Further examples and what is not meant: a file, seconds of it, whether it shows it."""
         from relocal_pyg.io.read import parse_stretch
 
-        said = [*((text, True) for text in self.also), *((text, False) for text in self.unlike)]
-        stretches = [(*parse_stretch(text), good) for text, good in said]
-        return [dict(zip(EXAMPLE, each, strict=True)) for each in stretches]
+        texts = [*((text, True) for text in self.also), *((text, False) for text in self.unlike)]
+        return [(*parse_stretch(text), good) for text, good in texts]
+
+    def plain(self) -> list[dict[str, Any]]:
+        """What :meth:`said` gives, as the JSON of answers has it."""
+        return [dict(zip(EXAMPLE, each, strict=True)) for each in self.said()]
 
     def rows(self, query: str) -> tuple[Tensor, Tensor | None]:
         """Features of the clip, and of all of QUERY where the clip is a part of it."""
@@ -132,12 +136,10 @@ class QueryOptions:
 
     def examples(self) -> list[Example]:
         """Features of further examples and of what is not meant."""
-        from relocal_pyg.io.read import parse_stretch
         from relocal_pyg.models.examples import Example
 
         found = []
-        for text, good in [*((t, True) for t in self.also), *((t, False) for t in self.unlike)]:
-            place, start, end = parse_stretch(text)
+        for place, start, end, good in self.said():
             around = read_features(place, self.key)
             rows = cut_steps(around, start, end, self.seconds_per_step)
             found.append(Example(rows, around if len(rows) < len(around) else None, good))
@@ -145,14 +147,12 @@ class QueryOptions:
 
     def stretches(self) -> tuple[list[VideoQuery], list[VideoQuery]]:
         """Further examples, and what is not meant, as stretches of video files."""
-        from relocal_pyg.io.read import parse_stretch
         from relocal_pyg.video.query import VideoQuery
 
-        def read(text: str) -> VideoQuery:
-            place, start, end = parse_stretch(text)
-            return VideoQuery(Path(place), start, end)
-
-        return [read(text) for text in self.also], [read(text) for text in self.unlike]
+        found: tuple[list[VideoQuery], list[VideoQuery]] = ([], [])
+        for place, start, end, good in self.said():
+            found[0 if good else 1].append(VideoQuery(Path(place), start, end))
+        return found
 
     def video(self, query: str | None) -> VideoQuery | StillQuery:
         """The clip as a stretch of a video file, or the words or the picture in its place.
@@ -223,7 +223,7 @@ def find(
     device: DeviceName = "auto",
     top_k: Count = 5,
     every: Annotated[bool, tyro.conf.arg(name="all")] = False,
-    min_probability: Annotated[float | None, number("P", least=0, most=1)] = None,
+    min_probability: Probability = None,
     cache: Annotated[Path | None, Output()] = None,
     json_file: Annotated[Path | None, OUT_STREAM, tyro.conf.arg(name="json")] = None,
     csv_file: Annotated[Path | None, OUT_FILE, tyro.conf.arg(name="csv")] = None,
@@ -329,8 +329,9 @@ def find_in_features(
     asked: QueryOptions,
     how: Wanted,
     device: DeviceName = "auto",
+    choose: Callable[..., tuple[Calibrated, str]] = choose_matcher,
 ) -> Answer:
-    """Search one array of features for another."""
+    """Search one array of features for another; ``choose`` gives the model."""
     from relocal_pyg.models.examples import ByExamples
     from relocal_pyg.models.matcher import is_large
     from relocal_pyg.models.occurrences import occurrences
@@ -340,7 +341,7 @@ def find_in_features(
     clip, whole = asked.rows(query)
     video, step = read_features(reference, asked.key), asked.seconds_per_step
     usual = "contrast" if is_large(clip, len(video)) else "pretrained"
-    matcher, why = choose_matcher(asked.model, device, usual)
+    matcher, why = choose(asked.model, device, usual)
     examples, count = asked.examples(), None
     if examples:
         matcher = type(matcher)(ByExamples(matcher.model, examples))
@@ -366,7 +367,7 @@ def find_in_features(
     facts = {
         "query": query,
         "query_span": asked.span(len(clip)),
-        "examples": asked.plain,
+        "examples": asked.plain(),
         "reference": reference,
         "matcher": why,
         "count": count,
@@ -386,6 +387,7 @@ def find_in_video(
     device: DeviceName = "auto",
 ) -> Answer:
     """Search a video file with bars on the terminal; damage in the files is printed."""
+    from relocal_pyg.models import MultiGraphMatcher
     from relocal_pyg.video.cut import describe_source
     from relocal_pyg.video.decode import probe
     from relocal_pyg.video.find import find_moments
@@ -397,7 +399,7 @@ def find_in_video(
         probe(file)  # a wrong name is said before a network is loaded
     probe(reference, look.stream)
     also, unlike = asked.stretches()
-    judged, examples = [], asked.plain
+    judged, examples = [], asked.plain()
     for video, start, end, good in read_feedback(asked.feedback):
         here = video in (None, reference, place_name(reference))
         place = reference if here else str(video)
@@ -408,13 +410,15 @@ def find_in_video(
             (also if good else unlike).append(VideoQuery(Path(place), start, end))
     for example in (*also, *unlike):
         probe(example.path)
-    matcher, why = choose_matcher(asked.model, device, "pretrained")
+    matcher, why = None, ""  # the length of the reference decides
+    if asked.model is not None:
+        matcher, why = choose_matcher(asked.model, device)
     backbone, rate = load_network(network, look.rate, asked.model, matcher, device)
     with bars_on_terminal() as bar:
         found = find_moments(
             query,
             reference,
-            model=None if asked.model is None else matcher,
+            model=matcher,
             backbone=backbone,
             top_k=how.top_k,
             every=how.every,
@@ -432,8 +436,10 @@ def find_in_video(
         )
     for problem in found.problems:
         print(ascii_line(f"damaged: {problem}"))
-    if asked.model is None and not why.startswith(found.matcher.split(",")[0]):
+    if matcher is None:
+        shipped = found.matcher.startswith(MultiGraphMatcher.title)
         why = f"{found.matcher} (of so long a video --model pretrained takes much memory)"
+        why = f"{MultiGraphMatcher.title}, {SHIPPED}{UNNAMED})" if shipped else why
     return Answer(
         found.moments,
         {
@@ -452,7 +458,7 @@ def find_in_video(
     )
 
 
-def likely(moment: Moment, least: float) -> bool:
+def likely(moment: Moment | Hit, least: float) -> bool:
     """Whether a moment is as probable as is wanted; what is not known is not left out."""
     return moment.probability is None or moment.probability >= least
 
@@ -493,46 +499,6 @@ def bars_on_terminal() -> Iterator[Callable[[str], Progress]]:
 
     with ExitStack() as bars:
         yield lambda title: bars.enter_context(progress_bar(title))
-
-
-def choose_matcher(
-    model: Path | None, device: DeviceName = "auto", usual: str = "contrast"
-) -> tuple[Calibrated, str]:
-    """The model to search with, ``usual`` where None, and words that say which one and why.
-
-    A run whose validation spoke for the training-free matcher is answered by the matcher. What
-    comes without a calibration is judged by what chance gives on the reference.
-    """
-    from relocal_pyg.models import Calibrated
-
-    given = "" if model else "; no --model given"
-    matcher, why = _chosen(Path(usual) if model is None else model, device, given)
-    return matcher if isinstance(matcher, Calibrated) else Calibrated(matcher), why
-
-
-def _chosen(model: Path, device: DeviceName, given: str) -> tuple[Relocalizer, str]:
-    from relocal_pyg.models import Calibrated, ContrastMatcher, load_model
-
-    if str(model) == "contrast":
-        return ContrastMatcher(), f"{ContrastMatcher.title} (no training needed{given})"
-    if str(model) in NAMED:
-        shipped = load_model(model).to(pick_device(device))
-        return shipped, f"{shipped.title}, pretrained (simulated worlds, no labels{given})"
-    from relocal_pyg.models.calibrated import FILE, read_confidence
-    from relocal_pyg.training.choice import read_choice
-
-    loaded, choice = load_model(model), read_choice(model)
-    loaded.to(pick_device(device))
-    if choice is None:
-        return loaded, f"{loaded.title}, from {model}"
-    if choice.use_matcher:
-        # A checkpoint named by itself (RUN/best) is used whatever validation said.
-        matcher: Relocalizer = ContrastMatcher()
-        confidence = read_confidence(model / FILE).get("matcher")
-        if confidence is not None:
-            matcher = Calibrated(matcher, confidence)
-        return matcher, f"{ContrastMatcher.title}, not {model}: {choice}"
-    return loaded, f"{loaded.title}, from {model}: {choice}"
 
 
 def moments_table(moments: list[Moment]) -> str:

@@ -18,6 +18,7 @@ from relocal_pyg.io.read import parse_number, parse_time
 
 if TYPE_CHECKING:
     from relocal_pyg.data.items import Protocol
+    from relocal_pyg.models import Calibrated
     from relocal_pyg.models.base import Relocalizer
     from relocal_pyg.training.presets import Preset
     from relocal_pyg.video.backbones import Backbone
@@ -97,7 +98,7 @@ Rate = Annotated[float | None, number("HZ", above=0, most=1000)]
 Count = Annotated[int, number("N", whole=True, least=1, most=1e9)]
 Steps = Annotated[int | None, number("N", whole=True, least=1, most=1e9)]
 Natural = Annotated[int, number("N", whole=True, least=0, most=2**63 - 1)]
-
+Probability = Annotated[float | None, number("P", least=0, most=1)]
 
 #: Models that are named, not found in a folder.
 NAMED = ("pretrained", "contrast")
@@ -213,7 +214,9 @@ def load_protocol(options: DataOptions) -> Protocol:
     if options.protocol == "synthetic":
         from relocal_pyg.datasets.synthetic import SyntheticConfig, synthetic
 
-        return synthetic(_seeded(SyntheticConfig(), options.split_seed))
+        usual = SyntheticConfig()
+        world = dataclasses.replace(usual.world, seed=options.split_seed)
+        return synthetic(dataclasses.replace(usual, world=world))
     if options.root is None and (options.protocol != "custom" or options.features is None):
         raise UsageError(f"--root is needed for the protocol {options.protocol}")
     root = options.root or Path()
@@ -256,7 +259,7 @@ def restore(record: dict[str, Any]) -> DataOptions:
 
 
 def _custom(options: DataOptions, root: Path) -> Protocol:
-    from relocal_pyg.data.checks import Quarantine
+    from relocal_pyg.data.annotations import Quarantine
     from relocal_pyg.datasets.custom import custom
 
     quarantine = Quarantine(strict=options.strict)
@@ -276,10 +279,6 @@ def _custom(options: DataOptions, root: Path) -> Protocol:
     if quarantine.records:
         print(quarantine.summary())
     return protocol
-
-
-def _seeded(config: Any, seed: int) -> Any:
-    return dataclasses.replace(config, world=dataclasses.replace(config.world, seed=seed))
 
 
 PresetName = Literal["recommended", "paper"]
@@ -409,6 +408,50 @@ def describe_extraction(
     return {"backbone": backbone.name, "rate_hz": rate_hz, "network": options.plain()}
 
 
+#: What is said of the weights that come with this package, and where no model was asked for.
+SHIPPED, UNNAMED = "pretrained (simulated worlds, no labels", "; no --model given"
+
+
+def choose_matcher(
+    model: Path | None, device: DeviceName = "auto", usual: str = "contrast"
+) -> tuple[Calibrated, str]:
+    """The model to search with, ``usual`` where None, and words that say which one and why.
+
+    A run whose validation spoke for the training-free matcher is answered by the matcher. What
+    comes without a calibration is judged by what chance gives on the reference.
+    """
+    from relocal_pyg.models import Calibrated
+
+    given = "" if model else UNNAMED
+    matcher, why = _chosen(Path(usual) if model is None else model, device, given)
+    return matcher if isinstance(matcher, Calibrated) else Calibrated(matcher), why
+
+
+def _chosen(model: Path, device: DeviceName, given: str) -> tuple[Relocalizer, str]:
+    from relocal_pyg.models import Calibrated, ContrastMatcher, load_model
+
+    if str(model) == "contrast":
+        return ContrastMatcher(), f"{ContrastMatcher.title} (no training needed{given})"
+    if str(model) in NAMED:
+        shipped = load_model(model).to(pick_device(device))
+        return shipped, f"{shipped.title}, {SHIPPED}{given})"
+    from relocal_pyg.models.calibrated import FILE, read_confidence
+    from relocal_pyg.training.choice import read_choice
+
+    loaded, choice = load_model(model), read_choice(model)
+    loaded.to(pick_device(device))
+    if choice is None:
+        return loaded, f"{loaded.title}, from {model}"
+    if choice.use_matcher:
+        # A checkpoint named by itself (RUN/best) is used whatever validation said.
+        matcher: Relocalizer = ContrastMatcher()
+        confidence = read_confidence(model / FILE).get("matcher")
+        if confidence is not None:
+            matcher = Calibrated(matcher, confidence)
+        return matcher, f"{ContrastMatcher.title}, not {model}: {choice}"
+    return loaded, f"{loaded.title}, from {model}: {choice}"
+
+
 def load_network(
     options: BackboneOptions,
     rate_hz: float | None,
@@ -443,28 +486,22 @@ def load_network(
         backbone = load_backbone(options, device)
     else:
         said = options != BackboneOptions()
-        backbone = load_backbone(options if said else record.network, device)
-        if backbone.name != record.backbone:
+        name, rate, recorded = record
+        backbone = load_backbone(options if said else recorded, device)
+        if backbone.name != name:
             raise UsageError(
-                f"was trained on features of {record.backbone}, this is {backbone.name}"
+                f"was trained on features of {name}, this is {backbone.name}"
                 + (": leave --backbone, --pool, --weights and --pca out" if said else ""),
                 file=run,
             )
-        rate_hz = record.rate_hz if rate_hz is None else rate_hz
+        rate_hz = rate if rate_hz is None else rate_hz
     if model is not None:
         check_width(model, backbone, run)
     return backbone, rate_hz
 
 
-@dataclass(frozen=True)
-class _Recorded:
-    backbone: str
-    rate_hz: float
-    network: BackboneOptions
-
-
-def _recorded_extraction(run: Path) -> _Recorded | None:
-    """What :func:`describe_extraction` recorded; None where the features came from elsewhere."""
+def _recorded_extraction(run: Path) -> tuple[str, float, BackboneOptions] | None:
+    """Name, rate and options that :func:`describe_extraction` recorded; None without a record."""
     from relocal_pyg.io.read import read_json
 
     files = [folder / "run.json" for folder in (run, run.parent)]
@@ -476,12 +513,11 @@ def _recorded_extraction(run: Path) -> _Recorded | None:
         made = record.get("features")
         if made is None:
             return None
-        options = BackboneOptions.of(made["network"])
-        recorded = _Recorded(str(made["backbone"]), float(made["rate_hz"]), options)
-        if not (made["network"] and recorded.rate_hz > 0):
+        name, rate_hz = str(made["backbone"]), float(made["rate_hz"])
+        if not (made["network"] and rate_hz > 0):
             raise ValueError
+        return name, rate_hz, BackboneOptions.of(made["network"])
     except RelocalError as error:
         raise CheckpointError(error.reason, file=file) from None
     except (AttributeError, KeyError, TypeError, ValueError):
         raise CheckpointError("does not say how its features were made", file=file) from None
-    return recorded

@@ -24,8 +24,8 @@ from relocal_pyg.apps.cli.find import (
     QueryOptions,
     Wanted,
     bars_on_terminal,
-    choose_matcher,
     is_features,
+    likely,
 )
 from relocal_pyg.apps.cli.options import (
     OUT_FILE,
@@ -35,11 +35,12 @@ from relocal_pyg.apps.cli.options import (
     DeviceName,
     Model,
     Output,
+    Probability,
     Rate,
     Steps,
     StepSeconds,
+    choose_matcher,
     load_network,
-    number,
 )
 from relocal_pyg.errors import UsageError, ascii_line
 from relocal_pyg.formats import Source
@@ -140,7 +141,7 @@ def search(
     device: DeviceName = "auto",
     top_k: Count = 10,
     every: Annotated[bool, tyro.conf.arg(name="all")] = False,
-    min_probability: Annotated[float | None, number("P", least=0, most=1)] = None,
+    min_probability: Probability = None,
     first_stage: Literal["scan", "faiss", "none"] = "scan",
     candidates: Count = 1000,
     json_file: Annotated[Path | None, OUT_STREAM, tyro.conf.arg(name="json")] = None,
@@ -201,7 +202,7 @@ def search(
         wanted = asked.video(query)
         found, why = search_video(folder, wanted, asked, network, how, stage, candidates, device)
         hits, count, title = found.hits, found.count, wanted.title
-    hits = [hit for hit in hits if hit.probability is None or hit.probability >= least]
+    hits = [hit for hit in hits if likely(hit, least)]
     print(f"matcher: {why}")
     if count is not None:
         print(f"found: {count}")
@@ -215,7 +216,7 @@ def search(
             matcher=why,
             count=count,
             query_span=asked.span(len(asked.rows(title)[0])) if found is None else found.span,
-            examples=[*asked.plain, *judged_files(folder, asked.feedback)],
+            examples=[*asked.plain(), *judged_files(folder, asked.feedback)],
         )
     files = (csv_file, srt_file, cut, contact_sheet)
     if export or any(file is not None for file in files):
@@ -340,10 +341,7 @@ def search_video(
     candidates: int,
     device: DeviceName = "auto",
 ) -> tuple[FoundVideos, str]:
-    """Search an index for a stretch of a video file, words or a picture.
-
-    Returns:
-        What was found, and which matcher found it.
+    """Search an index for a stretch of a video, words or a picture; and which matcher did.
 
     Raises:
         SearchIndexError: The index was not made from video files, or with another network.

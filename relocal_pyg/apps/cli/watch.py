@@ -1,4 +1,4 @@
-"""``relocal watch`` and ``relocal batch``: many searches, none of them done twice."""
+"""``relocal watch``, ``batch`` and ``serve``: many searches, with everything loaded once."""
 
 from __future__ import annotations
 
@@ -18,7 +18,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 import tyro
 
 from relocal_pyg.apps.cli.exports import place_name, plain_answers
-from relocal_pyg.apps.cli.find import QueryOptions, choose_matcher, is_features, read_features
+from relocal_pyg.apps.cli.find import (
+    QueryOptions,
+    Wanted,
+    find_in_features,
+    is_features,
+    likely,
+)
 from relocal_pyg.apps.cli.options import (
     BackboneOptions,
     Count,
@@ -28,6 +34,7 @@ from relocal_pyg.apps.cli.options import (
     Rate,
     Steps,
     StepSeconds,
+    choose_matcher,
     load_network,
     number,
 )
@@ -48,7 +55,6 @@ COLUMNS = ("query", "query_start", "query_end", "reference")
 ANSWER = ("rank", "start", "end", "score", "probability", "presence")
 #: Query, where it starts and ends, and reference, as a table says them.
 Row = tuple[str, str, str, str]
-Probability = Annotated[float, number("P", least=0, most=1)]
 
 
 def _searcher(
@@ -60,24 +66,18 @@ def _searcher(
     device: DeviceName,
 ) -> Callable[[QueryOptions, str | None, str], list[Moment]]:
     """What answers a query in a reference as "relocal find" does, loading everything once."""
-    given = None if model is None else choose_matcher(model, device)[0]
-    loaded = functools.cache(lambda: load_network(network, rate, model, given, device))
+    known = functools.cache(choose_matcher)
 
-    @functools.cache
-    def chosen(usual: str) -> Calibrated:
-        return choose_matcher(None, device, usual)[0] if given is None else given
+    def choose(wanted: Path | None, device: DeviceName, usual: str = "") -> tuple[Calibrated, str]:
+        return known(wanted, device, usual if wanted is None else "")  # each model once
+
+    given = None if model is None else choose(model, device)[0]
+    loaded = functools.cache(lambda: load_network(network, rate, model, given, device))
 
     def answer(asked: QueryOptions, query: str | None, reference: str) -> list[Moment]:
         if query is not None and is_features(query):
-            from relocal_pyg.models.examples import ByExamples
-            from relocal_pyg.models.matcher import is_large
-
-            clip, whole = asked.rows(query)
-            rows, step = read_features(reference, asked.key), asked.seconds_per_step
-            matcher = chosen("contrast" if is_large(clip, len(rows)) else "pretrained")
-            examples = asked.examples()
-            told = type(matcher)(ByExamples(matcher.model, examples)) if examples else matcher
-            return told.localize(clip, rows, top_k=top_k, seconds_per_step=step, query_video=whole)
+            how = Wanted(top_k, every=False, least=0.0, explain=False)
+            return find_in_features(query, reference, asked, how, device, choose).moments
         from relocal_pyg.video.find import find_moments
 
         backbone, rate_hz = loaded()
@@ -104,7 +104,7 @@ def watch(
     *,
     out: Annotated[Path, Output(folder="watch")] = Path("relocal_watch"),
     top_k: Count = 5,
-    min_probability: Probability = 0.3,
+    min_probability: Annotated[float, number("P", least=0, most=1)] = 0.3,
     rate: Rate = None,
     settle: Annotated[float, number("SECONDS", least=0, most=86400)] = 5.0,
     run: Annotated[str | None, tyro.conf.arg(metavar="COMMAND")] = None,
@@ -179,12 +179,9 @@ def watch(
             except RelocalError as error:
                 record["error"] = error.reason
             else:
-                likely = [
-                    each
-                    for each in found
-                    if each.probability is None or each.probability >= min_probability
-                ]
-                record["moments"] = plain_answers((name, each) for each in likely)
+                record["moments"] = plain_answers(
+                    (name, each) for each in found if likely(each, min_probability)
+                )
             if version_of(file) != version:  # grown or gone meanwhile
                 continue
             journal.append(record)
@@ -269,6 +266,7 @@ def batch(
             query, start, end, reference = row
             try:
                 asked = QueryOptions(
+                    model,
                     query_start=_time(start),
                     query_end=_time(end),
                     seconds_per_step=seconds_per_step,
@@ -339,3 +337,64 @@ def _name(row: Row) -> str:
 
     files = (each if Path(each).exists() else each.rpartition("::")[0] for each in row[::3])
     return json.dumps([row, [version_of(file) for file in files]])
+
+
+def serve(
+    folder: Annotated[Path | None, tyro.conf.Positional, tyro.conf.arg(metavar="FOLDER")] = None,
+    network: BackboneOptions = BackboneOptions(),  # noqa: B008 - frozen
+    *,
+    index: Path | None = None,
+    port: Count = 8765,
+    host: str = "127.0.0.1",
+    model: Model = None,
+    device: DeviceName = "auto",
+    max_upload_mb: Count = 2048,
+) -> None:
+    """Open a page on this machine to choose videos, mark a query and play what is found.
+
+    Args:
+        folder: Offer the videos of this folder, beside those uploaded.
+        network: Which network turns frames into features; that of the run's own videos where left
+            out.
+        index: Search all videos of this index at once; "relocal index" makes it from a folder.
+        port: Port to listen on.
+        host: Address to listen on; anything but 127.0.0.1 lets others in, and there is no password.
+        model: A trained run or checkpoint, "pretrained" or "contrast", the one that the index was
+            made with; "pretrained" in one video and "contrast" in an index where left out.
+        device: Where networks run; "auto" is cuda where there is one.
+        max_upload_mb: Size of one upload in megabytes.
+    """
+    try:
+        import starlette  # noqa: F401
+        import uvicorn  # noqa: F401
+    except ImportError:
+        raise UsageError("the page needs its packages: pip install 'relocal_pyg[serve]'") from None
+    if not 1 <= port <= 65535 or max_upload_mb < 1:
+        raise UsageError("a port of 1 to 65535 and at least 1 megabyte wanted")
+    if host not in ("127.0.0.1", "localhost"):
+        print(f"warning: {host} can be reached by others, and there is no password")
+    from relocal_pyg.apps.serve import run
+
+    matcher, why = choose_matcher(model, device, "pretrained")
+    if index is not None and network == BackboneOptions():
+        from relocal_pyg.video.index import IndexedVideos
+
+        network = BackboneOptions.of(IndexedVideos.load(index).network)
+    backbone, rate = load_network(network, None, model, matcher, device)
+    also = "" if index is None or model is not None else "; in the index: contrast"
+
+    def started() -> None:
+        print(f"matcher: {why}{also}")
+        print(f"open http://{host}:{port} (Ctrl-C ends it)", flush=True)
+
+    run(
+        folder,
+        index=index,
+        host=host,
+        port=port,
+        model=None if model is None else matcher,
+        backbone=backbone,
+        rate_hz=rate,
+        max_bytes=max_upload_mb * 2**20,
+        started=started,
+    )

@@ -1,7 +1,6 @@
 """A local web page to find moments in videos: the extra ``relocal_pyg[serve]``.
 
-Made for one person on one machine: it listens on the loopback address, answers only to requests
-that name it, and keeps what is uploaded in a folder of its own.
+Made for one person on one machine: it listens on the loopback address alone.
 """
 
 import lazy_loader

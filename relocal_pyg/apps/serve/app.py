@@ -1,17 +1,20 @@
-"""The web application: routes and limits. Starlette does the serving."""
+"""The web application: routes and limits, and serving it until interrupted."""
 
 from __future__ import annotations
 
 import asyncio
 import mimetypes
 import re
+import socket
+import tempfile
 from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
 
+import uvicorn
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
@@ -19,25 +22,48 @@ from starlette.middleware import Middleware
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import FileResponse, JSONResponse, Response
 from starlette.routing import Route
+from starlette.types import ASGIApp
+from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from relocal_pyg.apps.serve.answers import answer, describe, learned, strip
-from relocal_pyg.apps.serve.answers import export as make_export
-from relocal_pyg.apps.serve.answers import report as make_report
-from relocal_pyg.apps.serve.jobs import Mark, SearchQueue, Work
 from relocal_pyg.apps.serve.library import Collection, Entry, Library
-from relocal_pyg.apps.serve.requests import Guard, read_search, receive, refuse, seconds
+from relocal_pyg.apps.serve.requests import (
+    EVERYWHERE,
+    Guard,
+    read_search,
+    receive,
+    refuse,
+    seconds,
+)
+from relocal_pyg.apps.serve.searches import (
+    Job,
+    Mark,
+    SearchQueue,
+    Work,
+    answer,
+    describe,
+    learned,
+    strip,
+)
+from relocal_pyg.apps.serve.searches import export as make_export
+from relocal_pyg.apps.serve.searches import report as make_report
 from relocal_pyg.errors import OutputError, RelocalError, UsageError, VideoError, check_number
 from relocal_pyg.formats import FORMATS
 from relocal_pyg.io.read import parse_number, parse_time
+from relocal_pyg.models import Calibrated, ContrastMatcher
 from relocal_pyg.models.base import Relocalizer
-from relocal_pyg.video.backbones import Backbone
+from relocal_pyg.video.backbones import Backbone, EfficientNetLite0
 from relocal_pyg.video.example import CLIP, write_example
 from relocal_pyg.video.extract import Progress
-from relocal_pyg.video.find import Found, find_moments
+from relocal_pyg.video.find import Found, check_width, find_moments
 from relocal_pyg.video.index import FoundVideos, find_in_index
 from relocal_pyg.video.query import VideoQuery
 from relocal_pyg.video.rows import FeatureCache
 
+#: Connections at once; more are answered 503. A browser opens six.
+MAX_CONNECTIONS = 64
+#: Seconds after which a connection without a request is closed, and one that takes nothing of an
+#: answer: a player that is paused takes nothing, and asks again.
+IDLE, STALLED = 10.0, 300.0
 _STATIC = Path(__file__).parent / "static"
 _MAX_UPLOADS = 2
 #: Rows of pictures drawn at once; others wait.
@@ -71,6 +97,18 @@ def make_app(
     drawing = asyncio.Semaphore(_MAX_DRAWING)
     making = asyncio.Semaphore(1)  # previews: who waits for one holds no thread
     indexed = 0 if collection is None else len(collection)
+
+    def video_of(request: Request) -> Entry:
+        entry = library.get(request.path_params["key"])
+        if entry is None:
+            raise HTTPException(404, "no such video")
+        return entry
+
+    def search_of(request: Request, *, answered: bool = False) -> Job:
+        job = searches.get(request.path_params["key"])
+        if job is None or (answered and job.found is None):
+            raise HTTPException(404, "no such answer" if answered else "no such search")
+        return job
 
     async def videos(request: Request) -> Response:
         return JSONResponse([describe(entry) for entry in library.entries()])
@@ -121,30 +159,23 @@ def make_app(
                 library.release(size)
 
     async def example(request: Request) -> Response:
-        try:
-            await read_search(request)  # no plain form of another page can send one
-            async with making:
-                films = await run_in_threadpool(write_example, library.uploads / "example")
-            entries = [library.add(film, film.name, uploaded=True) for film in films]
-        except RelocalError as error:
-            return refuse(400, error.reason)
-        except TimeoutError:
-            return refuse(408, "it came too slowly")
+        await read_search(request)  # no plain form of another page can send one
+        async with making:
+            films = await run_in_threadpool(write_example, library.uploads / "example")
+        entries = [library.add(film, film.name, uploaded=True) for film in films]
         start, end = CLIP
         return JSONResponse({"videos": list(map(describe, entries)), "start": start, "end": end})
 
     async def play(request: Request) -> Response:
-        entry = library.get(request.path_params["key"])
-        if entry is None or not entry.path.is_file():
-            return refuse(404, "no such video")
+        entry = video_of(request)
+        if not entry.path.is_file():
+            raise HTTPException(404, "no such video")
         kind = mimetypes.guess_type(entry.name)[0] or ""
         kind = kind if kind.startswith("video/") else "video/mp4"
         return FileResponse(entry.path, media_type=kind)
 
     async def preview(request: Request) -> Response:
-        entry = library.get(request.path_params["key"])
-        if entry is None:
-            return refuse(404, "no such video")
+        entry = video_of(request)
         try:
             async with making:
                 path = await run_in_threadpool(library.preview, entry)
@@ -155,20 +186,14 @@ def make_app(
         return FileResponse(path, media_type="video/mp4")
 
     async def pictures(request: Request) -> Response:
-        entry = library.get(request.path_params["key"])
-        if entry is None:
-            return refuse(404, "no such video")
-        try:
-            asked = request.query_params
-            start, end = (
-                check_number(parse_time(asked.get(name, ""), name), name, least=0, most=1e6)
-                for name in ("start", "end")
-            )
-            count = check_number(parse_number(asked.get("count", "8")), "count", least=1, most=24)
-            async with drawing:
-                jpeg = await run_in_threadpool(strip, entry.path, start, end, int(count))
-        except RelocalError as error:
-            return refuse(400, error.reason)
+        entry, asked = video_of(request), request.query_params
+        start, end = (
+            check_number(parse_time(asked.get(name, ""), name), name, least=0, most=1e6)
+            for name in ("start", "end")
+        )
+        count = check_number(parse_number(asked.get("count", "8")), "count", least=1, most=24)
+        async with drawing:
+            jpeg = await run_in_threadpool(strip, entry.path, start, end, int(count))
         kept = {"Cache-Control": "private, max-age=3600"}
         return Response(jpeg, media_type="image/jpeg", headers=kept)
 
@@ -184,18 +209,13 @@ def make_app(
         known = next((each for each in moments if each["number"] == number), None)
         if job is None or known is None:
             return refuse(404, "no such moment")
-        try:
-            wanted = await read_search(request)
-            start, end = (seconds(wanted.get(name, known[name])) for name in ("start", "end"))
-            judged = wanted.get("judged", known["judged"])
-            if start is None or end is None or not 0 <= start < end <= 1e6:
-                raise UsageError("a moment starts at 0 s or later and ends after its start")
-            if judged is not None and not isinstance(judged, bool):
-                raise UsageError("judged: true, false or null wanted")
-        except RelocalError as error:
-            return refuse(400, error.reason)
-        except TimeoutError:
-            return refuse(408, "it came too slowly")
+        wanted = await read_search(request)
+        start, end = (seconds(wanted.get(name, known[name])) for name in ("start", "end"))
+        judged = wanted.get("judged", known["judged"])
+        if start is None or end is None or not 0 <= start < end <= 1e6:
+            raise UsageError("a moment starts at 0 s or later and ends after its start")
+        if judged is not None and not isinstance(judged, bool):
+            raise UsageError("judged: true, false or null wanted")
         before, left = job.marks, {**known, "start": start, "end": end, "judged": judged}
         if judged is None and (known.get("id"), start, end) in job.places:
             job.edits.pop(number, None)  # as it was found
@@ -206,50 +226,35 @@ def make_app(
         return JSONResponse({**left, "state": job.state})
 
     async def export(request: Request) -> Response:
-        job = searches.get(request.path_params["key"])
-        if job is None or job.found is None:
-            return refuse(404, "no such answer")
-        name = request.query_params.get("format", "")
+        job, name = search_of(request, answered=True), request.query_params.get("format", "")
         if name not in FORMATS and name != "query":
             return refuse(404, f"no such format: {', '.join(FORMATS)}")
-        try:
-            least = parse_number(request.query_params.get("least", "0"))
-            async with drawing:
-                text = await run_in_threadpool(make_export, job, collection, name, least)
-        except RelocalError as error:
-            return refuse(400, error.reason)
+        least = parse_number(request.query_params.get("least", "0"))
+        async with drawing:
+            text = await run_in_threadpool(make_export, job, collection, name, least)
         file = "query.json" if name == "query" else f"moments{FORMATS[name].suffixes[0]}"
         headers = {"Content-Disposition": f'attachment; filename="{file}"'}
         return Response(text, media_type="application/octet-stream", headers=headers)
 
     async def search(request: Request) -> Response:
-        try:
-            wanted = await read_search(request)
-            everywhere, every = wanted.get("index") is True, wanted.get("every") is True
-            query, reference = (library.get(wanted.get(name)) for name in ("query", "reference"))
-            if query is None or (reference is None and not everywhere):
-                return refuse(404, "no such video: choose a query and a reference")
-            if everywhere and collection is None:
-                return refuse(404, "no index here: relocal serve --index opens one")
-            like = searches.get(str(wanted.get("like")))
-            if like is None and "like" in wanted:
-                return refuse(404, "no such search to learn from")
-            examples = [] if like is None else learned(like, collection)
-            start, end = (seconds(wanted.get(name)) for name in ("query_start", "query_end"))
-            clip = VideoQuery(query.path, start, end)
-            top_k = wanted.get("top_k", 10 if everywhere else 5)
-            if type(top_k) is not int or not 1 <= top_k <= 50:
-                raise UsageError("top_k: 1 to 50 wanted")
-        except RelocalError as error:
-            return refuse(400, error.reason)
-        except TimeoutError:
-            return refuse(408, "it came too slowly")
-        if everywhere:
-            work, place = in_index(query, clip, top_k, every, examples), f"{indexed} videos"
-        else:
-            assert reference is not None
-            work = in_video(query, clip, reference, top_k, every, examples)
-            place = reference.name
+        wanted = await read_search(request)
+        everywhere, every = wanted.get("index") is True, wanted.get("every") is True
+        query, reference = (library.get(wanted.get(name)) for name in ("query", "reference"))
+        if query is None or (reference is None and not everywhere):
+            return refuse(404, "no such video: choose a query and a reference")
+        if everywhere and collection is None:
+            return refuse(404, "no index here: relocal serve --index opens one")
+        like = searches.get(str(wanted.get("like")))
+        if like is None and "like" in wanted:
+            return refuse(404, "no such search to learn from")
+        examples = [] if like is None else learned(like, collection)
+        start, end = (seconds(wanted.get(name)) for name in ("query_start", "query_end"))
+        clip = VideoQuery(query.path, start, end)
+        top_k = wanted.get("top_k", 10 if everywhere else 5)
+        if type(top_k) is not int or not 1 <= top_k <= 50:
+            raise UsageError("top_k: 1 to 50 wanted")
+        place = f"{indexed} videos" if reference is None or everywhere else reference.name
+        work = searching(query, clip, None if everywhere else reference, top_k, every, examples)
         about: dict[str, Any]
         about = {"query": query.key, "query_name": query.name, "start": clip.start, "end": clip.end}
         about |= {"reference": None if everywhere else wanted.get("reference"), "place": place}
@@ -259,61 +264,51 @@ def make_app(
             return refuse(429, "too many searches are waiting: try again when one is done")
         return JSONResponse({"id": job.key, "state": job.state}, 202)
 
-    def stretches(examples: Sequence[dict[str, Any]], good: bool) -> list[VideoQuery]:
-        known = [(library.get(each["video"]), each) for each in examples if each["good"] is good]
-        return [VideoQuery(e.path, each["start"], each["end"]) for e, each in known if e]
-
-    def in_video(
+    def searching(
         query: Entry,
         clip: VideoQuery,
-        reference: Entry,
+        reference: Entry | None,
         top_k: int,
         every: bool,
         examples: Sequence[dict[str, Any]],
     ) -> Work:
-        def work(progress: Callable[[str], Progress], marks: Sequence[Mark]) -> Found:
-            return find_moments(
-                clip,
-                reference.path,
-                model=matcher,
-                backbone=backbone,
-                top_k=top_k + sum(good for *_, good in marks),
-                judged=[(start, end, good) for _, start, end, good in marks],
-                also=stretches(examples, True),
-                unlike=stretches(examples, False),
-                every=every,
-                least=0.0,
-                rate_hz=rate_hz,
-                cache=cache,
-                progress=lambda file: progress(
-                    query.name if file == query.path.name else reference.name
-                ),
-            )
+        """The search of one video, or of the index where there is no ``reference``."""
 
-        return work
+        def stretches(good: bool) -> list[VideoQuery]:
+            known = [(library.get(e["video"]), e) for e in examples if e["good"] is good]
+            return [VideoQuery(v.path, e["start"], e["end"]) for v, e in known if v]
 
-    def in_index(
-        query: Entry,
-        clip: VideoQuery,
-        top_k: int,
-        every: bool,
-        examples: Sequence[dict[str, Any]],
-    ) -> Work:
-        def work(progress: Callable[[str], Progress], marks: Sequence[Mark]) -> FoundVideos:
+        def work(progress: Callable[[str], Progress], marks: Sequence[Mark]) -> Found | FoundVideos:
+            shared: dict[str, Any] = {
+                "top_k": top_k + sum(good for *_, good in marks),
+                "also": stretches(True),
+                "unlike": stretches(False),
+                "every": every,
+                "least": 0.0,
+                "cache": cache,
+            }
+            if reference is not None:
+                return find_moments(
+                    clip,
+                    reference.path,
+                    model=matcher,
+                    backbone=backbone,
+                    judged=[(start, end, good) for _, start, end, good in marks],
+                    rate_hz=rate_hz,
+                    progress=lambda file: progress(
+                        query.name if file == query.path.name else reference.name
+                    ),
+                    **shared,
+                )
             assert collection is not None
             found = find_in_index(
                 clip,
                 collection.index,
                 collection.made,
                 backbone,
-                top_k=top_k + sum(good for *_, good in marks),
                 judged=[(str(name), (start, end, good)) for name, start, end, good in marks],
-                also=stretches(examples, True),
-                unlike=stretches(examples, False),
-                every=every,
-                least=0.0,
-                cache=cache,
                 progress=lambda file: progress(query.name),
+                **shared,
             )
             # Answers are remembered; rows of long videos need not be.
             return replace(found, query=found.query[:0].clone(), query_video=None)
@@ -321,27 +316,17 @@ def make_app(
         return work
 
     async def state(request: Request) -> Response:
-        job = searches.get(request.path_params["key"])
-        return (
-            refuse(404, "no such search") if job is None else JSONResponse(answer(job, collection))
-        )
+        return JSONResponse(answer(search_of(request), collection))
 
     async def cancel(request: Request) -> Response:
-        job = searches.get(request.path_params["key"])
-        if job is None:
-            return refuse(404, "no such search")
+        job = search_of(request)
         searches.cancel(job)
         return JSONResponse({"state": job.state})
 
     async def report(request: Request) -> Response:
-        job = searches.get(request.path_params["key"])
-        if job is None or job.found is None:
-            return refuse(404, "no such answer")
-        try:
-            async with drawing:
-                html = await run_in_threadpool(make_report, job.found, job.names, collection)
-        except RelocalError as error:
-            return refuse(400, error.reason)
+        job = search_of(request, answered=True)
+        async with drawing:
+            html = await run_in_threadpool(make_report, job, collection)
         # The page forbids itself everything but its own pictures and style.
         policy = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
         return Response(html, media_type="text/html", headers={"Content-Security-Policy": policy})
@@ -384,11 +369,124 @@ def make_app(
             Route("/api/searches/{key}/report", report),
         ],
         middleware=[Middleware(Guard, hosts=hosts)],
-        exception_handlers={HTTPException: _http_error},
+        exception_handlers=dict.fromkeys((HTTPException, RelocalError, TimeoutError), _refusal),
         lifespan=lifespan,
     )
 
 
-async def _http_error(request: Request, error: Exception) -> Response:
-    assert isinstance(error, HTTPException)
-    return refuse(error.status_code, error.detail)
+async def _refusal(request: Request, error: Exception) -> Response:
+    """What a route raised, as an answer."""
+    if isinstance(error, HTTPException):
+        return refuse(error.status_code, error.detail)
+    if isinstance(error, RelocalError):
+        return refuse(400, error.reason)
+    return refuse(408, "it came too slowly")
+
+
+class Connection(H11Protocol):
+    """A connection that does not last for ever; uvicorn itself waits for the first request."""
+
+    idle, stalled = IDLE, STALLED
+    _seen: tuple[object, ...] = ()
+    _since = 0.0
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        """Watch it from its beginning."""
+        super().connection_made(transport)
+        self._look()
+
+    def _look(self) -> None:
+        """Close it where nothing has changed for too long."""
+        if self not in self.connections:
+            return
+        waits = self.cycle is None or self.cycle.response_complete
+        unsent = self.transport.get_write_buffer_size()
+        seen = (self.cycle, waits, unsent)
+        if seen != self._seen:
+            self._seen, self._since = seen, self.loop.time()
+        unmoved = self.loop.time() - self._since
+        if unmoved >= (self.stalled if unsent else self.idle) and (waits or unsent):
+            self.transport.abort()
+        else:
+            self.loop.call_later(self.idle / 4, self._look)
+
+
+def server_of(app: ASGIApp) -> uvicorn.Server:
+    """A server with bounds on what its clients may hold."""
+    config = uvicorn.Config(
+        app,
+        http=Connection,
+        log_level="warning",
+        server_header=False,
+        limit_concurrency=MAX_CONNECTIONS,
+        timeout_graceful_shutdown=1,  # for those that play or upload when it ends
+    )
+    return uvicorn.Server(config)
+
+
+def run(
+    folder: Path | None = None,
+    *,
+    index: Path | None = None,
+    host: str = "127.0.0.1",
+    port: int = 8765,
+    model: Relocalizer | None = None,
+    backbone: Backbone | None = None,
+    rate_hz: float | None = None,
+    max_bytes: int = 2 * 2**30,
+    started: Callable[[], None] | None = None,
+) -> None:
+    """Serve the page until interrupted; uploads and features are removed at the end.
+
+    Args:
+        folder: Videos to offer beside uploads.
+        index: An index of videos to search together and to offer.
+        host: Address to listen on.
+        port: Port to listen on.
+        model: The pretrained matcher in one video, the contrast matcher in an index, where None.
+        backbone: EfficientNet-Lite0 where None.
+        rate_hz: Frames per second of searches in one video; follows the query where None.
+        max_bytes: Size of one upload.
+        started: Called once the port is open.
+
+    Raises:
+        UsageError: The port is taken, or the folder or the index holds no videos.
+        SearchIndexError: The index cannot be used, or was made with another model or network.
+        FeatureError: The model takes other features than the network gives.
+    """
+    # A search that is still at work when the end comes may write a moment longer.
+    with tempfile.TemporaryDirectory(
+        prefix="relocal-serve-", ignore_cleanup_errors=True
+    ) as scratch:
+        uploads = Path(scratch) / "uploads"
+        uploads.mkdir(mode=0o700)
+        library = Library(uploads, folder, max_bytes=max_bytes)
+        network = EfficientNetLite0() if backbone is None else backbone
+        indexed = Calibrated(ContrastMatcher()) if model is None else model
+        check_width(indexed, network)
+        collection = None
+        if index is not None:
+            collection = Collection(index, indexed, library)
+            collection.made.check(network)
+        try:
+            listening = socket.create_server((host, port))
+        except OSError as error:
+            raise UsageError(
+                f"port {port} of {host} cannot be opened ({error.strerror}): try another --port"
+            ) from None
+        names = [socket.gethostname()] if host in EVERYWHERE else []
+        with listening:
+            app = make_app(
+                library,
+                SearchQueue(),
+                FeatureCache(Path(scratch) / "features"),
+                model,
+                network,
+                rate_hz=rate_hz,
+                collection=collection,
+                hosts=("127.0.0.1", "localhost", "::1", host, *names),
+            )
+            if started is not None:
+                started()
+            with suppress(KeyboardInterrupt):  # the usual end
+                server_of(app).run(sockets=[listening])

@@ -12,7 +12,13 @@ from torch.utils.data import Dataset
 from relocal_pyg.data.items import Protocol
 from relocal_pyg.data.pair_data import PairData, resample, resample_windows
 from relocal_pyg.data.samples import TripletDataset
-from relocal_pyg.models.base import Ranking, Surroundings, TrainableRelocalizer, separate
+from relocal_pyg.models.base import (
+    Ranking,
+    Surroundings,
+    TrainableRelocalizer,
+    arguments,
+    separate,
+)
 from relocal_pyg.moments import decode_offsets
 from relocal_pyg.nn.losses import offset_loss, triplet_loss
 from relocal_pyg.nn.network import PairEncoder
@@ -67,12 +73,10 @@ class AFTSRM(TrainableRelocalizer):
         dropout: float = 0.4,
         margin: float = 0.5,
     ) -> None:
+        self._config = arguments(locals())
         super().__init__()
         self.in_channels = in_channels
-        self.hidden_channels = hidden_channels
         self.num_steps = num_steps
-        self.num_factors = num_factors
-        self.widths = widths
         self.margin = margin
         self.encoder = PairEncoder(in_channels, hidden_channels, dropout)
         self.fusion = FusionTensor(hidden_channels, num_factors)
@@ -89,18 +93,6 @@ class AFTSRM(TrainableRelocalizer):
         )
         self.score = nn.Linear(third, 1)
         self.offsets = nn.Linear(third, 2)
-
-    def config(self) -> dict[str, Any]:
-        """Constructor arguments."""
-        return {
-            "in_channels": self.in_channels,
-            "hidden_channels": self.hidden_channels,
-            "num_steps": self.num_steps,
-            "num_factors": self.num_factors,
-            "widths": list(self.widths),
-            "dropout": self.encoder.dropout.p,
-            "margin": self.margin,
-        }
 
     def parameter_groups(
         self, learning_rate: float, offset_learning_rate: float

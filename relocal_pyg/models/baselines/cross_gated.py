@@ -15,7 +15,7 @@ from torch_geometric.data import Data
 
 from relocal_pyg.data.items import Item, Protocol
 from relocal_pyg.data.samples import PartnerSampler, SeededSamples
-from relocal_pyg.models.base import Ranking, Surroundings, TrainableRelocalizer
+from relocal_pyg.models.base import Ranking, Surroundings, TrainableRelocalizer, arguments
 
 
 class CrossMatching(nn.Module):
@@ -190,10 +190,9 @@ class CrossGated(TrainableRelocalizer):
         matching_dropout: float = 0.2,
         max_steps: int | None = None,
     ) -> None:
+        self._config = arguments(locals())
         super().__init__()
         self.in_channels = in_channels
-        self.hidden_channels = hidden_channels
-        self.num_factors = num_factors
         self.max_steps = max_steps
         self.encoder = nn.LSTM(in_channels, hidden_channels, batch_first=True)
         self.encoder_dropout = nn.Dropout(encoder_dropout)
@@ -211,27 +210,12 @@ class CrossGated(TrainableRelocalizer):
         for module in self.modules():
             reset_like_tensorflow(module)
 
-    def config(self) -> dict[str, Any]:
-        """Constructor arguments."""
-        return {
-            "in_channels": self.in_channels,
-            "hidden_channels": self.hidden_channels,
-            "num_factors": self.num_factors,
-            "encoder_dropout": self.encoder_dropout.p,
-            "matching_dropout": self.matching_dropout.p,
-            "max_steps": self.max_steps,
-        }
-
     def forward(
         self, query: Tensor, reference: Tensor, query_steps: Tensor, reference_steps: Tensor
     ) -> Tensor:
         """Logits of start, end, inside and outside for every reference step.
 
-        Args:
-            query: ``[B, m, F]``, padded at the end.
-            reference: ``[B, n, F]``, padded at the end.
-            query_steps: Lengths ``[B]``.
-            reference_steps: Lengths ``[B]``.
+        Clips ``[B, m, F]`` and ``[B, n, F]`` are padded at the end; lengths ``[B]``.
 
         Returns:
             ``[B, n, 4]``; what stands at padding means nothing and reaches no other step.
@@ -286,11 +270,6 @@ class LabelledPairs(SeededSamples[Data]):
     Each sample is a ``Data`` with ``query`` ``[m, F]``, ``reference`` ``[n, F]``, ``labels``
     ``[n, 4]``, ``weights`` ``[n]``, ``query_steps`` and ``reference_steps`` ``[1]``. Sample ``i``
     depends on ``(seed, i)`` alone.
-
-    Args:
-        protocol: Its ``"train"`` split is used.
-        num_samples: Length of the data set.
-        seed: Names the stream of samples.
     """
 
     stream = "labelled"
@@ -328,17 +307,10 @@ class LabelledPairs(SeededSamples[Data]):
 
 
 def step_labels(truths: list[tuple[int, int]], num_steps: int) -> tuple[Tensor, Tensor]:
-    """Soft labels of start, end, inside and outside, and the weight of every step.
+    """Soft labels of start, end, inside and outside ``[n, 4]``, and the weight of steps ``[n]``.
 
     A moment ``[a, b)`` starts at step a, ends at step b - 1 and is inside on all of its steps; what
-    holds at a step shares its label equally.
-
-    Args:
-        truths: Ground truths in steps.
-        num_steps: Length of the reference.
-
-    Returns:
-        ``[n, 4]``, rows summing to 1, and ``[n]``: 10 where a moment starts or ends, 1 elsewhere.
+    holds at a step shares its label equally. The weight is 10 where a moment starts or ends.
 
     Example:
         >>> labels, weights = step_labels([(1, 3)], 4)

@@ -116,9 +116,6 @@ def least_average_paths(distance: Tensor) -> Paths:
     along a row is a running minimum of prefix sums, so only rows are looped over: ``O(m n)`` a
     round, a few rounds.
 
-    Args:
-        distance: ``[m, n]``, float64 for exactness.
-
     Returns:
         For every end step ``e`` the best path at the last guess; the best of all is the exact
         optimum. Scores are minus the mean cost.

@@ -16,7 +16,7 @@ from torch_geometric.data import Data
 from relocal_pyg.data.items import Protocol
 from relocal_pyg.data.samples import PartnerSampler, SeededSamples
 from relocal_pyg.errors import UsageError
-from relocal_pyg.models.base import Ranking, Surroundings, TrainableRelocalizer
+from relocal_pyg.models.base import Ranking, Surroundings, TrainableRelocalizer, arguments
 
 #: Cost of a cell that no path may enter.
 WALL = 1e9
@@ -34,9 +34,6 @@ def alignment_table(cost: Tensor, gamma: float, *, subsequence: bool) -> Tensor:
         cost: ``[B, M, N]``: M steps of the reference, N of the query.
         gamma: Softness; 0 takes the hard minimum.
         subsequence: Paths may start at any reference step; else at the first one.
-
-    Returns:
-        ``[B, M, N]``.
     """
     batch, rows, columns = cost.shape
     row = torch.arange(rows, device=cost.device)
@@ -74,7 +71,7 @@ def alignment_table(cost: Tensor, gamma: float, *, subsequence: bool) -> Tensor:
 def alignment_loss(
     cost: Tensor, steps: Tensor, query_steps: Tensor, gamma: float, *, subsequence: bool
 ) -> Tensor:
-    """Cost of aligning the whole query, divided by its length.
+    """Cost ``[B]`` of aligning the whole query, divided by its length.
 
     Args:
         cost: ``[B, M, N]``, padded at the end of both.
@@ -82,9 +79,6 @@ def alignment_loss(
         query_steps: Lengths ``[B]`` of the queries.
         gamma: Softness; 0 takes hard minima.
         subsequence: To any part of the reference; else to all of it.
-
-    Returns:
-        ``[B]``.
     """
     table = alignment_table(cost, gamma, subsequence=subsequence)
     pairs = torch.arange(len(table), device=cost.device)
@@ -243,7 +237,7 @@ class MATR(TrainableRelocalizer):
             raise UsageError("hidden_channels must be even and a multiple of heads")
         if fusion not in ("channel", "sequence", "none") or align not in ("subsequence", "global"):
             raise UsageError(f"no such fusion or alignment: {fusion}, {align}")
-        self._config = {k: v for k, v in locals().items() if k not in ("self", "__class__")}
+        self._config = arguments(locals())
         super().__init__()
         self.in_channels, width = in_channels, hidden_channels
         self.reference_in = self._projection(in_channels + 2, width, input_dropout)
@@ -280,20 +274,12 @@ class MATR(TrainableRelocalizer):
             elif parameter.ndim > 1:
                 nn.init.xavier_uniform_(parameter)
 
-    def config(self) -> dict[str, Any]:
-        """Constructor arguments."""
-        return dict(self._config)
-
     def encode_sides(
         self, query: Tensor, reference: Tensor, query_steps: Tensor, steps: Tensor
     ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
         """Both sides before and after the encoder.
 
-        Args:
-            query: ``[B, N, F]``, padded at the end.
-            reference: ``[B, M, F]``, padded at the end.
-            query_steps: Lengths ``[B]``.
-            steps: Lengths ``[B]``.
+        Clips ``[B, N, F]`` and ``[B, M, F]`` are padded at the end; lengths ``[B]``.
 
         Returns:
             Reference and query before, reference and query after (``[B, M, d]``, ``[B, N, d]``),
@@ -424,15 +410,6 @@ class SpanPairs(SeededSamples[Data]):
 
     Each sample is a ``Data`` with ``query`` ``[m, F]``, ``reference`` ``[n, F]``, ``truth``
     ``[1, 2]`` in steps, ``query_steps`` and ``reference_steps`` ``[1]``.
-
-    Args:
-        protocol: Its ``"train"`` split is used.
-        num_samples: Length of the data set.
-        seed: Names the stream of samples.
-        self_supervised: Query and moment are one clip of the reference, half of the queries changed
-            (reversed, noisy, slower or faster); no label is used.
-        reversal: Reverse some of them.
-        max_steps: Longer references are cut around the moment.
     """
 
     stream = "spans"

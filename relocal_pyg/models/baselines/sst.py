@@ -16,7 +16,7 @@ from torch_geometric.data import Data
 from relocal_pyg.data.items import Item, Protocol
 from relocal_pyg.data.samples import SeededSamples
 from relocal_pyg.io.seeding import generator
-from relocal_pyg.models.base import Ranking, Surroundings, TrainableRelocalizer
+from relocal_pyg.models.base import Ranking, Surroundings, TrainableRelocalizer, arguments
 from relocal_pyg.models.matchers import CosineMatcher
 from relocal_pyg.moments import nms, tiou
 
@@ -90,12 +90,10 @@ class SST(TrainableRelocalizer):
         rerank: bool = False,
         num_reranked: int = 50,
     ) -> None:
+        self._config = arguments(locals())
         super().__init__()
         self.in_channels = in_channels
-        self.hidden_channels = hidden_channels
-        self.num_layers = num_layers
         self.num_anchors = num_anchors
-        self.dropout = dropout
         self.fixed_stride = stride
         self.nms_threshold = nms_threshold
         self.rerank = rerank
@@ -117,20 +115,6 @@ class SST(TrainableRelocalizer):
         self.positive_weight: Tensor
         self.register_buffer("stride", torch.tensor(stride or 1))
         self.register_buffer("positive_weight", torch.ones(num_anchors))
-
-    def config(self) -> dict[str, Any]:
-        """Constructor arguments."""
-        return {
-            "in_channels": self.in_channels,
-            "hidden_channels": self.hidden_channels,
-            "num_layers": self.num_layers,
-            "num_anchors": self.num_anchors,
-            "dropout": self.dropout,
-            "stride": self.fixed_stride,
-            "nms_threshold": self.nms_threshold,
-            "rerank": self.rerank,
-            "num_reranked": self.num_reranked,
-        }
 
     def forward(self, blocks: Tensor) -> Tensor:
         """Logits of the anchors, ``[..., n, F] -> [..., n, K]``; entry ``(t, j)`` ends at t."""
@@ -196,15 +180,8 @@ class AnchorSamples(SeededSamples[Data]):
     """Samples of a stretch of a reference and the labels of its anchors.
 
     A sample is at most :data:`TRAINING_BLOCKS` blocks around an action drawn uniformly: ``Data``
-    with ``reference`` ``[n, F]`` (means of blocks), ``labels`` ``[n, K]`` and ``reference_steps``
-    ``[1]``. Sample ``i`` depends on ``(seed, i)`` alone.
-
-    Args:
-        protocol: Its ``"train"`` split is used.
-        num_samples: Length of the data set.
-        seed: Names the stream of samples.
-        num_anchors: K.
-        stride: Steps of a block.
+    with ``reference`` ``[n, F]`` (means of ``stride`` steps), ``labels`` ``[n, K]`` and
+    ``reference_steps`` ``[1]``. Sample ``i`` depends on ``(seed, i)`` alone.
     """
 
     stream = "anchors"
@@ -263,10 +240,7 @@ class AnchorSamples(SeededSamples[Data]):
 def anchor_windows(
     num_blocks: int, num_anchors: int, device: torch.device | None = None
 ) -> tuple[Tensor, Tensor]:
-    """Anchors ``[t - j, t + 1)`` and which of them start inside the video.
-
-    Returns:
-        int64 ``[n, K, 2]`` in blocks and bool ``[n, K]``.
+    """Anchors ``[t - j, t + 1)`` in blocks ``[n, K, 2]``, and which start inside the video.
 
     Example:
         >>> windows, valid = anchor_windows(3, 2)

@@ -13,10 +13,10 @@ from torch.utils.data import Dataset
 from torch_geometric.data import Data
 
 from relocal_pyg.data.items import Item, Protocol
+from relocal_pyg.data.pair_data import nearest_steps
 from relocal_pyg.data.samples import PartnerSampler, SeededSamples
 from relocal_pyg.errors import AnnotationError
-from relocal_pyg.models.base import Ranking, Surroundings, TrainableRelocalizer
-from relocal_pyg.models.similarity import nearest_steps
+from relocal_pyg.models.base import Ranking, Surroundings, TrainableRelocalizer, arguments
 from relocal_pyg.moments import tiou
 
 #: A positive segment overlaps its ground truth by more than this (section 5.3.1).
@@ -63,19 +63,11 @@ class VideoLevel(TrainableRelocalizer):
     def __init__(
         self, in_channels: int, hidden_channels: int = 128, *, margin: float = 0.5
     ) -> None:
+        self._config = arguments(locals())
         super().__init__()
         self.in_channels = in_channels
-        self.hidden_channels = hidden_channels
         self.margin = margin
         self.lstm = nn.LSTM(in_channels, hidden_channels, batch_first=True)
-
-    def config(self) -> dict[str, Any]:
-        """Constructor arguments."""
-        return {
-            "in_channels": self.in_channels,
-            "hidden_channels": self.hidden_channels,
-            "margin": self.margin,
-        }
 
     def embed(self, clips: list[Tensor] | tuple[Tensor, ...]) -> Tensor:
         """Unit vectors ``[B, hidden_channels]`` of clips ``[m_i, F]`` of any lengths."""
@@ -86,24 +78,17 @@ class VideoLevel(TrainableRelocalizer):
         return functional.normalize(at_last, dim=-1)
 
     def embed_windows(self, reference: Tensor, windows: Tensor) -> Tensor:
-        """Unit vectors of many windows of one reference; equal to :meth:`embed` of each.
+        """Unit vectors ``[M, hidden_channels]`` of windows; equal to :meth:`embed` of each.
 
         Windows that start together are prefixes of one another, so one pass over the longest of
-        them encodes all.
-
-        Args:
-            reference: ``[n, F]``.
-            windows: int64 ``[M, 2]``, half-open steps inside the reference.
-
-        Returns:
-            ``[M, hidden_channels]``.
+        them encodes all. Windows are int64 ``[M, 2]``, half-open steps inside the reference.
         """
         starts, group = windows[:, 0].unique(return_inverse=True)
         length = windows[:, 1] - windows[:, 0]
         longest = torch.zeros_like(starts).scatter_reduce(0, group, length, "amax")
         # By length, so that what is encoded together needs little padding.
         order = longest.argsort()
-        embedded = reference.new_empty(len(windows), self.hidden_channels)
+        embedded = reference.new_empty(len(windows), self.lstm.hidden_size)
         per_chunk = max(1, CHUNK_VALUES // (int(longest.max()) * reference.shape[1]))
         for chunk in order.split(per_chunk):
             steps = torch.arange(int(longest[chunk].max()), device=reference.device)
@@ -147,11 +132,6 @@ class SegmentTriplets(SeededSamples[Data]):
     Each sample is a ``Data`` with ``query``, ``positive`` and ``negative`` ``[., F]`` and their
     lengths ``query_steps``, ``positive_steps``, ``negative_steps`` ``[1]``. Sample ``i`` depends on
     ``(seed, i)`` alone.
-
-    Args:
-        protocol: Its ``"train"`` split is used.
-        num_samples: Length of the data set.
-        seed: Names the stream of samples.
     """
 
     stream = "segments"
@@ -204,14 +184,7 @@ class SegmentTriplets(SeededSamples[Data]):
 
 
 def similar_windows(truth: tuple[int, int], num_steps: int) -> Tensor:
-    """Every whole-step window with tIoU over 0.8 with a ground truth.
-
-    Args:
-        truth: Steps of the reference.
-        num_steps: Length of the reference.
-
-    Returns:
-        int64 ``[P, 2]``; the ground truth itself is among them.
+    """Every whole-step window with tIoU over 0.8 with a ground truth, int64 ``[P, 2]``.
 
     Example:
         >>> similar_windows((4, 10), 20).tolist()
@@ -227,16 +200,7 @@ def similar_windows(truth: tuple[int, int], num_steps: int) -> Tensor:
 
 
 def distant_windows(length: int, truths: list[tuple[int, int]], num_steps: int) -> Tensor:
-    """Every window of a length with tIoU below 0.2 with each ground truth.
-
-    Args:
-        length: Steps of the windows.
-        truths: Ground truths in steps of the reference.
-        num_steps: Length of the reference.
-
-    Returns:
-        int64 ``[P, 2]``, empty where there is none.
-    """
+    """Every window of a length with tIoU below 0.2 with each ground truth, int64 ``[P, 2]``."""
     starts = torch.arange(max(num_steps - length + 1, 0))
     windows = torch.stack([starts, starts + length], dim=1)
     overlap = tiou(windows[:, None], torch.tensor(truths)[None])

@@ -23,7 +23,7 @@ pytest.importorskip("starlette")
 uvicorn = pytest.importorskip("uvicorn")
 
 from relocal_pyg.apps.serve import Collection, Library, SearchQueue, make_app  # noqa: E402
-from relocal_pyg.apps.serve.running import server_of  # noqa: E402
+from relocal_pyg.apps.serve.app import server_of  # noqa: E402
 from relocal_pyg.data.features import FeatureStore  # noqa: E402
 from relocal_pyg.models import ContrastMatcher  # noqa: E402
 from relocal_pyg.search import build_index  # noqa: E402

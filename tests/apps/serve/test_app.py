@@ -361,7 +361,7 @@ def test_an_accident_ends_one_search_only():
 
 
 def test_old_answers_are_forgotten(monkeypatch):
-    monkeypatch.setattr("relocal_pyg.apps.serve.jobs.KEPT", 2)
+    monkeypatch.setattr("relocal_pyg.apps.serve.searches.KEPT", 2)
     searches, keys = SearchQueue(), []
     for _ in range(5):
         done = threading.Event()
@@ -435,7 +435,7 @@ def test_the_command_checks_and_starts(starts, films, capsys, tmp_path: Path):
 
 def test_the_command_opens_an_index(starts, index, blocks, monkeypatch, capsys, tmp_path: Path):
     monkeypatch.setattr(
-        import_module("relocal_pyg.apps.cli.serve"), "load_network", lambda *_: (blocks, None)
+        import_module("relocal_pyg.apps.cli.watch"), "load_network", lambda *_: (blocks, None)
     )
     command = ["serve", "--port", str(free_port()), "--index"]
     assert main([*command, str(index)]) == 0
@@ -445,7 +445,7 @@ def test_the_command_opens_an_index(starts, index, blocks, monkeypatch, capsys, 
     assert "nothing: does not exist" in capsys.readouterr().err
     other = FunctionBackbone(blocks.function, "other", dim=144, size=(48, 64))
     monkeypatch.setattr(
-        import_module("relocal_pyg.apps.cli.serve"), "load_network", lambda *_: (other, None)
+        import_module("relocal_pyg.apps.cli.watch"), "load_network", lambda *_: (other, None)
     )
     assert main([*command, str(index)]) == 2
     error = capsys.readouterr().err

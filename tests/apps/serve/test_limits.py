@@ -8,7 +8,7 @@ import socket
 
 import pytest
 
-from relocal_pyg.apps.serve import requests, running
+from relocal_pyg.apps.serve import app, requests
 from relocal_pyg.apps.serve.requests import Guard
 
 
@@ -25,9 +25,9 @@ def closed(connection: socket.socket) -> bool:
 
 @pytest.mark.parametrize("said", [b"", b"GET / HT", b"GET /api/videos HTTP/1.1\r\nHost: local"])
 def test_whoever_asks_for_nothing_is_let_go(served, monkeypatch, said):
-    monkeypatch.setattr(running.Connection, "idle", 0.2)
+    monkeypatch.setattr(app.Connection, "idle", 0.2)
     silent = []
-    for _ in range(running.MAX_CONNECTIONS + 16):
+    for _ in range(app.MAX_CONNECTIONS + 16):
         silent.append(socket.create_connection(("127.0.0.1", served.port)))
         silent[-1].sendall(said)
     assert all(closed(each) for each in silent)
@@ -35,8 +35,8 @@ def test_whoever_asks_for_nothing_is_let_go(served, monkeypatch, said):
 
 
 def test_an_answer_that_nobody_takes_is_given_up(served, monkeypatch):
-    monkeypatch.setattr(running.Connection, "idle", 0.2)
-    monkeypatch.setattr(running.Connection, "stalled", 0.4)
+    monkeypatch.setattr(app.Connection, "idle", 0.2)
+    monkeypatch.setattr(app.Connection, "stalled", 0.4)
     with served.library.entries()[0].path.open("ab") as film:
         before = film.tell()
         film.truncate(1 << 28)  # more than any socket takes in

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from relocal_pyg.apps.serve.running import MAX_CONNECTIONS
+from relocal_pyg.apps.serve.app import MAX_CONNECTIONS
 
 
 def insist(served: Any, **wanted: Any) -> tuple[int, dict[str, Any]]:
