@@ -186,15 +186,8 @@ class VideoCollector:
     ) -> None:
         """Check a video and add what is usable of it.
 
-        Args:
-            video_id: Its id.
-            duration: Seconds, as the file gives them.
-            rows: Start, end (seconds) and label of each segment, as the file gives them.
-            subset: Official subset.
-            subject: Who performs.
-            subjects: Who performs in each row, in place of ``subject``.
-            names: What to call each row in the report; numbered where None.
-            needs_duration: Whether a missing duration is a defect.
+        Times are seconds, and all is as the file gives it; ``names`` say what to call each row in
+        the report, and ``subjects`` who performs in each, in place of ``subject``.
         """
         self.count(len(rows))
         video_id = unicodedata.normalize("NFC", video_id.strip())

@@ -34,13 +34,8 @@ def probe_features(
 ) -> list[Record]:
     """Look at every video of a feature file in a child process.
 
-    Args:
-        path: The HDF5 file.
-        key: Name of the data set inside each group.
-        max_bytes: Largest array that a video may declare.
-        values: Read all values too: checksums, NaN and infinities.
-        time_limit: Seconds of the processor without a sign of life after which the child is killed;
-            where it does nothing, six times as many on the clock.
+    It is killed after so many seconds of the processor without a sign of life; where it does
+    nothing, after six times as many on the clock.
 
     Returns:
         One record per video, sorted by name.

@@ -104,13 +104,7 @@ def checked_dataset(
 ) -> h5py.Dataset:
     """Get ``<name>/<key>`` after every check that needs no values.
 
-    Args:
-        file: The open file.
-        path: Its name, for messages.
-        name: One of :func:`video_names`.
-        key: Name of the data set, already checked by :func:`check_key`; one of :data:`KEYS` where
-            None.
-        max_bytes: Largest array that may be declared.
+    ``name`` is one of :func:`video_names`, and ``key`` one of :data:`KEYS` where None.
 
     Returns:
         A stored data set ``[n >= 1, F >= 1]`` of real floating-point numbers.
@@ -184,7 +178,6 @@ class Record:
     """What :func:`scan` found out about one video.
 
     Attributes:
-        name: The record's name in the file.
         num_steps: Rows; 0 where there is a problem.
         dim: Width; 0 where there is a problem.
         problem: Why it cannot be used, or None.
@@ -201,11 +194,7 @@ def scan(
 ) -> Iterator[Record | None]:
     """Look at every record of a feature file.
 
-    Args:
-        path: The file.
-        key: Name of the data set inside each group; the first of :data:`KEYS` there where None.
-        max_bytes: Largest array that may be declared.
-        values: Read all values too: checksums, NaN and infinities.
+    Where ``values``, all of them are read too: checksums, NaN and infinities.
 
     Yields:
         A :class:`Record` for each video, and None after each block of values (signs of life).

@@ -28,9 +28,6 @@ class PairList:
 
     Attributes:
         pairs: The pairs, sorted by the query's ``item_id``.
-        protocol: Name of the protocol.
-        split: Name of the split.
-        seed: Seed of the draw.
         exclude: What a query never meets: its ``"video"``, its ``"item"`` or ``"none"``.
         without_reference: ``item_id`` of queries for which no reference exists; no model can be
             asked about them, so they are named here and not scored.
@@ -290,13 +287,11 @@ def longest_gap(context: Range, taken: Iterable[Range]) -> Range:
 def _null(item: Item, context: Range, note: str) -> Item:
     """The reference of an item, or a stretch of it, as one in which there is nothing to find."""
     start, end = context
-    return Item(
+    return replace(
+        item,
         item_id=f"{item.video_id}@{start}-{end}{note}",
-        video_id=item.video_id,
         label="",
         context=context,
         moment=(start, start),
         moments=(),
-        seconds_per_step=item.seconds_per_step,
-        subject=item.subject,
     )

@@ -127,7 +127,15 @@ class PartnerSampler:
         ]
 
 
-class TripletDataset(SeededSamples[tuple[PairData, PairData]]):
+class PartnerSamples(SeededSamples[_Sample]):
+    """Base of those that draw a query and its partners."""
+
+    def __init__(self, protocol: Protocol, *, num_samples: int, seed: int) -> None:
+        super().__init__(protocol, num_samples=num_samples, seed=seed)
+        self._sampler = PartnerSampler(protocol.splits["train"])
+
+
+class TripletDataset(PartnerSamples[tuple[PairData, PairData]]):
     """Samples ``(positive pair, negative pair)``; sample ``i`` depends on ``(seed, i)`` alone.
 
     Each video is represented by its proposal of largest tIoU with its own ground truth. PyG's
@@ -135,9 +143,6 @@ class TripletDataset(SeededSamples[tuple[PairData, PairData]]):
     the targets of section 4.7.2.
 
     Args:
-        protocol: Where items, features and proposals come from; its ``"train"`` split is used.
-        num_samples: Length of the data set.
-        seed: Names the stream of samples.
         num_steps: T.
         ks: Graphs whose edges are stored in each pair, where ``materialize`` is set.
         negatives: ``"class"``: another class (the paper); ``"video"``: a proposal of the positive
@@ -161,7 +166,6 @@ class TripletDataset(SeededSamples[tuple[PairData, PairData]]):
         super().__init__(protocol, num_samples=num_samples, seed=seed)
         self.num_steps, self.ks, self.negatives = num_steps, tuple(ks), negatives
         self.materialize = materialize
-        self._sampler = PartnerSampler(protocol.splits["train"])
 
     def draw(self, rng: np.random.Generator) -> tuple[PairData, PairData]:
         """Draw a query, a positive and a negative."""
@@ -200,12 +204,8 @@ class StoredPairs(torch_geometric.data.Dataset):
 
     Args:
         root: Folder that this data set may write into.
-        protocol: As in :class:`TripletDataset`.
-        num_samples: Triplets.
-        seed: Names the stream of samples.
         kind: ``"triplets"``: sample i is ``(positive, negative)``; ``"pairs"``: the positive of
             triplet i is sample 2i with ``y`` 1, its negative sample 2i + 1 with ``y`` 0.
-        num_steps: T.
         ks: The graphs, whose edges each pair holds.
         transform: Applied to each sample.
 
@@ -298,7 +298,7 @@ SOFT_TARGET = 0.1
 FEW_ITEMS = 100
 
 
-class ListDataset(SeededSamples[Data]):
+class ListDataset(PartnerSamples[Data]):
     """Samples of one query and the graded proposals of one reference.
 
     A triplet of two classes never shows a network where a moment ends; a list of overlapping
@@ -312,9 +312,6 @@ class ListDataset(SeededSamples[Data]):
     ``far_reference`` [n', F], ``far_proposals`` [N, 2] and ``far_overlap`` [N].
 
     Args:
-        protocol: Where items, features and proposals come from; its ``"train"`` split is used.
-        num_samples: Length of the data set.
-        seed: Names the stream of samples.
         list_length: Proposals kept; half of them, where there are so many, overlap a ground truth.
         far_proposals: Proposals kept of one more reference, that of any action of another video;
             half of them, where there are so many, overlap that action.
@@ -342,7 +339,6 @@ class ListDataset(SeededSamples[Data]):
         self.surroundings = surroundings
         few = len(protocol.splits["train"]) < FEW_ITEMS
         self.temperature = max(target_temperature, SOFT_TARGET) if few else target_temperature
-        self._sampler = PartnerSampler(protocol.splits["train"])
 
     def draw(self, rng: np.random.Generator) -> Data:
         """Draw a query, a reference and its list."""
@@ -422,11 +418,6 @@ class WindowList:
 
 def choose_proposals(overlap: Tensor, count: int, rng: np.random.Generator) -> Tensor:
     """Pick proposals for a list: the best, up to half that overlap a truth, the rest at random.
-
-    Args:
-        overlap: tIoU ``[M]`` of each proposal with its best ground truth.
-        count: How many to pick; all where there are no more.
-        rng: Source of randomness.
 
     Returns:
         Sorted positions ``[min(M, count)]``.

@@ -121,9 +121,7 @@ def split_names(
 def tied_classes(videos: Iterable[Video], share: float = 0.5) -> list[list[str]]:
     """Groups of classes that mostly occur in the same videos, so that splitting loses these.
 
-    Args:
-        videos: Annotated videos.
-        share: Two classes are tied where they share more than this part of the rarer one's videos.
+    They are tied where they share more than ``share`` of the rarer one's videos.
 
     Example:
         >>> from relocal_pyg.data.annotations import Segment

@@ -102,10 +102,8 @@ def format_of(path: str | Path, wanted: str | None = None) -> str:
 def render(name: str, clips: Sequence[Clip], timeline_start: str = "01:00:00:00") -> str:
     """Clips as the text of a file.
 
-    Args:
-        name: A key of :data:`FORMATS`.
-        clips: In the order of :func:`relocal_pyg.formats.to_clips`.
-        timeline_start: For Resolve's markers: timecode of the timeline's first frame.
+    ``name`` is a key of :data:`FORMATS`; the timecode is that of the first frame of Resolve's
+    timeline.
 
     Raises:
         UsageError: There are no clips (csv, srt and webvtt are then empty), they are of several

@@ -269,7 +269,6 @@ class _Observation:
         lengths: Their durations in seconds, where known.
         ordered: Whether the files are in the order in which they play.
         offset: What the observation's clock shows at the start of the first, in seconds.
-        importer: The file that is being read.
     """
 
     def __init__(

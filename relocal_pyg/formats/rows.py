@@ -95,8 +95,6 @@ class Importer:
     """A file that is being read.
 
     Attributes:
-        path: The file.
-        options: What it leaves open.
         reject: Takes the name of a record that is set aside, and why.
     """
 

@@ -156,6 +156,33 @@ def verify_manifest(
     return files
 
 
+def read_config(folder: Path, newest: int, weights: str) -> dict[str, Any]:
+    """Read ``config.json`` of a folder of ``weights``, after its manifest.
+
+    Returns:
+        At least ``"model"``, a word, ``"format"``, a number up to ``newest``, and ``"config"``, an
+        object.
+
+    Raises:
+        CheckpointError: Missing, damaged, not listed in the manifest, or newer.
+    """
+    file = folder / "config.json"
+    if not file.is_file():
+        raise CheckpointError("no checkpoint here: config.json is missing", file=folder)
+    verify_manifest(folder, needed=(file.name, weights))
+    found = read_json(file, CheckpointError)
+    kinds = {"model": str, "format": int, "config": dict}
+    if not isinstance(found, dict) or any(type(found.get(k)) is not v for k, v in kinds.items()):
+        raise CheckpointError("is not the configuration of a model", file=file)
+    if found["format"] > newest:
+        raise CheckpointError(
+            f"format {found['format']} is newer than this version reads ({newest}): upgrade "
+            "relocal_pyg",
+            file=file,
+        )
+    return found
+
+
 def _is_file(entry: Path) -> bool:
     return entry.is_symlink() or not entry.is_dir()
 

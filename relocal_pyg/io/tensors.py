@@ -38,10 +38,7 @@ def save_blocks(
 ) -> None:
     """Write safetensors a block at a time: the library's writer wants all in memory, twice.
 
-    Args:
-        path: The file.
-        tensors: By name: the format's own name of the type, the shape, and the bytes in pieces.
-        metadata: Words that the file carries.
+    By name: the format's own name of the type, the shape, and the bytes in pieces.
 
     Raises:
         OSError: The disk is full.

@@ -87,15 +87,8 @@ def answer_facts(
 ) -> Tensor:
     """The :data:`FACTS` of some answers.
 
-    Args:
-        model: The model that ranked; says what its scores were before they were squashed.
-        ranking: Scores of all proposals of the reference, or of many.
-        moments: The answers ``[A, 2]`` in steps.
-        scores: Their scores ``[A]``.
-        query: As of :func:`~relocal_pyg.models.similarity.step_similarity`, and so are the others.
-        reference: Likewise.
-        query_video: Likewise.
-        background: Likewise.
+    They come from the scores of all proposals in ``ranking``, or of many; the answers ``[A, 2]``
+    are in steps. Further arguments as of :func:`~relocal_pyg.models.similarity.step_similarity`.
 
     Returns:
         float64 ``[A, 7]``: the score before squashing; its distance to the mean over the proposals

@@ -10,8 +10,7 @@ import torch
 from torch import Tensor
 
 from relocal_pyg.errors import CheckpointError
-from relocal_pyg.io.read import read_json
-from relocal_pyg.io.record import sha256_file, verify_manifest
+from relocal_pyg.io.record import read_config, sha256_file
 from relocal_pyg.io.tensors import check_tensors, read_tensors
 from relocal_pyg.models.base import FORMAT, TrainableRelocalizer
 from relocal_pyg.models.calibrated import FILE, Calibrated, Confidence, read_confidence
@@ -62,7 +61,9 @@ def load_model(folder: str | Path) -> TrainableRelocalizer | Calibrated:
         )
     if not (folder / _CONFIG).is_file() and (folder / "best" / _CONFIG).is_file():
         folder = folder / "best"
-    kind, settings, weights = _migrate(read_config(folder), read_tensors(folder / _WEIGHTS), folder)
+    kind, settings, weights = _migrate(
+        checked_config(folder), read_tensors(folder / _WEIGHTS), folder
+    )
     module = import_module(f"relocal_pyg.models.{_MODULES[kind]}")
     try:
         with torch.device("meta"):  # nothing is allocated before the shapes are known to fit
@@ -86,34 +87,17 @@ def _confidence(folder: Path, given: Path) -> Confidence | None:
     return None
 
 
-def read_config(folder: Path) -> dict[str, Any]:
-    """Read and check ``config.json`` of a checkpoint folder after its manifest.
+def checked_config(folder: Path) -> dict[str, Any]:
+    """:func:`relocal_pyg.io.record.read_config` of a model that exists, its settings in range.
 
     Raises:
-        CheckpointError: Missing, damaged, not listed in the manifest, newer, of an unknown model,
-            or with a setting out of range.
+        CheckpointError: As there, of an unknown model, or with a setting out of range.
     """
-    file = folder / _CONFIG
-    if not file.is_file():
-        raise CheckpointError("no checkpoint here: config.json is missing", file=folder)
-    verify_manifest(folder, needed=(_CONFIG, _WEIGHTS))
-    config = read_json(file, CheckpointError)
-    if not isinstance(config, dict):
-        raise CheckpointError("is not an object", file=file)
-    model, layout = config.get("model"), config.get("format")
-    if not isinstance(model, str) or not isinstance(layout, int):
-        raise CheckpointError("names no model and format", file=file)
-    if layout > FORMAT:
-        raise CheckpointError(
-            f"format {layout} is newer than this version reads ({FORMAT}): upgrade relocal_pyg",
-            file=file,
-        )
-    if model not in _MODULES:
-        raise CheckpointError("names a model that does not exist", file=file, record=model)
-    settings = config.get("config")
-    if not isinstance(settings, dict):
-        raise CheckpointError("holds no settings", file=file, record="config")
-    for name, value in settings.items():
+    config, file = read_config(folder, FORMAT, _WEIGHTS), folder / _CONFIG
+    if config["model"] not in _MODULES:
+        reason = "names a model that does not exist"
+        raise CheckpointError(reason, file=file, record=config["model"])
+    for name, value in config["config"].items():
         largest = MOST if name == "num_layers" else LARGEST
         values = value if isinstance(value, list) else [value]
         numbers = [each for each in values if isinstance(each, int | float)]
@@ -140,11 +124,7 @@ _PLAIN = {
 def _migrate(
     config: dict[str, Any], weights: dict[str, Tensor], folder: Path
 ) -> tuple[str, dict[str, Any], dict[str, Tensor]]:
-    """Model, settings and weights as they are today, of any format that can be read.
-
-    Raises:
-        CheckpointError: A network of format 1 with options that no model has any more.
-    """
+    """Model, settings and weights as they are today, of any format that can be read."""
     kind, settings = config["model"], dict(config["config"])
     if kind == "MultiGraphMatcher" and config["format"] < 3:  # it was one network
         settings.setdefault("num_members", 1)

@@ -454,13 +454,7 @@ def stretched(rows: Tensor, pace: float) -> Tensor:
 
 
 class WindowScorer:
-    """Scores of any windows of one reference: query and reference are compared once for all.
-
-    Args:
-        model: The matcher, in evaluation mode.
-        comparisons: Its query, as it is and at other paces, with its reference.
-        inference: The merged weights of its members.
-    """
+    """Scores of any windows of one reference: query and reference are compared once for all."""
 
     def __init__(
         self,

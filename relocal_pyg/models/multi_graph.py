@@ -141,11 +141,8 @@ class MultiGraphRelocalizer(TrainableRelocalizer):
     ) -> tuple[Tensor, Tensor]:
         """Score windows of one reference, or of many together, by exact algebra.
 
-        Args:
-            query: ``[m, F]``.
-            references: ``[n, F]`` each.
-            windows: ``[., 2]`` in steps, for each reference; M in all.
-            inference: A result of :meth:`inference` to use again; made on the spot where None.
+        Windows ``[., 2]`` are in steps, some for each reference; ``inference`` is a result of
+        :meth:`inference` to use again.
 
         Returns:
             Scores ``[M]`` in ``[-1, 1]`` and offsets ``[M, 2]``, reference by reference.

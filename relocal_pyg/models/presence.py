@@ -91,15 +91,9 @@ def judge(
 ) -> tuple[Tensor, float]:
     """How probable answers are, whichever model gave them.
 
-    The coefficients were fitted on simulated videos, half of which hold the action
-    (``python -m benchmarks.presence``).
-
-    Args:
-        query: ``[m, F]``.
-        reference: ``[n, F]``.
-        moments: Answers ``[A, 2]`` in steps.
-        query_video: ``[v, F]``, the video that the query was cut from, where known.
-        background: Mean row ``[F]`` of a library that both belong to, where there is one.
+    The coefficients were fitted on simulated videos, half of which hold the action (``python -m
+    benchmarks.presence``). Answers ``[A, 2]`` are in steps; other arguments as of
+    :func:`~relocal_pyg.models.similarity.step_similarity`.
 
     Returns:
         float64 ``[A]``, that each moment is right (tIoU above 0.5), and that the reference holds

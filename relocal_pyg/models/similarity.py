@@ -46,10 +46,8 @@ def own_centres(
 ) -> tuple[Tensor, Tensor]:
     """What a query and a reference are centred by where both have surroundings: their videos.
 
-    Args:
-        reference: ``[n, F]``.
-        query_video: ``[v, F]``; a bare clip (None, or empty) is centred by the reference.
-        background: Row ``[F]`` that both are centred by instead.
+    A bare clip (``query_video`` None, or empty) is centred by the reference; both sides by the row
+    of ``background`` instead, where there is one.
     """
     if background is not None:
         return background, background

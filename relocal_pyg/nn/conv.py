@@ -18,8 +18,6 @@ from torch_geometric.utils import is_torch_sparse_tensor
 from relocal_pyg.errors import UsageError
 from relocal_pyg.graph import PairGraph
 
-# No `from __future__ import annotations`: PyG reads the annotations of message functions.
-
 
 class SumConv(MessagePassing):
     r"""The graph convolution of section 4.4, before its nonlinearity.

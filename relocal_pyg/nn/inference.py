@@ -10,20 +10,12 @@ Between two tanh the network is linear, so most of the work on a pair need not b
 * The average pool is linear and comes before the last 1x1 convolution.
 * Padding that is masked touches nothing, so proposals of a like length are cut to that length.
 
-Where a shortcut does not hold, the next best exact way is taken:
-
-=============================================  ===================================================
-setting                                        way
-=============================================  ===================================================
-``residual=True``                              the two 1x1 convolutions stay apart; the pools of all
-                                               layers are added up
-``"exponential"`` weights, or ``"laplacian"``  layer 1 still splits, with T rows instead of ``k``
-or ``"sym"`` without masks
-``"laplacian"`` or ``"sym"`` with masks        layer 1 is run for each pair like the later ones,
-                                               since a node's degree depends on both videos
-``"exponential"`` weights with masks           nothing is cut off: they count all 2T nodes
-``graph_conv=False``                           query and proposal never meet: each side on its own
-=============================================  ===================================================
+Where a shortcut does not hold, the next best exact way is taken: with ``residual=True`` the two 1x1
+convolutions stay apart, and the pools of all layers are added up; of weights that are not binary
+layer 1 splits into T rows instead of ``k``; with masks, where a node's degree depends on both
+videos (``"laplacian"``, ``"sym"``), it is run for each pair like the later ones, and of
+``"exponential"`` weights, which count all 2T nodes, nothing is cut off; with ``graph_conv=False``
+query and proposal never meet.
 """
 
 from __future__ import annotations
@@ -387,11 +379,8 @@ class InferenceNetwork:
     ) -> tuple[Tensor, Tensor]:
         """Score encoded proposals against one encoded query.
 
-        Args:
-            query: States ``[T, d]`` of the query.
-            query_mask: Real steps ``[T]``; needed where the network masks its padding.
-            states: States ``[T, M, d]`` of the proposals, time first.
-            mask: Real steps ``[M, T]``; likewise.
+        States are ``[T, d]`` of the query and ``[T, M, d]`` of the proposals; masks ``[T]`` and
+        ``[M, T]`` are needed where the network masks its padding.
 
         Returns:
             Logits ``[M]`` and offsets ``[M, 2]``, those of :meth:`PairNetwork.fuse`.

@@ -290,10 +290,7 @@ class PairNetwork(nn.Module):
     Args:
         in_channels: Width C of a node's features.
         hidden_channels: Width d of the LSTMs and of every layer.
-        num_graphs: K.
-        num_layers: L.
         graph_conv: False for the paper's "Ours (CNN)".
-        residual: Add each layer's input to its output.
         dropout: Rate on the LSTM outputs.
         head_channels: Widths inside the heads.
         mask_padding: Keep padded steps out of LSTM outputs, edges and pool.

@@ -16,8 +16,7 @@ from tqdm import tqdm
 from relocal_pyg import __version__
 from relocal_pyg.data.items import Item, Protocol
 from relocal_pyg.errors import AnnotationError, CheckpointError, FeatureError, UsageError
-from relocal_pyg.io.read import read_json
-from relocal_pyg.io.record import verify_manifest
+from relocal_pyg.io.record import read_config
 from relocal_pyg.io.seeding import derive_seed, generator
 from relocal_pyg.io.tensors import check_tensors, read_tensors, save_tensors
 from relocal_pyg.io.write import replace_folder, write_json
@@ -33,8 +32,6 @@ class ActionnessClassifier(nn.Module):
     """Per-step network F - hidden - 2 with one ReLU; classes are background and action.
 
     Args:
-        in_channels: Width F of a feature step.
-        hidden_channels: Width of the hidden layer.
         kernel_size: 1 looks at each step alone; 3 also at its neighbours.
 
     Shapes:
@@ -110,7 +107,7 @@ class ActionnessClassifier(nn.Module):
                 tensor missing, extra or of another shape (it is named).
         """
         folder = Path(folder)
-        settings = _read_config(folder)
+        settings = _settings(folder)
         try:
             model = cls(**settings)
         except (UsageError, RuntimeError) as error:
@@ -215,26 +212,12 @@ def _draw(videos: Sequence[str], count: int, seed: int, key: object) -> list[str
     return [videos[i] for i in rng.choice(len(videos), min(count, len(videos)), replace=False)]
 
 
-def _read_config(folder: Path) -> dict[str, Any]:
-    file = folder / "config.json"
-    if not file.is_file():
-        raise CheckpointError("no actionness classifier: config.json is missing", file=folder)
-    verify_manifest(folder, needed=("config.json", "model.safetensors"))
-    content = read_json(file, CheckpointError)
-    try:
-        kind, layout, settings = content["model"], content["format"], content["config"]
-        fits = settings.keys() == {"in_channels", "hidden_channels", "kernel_size"}
-        fits = fits and all(type(value) is int and value > 0 for value in settings.values())
-        newer = layout > FORMAT
-    except (KeyError, TypeError, AttributeError):
-        raise CheckpointError("is not the configuration of a model", file=file) from None
-    if newer:
-        raise CheckpointError(
-            f"format {layout} is newer than this version reads ({FORMAT}): upgrade relocal_pyg",
-            file=file,
-        )
+def _settings(folder: Path) -> dict[str, Any]:
+    content, file = read_config(folder, FORMAT, "model.safetensors"), folder / "config.json"
+    kind, settings = content["model"], content["config"]
     if kind != ActionnessClassifier.__name__:
-        raise CheckpointError("is not an actionness classifier", file=file, record=str(kind))
-    if not fits:
+        raise CheckpointError("is not an actionness classifier", file=file, record=kind)
+    fits = settings.keys() == {"in_channels", "hidden_channels", "kernel_size"}
+    if not fits or not all(type(value) is int and value > 0 for value in settings.values()):
         raise CheckpointError("settings do not fit", file=file, record="config")
-    return dict(settings)
+    return settings

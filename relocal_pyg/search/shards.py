@@ -29,11 +29,9 @@ class ShardTask:
     Attributes:
         features: HDF5 file of the videos.
         key: Name of the feature array inside a video's group.
-        video_ids: The videos of this shard.
         query: ``.npy`` file of the clip's features ``[m, F]``.
         model: Checkpoint folder, or None for the contrast matcher.
         out: The parquet file to write.
-        seconds_per_step: Duration of one feature step.
         top_k: Moments kept of each video.
     """
 
@@ -104,12 +102,8 @@ def score_shards(
     """Score a corpus by local processes and merge the shards into ``whole.out``.
 
     A shard whose file is there already is not scored again, so that a killed run goes on.
-
-    Args:
-        whole: The task for all videos.
-        num_shards: In how many shards.
-        workers: How many processes; 1 works in this one.
-        patience: Seconds that a worker may take for a shard.
+    ``patience`` is how many seconds a worker may take for a shard; one worker works in this
+    process.
 
     Returns:
         ``whole.out``; the same bytes for every number of shards and workers.
@@ -172,12 +166,7 @@ def _give(worker: Any, left: list[ShardTask]) -> bool:
 
 
 def _hear(worker: Any, folder: Path) -> None:
-    """Take a worker's answer to a task.
-
-    Raises:
-        RelocalError: What the task raised.
-        RunError: The worker is dead.
-    """
+    """Take a worker's answer to a task."""
     try:
         failed = worker.recv()
     except (EOFError, OSError):

@@ -76,8 +76,6 @@ class Trained:
     """A trained model, the seed it was trained with and how training went.
 
     Attributes:
-        title: Name in tables.
-        seed: Seed of the training.
         model: With the weights that were kept.
         history: A record per validation.
         choice: What validation said of these weights, where it was kept.
@@ -188,18 +186,9 @@ def train(
 ) -> FitResult:
     """Train the network of a preset and calibrate it; :meth:`Trained.load` reads the run.
 
-    Args:
-        protocol: What to train on.
-        preset: Network and training.
-        out: Run folder.
-        seed: Seed of weights, samples and dropout.
-        resume: Go on with the run that ``out`` holds.
-        accelerator: Kind of device.
-        devices: How many.
-        calibration_pairs: Validation pairs for the probabilities; those of the preset where None.
-        from_scratch: Start from random weights where there are pretrained ones.
-        start: Run folder of the same network, whose kept weights training starts from instead.
-        identity: Further facts of the run.
+    Arguments as of :func:`relocal_pyg.training.fit`; there are as many validation pairs for the
+    probabilities as the preset has where None, training starts from random weights where
+    ``from_scratch``, and from the kept weights of the run of ``start`` where given.
 
     Returns:
         What training came to; ``calibration`` says what came of calibrating.

@@ -37,11 +37,7 @@ def validate(
 ) -> dict[str, Tensor]:
     """Overlap of the best answer to each validation pair by every way to refine, float64 ``[N]``.
 
-    Args:
-        model: The model; a module is put in evaluation mode and back.
-        protocol: Where features and proposals are.
-        pairs: Validation pairs, never those of a test split.
-        fabric: Where given, its processes share the pairs out, each pair once.
+    Where there is a fabric, its processes share the pairs out, each pair once.
     """
     if fabric is None or fabric.world_size == 1:
         return overlaps_by_way(model, protocol, pairs)
@@ -191,10 +187,8 @@ def calibrate_run(
 def fit_logistic(facts: Tensor, outcomes: Tensor, penalty: float) -> Logistic:
     """Fit by penalised maximum likelihood; the bias is not penalised.
 
-    Args:
-        facts: float64 ``[N, V]``; NaN where unknown.
-        outcomes: ``[N]`` of 0 and 1.
-        penalty: Half of it times the squared weights is added to the summed loss.
+    Half the penalty times the squared weights is added to the summed loss; facts may be NaN where
+    unknown.
     """
     mean = facts.nanmean(dim=0).nan_to_num()
     known = torch.where(facts.isnan(), mean, facts)

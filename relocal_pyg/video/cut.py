@@ -312,12 +312,7 @@ def _at(frame: Any, seconds: float) -> Any:
 
 
 class _Fit:
-    """How pictures are encoded: as deep as they are, tagged with their colours and shape.
-
-    Args:
-        frame: The first of them.
-        original: The stream that they are of.
-    """
+    """How pictures are encoded: as deep as they are, tagged with their colours and shape."""
 
     def __init__(self, frame: Any, original: Any) -> None:
         self.width, self.height = (side - side % 2 for side in (frame.width, frame.height))

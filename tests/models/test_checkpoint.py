@@ -21,7 +21,7 @@ from relocal_pyg.models import (
     VideoLevel,
     load_model,
 )
-from relocal_pyg.models.checkpoint import read_config
+from relocal_pyg.models.checkpoint import checked_config
 
 MODELS = {
     "paper": lambda: MultiGraphRelocalizer(8, hidden_channels=6, num_steps=5, head_channels=(4, 3)),
@@ -111,7 +111,7 @@ def test_what_the_manifest_does_not_list_is_not_read(tmp_path: Path):
     write_manifest(tmp_path / "model", "model")
     config.write_text(text)
     with pytest.raises(CheckpointError, match=r"config\.json: is not listed"):
-        read_config(tmp_path / "model")
+        checked_config(tmp_path / "model")
 
 
 #: What a network's record held before ours was a model of its own.

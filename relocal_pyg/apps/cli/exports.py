@@ -40,11 +40,7 @@ class ExportOptions:
     """Timecode at which the timeline begins that Resolve's markers are for."""
 
     def formats(self, files: Sequence[Path]) -> dict[Path, str]:
-        """The format of each file.
-
-        Raises:
-            UsageError: A suffix is no format's, or --format fits none of the files.
-        """
+        """The format of each file."""
         names = {file: format_of(file, self.format) for file in files}
         if self.format is not None and self.format not in names.values():
             endings = " or ".join(FORMATS[self.format].suffixes)
@@ -65,10 +61,8 @@ def place_name(place: str) -> str:
 def write_answers(path: Path, answers: Sequence[tuple[str, Moment | Hit]], **facts: Any) -> None:
     """Write answers as JSON, the same for one reference and for an index (docs/formats.md).
 
-    Args:
-        path: The file; "-" for the standard output.
-        answers: Id of the video and moment in seconds, best first.
-        facts: See :func:`answers_content`.
+    They are pairs of a video's id and a moment in seconds, best first; the path may be "-", the
+    standard output.
     """
     from relocal_pyg.io.write import write_json
 
@@ -93,16 +87,8 @@ def answers_content(
 ) -> dict[str, Any]:
     """The JSON of answers.
 
-    Args:
-        moments: See :func:`plain_answers`.
-        query: The query as it was given.
-        reference: The reference or index as it was given.
-        matcher: Which model answered, and why.
-        query_span: Start and end of the clip in seconds of the query's clock, where known.
-        presence: Probability that the one reference holds it, where known.
-        settings: What else decided the answers.
-        count: How many there are, where all were asked for.
-        examples: What else was said of what is looked for: ``video``, ``start``, ``end``, ``good``.
+    ``query_span`` is in seconds of the query's clock, and ``matcher`` says which model answered,
+    and why; all but moments and examples is as it was given.
     """
     return {
         "schema": SCHEMA,
@@ -127,11 +113,7 @@ def write_explanation(
     seconds_per_step: float,
     facts: dict[str, object],
 ) -> None:
-    """Write what made the score of the best moment, a row a query step.
-
-    Raises:
-        UsageError: There is no answer, the model cannot say, or there are too many steps.
-    """
+    """Write what made the score of the best moment, a row a query step."""
     from relocal_pyg.io.write import write_json
 
     if contributions is None:
@@ -159,12 +141,8 @@ def plain_answers(answers: Iterable[tuple[str, Moment | Hit]]) -> list[dict[str,
 def read_feedback(path: Path | None) -> list[tuple[str | None, float, float, bool]]:
     """Judgements of answers: the JSON of answers, some of whose moments say ``"good": true``.
 
-    Returns:
-        Video (None where it is not named), start and end in seconds, and whether it is right, of
-        the moments that say so.
-
-    Raises:
-        UsageError: Not such a file, or a moment's times are none.
+    Of the moments that say so: video (None where it is not named), start and end in seconds, and
+    whether it is right.
     """
     from relocal_pyg.io.read import parse_time, read_json
 
@@ -211,12 +189,7 @@ class SavedQuery:
 
     @classmethod
     def read(cls, path: Path) -> SavedQuery:
-        """Read a JSON of answers; paths begin where they did, or at its folder.
-
-        Raises:
-            UsageError: Not such a file, its query was no clip, or it is not known where a judged
-                moment is.
-        """
+        """Read a JSON of answers; paths begin where they did, or at its folder."""
         from relocal_pyg.io.read import parse_time, read_json
 
         content = read_json(path, UsageError)

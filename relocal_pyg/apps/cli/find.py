@@ -93,11 +93,7 @@ class QueryOptions:
     """Features: name of the array inside a video's group; features or c3d_features if left out."""
 
     def opened(self, query: str | None) -> tuple[str | None, QueryOptions]:
-        """The clip and the examples of a saved query, a JSON of answers, in its place.
-
-        Raises:
-            UsageError: Not such a file.
-        """
+        """The clip and the examples of a saved query, a JSON of answers, in its place."""
         if query is None or Path(query).suffix.lower() != ".json":
             return query, self
         if (self.query_start, self.query_end) != (None, None):
@@ -155,11 +151,7 @@ class QueryOptions:
         return found
 
     def video(self, query: str | None) -> VideoQuery | StillQuery:
-        """The clip as a stretch of a video file, or the words or the picture in its place.
-
-        Raises:
-            UsageError: Nothing to look for, or more than one thing.
-        """
+        """The clip as a stretch of a video file, or the words or the picture in its place."""
         from relocal_pyg.video.query import StillQuery, VideoQuery
 
         if query is not None and self.query_text is None and self.query_image is None:
@@ -526,11 +518,7 @@ def is_features(place: str) -> bool:
 
 
 def read_features(place: str, key: str | None) -> Tensor:
-    """Read ``x.npy`` or ``features.h5::VIDEO_ID`` as float32 ``[n, F]``.
-
-    Raises:
-        FeatureError: No such file or video, or not an array of finite numbers.
-    """
+    """Read ``x.npy`` or ``features.h5::VIDEO_ID`` as float32 ``[n, F]``."""
     from relocal_pyg.data.features import FeatureStore
     from relocal_pyg.io.read import read_array
     from relocal_pyg.models.base import as_features
@@ -544,11 +532,7 @@ def read_features(place: str, key: str | None) -> Tensor:
 def cut_steps(
     features: Tensor, start: float | None, end: float | None, seconds_per_step: float
 ) -> Tensor:
-    """The steps that ``[start, end)`` seconds touch; all of them where both are None.
-
-    Raises:
-        UsageError: The range is empty or outside the features.
-    """
+    """The steps that ``[start, end)`` seconds touch; all of them where both are None."""
     if start is None and end is None:
         return features
     first = 0.0 if start is None else start

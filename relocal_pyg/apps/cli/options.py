@@ -63,11 +63,8 @@ class WrongArgument(RelocalError):
 def number(metavar: str, *, time: bool = False, whole: bool = False, **bounds: float) -> Any:
     """How an option that is a number is read: checked where it enters.
 
-    Args:
-        metavar: What the help calls it.
-        time: Take ``h:mm:ss`` too.
-        whole: Refuse fractions.
-        bounds: See :func:`relocal_pyg.errors.check_number`.
+    ``time`` takes ``h:mm:ss`` too, ``whole`` refuses fractions; bounds as of
+    :func:`relocal_pyg.errors.check_number`.
     """
 
     def read(words: list[str]) -> float | None:
@@ -111,12 +108,8 @@ Model = Annotated[
 def check_places(value: Any, *, is_option: bool) -> None:
     """Refuse what a command cannot read before anything heavy is loaded.
 
-    Args:
-        value: What it was given; paths, also inside tuples and groups of options.
-        is_option: A text is not a place but an option.
-
-    Raises:
-        UsageError: A file or folder does not exist, or is a pipe or a device, which could hang.
+    Such as paths that do not exist, also inside tuples and groups of options, and pipes and
+    devices, which could hang. The text of an option is no place.
     """
     if isinstance(value, str) and not is_option:
         name = value if os.path.lexists(value) else value.rpartition("::")[0]
@@ -205,12 +198,7 @@ class DataOptions:
 
 
 def load_protocol(options: DataOptions) -> Protocol:
-    """Open the protocol that the options name.
-
-    Raises:
-        UsageError: An option that the protocol needs is missing.
-        RelocalError: A file cannot be used.
-    """
+    """Open the protocol that the options name."""
     if options.protocol == "synthetic":
         from relocal_pyg.datasets.synthetic import SyntheticConfig, synthetic
 
@@ -306,11 +294,7 @@ DeviceName = Literal["auto", "cpu", "cuda", "mps"]
 
 
 def pick_device(name: DeviceName) -> str:
-    """Where networks run; "auto" is cuda where there is one, else cpu (mps lacks operations).
-
-    Raises:
-        UsageError: There is no such device here.
-    """
+    """Where networks run; "auto" is cuda where there is one, else cpu (mps lacks operations)."""
     import torch
 
     there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
@@ -340,12 +324,7 @@ class BackboneOptions:
 
     @classmethod
     def of(cls, record: dict[str, Any]) -> BackboneOptions:
-        """The options that :meth:`plain` gave; the usual ones where it gave nothing.
-
-        Raises:
-            UsageError: It names somebody's code, which runs only where the user names it.
-            KeyError: Something is missing.
-        """
+        """The options that :meth:`plain` gave; the usual ones where it gave nothing."""
         if not record:
             return cls()
         name, pool = str(record["backbone"]), record.get("pool")
@@ -368,13 +347,7 @@ class BackboneOptions:
 
 
 def load_backbone(options: BackboneOptions, device: DeviceName = "auto") -> Backbone:
-    """Build the network that the options name, on a device.
-
-    Raises:
-        UsageError: c3d without weights, weights for a network that brings its own, an unknown name,
-            a missing package, or no such device.
-        CheckpointError: A file cannot be read.
-    """
+    """Build the network that the options name, on a device."""
     from relocal_pyg.video.pca import PCA
 
     network: Backbone
@@ -462,22 +435,8 @@ def load_network(
     """The network for the videos of a search, and the frames per second.
 
     A model that "relocal train --videos" trained has to see features made as those it learned from:
-    where the options say nothing, its run does.
-
-    Args:
-        options: What the user asked for.
-        rate_hz: Frames per second that the user asked for.
-        run: Run folder or checkpoint of the model; None for a model without one.
-        model: The model; None for one that takes any width.
-        device: Where the network runs.
-
-    Returns:
-        The network, and the rate: the user's, else the run's, else None.
-
-    Raises:
-        UsageError: The options name another network than that of the run.
-        CheckpointError: ``run.json`` is damaged, or a file that it names cannot be read.
-        FeatureError: The model takes features of another width.
+    where the options say nothing, its run does. ``run`` is None for a model that is in no folder,
+    and ``model`` for one that takes any width. The rate is the user's, else the run's, else None.
     """
     from relocal_pyg.video.find import check_width
 

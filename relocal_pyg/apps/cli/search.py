@@ -285,11 +285,7 @@ def search_features(
 
 
 def judgements(path: Path | None) -> list[tuple[str, float, float, bool]]:
-    """Judged stretches of videos of an index.
-
-    Raises:
-        UsageError: A moment does not say which video it is in.
-    """
+    """Judged stretches of videos of an index."""
     found = []
     for video, start, end, good in read_feedback(path):
         if video is None:
@@ -341,12 +337,7 @@ def search_video(
     candidates: int,
     device: DeviceName = "auto",
 ) -> tuple[FoundVideos, str]:
-    """Search an index for a stretch of a video, words or a picture; and which matcher did.
-
-    Raises:
-        SearchIndexError: The index was not made from video files, or with another network.
-        VideoError: The file cannot be decoded.
-    """
+    """Search an index for a stretch of a video, words or a picture; and which matcher did."""
     from relocal_pyg.search.index import SearchIndex
     from relocal_pyg.video.decode import probe
     from relocal_pyg.video.index import IndexedVideos, find_in_index

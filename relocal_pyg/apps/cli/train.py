@@ -127,11 +127,7 @@ def extract_for_training(
     workers: int | None,
     device: DeviceName = "auto",
 ) -> tuple[DataOptions, dict[str, object]]:
-    """Extract into ``OUT/features.h5``; the options that use it, and how it was made.
-
-    Raises:
-        UsageError: No annotations are given, or features beside the videos.
-    """
+    """Extract into ``OUT/features.h5``; the options that use it, and how it was made."""
     if data.annotations is None:
         raise UsageError("--videos needs --annotations: JSON, or CSV of video,start,end,label")
     if data.features is not None:

@@ -307,11 +307,7 @@ def _time(text: str) -> float | None:
 
 
 def _read_rows(table: Path) -> list[Row]:
-    """The rows of a table, each once.
-
-    Raises:
-        AnnotationError: No such columns, no rows, or a row without query or reference.
-    """
+    """The rows of a table, each once."""
     lines = table_lines(read_text(table, AnnotationError), table)
     heads = [head.lower() for head in next(lines, (0, []))[1]]
     if not {"query", "reference"} <= set(heads):

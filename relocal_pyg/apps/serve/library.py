@@ -50,9 +50,6 @@ class Library:
             files that are no videos are not.
         max_bytes: Size of one upload.
         max_total: Size of all uploads together.
-
-    Raises:
-        UsageError: ``folder`` is none or holds no videos.
     """
 
     def __init__(
@@ -100,11 +97,7 @@ class Library:
         return self.uploads / f"{secrets.token_hex(16)}.upload"
 
     def add(self, path: Path, name: str, *, uploaded: bool) -> Entry:
-        """Add a file after a look inside; one that is there already stays as it is.
-
-        Raises:
-            VideoError: It is no video.
-        """
+        """Add a file after a look inside; one that is there already stays as it is."""
         with self._lock:
             known = self._by_path.get(path)
         if known is not None:
@@ -117,12 +110,7 @@ class Library:
         return entry
 
     def preview(self, entry: Entry) -> Path:
-        """A copy of a video that every browser plays, made when it is first asked for.
-
-        Raises:
-            VideoError: It cannot be decoded.
-            OutputError: There is no room for it.
-        """
+        """A copy of a video that every browser plays, made when it is first asked for."""
         target = self.uploads / f"{entry.key}.mp4"
         with self._making:
             if not target.is_file():
@@ -149,22 +137,10 @@ class Library:
 
 
 class Collection:
-    """An index that ``relocal index`` made from video files.
+    """An index that ``relocal index`` made from video files; those added later are not seen.
 
-    Args:
-        folder: The index. Videos added to it later are not seen.
-        model: The model that it was made with.
-        library: Is given the videos that are still where they were when they were indexed.
-
-    Attributes:
-        index: The index, opened.
-        made: How its videos were turned into features.
-        model: The model.
-        entries: The videos that can be played, by their id in the index.
-
-    Raises:
-        SearchIndexError: No index there, damaged, made with another model, or not from video files.
-        UsageError: It holds no video.
+    The library is given the videos that are still where they were when they were indexed: they can
+    be played, and are the ``entries``, by their id in the index.
     """
 
     def __init__(self, folder: Path, model: Relocalizer, library: Library) -> None:

@@ -40,7 +40,6 @@ class Guard:
     """Headers on every answer; requests that other pages make are refused.
 
     Args:
-        app: What is guarded.
         hosts: Names in the ``Host`` header that are answered. A page elsewhere that points a name
             of its own at this machine (DNS rebinding) is not. Where they say :data:`EVERYWHERE`,
             any address is: a page elsewhere has a name.
@@ -96,11 +95,7 @@ PAUSE, SLOWEST = 20.0, 50_000
 
 
 async def body_of(request: Request) -> AsyncIterator[bytes]:
-    """The body in pieces, as long as it keeps coming.
-
-    Raises:
-        TimeoutError: It does not.
-    """
+    """The body in pieces, as long as it keeps coming; ``TimeoutError`` where it does not."""
     clock, pieces = asyncio.get_running_loop().time, request.stream()
     began, done = clock(), 0
     while True:
@@ -113,12 +108,7 @@ async def body_of(request: Request) -> AsyncIterator[bytes]:
 
 
 async def receive(request: Request, place: Path, size: int) -> None:
-    """Write the body, which must be as long as it said.
-
-    Raises:
-        VideoError: It is not.
-        TimeoutError: It comes too slowly.
-    """
+    """Write the body, which must be as long as it said."""
     done = 0
     with place.open("xb") as file:
         async for chunk in body_of(request):
@@ -131,12 +121,7 @@ async def receive(request: Request, place: Path, size: int) -> None:
 
 
 async def read_search(request: Request) -> dict[str, Any]:
-    """Read a JSON object of at most 10,000 bytes.
-
-    Raises:
-        UsageError: The body is something else, or a plain form of another page could have sent it.
-        TimeoutError: It comes too slowly.
-    """
+    """Read a JSON object of at most 10,000 bytes."""
     if request.headers.get("content-type") != "application/json":
         raise UsageError("Content-Type application/json wanted")
     body = b""
@@ -157,9 +142,5 @@ async def read_search(request: Request) -> dict[str, Any]:
 
 
 def seconds(value: object) -> float | None:
-    """A time of a request; None where it is left out.
-
-    Raises:
-        UsageError: It is no finite number and no ``h:mm:ss``.
-    """
+    """A time of a request; None where it is left out."""
     return None if value is None else parse_time(value, "a time")

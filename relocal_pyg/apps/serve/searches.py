@@ -50,14 +50,12 @@ class Job:
 
     Attributes:
         key: Random name.
-        work: Does it.
         names: What query and reference are called.
         about: Which videos, and which stretch, as the page shows them.
         state: Where it stands.
         doing: File that is read at the moment.
         share: How much of that file is done, 0 to 1.
         found: The answer, when done; while it is searched again the one before.
-        error: What went wrong the last time.
         wanted: False once it is cancelled.
         stale: Whether something was judged while it ran.
         places: Numbers of the moments that were found so far, by video and stretch.
@@ -86,11 +84,7 @@ class Job:
 
 
 class SearchQueue:
-    """Runs searches one at a time.
-
-    Args:
-        waiting: How many may wait.
-    """
+    """Runs searches one at a time; at most ``waiting`` wait."""
 
     def __init__(self, waiting: int = 4) -> None:
         self._queue: queue.Queue[Job | None] = queue.Queue(waiting)
@@ -281,15 +275,8 @@ def _videos(found: FoundVideos, collection: Collection | None) -> dict[str, Any]
 def export(job: Job, collection: Collection | None, name: str, least: float) -> str:
     """The moments that were not said no to, as people left them, as the text of a format.
 
-    Args:
-        job: A search that is done.
-        collection: The index, where there is one.
-        name: A key of :data:`relocal_pyg.formats.FORMATS`, or "query": to search again with.
-        least: Leave out moments less probable than this, unless somebody said yes to them.
-
-    Raises:
-        UsageError: The format cannot hold them.
-        VideoError: A video is gone.
+    ``name`` is a key of :data:`relocal_pyg.formats.FORMATS`, or "query": to search again with.
+    Moments less probable than ``least`` are left out, unless somebody said yes to them.
     """
     if name == "query":
         return saved_query(job, collection)
@@ -357,9 +344,6 @@ def strip(path: Path, start: float, end: float, count: int) -> bytes:
     """Pictures of a stretch side by side, as one JPEG; black where the video shows nothing.
 
     One by itself is larger.
-
-    Raises:
-        VideoError: The file cannot be decoded.
     """
     from PIL import Image
 

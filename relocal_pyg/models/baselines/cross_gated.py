@@ -14,7 +14,7 @@ from torch.utils.data import Dataset
 from torch_geometric.data import Data
 
 from relocal_pyg.data.items import Item, Protocol
-from relocal_pyg.data.samples import PartnerSampler, SeededSamples
+from relocal_pyg.data.samples import PartnerSamples
 from relocal_pyg.models.base import Ranking, Surroundings, TrainableRelocalizer, arguments
 
 
@@ -163,7 +163,6 @@ class CrossGated(TrainableRelocalizer):
     by the reference's length; here they are padded.
 
     Args:
-        in_channels: Width F of a feature step.
         hidden_channels: Width of every LSTM and of the attention.
         num_factors: Factors of the bilinear form.
         encoder_dropout: On the encoder's outputs.
@@ -259,7 +258,7 @@ class CrossGated(TrainableRelocalizer):
         return {"loss": (entropy * batch.weights).mean()}
 
 
-class LabelledPairs(SeededSamples[Data]):
+class LabelledPairs(PartnerSamples[Data]):
     """Samples of a query and a reference of its class with labels for every reference step.
 
     The query is an action of the training split, the reference an action of its class in another
@@ -273,10 +272,6 @@ class LabelledPairs(SeededSamples[Data]):
     """
 
     stream = "labelled"
-
-    def __init__(self, protocol: Protocol, *, num_samples: int, seed: int) -> None:
-        super().__init__(protocol, num_samples=num_samples, seed=seed)
-        self._sampler = PartnerSampler(protocol.splits["train"])
 
     def draw(self, rng: np.random.Generator) -> Data:
         """Draw a query and a reference with labels."""

@@ -163,12 +163,8 @@ def pattern_paths(
 
     with 0 for a missing neighbour. A path that has passed more than ``discontinue`` cells in a row
     of similarity below ``min_similarity`` is not extended: it counts as missing. Cells of one
-    anti-diagonal do not depend on each other, so only anti-diagonals are looped over.
-
-    Args:
-        similarity: ``[m, n]``, not negative; cosine plus one.
-        min_similarity: Below this a cell counts as low.
-        discontinue: Low cells in a row that a path survives.
+    anti-diagonal do not depend on each other, so only anti-diagonals are looped over. From
+    similarities ``[m, n]``, cosines plus one; a path survives ``discontinue`` low cells in a row.
 
     Returns:
         For every end step the heaviest path that ends there, in any query row. Scores are ``M``.

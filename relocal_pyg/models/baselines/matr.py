@@ -181,13 +181,10 @@ class MATR(TrainableRelocalizer):
     step. Given proposals are ignored. A reference longer than ``max_steps`` is read at fewer.
 
     Args:
-        in_channels: Width F of a feature step.
         hidden_channels: Width d.
         num_layers: Layers of the encoder, and of the decoder.
-        heads: Attention heads.
         feed_forward: Width inside the feed-forward parts.
         slots: Learned vectors of the decoder.
-        dropout: In the transformer.
         input_dropout: In the projections.
         fusion: ``"channel"``: the decoder's mean beside every step; ``"sequence"``: joined in time,
             as the article says, which only the last three steps can see; ``"none"``: left out.

@@ -14,7 +14,7 @@ from torch_geometric.data import Data
 
 from relocal_pyg.data.items import Item, Protocol
 from relocal_pyg.data.pair_data import nearest_steps
-from relocal_pyg.data.samples import PartnerSampler, SeededSamples
+from relocal_pyg.data.samples import PartnerSamples
 from relocal_pyg.errors import AnnotationError
 from relocal_pyg.models.base import Ranking, Surroundings, TrainableRelocalizer, arguments
 from relocal_pyg.moments import tiou
@@ -48,7 +48,6 @@ class VideoLevel(TrainableRelocalizer):
     1e-3 suits it.
 
     Args:
-        in_channels: Width F of a feature step.
         hidden_channels: Size of the hidden state.
         margin: Margin of the triplet loss; squared distances lie in ``[0, 4]``.
 
@@ -126,7 +125,7 @@ class VideoLevel(TrainableRelocalizer):
         return {"loss": loss, "near": near.mean(), "far": far.mean()}
 
 
-class SegmentTriplets(SeededSamples[Data]):
+class SegmentTriplets(PartnerSamples[Data]):
     """Samples of a query, a positive and a negative segment of one reference of its class.
 
     Each sample is a ``Data`` with ``query``, ``positive`` and ``negative`` ``[., F]`` and their
@@ -135,10 +134,6 @@ class SegmentTriplets(SeededSamples[Data]):
     """
 
     stream = "segments"
-
-    def __init__(self, protocol: Protocol, *, num_samples: int, seed: int) -> None:
-        super().__init__(protocol, num_samples=num_samples, seed=seed)
-        self._sampler = PartnerSampler(protocol.splits["train"])
 
     def draw(self, rng: np.random.Generator) -> Data:
         """Draw a query and two segments of one reference."""
