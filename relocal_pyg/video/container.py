@@ -6,6 +6,7 @@ PyAV is the extra ``relocal_pyg[video]`` and is imported when the first file is 
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
@@ -25,6 +26,14 @@ INDIRECT_FORMATS = frozenset(
 MAX_PIXELS = 8192 * 8192
 # Pictures of this size and more are decoded by two threads.
 _LARGE = 640 * 480
+# Pictures that a decoder may hold back.
+_REORDERED = 16
+# A jump beyond this, and beyond the end that the file states, is a damaged time stamp.
+MAX_JUMP = 3600.0
+_DURATION = r"(\d{1,9}):(\d{1,9}):(\d{1,9}(?:\.\d*)?)"
+# Formats whose headers may count the time before the file's clock begins; of these and of what
+# they state, FFmpeg knows no more than the length of the whole.
+_COUNTING = ("asf", "flv", "matroska,webm", "nut", "wtv")
 
 
 @contextmanager
@@ -203,65 +212,94 @@ class Clock:
     """
 
     def __init__(self, container: Any, stream: Any) -> None:
-        self.restarting = False
+        self.restarting, self.backwards = False, 0
+        self.stays = -math.inf
+        self.jump: tuple[float, float] | None = None
+        self._jumped = 0.0
+        self._waiting: list[Any] = []
+        self._most = max(stated_ends(container, stream), default=0.0) + 1.0
         self.length = 1 / rate if (rate := stated_rate(stream)) else 0.0
         self._base = float(stream.time_base)
         self._zero = zero(container)
         self._decoding = -math.inf
-        self._last: dict[str, float] = {"pts": -math.inf, "dts": -math.inf}
-        self._faults = {"pts": 0, "dts": 0}
+        # Of presentation and of decoding.
+        self._last, self._faults = [-math.inf, -math.inf], [0, 0]
         self._previous = -math.inf
 
     def note(self, packet: Any) -> None:
         """Look at the packet that is decoded next."""
+        if not packet.size and packet.pts is not None:  # the same picture again
+            self.stays = (packet.pts + (packet.duration or 0)) * self._base - self._zero
         if packet.dts is None:
             return
         stamp = packet.dts * self._base
-        # Times of decoding only rise; a tenth of a second is what FFmpeg forgives.
-        self.restarting |= stamp < self._decoding - 0.1
+        # Times of decoding only rise, but for single stamps that are wrong.
+        self.restarting |= stamp < self._decoding - self._reach()
         self._decoding = stamp
 
-    def has_read(self, stamp: int) -> bool:
-        """Whether the packet to be decoded at a time stamp has been noted."""
-        return self._decoding >= stamp * self._base
+    def has_read_all(self, stream: Any) -> bool:
+        """Whether the last packet that the header lists has been noted (MP4 lists them all)."""
+        listed = stream.index_entries
+        done = stream.frames > 0 and len(listed) > 0
+        return done and self._decoding >= listed[-1].timestamp * self._base
 
-    def time(self, frame: Any) -> float | None:
-        """Seconds at which a decoded frame appears; None where it cannot be told."""
-        stamps = {"pts": frame.pts, "dts": frame.dts}
-        if all(stamp is None for stamp in stamps.values()):
-            # A raw stream: the durations its own headers give are summed.
-            time = 0.0 if self._previous == -math.inf else self._previous + self.length
+    def place(self, frame: Any) -> Iterator[tuple[float, Any]]:
+        """Pictures whose time is known now that this frame was decoded; None where none is left.
+
+        Stamps that stand still or go back by no more than a decoder holds back are wrong (program
+        streams stamp the wrong picture): those pictures share the time up to the next good stamp.
+        """
+        stamp = None if frame is None else self._best(frame.pts, frame.dts)
+        if stamp is None:
+            yield from self._spread(math.inf)
+            if frame is not None:  # of a raw stream: the durations its own headers give are summed
+                begun = self._previous > -math.inf
+                yield self._set(self._previous + self.length if begun else 0.0, frame)
+            return
+        time = stamp * self._base - self._zero
+        if self._jumped and self._previous < time + self._jumped < self._previous + MAX_JUMP:
+            self._zero, time, self._jumped = self._zero - self._jumped, time + self._jumped, 0.0
+        far = -math.inf < self._previous < time - MAX_JUMP and time > self._most
+        if far or (self.restarting and time <= self._previous):
+            yield from self._spread(math.inf)
+            following = self._previous + self.length
+            if far:
+                self.jump, self._jumped = self.jump or (self._previous, time), time - following
+            self._zero += time - following
+            time, self.restarting = following, False
+        if time > self._previous:
+            yield from self._spread(time)
+            yield self._set(time, frame)
+        elif time > self._previous - self._reach() and len(self._waiting) < _REORDERED:
+            self._waiting.append(frame)
         else:
-            time = self._best(stamps) * self._base - self._zero
-        if self.restarting and time <= self._previous:
-            self._zero -= self._previous + self.length - time
-            time, self.restarting = self._previous + self.length, False
-        if self._previous - self.length < time <= self._previous:
-            time = self._previous + self.length / 2  # one stamp for two pictures
-        if time <= self._previous:
-            return None
+            self.backwards += 1
+
+    def _reach(self) -> float:
+        """Seconds by which a stamp goes back where only pictures were reordered."""
+        return min(max(0.1, _REORDERED * self.length), 1.0)
+
+    def _spread(self, until: float) -> Iterator[tuple[float, Any]]:
+        step = min((until - self._previous) / (len(self._waiting) + 1), self.length or 0.04)
+        while self._waiting:
+            yield self._set(self._previous + step, self._waiting.pop(0))
+
+    def _set(self, time: float, frame: Any) -> tuple[float, Any]:
         if frame.duration:
             self.length = float(frame.duration * frame.time_base)
         if self._previous > -math.inf:
             # Containers keep durations in order of decoding: those of pictures may be shorter.
             self.length = min(self.length or math.inf, time - self._previous)
         self._previous = time
-        return time
+        return time, frame
 
-    def _best(self, stamps: dict[str, int | None]) -> int:
-        for kind, other in (("dts", "pts"), ("pts", "dts")):
-            stamp = stamps[kind]
-            if stamp is None:
-                stamp = stamps[other]
-            elif stamp <= self._last[kind]:
-                self._faults[kind] += 1
-            if stamp is not None:
-                self._last[kind] = stamp
-        believed = self._faults["pts"] <= self._faults["dts"] or stamps["dts"] is None
-        kind = "pts" if believed and stamps["pts"] is not None else "dts"
-        stamp = stamps[kind]
-        assert stamp is not None
-        return stamp
+    def _best(self, pts: int | None, dts: int | None) -> int | None:
+        for kind, stamp in enumerate((pts, dts)):
+            self._faults[kind] += stamp is not None and stamp <= self._last[kind]
+            either = next((each for each in (stamp, pts, dts) if each is not None), None)
+            self._last[kind] = self._last[kind] if either is None else either
+        believed = self._faults[0] <= self._faults[1] or dts is None
+        return pts if believed and pts is not None else dts
 
 
 def stated_rate(stream: Any) -> float | None:
@@ -270,16 +308,55 @@ def stated_rate(stream: Any) -> float | None:
     return float(rate) if rate else None
 
 
-def stated_end(container: Any, stream: Any) -> float | None:
-    """Seconds of the file's clock at which the header says that the pictures end, or None."""
+def stated_ends(container: Any, stream: Any) -> list[float]:
+    """Seconds of the file's clock at which the header says that the pictures end, if it does.
+
+    Two, the lower first, where it may count what is before the clock begins, or not.
+    """
+    begin = zero(container)
+    # Matroska keeps it as a tag: 00:00:17.046000000
+    told = re.fullmatch(_DURATION, stream.metadata.get("DURATION", ""))
     if stream.duration:
-        return float((stream.duration + (stream.start_time or 0)) * stream.time_base) - zero(
-            container
-        )
-    told = stream.metadata.get("DURATION")  # Matroska keeps it as a tag: 00:00:17.046000000
-    try:
-        hours, minutes, seconds = str(told).split(":")
-        return 3600 * int(hours) + 60 * int(minutes) + float(seconds) - zero(container)
-    except ValueError:
-        pass
-    return container.duration / 1e6 if container.duration else None
+        end = float(stream.duration * stream.time_base)
+        if not _counts(container):
+            end += float((stream.start_time or 0) * stream.time_base) - begin
+    elif told is not None:
+        end = 3600 * int(told[1]) + 60 * int(told[2]) + float(told[3])
+    else:
+        end = (container.duration or 0) / 1e6
+    ends = {end, end - begin} if _counts(container) else {end}
+    return sorted(each for each in ends if each > 0)
+
+
+def likely_end(container: Any, stream: Any) -> float | None:
+    """The one of :func:`stated_ends` that the pictures bear out; the place in the file is lost."""
+    ends = stated_ends(container, stream)
+    return ends[_lasts(container, stream, sum(ends) / 2)] if len(ends) > 1 else (*ends, None)[0]
+
+
+def missing_end(container: Any, stream: Any, until: float) -> float | None:
+    """The end that the header states, where pictures end well before; the place is lost."""
+    end = min(stated_ends(container, stream), default=0.0)
+    late = end - max(1.0, 0.02 * end)
+    # Where only the length of the whole is known, sound may go on after the pictures.
+    if until >= late or (_counts(container) and _lasts(container, None, late)):
+        return None
+    return end
+
+
+def _counts(container: Any) -> bool:
+    return container.format.name in _COUNTING
+
+
+def _lasts(container: Any, stream: Any, seconds: float) -> bool:
+    """Whether anything of a stream (of any where None) is as late as that."""
+    start = zero(container)
+    for place in (seconds, seconds / 2):  # some formats give nothing after their last key frame
+        try:
+            container.seek(round((place + start) * 1e6))
+            found = container.demux() if stream is None else container.demux(stream)
+            last = max(float(p.pts * p.time_base) for p in found if p.pts is not None)
+            return last >= seconds + start
+        except failures():
+            continue
+    return False

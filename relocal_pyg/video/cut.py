@@ -24,7 +24,7 @@ from relocal_pyg.video.container import (
     reason,
     seek_before,
 )
-from relocal_pyg.video.decode import packets_of, pictures, probe, restarts
+from relocal_pyg.video.decode import packets_of, pictures, probe, restarts, unreported
 
 # Exact for the usual frame rates and for milliseconds, and not too fine for MPEG-4.
 _TIME_BASE = Fraction(1, 60_000)
@@ -52,7 +52,7 @@ def describe_source(path: str | Path, video_id: str = "", duration: float | None
     """
     info = probe(path)
     with open_video(path) as (container, stream):
-        packets = islice(packets_of(container, stream, lambda problem: None), _SAMPLE)
+        packets = islice(packets_of(container, stream, unreported), _SAMPLE)
         stamps = sorted({packet.pts for packet in packets if packet.pts is not None})
         stated = [stream.average_rate, stream.guessed_rate, stream.base_rate, info.fps_nominal]
         tags = [each.metadata for each in (stream, *container.streams, container)]
@@ -278,7 +278,7 @@ def _encode(
 ) -> tuple[float, float]:
     av, info = import_av(), probe(source, number)
     step = min(1 / (info.fps_nominal or 25.0), 0.1)
-    shown = pictures(source, start, end, stream=number, report=lambda problem: None)
+    shown = pictures(source, start, end, stream=number, report=unreported)
     first: float | None = None
     until, held = start, None
     try:

@@ -13,7 +13,7 @@ import warnings
 from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
-from itertools import chain, islice, pairwise
+from itertools import chain, islice, pairwise, repeat
 from pathlib import Path
 from typing import Any
 
@@ -22,16 +22,19 @@ from numpy.typing import NDArray
 
 from relocal_pyg.errors import UsageError, VideoError
 from relocal_pyg.video.container import (
+    MAX_JUMP,
     MAX_PIXELS,
     Clock,
     check_file,
     choose_stream,
     codec_name,
     failures,
+    likely_end,
+    missing_end,
     open_video,
     reason,
     seek_before,
-    stated_end,
+    stated_ends,
     stated_rate,
 )
 
@@ -113,13 +116,12 @@ def to_rgb(
 
 # Some containers (Matroska) keep whole milliseconds: a frame due at .1667 s is stamped .167 s.
 _TOLERANCE = 1e-3
-# A jump beyond this, and beyond the end that the file states, is a damaged time stamp.
-_MAX_JUMP = 3600.0
 # Packets that are looked at to learn a file's rate, and what may be left undecoded.
 _SAMPLE = 60
 
 Timed = tuple[float, float, Any]  # seconds at which a picture appears and goes, PyAV frame
 Shown = tuple[float, NDArray[np.uint8]]
+Painter = Callable[[Any], NDArray[np.uint8]]
 
 
 class VideoWarning(UserWarning):
@@ -168,14 +170,14 @@ def probe(path: str | Path, stream: int | None = None) -> VideoInfo:
     """
     with open_video(path, stream) as (container, video):
         why = choose_stream(container, path, stream)[1]
-        begin, _, frame = _first(path, timed(container, video, _ignore))
-        duration = stated_end(container, video)
+        begin, _, frame = _first(path, timed(container, video, unreported))
         orientation = Orientation(frame)
         width, height = frame.width, frame.height
         if orientation.swaps_axes:
             width, height = height, width
     with open_video(path, stream) as (container, video):
         rate = _real_rate(container, video)
+        duration = likely_end(container, video)
         count: int | None = int(video.frames) or None
         if count is None and duration is not None and rate is not None:
             count = round((duration - begin) * rate)
@@ -246,9 +248,12 @@ def frames(
         raise UsageError(f"size is {size}, sides of 1 to 8192 pixels wanted")
     check_file(path)
     shown = pictures(path, start, end, stream=stream, report=report or warn_of(path))
-    if rate_hz is not None:
-        return _on_grid(path, shown, rate_hz, start, end, size)
-    return _each(path, shown, every or 1, start, size)
+    paint = painter(path, size)
+    if rate_hz is None:
+        return _each(path, shown, every or 1, start, paint)
+    runs = grid(shown, rate_hz, start, end)
+    # Converted only when it is wanted, and once however often it is shown.
+    return (item for time, count, frame in runs for item in repeat((time, paint(frame)), count))
 
 
 def check_rate(rate_hz: float) -> None:
@@ -262,13 +267,9 @@ def check_rate(rate_hz: float) -> None:
 
 
 def _each(
-    path: str | Path,
-    shown: Iterator[Timed],
-    every: int,
-    start: float,
-    size: tuple[int, int] | None,
+    path: str | Path, shown: Iterator[Timed], every: int, start: float, paint: Painter
 ) -> Iterator[Shown]:
-    seen, paint = 0, painter(path, size)
+    seen = 0
     for time, _, frame in shown:
         if time < start - _TOLERANCE:
             continue
@@ -277,22 +278,6 @@ def _each(
         seen += 1
     if seen == 0:
         raise VideoError(f"shows no frame from {start:g} s on", file=path)
-
-
-def _on_grid(
-    path: str | Path,
-    shown: Iterator[Timed],
-    rate_hz: float,
-    start: float,
-    end: float | None,
-    size: tuple[int, int] | None,
-) -> Iterator[Shown]:
-    paint = painter(path, size)
-    for time, count, frame in grid(shown, rate_hz, start, end):
-        # Converted only when it is wanted, and once however often it is shown.
-        picture = paint(frame)
-        for _ in range(count):
-            yield time, picture
 
 
 def grid(
@@ -386,22 +371,18 @@ def _timed_from(
     threads: int,
 ) -> Iterator[Timed]:
     """Pictures from the key frame before ``start`` on; never later than that."""
-    if start > 0 and not restarts(path, number):
+    for sought in (start > 0 and not restarts(path, number), False):
         with open_video(path, number, threads) as (container, stream):
             stream.codec_context.skip_frame = skip
-            if seek_before(container, stream, start):
-                found = timed(container, stream, report, apart if skip == "NONKEY" else None)
-                head = next(found, None)
-                # Some containers seek past the mark, and a broken index can lead anywhere.
-                if head is not None and head[0] <= start + _TOLERANCE:
-                    yield head
-                    yield from found
-                    return
-    with open_video(path, number, threads) as (container, stream):
-        stream.codec_context.skip_frame = skip
-        found = timed(container, stream, report, apart if skip == "NONKEY" else None)
-        yield _first(path, found)
-        yield from found
+            if sought and not seek_before(container, stream, start):
+                continue
+            found = timed(container, stream, report, apart if skip == "NONKEY" else None)
+            head = next(found, None) if sought else _first(path, found)
+            # Some containers seek past the mark, and a broken index can lead anywhere.
+            if head is not None and (not sought or head[0] <= start + _TOLERANCE):
+                yield head
+                yield from found
+                return
 
 
 def restarts(path: str | Path, number: int | None) -> bool:
@@ -416,7 +397,7 @@ def _restarts_of(path: str, number: int | None, size: int, changed: int) -> bool
         if not container.format.flags & _JOINABLE:
             return False
         clock = Clock(container, stream)
-        for packet in packets_of(container, stream, _ignore):
+        for packet in packets_of(container, stream, unreported):
             clock.note(packet)
             if clock.restarting:
                 return True
@@ -438,43 +419,38 @@ def timed(
     """
     due = -math.inf
     clock = Clock(container, stream)
-    stated = stated_end(container, stream)
     held: tuple[float, Any] | None = None
-    damaged = backwards = 0
-    for packet in packets_of(container, stream, report):
-        clock.note(packet)
-        if apart is not None and packet.pts is not None:
+    damaged = 0
+    for packet in chain(packets_of(container, stream, report), [None]):
+        if packet is not None:
+            clock.note(packet)
+        if apart is not None and packet is not None and packet.pts is not None:
             stamp = float(packet.pts * stream.time_base)
             if not packet.is_keyframe or due - apart <= stamp < due - 1e-6:
                 continue
             due = stamp + apart
         try:
-            decoded = stream.decode(packet)
+            decoded = stream.decode(packet) if packet is not None else []
         except failures():
-            damaged += 1
+            damaged += packet.size > 0  # an empty packet shows the same picture again
             continue
-        for frame in decoded:
-            time = clock.time(frame)
-            if time is None:
-                backwards += 1
-                continue
-            if held is not None:
-                if time > max(held[0] + _MAX_JUMP, (stated or 0.0) + 1.0):
-                    report(f"jumps from {held[0]:.1f} s to {time:.1f} s: used up to the jump")
-                    yield held[0], held[0] + clock.length, held[1]
-                    return
-                yield held[0], time, held[1]
-            held = time, frame
+        for frame in decoded if packet is not None else [None]:
+            for time, placed in clock.place(frame):
+                if held is not None:
+                    yield held[0], time, held[1]
+                held = time, placed
     if held is None:
         return  # the caller says that nothing decodes
-    whole = not damaged and _is_read_to_its_end(stream, clock)
-    until = _last_end(clock, held, stated, whole)
+    whole = not damaged and clock.has_read_all(stream)
+    until = _last_end(clock, held, max(stated_ends(container, stream), default=None), whole)
     yield held[0], until, held[1]
     if damaged:
         report(f"{damaged} damaged packets were skipped")
-    if backwards:
-        report(f"{backwards} frames whose time runs backwards were skipped")
-    if not whole and stated is not None and until < stated - max(1.0, 0.02 * stated):
+    if clock.backwards:
+        report(f"{clock.backwards} frames whose time runs backwards were skipped")
+    if clock.jump:
+        report("its clock jumps from {:.1f} s to {:.1f} s: it goes on instead".format(*clock.jump))
+    elif not whole and (stated := missing_end(container, stream, until)) is not None:
         report(f"ends at {max(until, 0.0):.1f} s of the stated {stated:.1f} s")
 
 
@@ -492,12 +468,6 @@ def packets_of(container: Any, stream: Any, report: Callable[[str], None]) -> It
         yield packet
 
 
-def _is_read_to_its_end(stream: Any, clock: Clock) -> bool:
-    """Whether the last packet that the header lists has been read (MP4 lists them all)."""
-    listed = stream.index_entries
-    return stream.frames > 0 and len(listed) > 0 and clock.has_read(listed[-1].timestamp)
-
-
 def _last_end(clock: Clock, held: tuple[float, Any], stated: float | None, whole: bool) -> float:
     """When the last picture goes: it may stay on for long, as the file says."""
     time, frame = held
@@ -505,8 +475,8 @@ def _last_end(clock: Clock, held: tuple[float, Any], stated: float | None, whole
         return stated
     own = float(frame.duration * frame.time_base) if frame.duration else clock.length
     # Believed where the header bears it out; where there is none, for an hour.
-    most = time + _MAX_JUMP if stated is None else max(stated, time + clock.length)
-    return max(min(time + own, most), time + 2 * _TOLERANCE)
+    most = time + MAX_JUMP if stated is None else max(stated, time + clock.length)
+    return max(min(time + own, most), clock.stays, time + 2 * _TOLERANCE)
 
 
 @lru_cache(maxsize=64)
@@ -546,7 +516,7 @@ def _trial(path: str, number: int | None, skip: str) -> dict[float, NDArray[np.u
     small = {"format": "gray", "width": 64, "height": 64, "interpolation": "AREA"}
     with open_video(path, number) as (container, stream):
         stream.codec_context.skip_frame = skip
-        packets = islice(packets_of(container, stream, _ignore), _SAMPLE)
+        packets = islice(packets_of(container, stream, unreported), _SAMPLE)
         for packet in chain(packets, [None]):  # None: what is still inside the decoder
             try:
                 decoded = stream.decode(packet)
@@ -561,7 +531,7 @@ def _trial(path: str, number: int | None, skip: str) -> dict[float, NDArray[np.u
 
 def _real_rate(container: Any, stream: Any) -> float | None:
     """Frames per second where the first pictures follow each other fastest."""
-    packets = islice(packets_of(container, stream, _ignore), 2 * _SAMPLE)
+    packets = islice(packets_of(container, stream, unreported), 2 * _SAMPLE)
     stamps = sorted({packet.pts for packet in packets if packet.pts is not None})
     gaps = sorted(float((after - before) * stream.time_base) for before, after in pairwise(stamps))
     # The fastest tenth: one odd gap decides nothing.
@@ -577,7 +547,7 @@ def _first(path: str | Path, found: Iterator[Timed]) -> Timed:
 
 def painter(
     path: str | Path, size: tuple[int, int] | None, interpolation: str = "BICUBIC"
-) -> Callable[[Any], NDArray[np.uint8]]:
+) -> Painter:
     """Give a function that turns PyAV frames of one video into RGB, see :func:`to_rgb`.
 
     Raises:
@@ -596,5 +566,5 @@ def painter(
     return paint
 
 
-def _ignore(problem: str) -> None:
-    """Drop a report: only the beginning is looked at, or times alone."""
+def unreported(problem: str) -> None:
+    """A report that is not wanted: only a part is looked at, or it was made before."""

@@ -48,7 +48,7 @@ Decoded = Generator[tuple[float, int, Any], None, None]  # of relocal_pyg.video.
 Span = tuple[int, int]
 
 # Raised whenever the same settings begin to give other numbers: stored features are then not found.
-_VERSION = 2
+_VERSION = 3
 # Key frames after which their distance is known well enough.
 _KEYS = 8
 # Seconds of a video from which on it pays to find out which frames need not be decoded.
@@ -350,21 +350,22 @@ class _Work:
         paint = painter(self.path, backbone.size, interpolation)
 
         def painted() -> Generator[tuple[float, int, Picture], None, None]:
+            steps = 0
             with closing(_ahead(decoded, _WAITING)) as frames:
                 for time, count, frame in frames:
+                    steps += count
+                    if steps > MAX_STEPS * backbone.clip_stride:
+                        raise VideoError(
+                            f"has more than {MAX_STEPS} steps at {self.rate:g} Hz: lower the rate",
+                            file=self.path,
+                        )
                     yield time, count, paint(frame)
 
-        rows, steps = RowWriter(backbone.dim), 0
+        rows = RowWriter(backbone.dim)
         waiting: list[list[Picture]] = []
         repeats: list[int] = []
         with closing(_ahead(painted(), _WAITING, self.tick)) as ready:
             for time, count, clip in _clips(ready, backbone.clip_frames, backbone.clip_stride):
-                steps += count
-                if steps > MAX_STEPS:
-                    raise VideoError(
-                        f"has more than {MAX_STEPS} steps at {self.rate:g} Hz: lower the rate",
-                        file=self.path,
-                    )
                 self.done = max(self.done, time)
                 if len(waiting) == self.clips_at_once:
                     rows.add(self.forward(waiting), repeats)

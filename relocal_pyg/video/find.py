@@ -215,7 +215,7 @@ def find_moments(
         known.append(probe(clip.path, stream if same else None))
     backbone = EfficientNetLite0() if backbone is None else backbone
     if model is not None:
-        check_width(model, backbone)
+        model.check_width(backbone.dim, backbone.name)
     rate = _rate(clip, known, backbone) if rate_hz is None else rate_hz
     problems: list[str] = []
 
@@ -375,22 +375,6 @@ def _joined(stretches: list[tuple[float, float]], rate: float) -> list[Span]:
     return spans
 
 
-def check_width(
-    model: Relocalizer, backbone: Backbone, checkpoint: str | Path | None = None
-) -> None:
-    """Refuse a model that takes other features than a backbone gives.
-
-    Args:
-        model: The model.
-        backbone: The network that its features come from.
-        checkpoint: Where the model came from, named in the error.
-
-    Raises:
-        FeatureError: The widths differ.
-    """
-    model.check_width(backbone.dim, backbone.name, checkpoint)
-
-
 def _rate(clip: VideoQuery | None, known: list[VideoInfo], backbone: Backbone) -> float:
     """One rate for the reference and the query's file, no finer than the slower."""
     nominal = [info.fps_nominal for info in known if info.fps_nominal]
@@ -447,12 +431,7 @@ def _localize(
     wanted = top_k if own is None else top_k + 10
     # In steps, and turned to seconds in double precision: 4.16, not 4.15999985.
     ranking = matcher.rank(
-        rows,
-        blocks,
-        proposals,
-        query_video=video,
-        seconds_per_step=pace,
-        background=background,
+        rows, blocks, proposals, query_video=video, seconds_per_step=pace, background=background
     )
     found = ranking.best(len(blocks), wanted, nms_threshold=nms_threshold)
 

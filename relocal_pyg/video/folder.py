@@ -31,16 +31,10 @@ from relocal_pyg.data.features import (
     video_names,
     write_features,
 )
-from relocal_pyg.errors import (
-    AnnotationError,
-    FeatureError,
-    OutputError,
-    UsageError,
-    VideoError,
-)
+from relocal_pyg.errors import AnnotationError, FeatureError, OutputError, UsageError, VideoError
 from relocal_pyg.io.write import check_output, forced, replace_file, writing
 from relocal_pyg.video.backbones import Backbone
-from relocal_pyg.video.decode import warn_of
+from relocal_pyg.video.decode import unreported, warn_of
 from relocal_pyg.video.extract import Progress, extract_video, sampling_rate
 from relocal_pyg.video.rows import FeatureCache
 
@@ -148,7 +142,7 @@ def extract_folder(
     def extract(name: str, tick: Progress) -> _Outcome | VideoError:
         try:
             video = extract_video(
-                files[name], backbone, rate_hz, cache=store, progress=tick, report=_keep_quiet
+                files[name], backbone, rate_hz, cache=store, progress=tick, report=unreported
             )
         except VideoError as error:
             return error
@@ -446,10 +440,6 @@ def _assemble(
         with h5py.File(temporary, "r+", libver="latest") as file:
             for name, seconds in times.items():
                 file.create_dataset(f"{name}/{TIMES_KEY}", data=seconds, fletcher32=True)
-
-
-def _keep_quiet(problem: str) -> None:
-    """Problems of a video are reported once, by the thread that collects."""
 
 
 def features_from_videos(

@@ -21,14 +21,7 @@ from relocal_pyg.video.backbones import Backbone
 from relocal_pyg.video.decode import probe
 from relocal_pyg.video.extract import DEFAULT_RATE_HZ, Progress, extract_video
 from relocal_pyg.video.folder import Extraction, extract_folder, find_videos, passed_over
-from relocal_pyg.video.query import (
-    Asked,
-    Judged,
-    StillQuery,
-    VideoQuery,
-    is_judged,
-    read_examples,
-)
+from relocal_pyg.video.query import Asked, Judged, StillQuery, VideoQuery, is_judged, read_examples
 from relocal_pyg.video.rows import FeatureCache, VideoFeatures
 
 #: The only backbone of indexes that do not say what theirs is built from.

@@ -19,7 +19,7 @@ from relocal_pyg.evaluation.report import render
 from relocal_pyg.formats.clips import Source, clock, one_line, presence_line, short_clock
 from relocal_pyg.io.write import replace_file
 from relocal_pyg.moments import Moment
-from relocal_pyg.video.decode import frames, probe
+from relocal_pyg.video.decode import frames, probe, unreported
 from relocal_pyg.video.find import Found
 from relocal_pyg.video.index import FoundVideos
 from relocal_pyg.video.query import StillQuery
@@ -49,7 +49,7 @@ def thumbnails(path: str | Path, times: Iterable[float], height: int = 96) -> li
     pictures: list[bytes | None] = []
     for time in times:
         shown = frames(
-            path, rate_hz=10.0, start=max(time, 0.0), size=(height, width), report=_keep_quiet
+            path, rate_hz=10.0, start=max(time, 0.0), size=(height, width), report=unreported
         )
         try:
             _, picture = next(shown)
@@ -70,10 +70,6 @@ def spread(start: float, end: float, count: int) -> Sequence[float]:
         [3.0, 5.0]
     """
     return [start + (end - start) * (i + 0.5) / count for i in range(count)]
-
-
-def _keep_quiet(problem: str) -> None:
-    """Damage has been reported when the features were extracted."""
 
 
 _WIDTH, _HEIGHT, _LANE = 1000, 130, 24

@@ -256,7 +256,7 @@ class FeatureCache:
             "problems": list(video.problems),
         }
         content["checksum"] = _checksum(video.blocks, video.shown, content)
-        rows, count = _rows_once(video.blocks), len(video.blocks.repeats)
+        rows, count = video.blocks.shortened(1), len(video.blocks.repeats)
         tensors = {
             "shown": ("F64", [count], [video.shown.numpy().tobytes()]),
             "repeats": ("I64", [count], [video.blocks.repeats.tobytes()]),
@@ -278,10 +278,6 @@ class FeatureCache:
         return self.folder / f"{digest}.safetensors"
 
 
-def _rows_once(rows: RowFile) -> RowFile:
-    return rows.shortened(1)
-
-
 def _open_rows(path: Path, repeats: Whole) -> RowFile:
     """The features in a safetensors file whose header was found to be sound."""
     file = path.open("rb")
@@ -298,7 +294,7 @@ def _open_rows(path: Path, repeats: Whole) -> RowFile:
 def _checksum(rows: RowFile, shown: Tensor, content: dict[str, Any]) -> str:
     digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode())  # as in older caches
     digest.update(f"features torch.float32 {[len(rows.repeats), rows.dim]}".encode())
-    for block in _rows_once(rows).split(BLOCK):
+    for block in rows.shortened(1).split(BLOCK):
         digest.update(block.numpy().data)
     digest.update(rows.repeats.tobytes())
     digest.update(f"shown {shown.dtype} {list(shown.shape)}".encode())

@@ -8,12 +8,14 @@ from __future__ import annotations
 import warnings
 from fractions import Fraction
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from relocal_pyg.errors import UsageError, VideoError
 from relocal_pyg.video import FunctionBackbone, extract_video, find_moments
+from relocal_pyg.video.container import Clock
 from relocal_pyg.video.decode import VideoWarning, droppable, frames, pictures, probe
 
 av = pytest.importorskip("av")
@@ -259,6 +261,31 @@ def test_frames_that_no_other_needs_are_left_out_and_the_rest_is_the_same(tmp_pa
     assert 25 <= len(kept) <= 30
     assert all(np.array_equal(whole[time], kept[time]) for time in kept)
     assert droppable(path, 0.4) == "NONKEY"
+
+
+@pytest.mark.parametrize(
+    ("stamps", "shown", "dropped", "jumps"),
+    [
+        ([0, 1, 2, 3, 2, 5, 6], range(7), 0, False),  # the stamp of the picture before
+        ([0, 1, 4, 2, 3, 8, 9], [0, 1, 4, 5, 6, 8, 9], 0, False),
+        ([0, 0, 2, 2, 4, 4], range(6), 0, False),  # one for two pictures
+        ([0, 1, 2, 200_000, 200_001, 200_002], range(6), 0, True),  # a clock set anew
+        ([0, 1, 200_000, 3, 4], range(5), 0, True),  # one wild stamp
+        ([0, 1, 2, -5000, 4, 5], [0, 1, 2, 4, 5], 1, False),
+        ([None, None, None], range(3), 0, False),
+    ],
+)
+def test_wrong_stamps_are_mended_and_pictures_are_kept(stamps, shown, dropped, jumps):
+    base = Fraction(1, 25)
+    nothing = dict.fromkeys(["guessed_rate", "base_rate", "duration", "start_time"])
+    stream = SimpleNamespace(time_base=base, average_rate=25, metadata={}, **nothing)
+    kind = SimpleNamespace(name="any")
+    clock = Clock(SimpleNamespace(start_time=0, duration=None, format=kind), stream)
+    pictures = [SimpleNamespace(pts=s, dts=None, duration=1, time_base=base) for s in stamps]
+    placed = [item for picture in [*pictures, None] for item in clock.place(picture)]
+    assert [time for time, _ in placed] == pytest.approx([step / 25 for step in shown])
+    assert [frame for _, frame in placed] == [f for f in pictures if f.pts != -5000]
+    assert (clock.backwards, clock.jump is not None) == (dropped, jumps)
 
 
 def test_a_pipe_is_refused_not_waited_for(tmp_path):

@@ -227,6 +227,9 @@ def test_a_jump_is_believed_where_the_header_bears_it_out(tmp_path, write_video)
     live = write_video(tmp_path / "live.mkv", pictures, times, container={"live": "1"})
     assert len(levels(live, rate_hz=10, report=problems.append)[0]) < 30
     assert any("jumps" in problem for problem in problems)
+    assert levels(live, report=problems.append)[0] == pytest.approx(
+        [0.0, 0.5, 0.54, 1.04], abs=1e-3
+    )
 
 
 def test_a_clock_that_starts_again_goes_on(tmp_path, write_video):

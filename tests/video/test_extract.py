@@ -277,3 +277,14 @@ def test_a_picture_that_stays_for_thousands_of_steps(tmp_path, write_video):
     assert sum(calls) <= 3
     assert (video.features[:99, 0] < 50).all()
     assert (video.features[101:, 0] > 150).all()
+
+
+@pytest.mark.timeout(20)
+@pytest.mark.parametrize("clip_frames", [1, 16])
+def test_a_picture_that_stays_for_ages_is_refused_at_once(tmp_path, write_video, clip_frames):
+    """Steps that nobody can keep are counted, not gone through one by one."""
+    pictures = [np.full((48, 64, 3), 90, np.uint8)] * 2
+    path = write_video(tmp_path / "ages.mkv", pictures, times=[0.0, 2_000_000.0])
+    backbone = mean_colour(clip_frames=clip_frames, clip_stride=clip_frames)
+    with pytest.raises(VideoError, match="has more than 5000000 steps at 100 Hz: lower the rate"):
+        extract_video(path, backbone, 100.0)

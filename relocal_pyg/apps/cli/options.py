@@ -438,8 +438,6 @@ def load_network(
     where the options say nothing, its run does. ``run`` is None for a model that is in no folder,
     and ``model`` for one that takes any width. The rate is the user's, else the run's, else None.
     """
-    from relocal_pyg.video.find import check_width
-
     record = None if run is None or str(run) in NAMED else _recorded_extraction(run)
     if record is None:
         backbone = load_backbone(options, device)
@@ -455,7 +453,7 @@ def load_network(
             )
         rate_hz = rate if rate_hz is None else rate_hz
     if model is not None:
-        check_width(model, backbone, run)
+        model.check_width(backbone.dim, backbone.name, run)
     return backbone, rate_hz
 
 

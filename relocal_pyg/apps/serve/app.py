@@ -54,7 +54,7 @@ from relocal_pyg.models.base import Relocalizer
 from relocal_pyg.video.backbones import Backbone, EfficientNetLite0
 from relocal_pyg.video.example import CLIP, write_example
 from relocal_pyg.video.extract import Progress
-from relocal_pyg.video.find import Found, check_width, find_moments
+from relocal_pyg.video.find import Found, find_moments
 from relocal_pyg.video.index import FoundVideos, find_in_index
 from relocal_pyg.video.query import VideoQuery
 from relocal_pyg.video.rows import FeatureCache
@@ -463,7 +463,7 @@ def run(
         library = Library(uploads, folder, max_bytes=max_bytes)
         network = EfficientNetLite0() if backbone is None else backbone
         indexed = Calibrated(ContrastMatcher()) if model is None else model
-        check_width(indexed, network)
+        indexed.check_width(network.dim, network.name)
         collection = None
         if index is not None:
             collection = Collection(index, indexed, library)
