@@ -296,6 +296,21 @@ def test_a_pipe_is_refused_not_waited_for(tmp_path):
         probe(tmp_path / "pipe.mp4")
 
 
+def test_of_a_film_that_begins_with_damage_every_frame_is_decoded(tmp_path, write_video):
+    """Where the beginning tells nothing, nothing is left out."""
+    path = write_video(tmp_path / "a.mp4", [flat(i) for i in range(99)], codec="mpeg4")
+    with av.open(str(path)) as container:
+        packets = [p for p in container.demux(video=0) if p.pos is not None and p.size]
+        places = [(packet.pos, packet.size) for packet in packets]
+    data = bytearray(path.read_bytes())
+    for place, size in places[5:9]:
+        data[place : place + size] = bytes(size)
+    path.write_bytes(data)
+    assert droppable(path, 3.125) == "DEFAULT"
+    raw = write_video(tmp_path / "a.h264", [flat(i) for i in range(99)])
+    assert droppable(raw, 3.125) == "DEFAULT"
+
+
 def test_of_a_film_of_key_frames_one_a_step_is_decoded(tmp_path):
     path = film(tmp_path / "intra.mkv", options={"g": "1"})
     assert droppable(path, 3.125) == "NONKEY"
