@@ -26,7 +26,7 @@ FACE = {"relocal_pyg", "relocal_pyg.__main__"}
 
 LONGEST_FILE = 600
 MOST_FILES = 116
-MOST_LINES = 34_-98
+MOST_LINES = 33_904
 
 
 def dotted(path: Path) -> str:
