@@ -14,7 +14,7 @@ def _interrupt(*_: object) -> None:
     raise KeyboardInterrupt
 
 
-def _again(failure: sys.UnraisableHookArgs) -> None:
+def _again(failure: "sys.UnraisableHookArgs") -> None:
     """An interrupt that fell into a destructor is lost there: it is sent once more."""
     if isinstance(failure.exc_value, KeyboardInterrupt):
         threading.Timer(0.01, os.kill, (os.getpid(), signal.SIGINT)).start()
