@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import hypothesis
 import pytest
@@ -58,6 +60,22 @@ def figure() -> Callable[[str, str], None]:
                 stream.write(json.dumps([goal, text]) + "\n")
 
     return note
+
+
+@pytest.fixture
+def constant() -> Callable[..., Any]:
+    """A calibration by which a reference and a moment have these probabilities, come what may."""
+    from relocal_pyg.models.calibrated import FACTS, Confidence
+    from relocal_pyg.models.presence import Logistic
+
+    def always(probability: float) -> Logistic:
+        zeros, ones = (0.0,) * len(FACTS), (1.0,) * len(FACTS)
+        return Logistic(zeros, ones, zeros, math.log(probability / (1 - probability)))
+
+    def make(presence: float = 0.5, moment: float = 0.5) -> Confidence:
+        return Confidence(always(presence), always(moment), 20, 20, 15)
+
+    return make
 
 
 @pytest.fixture(autouse=True)

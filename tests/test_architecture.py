@@ -25,8 +25,8 @@ ROOMS += ["models", "evaluation", "training", "search", "video", "apps"]
 FACE = {"relocal_pyg", "relocal_pyg.__main__"}
 
 LONGEST_FILE = 600
-MOST_FILES = 116
-MOST_LINES = 33_904
+MOST_FILES = 115
+MOST_LINES = 34_068
 
 
 def dotted(path: Path) -> str:

@@ -371,9 +371,17 @@ def read_activitynet(
     """Read annotations in the official ActivityNet layout.
 
     That is ``{"database": {<id>: {"duration", "subset", "annotations": [{"segment", "label"}]}}}``,
-    optionally with a ``"subject"`` per video. Everything else in the file is ignored. Arguments and
-    result as of :func:`read_annotations`; with ``as_published`` every segment of finite times is
-    kept, even empty ones and those beyond the end: for data sets made without such checks.
+    optionally with a ``"subject"`` per video. Everything else in the file is ignored.
+
+    Args:
+        path: The JSON file.
+        quarantine: Takes the records that cannot be used; where None, a warning counts them.
+        clip: Cut segments that leave the video at its borders instead of setting them aside.
+        as_published: Keep every segment of finite times, even empty ones and those beyond the
+            end: for rebuilding data sets that were made without such checks.
+
+    Returns:
+        Videos by id, in the order of the file; those without any action are among them.
 
     Raises:
         AnnotationError: The file is no such JSON (the line is named), two ids differ in Unicode
@@ -415,13 +423,20 @@ def _activitynet(content: Any, collect: VideoCollector) -> dict[str, Video]:
 def read_csv(
     path: str | Path, *, quarantine: Quarantine | None = None, clip: bool = False
 ) -> dict[str, Video]:
-    """Read annotations from a table with a header line, UTF-8 text.
+    """Read annotations from a table with a header line.
 
     Columns ``video``, ``start``, ``end`` (seconds) and ``label`` are needed; ``duration``,
     ``subject`` and ``subset`` are read where present. Without ``duration`` it stays unknown, and
     ends are not compared with it. Spreadsheets may separate by semicolon or tab, with a comma as
-    decimal point and ``sep=;`` before the header; times may be ``[h:]mm:ss.fff``. Arguments and
-    result as of :func:`read_annotations`.
+    decimal point and ``sep=;`` before the header; times may be ``[h:]mm:ss.fff``.
+
+    Args:
+        path: UTF-8 text.
+        quarantine: Takes the records that cannot be used; where None, a warning counts them.
+        clip: Cut segments that leave the video at its borders instead of setting them aside.
+
+    Returns:
+        Videos by id, in the order of the file.
 
     Raises:
         AnnotationError: Not such a table, two ids differ in Unicode normalisation alone, or no

@@ -178,6 +178,7 @@ class Record:
     """What :func:`scan` found out about one video.
 
     Attributes:
+        name: The record's name in the file.
         num_steps: Rows; 0 where there is a problem.
         dim: Width; 0 where there is a problem.
         problem: Why it cannot be used, or None.

@@ -88,10 +88,16 @@ def resample(
 def resample_windows(
     reference: Tensor, windows: Tensor, num_steps: int = 40, mode: Mode = "linspace"
 ) -> tuple[Tensor, Tensor]:
-    """Cut windows ``[M, 2]`` (steps) out of one reference and bring each to T steps, in one gather.
+    """Cut many windows out of one reference and bring each to T steps, in one gather.
 
     Equal to calling :func:`resample` on every window; boundaries are rounded to whole steps, at
     least one, inside the reference.
+
+    Args:
+        reference: ``[n, F]``, ``n >= 1``.
+        windows: ``[M, 2]`` in steps of the reference.
+        num_steps: T.
+        mode: ``"linspace"`` or ``"floor"``.
 
     Returns:
         Features ``[M, T, F]``, zero where padded, and mask ``[M, T]``, True for real steps.

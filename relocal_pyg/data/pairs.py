@@ -28,6 +28,9 @@ class PairList:
 
     Attributes:
         pairs: The pairs, sorted by the query's ``item_id``.
+        protocol: Name of the protocol.
+        split: Name of the split.
+        seed: Seed of the draw.
         exclude: What a query never meets: its ``"video"``, its ``"item"`` or ``"none"``.
         without_reference: ``item_id`` of queries for which no reference exists; no model can be
             asked about them, so they are named here and not scored.

@@ -184,6 +184,7 @@ class ProposalRecord:
     """One video of a proposal list; every time is a fraction of the video.
 
     Attributes:
+        video_id: Its id.
         labels: Class of each proposal ``[M]``: that of the best ground truth, 0 for none.
         moments: Proposals ``[M, 2]``.
         overlaps: ``[M, 2]``: largest tIoU with a ground truth, and the largest share of the

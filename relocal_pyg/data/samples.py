@@ -143,6 +143,9 @@ class TripletDataset(PartnerSamples[tuple[PairData, PairData]]):
     the targets of section 4.7.2.
 
     Args:
+        protocol: Where items, features and proposals come from; its ``"train"`` split is used.
+        num_samples: Length of the data set.
+        seed: Names the stream of samples.
         num_steps: T.
         ks: Graphs whose edges are stored in each pair, where ``materialize`` is set.
         negatives: ``"class"``: another class (the paper); ``"video"``: a proposal of the positive
@@ -204,8 +207,12 @@ class StoredPairs(torch_geometric.data.Dataset):
 
     Args:
         root: Folder that this data set may write into.
+        protocol: As in :class:`TripletDataset`.
+        num_samples: Triplets.
+        seed: Names the stream of samples.
         kind: ``"triplets"``: sample i is ``(positive, negative)``; ``"pairs"``: the positive of
             triplet i is sample 2i with ``y`` 1, its negative sample 2i + 1 with ``y`` 0.
+        num_steps: T.
         ks: The graphs, whose edges each pair holds.
         transform: Applied to each sample.
 
@@ -312,6 +319,9 @@ class ListDataset(PartnerSamples[Data]):
     ``far_reference`` [n', F], ``far_proposals`` [N, 2] and ``far_overlap`` [N].
 
     Args:
+        protocol: Where items, features and proposals come from; its ``"train"`` split is used.
+        num_samples: Length of the data set.
+        seed: Names the stream of samples.
         list_length: Proposals kept; half of them, where there are so many, overlap a ground truth.
         far_proposals: Proposals kept of one more reference, that of any action of another video;
             half of them, where there are so many, overlap that action.

@@ -47,6 +47,7 @@ class Halves:
     """A system on the pairs where steps and clips agree more, and where they agree less.
 
     Attributes:
+        title: Name of the system.
         agree: mAP@1 at 0.5 on the half with the smaller disagreement.
         differ: On the other half.
         gain: How much more it is ahead of the system that it is set beside where they differ: the

@@ -45,6 +45,7 @@ class Episode:
 
     Attributes:
         episode_id: Unique in a list.
+        label: The class.
         supports: Trimmed examples, of videos other than the reference's.
         reference: The item whose context is searched; its ``truths`` are what there is to find.
     """
@@ -61,9 +62,12 @@ class EpisodeList:
 
     Attributes:
         episodes: In the order of their numbers.
+        protocol: Name of the protocol.
+        split: Name of the split.
         shots: Supports of an episode.
         instances: ``"single"``: references with one moment; ``"multi"``: with two or more;
             ``"superset"``: any.
+        seed: Seed of the draw.
     """
 
     episodes: tuple[Episode, ...]

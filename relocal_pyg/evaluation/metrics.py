@@ -249,7 +249,14 @@ def _as_thresholds(thresholds: Sequence[float]) -> tuple[float, ...]:
 
 
 def oracle(proposals: Tensor, truths: Tensor) -> Tensor:
-    """Overlap of a reference's best proposal, 0 without any: no ranking of them can do better.
+    """Overlap of the best proposal of one reference: no ranking of them can do better.
+
+    Args:
+        proposals: ``[M, 2]``.
+        truths: ``[G, 2]``.
+
+    Returns:
+        A scalar, 0 where there is no proposal or nothing to find.
 
     Example:
         >>> oracle(torch.tensor([[0, 4], [2, 8]]), torch.tensor([[2, 6]])).item()

@@ -207,14 +207,8 @@ def similarity_map(
 ) -> Figure:
     """Cosine similarity of every query step with every reference step.
 
-    Args:
-        query: Features ``[m, F]``.
-        reference: Features ``[n, F]``.
-        moment: The answer in seconds of the reference.
-        truths: True moments in seconds of the reference.
-        seconds_per_step: Duration of a reference step.
-        query_seconds_per_step: Duration of a query step; that of the reference where None.
-        title: Heading.
+    Features are ``[m, F]`` and ``[n, F]``, moments in seconds of the reference; a step of the query
+    lasts as long as one of the reference where None.
     """
     rows, columns = (torch.as_tensor(x).double() for x in (query, reference))
     similarity = F.normalize(rows, dim=1) @ F.normalize(columns, dim=1).T
@@ -255,15 +249,10 @@ def explanation_map(
     """What each meeting of a query step with a reference step added to the score of a moment.
 
     Only the part of the reference that had a say is drawn: the moment, and steps that reach 3 % of
-    the largest contribution. The bars above are the sums over the query steps.
-
-    Args:
-        contributions: ``[m, n]``, as :meth:`relocal_pyg.models.base.Relocalizer.explain` gives it.
-        moment: In seconds of the reference.
-        seconds_per_step: Duration of a reference step.
-        query_seconds_per_step: Duration of a query step; that of the reference where None.
-        query_start: Second at which the query begins in its own video.
-        title: Heading.
+    the largest contribution. The bars above are the sums over the query steps. Contributions
+    ``[m, n]`` are those of :meth:`relocal_pyg.models.base.Relocalizer.explain`, the moment is in
+    seconds of the reference; a step of the query lasts as long as one of the reference where None,
+    and it begins at ``query_start`` of its own video.
     """
     table = torch.as_tensor(contributions).double()
     peaks = table.abs().amax(dim=0)

@@ -119,6 +119,7 @@ class PairRecord:
             not hold the action (:func:`relocal_pyg.data.pairs.make_null_pairs`).
         truth_seconds: Length in seconds of the reference item's own moment.
         moments: Best answers after non-maximum suppression, best first.
+        scores: Their scores.
         tious: Overlap of each with the truth that it fits best.
         before: The best answer before boundary refinement, None where nothing is refined.
         tiou_before: Its overlap.
@@ -232,13 +233,17 @@ class Evaluation:
 
     Attributes:
         title: Name of the model in tables.
+        protocol: Name of the protocol.
+        split: The split that was tested.
         pairs_sha256: Hash of the pair list: only evaluations of one list belong in one table.
+        pairs_seed: Seed of the pair list.
         exclude: What a query never met: ``"video"``, ``"item"`` or ``"none"``.
         records: One a pair, in the order of the list.
         reconstructed: Whether the model was rebuilt without its source.
         seed: Seed that the model was trained with, where there is one.
         settings: How it was run.
         environment: Versions, see :func:`relocal_pyg.evaluation.environment`.
+        about: The protocol's own facts.
         nulls: The answers on references without the action, where they were asked for.
         nulls_sha256: Hash of the list of those.
     """
@@ -444,6 +449,7 @@ class PresenceRow:
     """One line of the table.
 
     Attributes:
+        title: Name of the model.
         by: What tells: the score of the best answer, the probability, or a length.
         auroc: Chance that a reference with the action ranks above one without, ties counted half.
         num_pairs: References that hold the action.
@@ -468,14 +474,8 @@ def presence_rows(
 ) -> tuple[PresenceRow, ...]:
     """The table: a row for scores, one for probabilities where there are any, lengths at the end.
 
-    Args:
-        evaluations: By title, one a training seed; those that met no reference without the action
-            are left out.
-        samples: How often to resample source videos and seeds.
-        seed: Seed of the draws.
-
-    Returns:
-        Rows by falling AUROC; none where no model met such references.
+    Evaluations are by title, one a training seed; those that met no reference without the action
+    are left out.
     """
     drawn = {"samples": samples, "seed": seed}
     asked = {t: runs for t, runs in evaluations.items() if all(run.nulls for run in runs)}

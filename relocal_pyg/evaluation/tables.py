@@ -42,6 +42,7 @@ class Row:
     """One line of a results table.
 
     Attributes:
+        title: Name of the model.
         kind: ``"model"``, ``"trivial"`` or ``"oracle"``.
         scores: Every score with its interval, named as :func:`estimate_scores` names them.
         num_pairs: Pairs behind each score.

@@ -1,9 +1,8 @@
 """Rows of annotations: what all importers share, and those that read XML (ELAN, CVAT). Seconds.
 
-Importers only translate: what is a video, a time, a label in another program's words. Whether the
-times make sense is checked where all annotations are (:mod:`relocal_pyg.data.annotations`). A file
-is a stranger's: its size is bounded, no entity of it is expanded, and a record that cannot be
-translated is set aside under its name.
+Importers only translate; whether times make sense is checked in
+:mod:`relocal_pyg.data.annotations`. A file is a stranger's: its size is bounded, no entity of it is
+expanded, and a record that cannot be translated is set aside under its name.
 """
 
 from __future__ import annotations
@@ -95,6 +94,8 @@ class Importer:
     """A file that is being read.
 
     Attributes:
+        path: The file.
+        options: What it leaves open.
         reject: Takes the name of a record that is set aside, and why.
     """
 

@@ -266,7 +266,15 @@ class Relocalizer(abc.ABC):
         ]
 
     def encode(self, reference: Tensor, proposals: Tensor) -> tuple[Tensor, Tensor] | None:
-        """What of proposals is the same for every query: states ``[M, T, d]``, lengths; or None."""
+        """What is the same of each proposal for every query and worth keeping; None for nothing.
+
+        Args:
+            reference: ``[n, F]``.
+            proposals: ``[M, 2]`` in steps.
+
+        Returns:
+            States ``[M, T, d]`` and their lengths ``[M]``.
+        """
         return None
 
     def score_encoded(

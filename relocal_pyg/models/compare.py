@@ -172,12 +172,18 @@ class Comparison:
     kind: Tensor
 
     def measure(self, windows: Tensor) -> Tensor:
-        """Measure windows ``[M, 2]`` (steps) against the query: ``[M, 25]``, table by table.
+        """Measure windows against the query.
 
         For each table: inside minus around of the similarities
         (:func:`relocal_pyg.models.similarity.contrast_scores`), mean along the diagonal of the
         window's own table, the same with the best of neighbouring query places, mean along the best
         monotone path through it, and the mean over query places of the best step inside.
+
+        Args:
+            windows: ``[M, 2]`` in steps.
+
+        Returns:
+            ``[M, 25]``, the measures of one table side by side.
         """
         return torch.cat([_measure(self.tables, self.similarity, w) for w in windows.split(_CHUNK)])
 
@@ -201,7 +207,13 @@ class Comparison:
         return torch.cat([standard, measures, (length / rows).log(), length / columns], dim=1)
 
     def placed(self, windows: Tensor, positions: Tensor, mask: Tensor) -> Tensor:
-        """Channels ``[M, T, 12]`` of the steps ``[M, T]`` that are shown of windows ``[M, 2]``."""
+        """Channels ``[M, T, 12]`` of the steps that are shown of each window.
+
+        Args:
+            windows: ``[M, 2]`` in steps.
+            positions: ``[M, T]``, which steps; they may lie outside the window.
+            mask: ``[M, T]``, False at padding.
+        """
         length = (windows[:, 1:] - windows[:, :1]).clamp(min=1)
         share = (positions + 0.5 - windows[:, :1]) / length
         inside = (share > 0) & (share < 1) & mask
@@ -224,7 +236,13 @@ def compare(
 ) -> Comparison:
     """Compare a query with a reference.
 
-    Arguments as of :func:`similarity_tables`, whose result is ``tables``, where it is at hand.
+    Args:
+        query: ``[m, F]``.
+        reference: ``[n, F]``.
+        query_video: ``[v, F]``, or None for a bare clip.
+        background: ``[F]`` or None.
+        seconds_per_step: Duration of a step, or None.
+        tables: Their :func:`similarity_tables`, where they are at hand.
     """
     if tables is None:
         tables = similarity_tables(query, reference, query_video, background, seconds_per_step)

@@ -261,8 +261,14 @@ class MultiGraphMatcher(TrainableRelocalizer):
     ) -> WindowScorer:
         """Scores of any windows of one reference, without gradients, by exact algebra.
 
-        Arguments as of :func:`relocal_pyg.models.compare.similarity_tables`; ``inference`` is a
-        result of :meth:`inference` to use again, made on the spot where None.
+        Args:
+            query: ``[m, F]``.
+            reference: ``[n, F]``.
+            query_video: ``[v, F]`` or None.
+            background: Row ``[F]`` that both sides are centred by, or None: see
+                :func:`relocal_pyg.models.compare.similarity_tables`.
+            seconds_per_step: Duration of a step, or None: likewise.
+            inference: A result of :meth:`inference` to use again; made on the spot where None.
         """
         merged = self.inference() if inference is None else inference
         with evaluating(self):
@@ -368,11 +374,20 @@ class MultiGraphMatcher(TrainableRelocalizer):
         query_video: Rows | None = None,
         seconds_per_step: float | None = None,
     ) -> Tensor:
-        """How much each pair of steps added to the score of a moment, ``[m, n]``, before its tanh.
+        """How much each pair of steps added to the score of a moment.
 
         Gradient times input over the five tables of the query as it is, summed: what a small change
         would do. Whatever else is derived from a table follows it, except what chance gives.
-        Arguments as of :meth:`relocal_pyg.models.base.Relocalizer.explain`.
+
+        Args:
+            query: ``[m, F]``.
+            reference: ``[n, F]``.
+            moment: Start and end in steps, of :meth:`scored_span`.
+            query_video: ``[v, F]`` or None.
+            seconds_per_step: As it was ranked with.
+
+        Returns:
+            ``[m, n]``, in units of the score before its tanh.
         """
         window = torch.tensor([moment], dtype=query.dtype)
         around = Surroundings(query_video, seconds_per_step)

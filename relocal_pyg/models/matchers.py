@@ -70,11 +70,20 @@ class ContrastMatcher(Relocalizer):
         query_video: Rows | None = None,
         seconds_per_step: float | None = None,
     ) -> Tensor:
-        """What each pair of steps adds to the score, ``[m, n]``: exact, they sum to it.
+        """What each pair of steps adds to the score: exact, they sum to it.
 
         The score is linear in the similarities of the reference's steps, and each of those a sum
-        over the steps of the query. Arguments as of
-        :meth:`relocal_pyg.models.base.Relocalizer.explain`.
+        over the steps of the query.
+
+        Args:
+            query: ``[m, F]``.
+            reference: ``[n, F]``.
+            moment: Start and end in steps.
+            query_video: ``[v, F]`` or None.
+            seconds_per_step: As it was ranked with.
+
+        Returns:
+            ``[m, n]``.
         """
         count = len(reference)
         start, end = nearest_steps(query.new_tensor([moment]), count)[0].tolist()

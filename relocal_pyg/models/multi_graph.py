@@ -141,8 +141,11 @@ class MultiGraphRelocalizer(TrainableRelocalizer):
     ) -> tuple[Tensor, Tensor]:
         """Score windows of one reference, or of many together, by exact algebra.
 
-        Windows ``[., 2]`` are in steps, some for each reference; ``inference`` is a result of
-        :meth:`inference` to use again.
+        Args:
+            query: ``[m, F]``.
+            references: ``[n, F]`` each.
+            windows: ``[., 2]`` in steps, for each reference; M in all.
+            inference: A result of :meth:`inference` to use again; made on the spot where None.
 
         Returns:
             Scores ``[M]`` in ``[-1, 1]`` and offsets ``[M, 2]``, reference by reference.
@@ -241,8 +244,13 @@ class MultiGraphRelocalizer(TrainableRelocalizer):
 
         First-order: it says what a small change would do, and does not sum to the score. An edge
         counts in every layer and in both directions; steps that were thinned out get nothing.
-        ``moment`` is the proposal, where an answer was refined; ``query_video`` and
-        ``seconds_per_step`` are ignored.
+
+        Args:
+            query: ``[m, F]``.
+            reference: ``[n, F]``.
+            moment: Start and end in steps: the proposal, where an answer was refined.
+            query_video: Ignored.
+            seconds_per_step: Ignored.
 
         Returns:
             ``[m, n]``, in units of the score before its tanh.

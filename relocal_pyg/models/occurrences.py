@@ -71,12 +71,22 @@ def occurrences(
 ) -> tuple[list[Moment], Count]:
     """All moments of a reference that show what a query shows, none twice.
 
-    Stretches of steps more similar to the query (:func:`relocal_pyg.models.examples.trace`) than a
-    threshold between the query's own steps and the rest of its video. Where the query is one
+    Stretches of steps more similar to the query (:func:`relocal_pyg.models.examples.trace`)
+    than a threshold between the query's own steps and the rest of its video. Where the query is one
     movement and a stretch holds several, one after the other, they are told apart by their order. A
-    query that repeats itself stands for a stretch of any number of its movements. Arguments as of
-    :meth:`~relocal_pyg.models.base.Relocalizer.rank`; ``without`` are stretches in steps that are
-    no answers, and ``seen`` is the similarity of the reference's steps, where it is at hand.
+    query that repeats itself stands for a stretch of any number of its movements.
+
+    Args:
+        model: Gives scores; and probabilities, where it was calibrated on labels.
+        query: ``[m, F]``.
+        reference: ``[n, F]``.
+        query_video: ``[v, F]`` that the query was cut from, where known.
+        examples: Further examples.
+        seconds_per_step: Of all videos, where known.
+        background: Mean row ``[F]`` of a library, where there is one.
+        least: Probability from which on a moment is given.
+        without: Stretches in steps that are no answers.
+        seen: Similarity of the reference's steps, where it is at hand.
 
     Returns:
         Moments in steps, most probable first, and their count.

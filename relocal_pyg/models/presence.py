@@ -91,8 +91,8 @@ def judge(
 ) -> tuple[Tensor, float]:
     """How probable answers are, whichever model gave them.
 
-    The coefficients were fitted on simulated videos, half of which hold the action (``python -m
-    benchmarks.presence``). Answers ``[A, 2]`` are in steps; other arguments as of
+    The coefficients were fitted on simulated videos, half of which hold the action
+    (``python -m benchmarks.presence``). Answers ``[A, 2]`` are in steps; other arguments as of
     :func:`~relocal_pyg.models.similarity.step_similarity`.
 
     Returns:

@@ -176,14 +176,9 @@ class MultiGraphFusion(nn.Module):
     ) -> Tensor:
         """Average of :meth:`forward` over the nodes of each pair.
 
-        The last 1x1 convolution is linear and is done after the average, on a row a pair.
-
-        Args:
-            x: ``[B, num_nodes, channels]`` or ``[B * num_nodes, channels]``.
-            graphs: As in :meth:`forward`.
-            mask: Real nodes, of the shape of ``x`` without channels, or None for all.
-            num_nodes: Nodes of a pair.
-            edge_weights: As in :meth:`forward`.
+        The last 1x1 convolution is linear and is done after the average, on a row a pair. Nodes are
+        ``[B, num_nodes, channels]`` or ``[B * num_nodes, channels]``, masks the same without
+        channels.
 
         Returns:
             ``[B, channels]``; pads count for nothing.
@@ -290,7 +285,10 @@ class PairNetwork(nn.Module):
     Args:
         in_channels: Width C of a node's features.
         hidden_channels: Width d of the LSTMs and of every layer.
+        num_graphs: K.
+        num_layers: L.
         graph_conv: False for the paper's "Ours (CNN)".
+        residual: Add each layer's input to its output.
         dropout: Rate on the LSTM outputs.
         head_channels: Widths inside the heads.
         mask_padding: Keep padded steps out of LSTM outputs, edges and pool.

@@ -32,6 +32,8 @@ class ActionnessClassifier(nn.Module):
     """Per-step network F - hidden - 2 with one ReLU; classes are background and action.
 
     Args:
+        in_channels: Width F of a feature step.
+        hidden_channels: Width of the hidden layer.
         kernel_size: 1 looks at each step alone; 3 also at its neighbours.
 
     Shapes:
@@ -174,6 +176,9 @@ def fit_actionness(
         hidden_channels: See :class:`ActionnessClassifier`.
         kernel_size: See :class:`ActionnessClassifier`.
         show_progress: Show a progress bar.
+
+    Returns:
+        The classifier in evaluation mode.
 
     Raises:
         AnnotationError: The contexts hold only action, or none.

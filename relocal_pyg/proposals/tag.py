@@ -242,6 +242,12 @@ def tag_proposals(
     Where actionness passes no threshold anywhere, a warning names the video and sliding windows
     (:func:`fallback_windows`) take the place of the groups, each with score 0.
 
+    Args:
+        classifier: Trained on the same kind of features.
+        features: ``[n, F]``, ``n >= 1``.
+        config: Settings of the grouping.
+        name: What to call the video in the warning.
+
     Returns:
         Proposals float32 ``[M, 2]`` in steps, inside ``[0, n]``, best first, and scores ``[M]``.
     """
@@ -288,13 +294,6 @@ def propose(
     video, best proposals first. From a protocol it also names the ground truths, with classes
     numbered from 1 in alphabetical order over all splits; from features alone it names none.
     A video that cannot be read is left out with a warning.
-
-    Args:
-        source: A protocol, whose videos of every split are taken, or a feature file.
-        classifier: Trained on the same features.
-        out: The text file to write.
-        config: Settings of the grouping.
-        show_progress: Show a progress bar.
 
     Returns:
         What was written, sorted by video id.

@@ -28,7 +28,7 @@ from relocal_pyg.models.base import Relocalizer, as_features, as_proposals
 from relocal_pyg.models.calibrated import Calibrated
 from relocal_pyg.models.examples import ByExamples, Example, Trace, has_rest, level_of, trace
 from relocal_pyg.models.occurrences import Count, count_of, occurrences
-from relocal_pyg.moments import clip_moments, nms, seconds_to_steps
+from relocal_pyg.moments import Moment, clip_moments, nms, seconds_to_steps
 from relocal_pyg.search.first_stage import FirstStage
 from relocal_pyg.search.storage import Shard, ShardList, VideoEntry, write_shard
 
@@ -206,6 +206,11 @@ class Hit:
     score: float
     probability: float | None = None
     presence: float | None = None
+
+    @property
+    def moment(self) -> Moment:
+        """Where it is in its video, and how probable."""
+        return Moment(self.start, self.end, self.score, probability=self.probability)
 
 
 @dataclass(frozen=True)
@@ -523,9 +528,14 @@ class SearchIndex:
     def with_probabilities(
         self, hits: Sequence[Hit], query: Tensor, query_video: Tensor | None = None
     ) -> list[Hit]:
-        """Hits, in their order, with their probabilities; as they are where the model has none.
+        """Hits with their probabilities; as they are where the model is not calibrated.
 
         The facts of a hit are those of its own video, over as many windows as a glance takes.
+
+        Args:
+            hits: Answers of :meth:`search`, in any order, which is kept.
+            query: ``[m, F]``.
+            query_video: ``[v, F]`` or None.
         """
         if not isinstance(self.calibrated, Calibrated):
             return list(hits)

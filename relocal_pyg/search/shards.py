@@ -29,9 +29,11 @@ class ShardTask:
     Attributes:
         features: HDF5 file of the videos.
         key: Name of the feature array inside a video's group.
+        video_ids: The videos of this shard.
         query: ``.npy`` file of the clip's features ``[m, F]``.
         model: Checkpoint folder, or None for the contrast matcher.
         out: The parquet file to write.
+        seconds_per_step: Duration of one feature step.
         top_k: Moments kept of each video.
     """
 

@@ -52,6 +52,7 @@ class VideoEntry:
     """What an index keeps of one video, as tensors.
 
     Attributes:
+        video_id: Its name.
         seconds_per_step: Duration of a feature step.
         features: ``[n, F]``.
         means: ``[1, F]``, the mean step.

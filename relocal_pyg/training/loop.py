@@ -30,10 +30,9 @@ from relocal_pyg.io.record import verify_manifest
 from relocal_pyg.io.seeding import seed_torch
 from relocal_pyg.io.write import own_folder, replace_folder, sweep, write_json
 from relocal_pyg.models.base import TrainableRelocalizer
-from relocal_pyg.models.checkpoint import load_weights
+from relocal_pyg.models.checkpoint import Choice, load_weights
 from relocal_pyg.models.matchers import ContrastMatcher
 from relocal_pyg.nn.products import FastProducts
-from relocal_pyg.training.choice import Choice
 from relocal_pyg.training.presets import TrainingConfig
 from relocal_pyg.training.validation import paired_gain, passed, selection_score, validate
 

@@ -29,7 +29,7 @@ from relocal_pyg.io.write import own_folder, replace_file, write_json
 from relocal_pyg.models.base import Relocalizer, TrainableRelocalizer
 from relocal_pyg.models.baselines.frame_level import FrameLevel
 from relocal_pyg.models.calibrated import Calibrated
-from relocal_pyg.models.checkpoint import load_model, load_weights
+from relocal_pyg.models.checkpoint import Choice, load_model, load_weights, read_choice
 from relocal_pyg.models.matcher import MultiGraphMatcher
 from relocal_pyg.models.matchers import (
     CentreHalf,
@@ -43,7 +43,6 @@ from relocal_pyg.models.matchers import (
 )
 from relocal_pyg.models.multi_graph import MultiGraphRelocalizer
 from relocal_pyg.models.network_config import BaselineConfig, MatcherConfig, NetworkConfig
-from relocal_pyg.training.choice import Choice, read_choice
 from relocal_pyg.training.loop import FitResult, fit
 from relocal_pyg.training.presets import PAPER, PRESETS, Preset, TrainingConfig
 from relocal_pyg.training.validation import calibrate, calibrate_run
@@ -76,6 +75,8 @@ class Trained:
     """A trained model, the seed it was trained with and how training went.
 
     Attributes:
+        title: Name in tables.
+        seed: Seed of the training.
         model: With the weights that were kept.
         history: A record per validation.
         choice: What validation said of these weights, where it was kept.

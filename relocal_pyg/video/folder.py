@@ -456,10 +456,19 @@ def features_from_videos(
 ) -> tuple[Extraction, float]:
     """Extract the features of the annotated videos of a folder, resumable.
 
-    Ids of videos in the annotations are names of files without their suffix. Where there is no rate
-    it is what :func:`relocal_pyg.video.extract.sampling_rate` gives for half the median action, so
-    that short actions keep steps too (a clip network: 25, so that every step is as long). Other
-    arguments as of :func:`extract_folder`.
+    Args:
+        videos: A folder of video files.
+        annotations: A file that :func:`relocal_pyg.data.read_annotations` reads; ids are names of
+            files without their suffix.
+        output: The HDF5 file to write; finished videos wait in ``<output>.cache``.
+        backbone: See :class:`relocal_pyg.video.backbones.Backbone`.
+        rate_hz: Frames per second; where None, what
+            :func:`relocal_pyg.video.extract.sampling_rate` gives for half the median action, so
+            that short actions keep steps too (a clip network: 25, so that every step is as long).
+        workers: Videos at a time, as many as there are processors where None.
+        background: Label that is no action.
+        quarantine: Collects videos that cannot be used.
+        key: Name of the feature array.
 
     Returns:
         What was extracted, and the duration of a step in seconds.

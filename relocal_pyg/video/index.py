@@ -126,10 +126,17 @@ def index_features(
 ) -> tuple[IndexedVideos, Extraction]:
     """Extract the videos of a folder for an index, resumable.
 
-    The index keeps ``<index>.features.h5`` and ``<index>.videos.json`` beside it. Where there is no
-    rate it is that of an index that is there already, else 3.125 (25 for a clip network).
-    ``network`` says what the backbone is built from, and is kept for queries. Other arguments as of
-    :func:`~relocal_pyg.video.folder.extract_folder`.
+    Args:
+        videos: The folder.
+        index: Folder of the index; ``<index>.features.h5`` and ``<index>.videos.json`` are written
+            beside it.
+        backbone: See :class:`relocal_pyg.video.backbones.Backbone`.
+        rate_hz: Frames per second; where None that of an index that is there already, else
+            3.125 (25 for a clip network).
+        workers: Videos at a time, as many as there are processors where None.
+        quarantine: Collects videos that cannot be used.
+        key: Name of the feature array.
+        network: What the backbone is built from, kept for queries.
 
     Raises:
         SearchIndexError: The index that is there was made with another backbone.
@@ -219,11 +226,28 @@ def find_in_index(
     """Find the moments of all videos of an index that mean the same as a clip.
 
     The query's file is turned into features as the videos of the index were. Where the clip is a
-    stretch of it, what surrounds the clip says what is special about it. Arguments as of
-    :func:`relocal_pyg.video.find_moments`, and as of :meth:`relocal_pyg.search.SearchIndex.search`;
-    ``index`` is opened with its model, ``made`` says how its videos were turned into features, by
-    ``backbone``. Moments much shorter or longer than the clip are left out, and ``judged`` begin
-    with the id of their video.
+    stretch of it, what surrounds the clip says what is special about it.
+
+    Args:
+        query: The clip: a video file, or a :class:`VideoQuery` for a stretch of one; or words or a
+            picture (:class:`StillQuery`), whose hits come without probabilities.
+        index: The index, opened with its model.
+        made: How its videos were turned into features.
+        backbone: The network that did.
+        top_k: How many moments at most; those much shorter or longer than the clip are left out.
+        first_stage: See :meth:`relocal_pyg.search.SearchIndex.search`.
+        candidates: See :meth:`relocal_pyg.search.SearchIndex.search`.
+        nms_threshold: Of two moments of one video with a larger tIoU only the better is given; low,
+            because people want other places, not other cuts of one place.
+        cache: Features of videos met before.
+        progress: Called with the name of the file; what it gives is told the seconds done.
+        also: Further examples of what is looked for.
+        unlike: Counter-examples: what is not meant.
+        judged: Ids of videos and stretches of them that somebody said yes or no to, see
+            :func:`relocal_pyg.video.find_moments`.
+        every: Give all moments of all videos and their count; ``top_k``, ``first_stage`` and
+            ``candidates`` then say nothing.
+        least: The probability from which on :attr:`every` gives a moment.
 
     Raises:
         SearchIndexError: The index was made with another backbone, or does not hold a video.

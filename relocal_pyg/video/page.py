@@ -113,8 +113,7 @@ def write_found_page(
         for hit in found.hits:
             file = (files or {}).get(hit.video_id)
             file = file if file is not None and file.is_file() else None
-            moment = Moment(hit.start, hit.end, hit.score, probability=hit.probability)
-            shown.append((hit.video_id, file, moment))
+            shown.append((hit.video_id, file, hit.moment))
     best = shown[0][2] if shown else None
     html = render(
         "found.html",

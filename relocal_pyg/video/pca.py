@@ -33,7 +33,13 @@ class PCA:
     explained_variance: Tensor
 
     def transform(self, features: ArrayLike) -> Tensor:
-        """Project features ``[n, F]`` to ``[n, dim]``: ``(x - mean) components^T``.
+        """Project features: ``(x - mean) components^T``.
+
+        Args:
+            features: ``[n, F]``.
+
+        Returns:
+            float32 ``[n, dim]``.
 
         Raises:
             FeatureError: The array has another width.

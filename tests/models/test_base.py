@@ -29,7 +29,6 @@ from relocal_pyg.models import (
     WholeReference,
 )
 from relocal_pyg.models.baselines.matr import MATR
-from relocal_pyg.models.calibrated import FACTS, Confidence, Logistic
 
 F = 8
 TRAINED: dict[str, Callable[[], torch.nn.Module]] = {
@@ -151,10 +150,9 @@ def test_ranking_leaves_a_model_in_training_as_it_was(name: str):
         assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
 
 
-def test_a_wrapper_answers_as_its_model_does():
-    even = Logistic((0.0,) * len(FACTS), (1.0,) * len(FACTS), (0.0,) * len(FACTS), 0.0)
+def test_a_wrapper_answers_as_its_model_does(constant):
     model = MultiGraphMatcher(hidden_channels=6, num_steps=5, head_channels=4).eval()
-    told = Calibrated(model, Confidence(even, even, 20, 20, 15))
+    told = Calibrated(model, constant())
     query, reference = torch.randn(4, F), torch.randn(30, F)
     plain, judged = (each.rank(query, reference, WINDOWS) for each in (model, told))
     assert torch.equal(plain.scores, judged.scores)

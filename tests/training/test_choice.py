@@ -12,8 +12,8 @@ from relocal_pyg.datasets.synthetic import SyntheticConfig, synthetic
 from relocal_pyg.errors import CheckpointError
 from relocal_pyg.evaluation import evaluate
 from relocal_pyg.models import ContrastMatcher, MultiGraphMatcher, MultiGraphRelocalizer
+from relocal_pyg.models.checkpoint import Choice, read_choice
 from relocal_pyg.training import RECOMMENDED, TrainingConfig, fit
-from relocal_pyg.training.choice import Choice, read_choice
 from relocal_pyg.training.recipe import build_network
 from relocal_pyg.training.validation import SELECTION_THRESHOLDS
 

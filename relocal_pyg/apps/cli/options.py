@@ -409,7 +409,7 @@ def _chosen(model: Path, device: DeviceName, given: str) -> tuple[Relocalizer, s
         shipped = load_model(model).to(pick_device(device))
         return shipped, f"{shipped.title}, {SHIPPED}{given})"
     from relocal_pyg.models.calibrated import FILE, read_confidence
-    from relocal_pyg.training.choice import read_choice
+    from relocal_pyg.models.checkpoint import read_choice
 
     loaded, choice = load_model(model), read_choice(model)
     loaded.to(pick_device(device))

@@ -306,7 +306,6 @@ def judged_files(folder: Path, feedback: Path | None) -> list[dict[str, Any]]:
 
 def locate(hits: Sequence[Hit], folder: Path | None) -> list[tuple[Source, Moment]]:
     """Answers with the videos they are in; of the files of the index ``folder``, where given."""
-    from relocal_pyg.moments import Moment
     from relocal_pyg.video.cut import describe_source
     from relocal_pyg.video.index import IndexedVideos
 
@@ -318,13 +317,7 @@ def locate(hits: Sequence[Hit], folder: Path | None) -> list[tuple[Source, Momen
             sources[name] = describe_source(file, name)
         else:
             sources[name] = Source(str(file or name), id=name)
-    return [
-        (
-            sources[hit.video_id],
-            Moment(hit.start, hit.end, hit.score, probability=hit.probability),
-        )
-        for hit in hits
-    ]
+    return [(sources[hit.video_id], hit.moment) for hit in hits]
 
 
 def search_video(

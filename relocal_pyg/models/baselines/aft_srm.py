@@ -45,10 +45,13 @@ class AFTSRM(TrainableRelocalizer):
     score (with tanh) and the offsets ``[Tc, Tl]``.
 
     Args:
+        in_channels: Width F of a feature step.
         hidden_channels: Width of the LSTMs.
+        num_steps: T.
         num_factors: Channels of the tensor for each of its two attentions.
         widths: Channels of the three convolutions.
         dropout: On the LSTM outputs.
+        margin: Margin of the triplet loss.
 
     Example:
         >>> model = AFTSRM(8, 4, num_steps=6, widths=(4, 4, 4)).eval()

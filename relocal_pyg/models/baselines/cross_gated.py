@@ -163,6 +163,7 @@ class CrossGated(TrainableRelocalizer):
     by the reference's length; here they are padded.
 
     Args:
+        in_channels: Width F of a feature step.
         hidden_channels: Width of every LSTM and of the attention.
         num_factors: Factors of the bilinear form.
         encoder_dropout: On the encoder's outputs.
@@ -214,7 +215,11 @@ class CrossGated(TrainableRelocalizer):
     ) -> Tensor:
         """Logits of start, end, inside and outside for every reference step.
 
-        Clips ``[B, m, F]`` and ``[B, n, F]`` are padded at the end; lengths ``[B]``.
+        Args:
+            query: ``[B, m, F]``, padded at the end.
+            reference: ``[B, n, F]``, padded at the end.
+            query_steps: Lengths ``[B]``.
+            reference_steps: Lengths ``[B]``.
 
         Returns:
             ``[B, n, 4]``; what stands at padding means nothing and reaches no other step.

@@ -73,12 +73,8 @@ def alignment_loss(
 ) -> Tensor:
     """Cost ``[B]`` of aligning the whole query, divided by its length.
 
-    Args:
-        cost: ``[B, M, N]``, padded at the end of both.
-        steps: Lengths ``[B]`` of the references.
-        query_steps: Lengths ``[B]`` of the queries.
-        gamma: Softness; 0 takes hard minima.
-        subsequence: To any part of the reference; else to all of it.
+    Costs ``[B, M, N]`` are padded at the end of both, lengths are ``[B]``; gamma 0 takes hard
+    minima, and ``subsequence`` aligns to any part of the reference.
     """
     table = alignment_table(cost, gamma, subsequence=subsequence)
     pairs = torch.arange(len(table), device=cost.device)
@@ -181,10 +177,13 @@ class MATR(TrainableRelocalizer):
     step. Given proposals are ignored. A reference longer than ``max_steps`` is read at fewer.
 
     Args:
+        in_channels: Width F of a feature step.
         hidden_channels: Width d.
         num_layers: Layers of the encoder, and of the decoder.
+        heads: Attention heads.
         feed_forward: Width inside the feed-forward parts.
         slots: Learned vectors of the decoder.
+        dropout: In the transformer.
         input_dropout: In the projections.
         fusion: ``"channel"``: the decoder's mean beside every step; ``"sequence"``: joined in time,
             as the article says, which only the last three steps can see; ``"none"``: left out.
@@ -276,7 +275,11 @@ class MATR(TrainableRelocalizer):
     ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
         """Both sides before and after the encoder.
 
-        Clips ``[B, N, F]`` and ``[B, M, F]`` are padded at the end; lengths ``[B]``.
+        Args:
+            query: ``[B, N, F]``, padded at the end.
+            reference: ``[B, M, F]``, padded at the end.
+            query_steps: Lengths ``[B]``.
+            steps: Lengths ``[B]``.
 
         Returns:
             Reference and query before, reference and query after (``[B, M, d]``, ``[B, N, d]``),

@@ -57,6 +57,7 @@ class SST(TrainableRelocalizer):
     steps, each averaged; ``stride`` is such that K blocks cover 95 % of the training moments.
 
     Args:
+        in_channels: Width F of a feature step.
         hidden_channels: Width of the GRUs.
         num_layers: GRUs in the stack.
         num_anchors: K.

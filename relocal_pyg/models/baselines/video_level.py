@@ -48,6 +48,7 @@ class VideoLevel(TrainableRelocalizer):
     1e-3 suits it.
 
     Args:
+        in_channels: Width F of a feature step.
         hidden_channels: Size of the hidden state.
         margin: Margin of the triplet loss; squared distances lie in ``[0, 4]``.
 
@@ -77,10 +78,17 @@ class VideoLevel(TrainableRelocalizer):
         return functional.normalize(at_last, dim=-1)
 
     def embed_windows(self, reference: Tensor, windows: Tensor) -> Tensor:
-        """Unit vectors ``[M, hidden_channels]`` of windows; equal to :meth:`embed` of each.
+        """Unit vectors of many windows of one reference; equal to :meth:`embed` of each.
 
         Windows that start together are prefixes of one another, so one pass over the longest of
-        them encodes all. Windows are int64 ``[M, 2]``, half-open steps inside the reference.
+        them encodes all.
+
+        Args:
+            reference: ``[n, F]``.
+            windows: int64 ``[M, 2]``, half-open steps inside the reference.
+
+        Returns:
+            ``[M, hidden_channels]``.
         """
         starts, group = windows[:, 0].unique(return_inverse=True)
         length = windows[:, 1] - windows[:, 0]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import h5py
@@ -14,27 +15,18 @@ from relocal_pyg.apps.cli import main
 from relocal_pyg.io.record import sha256_file
 from relocal_pyg.io.write import write_json
 from relocal_pyg.models import MultiGraphMatcher
-from relocal_pyg.models.calibrated import FACTS, Confidence, write_confidence
-from relocal_pyg.models.presence import Logistic
+from relocal_pyg.models.calibrated import Confidence, write_confidence
 
 CHANNELS = 8
 
 
-def always(probability: float) -> Logistic:
-    """The same probability whatever the facts."""
-    zeros, ones = (0.0,) * len(FACTS), (1.0,) * len(FACTS)
-    return Logistic(zeros, ones, zeros, float(np.log(probability / (1 - probability))))
-
-
 @pytest.fixture
-def run(tmp_path: Path) -> Path:
+def run(tmp_path: Path, constant: Callable[..., Confidence]) -> Path:
     """A run whose weights are sure of moments at 0.7 and doubt references at 0.25."""
     model = MultiGraphMatcher(hidden_channels=16, num_steps=4)
     model.save(tmp_path / "run" / "best")
     weights = sha256_file(tmp_path / "run" / "best" / "model.safetensors")
-    confidence = Confidence(always(0.25), always(0.7), 20, 20, 15)
-    matcher = Confidence(always(0.9), always(0.6), 20, 20, 15)
-    write_confidence(tmp_path / "run", weights, confidence, matcher)
+    write_confidence(tmp_path / "run", weights, constant(0.25, 0.7), constant(0.9, 0.6))
     return tmp_path / "run"
 
 

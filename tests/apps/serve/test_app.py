@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import http.client
 import json
-import math
 import socket
 import threading
 from importlib import import_module
@@ -18,8 +17,7 @@ from relocal_pyg.apps.cli.exports import SavedQuery
 from relocal_pyg.apps.serve import Library, SearchQueue
 from relocal_pyg.errors import UsageError
 from relocal_pyg.models import ContrastMatcher
-from relocal_pyg.models.calibrated import FACTS, Calibrated, Confidence
-from relocal_pyg.models.presence import Logistic
+from relocal_pyg.models.calibrated import Calibrated
 from relocal_pyg.video import FunctionBackbone
 
 
@@ -48,22 +46,20 @@ def test_upload_search_and_play(served, films):
     assert str(served.library.uploads).encode() not in body
 
 
-def test_a_calibrated_model_says_how_sure_it_is(served, served_index, films, monkeypatch):
-    zeros, ones = (0.0,) * len(FACTS), (1.0,) * len(FACTS)
-    doubt, sure = Logistic(zeros, ones, zeros, -2.0), Logistic(zeros, ones, zeros, 2.0)
+def test_a_calibrated_model_says_how_sure_it_is(served, served_index, films, monkeypatch, constant):
     place = {"reference": served.reference()}
     for server, where in ((served, place), (served_index, {"index": True})):
         _, clip = server.upload(films["clip"].read_bytes())
         silent = server.outcome(server.search(query=clip["id"], **where)[1]["id"])
         assert {moment["probability"] for moment in silent["moments"]} == {None}
         assert silent["presence"] == ""
-        told = Calibrated(ContrastMatcher(), Confidence(doubt, sure, 20, 20, 15))
+        told = Calibrated(ContrastMatcher(), constant(0.12, 0.88))
         monkeypatch.setattr(server.model, "rank", told.rank)
         if server.collection is not None:
             monkeypatch.setattr(server.collection.index, "calibrated", told)
         told = server.outcome(server.search(query=clip["id"], **where)[1]["id"])
         for moment in told["moments"]:
-            assert moment["probability"] == pytest.approx(1 / (1 + math.exp(-2)))
+            assert moment["probability"] == pytest.approx(0.88)
         if server is served:
             assert told["presence"] == "probably not in this video: probability 0.12, below 0.5"
 

@@ -15,8 +15,7 @@ from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.support.ui import Select, WebDriverWait
 
 from relocal_pyg.models import ContrastMatcher
-from relocal_pyg.models.calibrated import FACTS, Calibrated, Confidence
-from relocal_pyg.models.presence import Logistic
+from relocal_pyg.models.calibrated import Calibrated
 from relocal_pyg.video import VideoQuery, find_moments, write_found_page
 
 EVIL = "<img src=x onerror=document.title='run'>.mp4"
@@ -70,10 +69,10 @@ def times(card: Any) -> str:
 
 
 @pytest.mark.slow
-def test_drop_mark_find_play_judge_drag_export_and_reload(browser, served, films, monkeypatch):
-    zeros, ones = (0.0,) * len(FACTS), (1.0,) * len(FACTS)
-    even = Logistic(zeros, ones, zeros, 0.0)
-    told = Calibrated(ContrastMatcher(), Confidence(even, even, 20, 20, 15))
+def test_drop_mark_find_play_judge_drag_export_and_reload(
+    browser, served, films, monkeypatch, constant
+):
+    told = Calibrated(ContrastMatcher(), constant())
     monkeypatch.setattr(served.model, "rank", told.rank)
     browser.get(served.url)
     find = browser.find_element(By.ID, "find")
