@@ -10,6 +10,7 @@ import re
 import stat
 import sys
 import unicodedata
+import warnings
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -174,7 +175,9 @@ def map_array(path: str | Path) -> np.ndarray[Any, Any]:
     # before it refuses them.
     if head[6:7] > b"\x01" and int.from_bytes(head[8:12], "little") > _MAX_HEADER:
         raise ValueError(f"a header of over {_MAX_HEADER} bytes")
-    return np.lib.format.open_memmap(path, mode="r")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # numpy's advice about headers of Python 2
+        return np.lib.format.open_memmap(path, mode="r")
 
 
 def parse_number(text: str) -> float:

@@ -222,6 +222,7 @@ class Shard:
             )
         return array
 
+    @np.errstate(invalid="ignore")  # some kinds of NaN are announced when they are cast
     def _check_values(self, everything: bool) -> None:
         """Refuse numbers that no index holds."""
         windows, steps = self._arrays["proposals"], np.diff(self.first_step)[self.video_of_proposal]

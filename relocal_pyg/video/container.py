@@ -318,13 +318,13 @@ def stated_ends(container: Any, stream: Any) -> list[float]:
     told = re.fullmatch(_DURATION, stream.metadata.get("DURATION", ""))
     if stream.duration:
         end = float(stream.duration * stream.time_base)
-        if not _counts(container):
+        if container.format.name not in _COUNTING:
             end += float((stream.start_time or 0) * stream.time_base) - begin
     elif told is not None:
         end = 3600 * int(told[1]) + 60 * int(told[2]) + float(told[3])
     else:
         end = (container.duration or 0) / 1e6
-    ends = {end, end - begin} if _counts(container) else {end}
+    ends = {end, end - begin} if container.format.name in _COUNTING else {end}
     return sorted(each for each in ends if each > 0)
 
 
@@ -339,13 +339,8 @@ def missing_end(container: Any, stream: Any, until: float) -> float | None:
     end = min(stated_ends(container, stream), default=0.0)
     late = end - max(1.0, 0.02 * end)
     # Where only the length of the whole is known, sound may go on after the pictures.
-    if until >= late or (_counts(container) and _lasts(container, None, late)):
-        return None
-    return end
-
-
-def _counts(container: Any) -> bool:
-    return container.format.name in _COUNTING
+    alone = container.format.name not in _COUNTING
+    return end if until < late and (alone or not _lasts(container, None, late)) else None
 
 
 def _lasts(container: Any, stream: Any, seconds: float) -> bool:

@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 import warnings
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -20,9 +21,19 @@ from relocal_pyg.apps.cli import main
 from relocal_pyg.data import read_annotations
 from relocal_pyg.errors import CheckpointError, FeatureError, RelocalError, SearchIndexError
 from relocal_pyg.io.read import read_array, read_json, read_text
-from relocal_pyg.io.record import MANIFEST, manifest_text, verify_manifest
+from relocal_pyg.io.record import (
+    MANIFEST,
+    manifest_text,
+    sha256_file,
+    verify_manifest,
+    write_manifest,
+)
 from relocal_pyg.io.tensors import read_tensors
 from relocal_pyg.io.write import replace_folder
+from relocal_pyg.models import ContrastMatcher
+from relocal_pyg.search import SearchIndex, build_index
+from relocal_pyg.search.index import fingerprint
+from relocal_pyg.search.storage import ShardList
 from relocal_pyg.video.index import IndexedVideos
 
 
@@ -81,6 +92,33 @@ def test_arrays_that_no_one_honest_wrote(tmp_path: Path, shape: object, dtype: o
             read_array(file, FeatureError)
     assert "\n" not in str(caught.value)
     assert main(["find", str(file), str(file)]) == 2
+
+
+def test_an_array_of_python_2_is_read_in_silence(tmp_path: Path) -> None:
+    rows = np.arange(12, dtype="<f4").reshape(3, 4)
+    np.save(tmp_path / "a.npy", rows)
+    data = (tmp_path / "a.npy").read_bytes()
+    (tmp_path / "a.npy").write_bytes(data.replace(b"(3, 4), }  ", b"(3L, 4L), }"))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert np.array_equal(read_array(tmp_path / "a.npy", FeatureError), rows)
+
+
+def test_no_kind_of_number_in_an_index_adds_a_line(tmp_path: Path) -> None:
+    """Processors announce when some kinds of NaN are cast; the refusal alone is to be said."""
+    model, index = ContrastMatcher(), tmp_path / "index"
+    build_index(index, model, [("v", np.eye(40, 8, dtype="f4"), 1.0)])
+    shard, listed = index / "shard-00000", ShardList.load(index, fingerprint(model))
+    proposals = np.load(shard / "proposals.npy")
+    proposals.view("u4")[0] = 0x7FA00000  # signalling
+    np.save(shard / "proposals.npy", proposals)
+    write_manifest(shard, "shard")
+    listed.shards[0] = replace(listed.shards[0], manifest=sha256_file(shard / MANIFEST))
+    listed.save(index)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with pytest.raises(SearchIndexError, match="row 0 is no window of its video"):
+            SearchIndex(index, model)
 
 
 def test_an_array_that_is_declared_and_not_stored(tmp_path: Path) -> None:
