@@ -213,7 +213,6 @@ class Clock:
 
     def __init__(self, container: Any, stream: Any) -> None:
         self.restarting, self.backwards = False, 0
-        self.stays = -math.inf
         self.jump: tuple[float, float] | None = None
         self._jumped = 0.0
         self._waiting: list[Any] = []
@@ -221,10 +220,9 @@ class Clock:
         self.length = 1 / rate if (rate := stated_rate(stream)) else 0.0
         self._base = float(stream.time_base)
         self._zero = zero(container)
-        self._decoding = -math.inf
         # Of presentation and of decoding.
         self._last, self._faults = [-math.inf, -math.inf], [0, 0]
-        self._previous = -math.inf
+        self.stays = self._decoding = self._previous = -math.inf
 
     def note(self, packet: Any) -> None:
         """Look at the packet that is decoded next."""

@@ -239,11 +239,17 @@ def _from_key_frame(
 
 
 def _with_decoding_times(packets: Iterable[Any], video: Any) -> Iterator[Any]:
-    """Matroska does not say when the first pictures have to be decoded: evenly before the next."""
+    """Matroska does not say when the first pictures have to be decoded: evenly before the next.
+
+    Program streams stamp the wrong picture now and then, and no container takes what goes back.
+    """
     waiting: list[Any] = []
+    following: dict[int, int] = {}
     for packet in packets:
-        of_video = packet.stream.index == video.index
+        index, of_video = packet.stream.index, packet.stream.index == video.index
         if packet.dts is None and packet.pts is None:
+            if of_video and packet.size:
+                raise ValueError("some pictures have no time stamps")
             continue  # the end mark of a stream
         if of_video and packet.dts is None:
             waiting.append(packet)
@@ -253,6 +259,10 @@ def _with_decoding_times(packets: Iterable[Any], video: Any) -> Iterator[Any]:
             yield from waiting
             waiting = []
         if packet.dts is not None:
+            least = following.get(index, packet.dts)
+            if packet.dts < least < packet.dts + 1 / packet.time_base:
+                packet.dts = least
+            following[index] = packet.dts + 1
             yield packet
     _fill(waiting, min((packet.pts for packet in waiting), default=0))
     yield from waiting
@@ -359,10 +369,8 @@ class _Fit:
 
     def __call__(self, frame: Any) -> Any:
         """A picture as the encoder takes it: an odd last row or column is left out."""
-        if (frame.width - frame.width % 2, frame.height - frame.height % 2) == (
-            self.width,
-            self.height,
-        ) and (frame.width % 2 or frame.height % 2):
+        even = frame.width - frame.width % 2, frame.height - frame.height % 2
+        if even == (self.width, self.height) != (frame.width, frame.height):
             frame = self._cropped(frame)
         same = (frame.width, frame.height) == (self.width, self.height)
         if same and frame.format.name == self.format:

@@ -172,9 +172,7 @@ def probe(path: str | Path, stream: int | None = None) -> VideoInfo:
         why = choose_stream(container, path, stream)[1]
         begin, _, frame = _first(path, timed(container, video, unreported))
         orientation = Orientation(frame)
-        width, height = frame.width, frame.height
-        if orientation.swaps_axes:
-            width, height = height, width
+        width, height = (frame.width, frame.height)[:: -1 if orientation.swaps_axes else 1]
     with open_video(path, stream) as (container, video):
         rate = _real_rate(container, video)
         duration = likely_end(container, video)
@@ -378,8 +376,9 @@ def _timed_from(
                 continue
             found = timed(container, stream, report, apart if skip == "NONKEY" else None)
             head = next(found, None) if sought else _first(path, found)
-            # Some containers seek past the mark, and a broken index can lead anywhere.
-            if head is not None and (not sought or head[0] <= start + _TOLERANCE):
+            # Some containers seek past the mark, or to what has no stamp; an index may be wrong.
+            bare = head is None or head[2].pts is head[2].dts is None
+            if head is not None and not (sought and (bare or head[0] > start + _TOLERANCE)):
                 yield head
                 yield from found
                 return

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
 from markupsafe import Markup
 from torch import Tensor
 from torch.nn import functional
@@ -274,8 +275,6 @@ def _map_figure(found: Found) -> Figure:
 def _settings(
     used: Mapping[str, Any], why: str, query: str, reference: str
 ) -> list[tuple[str, object]]:
-    import torch
-
     return [
         ("query file", query),
         ("reference", reference),

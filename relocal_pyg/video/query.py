@@ -120,9 +120,8 @@ class Asked:
         rows = around.blocks.range(first, last)
         bare = (clip.start is None and clip.end is None) or len(rows) == len(around)
         whole = None if bare else around
-        return cls(
-            rows, (begins, ends), around.duration, around, whole, (first * step, last * step)
-        )
+        stretch = first * step, last * step
+        return cls(rows, (begins, ends), around.duration, around, whole, stretch)
 
     @classmethod
     def still(cls, query: StillQuery, backbone: Backbone, rate_hz: float) -> Asked:

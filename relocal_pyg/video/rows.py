@@ -257,14 +257,11 @@ class FeatureCache:
         }
         content["checksum"] = _checksum(video.blocks, video.shown, content)
         rows, count = video.blocks.shortened(1), len(video.blocks.repeats)
+        blocks = (each.numpy().tobytes() for each in rows.split(BLOCK))
         tensors = {
             "shown": ("F64", [count], [video.shown.numpy().tobytes()]),
             "repeats": ("I64", [count], [video.blocks.repeats.tobytes()]),
-            "features": (
-                "F32",
-                [count, rows.dim],
-                (each.numpy().tobytes() for each in rows.split(BLOCK)),
-            ),
+            "features": ("F32", [count, rows.dim], blocks),
         }
         # What is there is damaged: whole features would have been found.
         with writing(force=True), replace_file(self._file(video.digest)) as temporary:

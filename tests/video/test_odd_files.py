@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from relocal_pyg.errors import OutputError
 from relocal_pyg.video import FunctionBackbone, find_moments
 from relocal_pyg.video.cut import cut_clip
 from relocal_pyg.video.decode import frames
@@ -197,6 +198,7 @@ SIBLINGS = {
     "many held back.vob": ("mpeg2video -bf 4", "sound", ""),
     "many held back.ts": ("libx264 -bf 8 -b_strategy 0 -x264-params b-pyramid=normal", "", ""),
     "mpeg-1.mpg": ("mpeg1video -bf 3", "sound", ""),
+    "few stamps.mpg": ("libx264 -bf 2", "", "-f vob"),
     "no edit list.mp4": ("libx264 -bf 2", "sound", "-use_editlist 0"),
     "early by its offsets.mov": ("libx264 -bf 2", "", "-movflags negative_cts_offsets"),
     "in pieces.mp4": (
@@ -234,3 +236,33 @@ def test_a_recording_that_begins_anywhere(
     path = tmp_path / f"tail.{suffix}"
     path.write_bytes(film[len(film) // 5 // unit * unit :])
     check(path, clip, path.name, figure)
+
+
+@pytest.mark.parametrize("suffix", ["mpg", "vob", "ts", "flv", "mp4"])
+def test_a_cut_by_copy_shows_the_scene_at_its_time(
+    parts: tuple[Path, Path], tmp_path: Path, suffix: str
+) -> None:
+    """Also where single stamps of decoding go back, which no container takes."""
+    codec = "mpeg2video -bf 2" if suffix in ("mpg", "vob") else "libx264 -bf 2"
+    path = write(tmp_path / f"film.{suffix}", parts[0], codec, "sound", "null", "")
+    start, end = bright(path)
+    begin, until = cut_clip(path, start - 0.5, end + 0.5, tmp_path / "clip.mkv")
+    assert begin <= start - 0.45
+    assert until >= end + 0.45
+    shown = bright(tmp_path / "clip.mkv")
+    assert shown == (pytest.approx(start - begin, abs=0.05), pytest.approx(end - begin, abs=0.05))
+
+
+def test_pictures_without_stamps_are_not_left_out_of_a_copy(
+    parts: tuple[Path, Path], tmp_path: Path
+) -> None:
+    """Small pictures share a packet of a program stream, and a stamp: H.264 has no other."""
+    path = write(tmp_path / "film.mpg", parts[0], "libx264 -bf 2", "", "null", "-f vob")
+    with pytest.raises(OutputError, match="some pictures have no time stamps.*re-encode"):
+        cut_clip(path, 5.5, 9.5, tmp_path / "clip.mkv")
+    assert not (tmp_path / "clip.mkv").exists()
+    cut_clip(path, 5.5, 9.5, tmp_path / "clip.mkv", reencode=True)
+    assert bright(tmp_path / "clip.mkv") == (
+        pytest.approx(0.5, abs=0.05),
+        pytest.approx(3.5, abs=0.05),
+    )
