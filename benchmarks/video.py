@@ -59,7 +59,8 @@ def stages(file: Path, query: VideoQuery, backbone: EfficientNetLite0) -> list[S
     """Measure every stage once, the cheap ones first."""
     info = probe(file)
     clip = probe(query.path)
-    rate = sampling_rate(clip.duration or 3.0, info.fps_nominal)
+    # Of a long file a picture is looked at every second step.
+    rate = sampling_rate(clip.duration or 3.0, info.fps_nominal) / 2
     skip = droppable(file, rate)
 
     def decoded(skip: str) -> Callable[[], int]:
@@ -78,7 +79,8 @@ def stages(file: Path, query: VideoQuery, backbone: EfficientNetLite0) -> list[S
                 f"  {found.settings['looked_at']}; {found.settings['share_seen']:.0%} of the "
                 f"pictures; best {best.start:.2f} to {best.end:.2f} s"
             )
-            return round(found.settings["share_seen"] * found.settings["reference_steps"])
+            pictures = found.reference_seconds * found.settings["frames_per_second"]
+            return round(found.settings["share_seen"] * pictures)
 
         return run
 

@@ -36,11 +36,7 @@ class Backbone(Protocol):
 
     @property
     def name(self) -> str:
-        """Says which network with which weights.
-
-        Two backbones that give different numbers need different names, because stored features are
-        found again by it.
-        """
+        """Which network with which weights: features are found by it, so it differs as they do."""
 
     @property
     def dim(self) -> int:
@@ -74,10 +70,7 @@ class FunctionBackbone:
         function: Takes RGB uint8 ``[B, H, W, 3]`` (``[B, clip_frames, H, W, 3]`` for clips) and
             gives ``[B, dim]``.
         name: See :class:`Backbone`; change it whenever the function changes.
-        dim: Channels F.
-        size: Height and width of the frames.
-        clip_frames: Frames per row.
-        clip_stride: Frames between rows.
+        dim, size, clip_frames, clip_stride: See :class:`Backbone`.
         text: Gives the row ``[1, dim]`` that words stand for, where the network reads.
 
     Example:
@@ -118,9 +111,6 @@ class EfficientNetLite0:
 
     Raises:
         UsageError: The extra is not installed, or an argument is out of range.
-
-    Shapes:
-        input RGB uint8 ``[B, size, size, 3]``, output float32 ``[B, 1280]``.
     """
 
     dim = 1280
@@ -207,12 +197,7 @@ class _Lite0(nn.Module):
 def in_torch(network: nn.Module, device: str | torch.device) -> Callable[[Tensor], Tensor]:
     """Run a network without gradients, on as many inputs at once as its device has memory for.
 
-    Args:
-        network: Takes inputs ``[B, ...]`` and gives rows ``[B, F]``.
-        device: Where; its float32 is not shortened, so that every device gives the same rows.
-
-    Returns:
-        What takes inputs and gives float32 rows, both on the CPU.
+    Its float32 is not shortened, so that every device gives the same rows.
     """
     network.to(device)
     # On a CPU more at once is no faster.

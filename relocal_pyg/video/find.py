@@ -52,7 +52,7 @@ from relocal_pyg.video.query import (
     pinned,
     read_examples,
 )
-from relocal_pyg.video.rows import FeatureCache, VideoFeatures
+from relocal_pyg.video.rows import FeatureCache, VideoFeatures, twice_as_often
 
 #: Rows and columns of the largest similarity map.
 MAP_ROWS, MAP_COLUMNS = 64, 640
@@ -60,8 +60,11 @@ MAP_ROWS, MAP_COLUMNS = 64, 640
 MAX_EXPLAINED = 10_000_000
 #: Seconds of a reference from which on key frames say where to look.
 COARSE_FROM = 120.0
-#: Places that are then looked at; twice as many as answers where more are asked for.
-PLACES = 10
+#: Places then looked at: so many, twice as many as answers, or what is this share of a reference.
+PLACES, PLACES_SHARE = 10, 0.2
+#: Seconds of a file from which on the network sees a picture every second step only, and how many
+#: of the clip that has to leave.
+SPARSE_FROM, SPARSE_PICTURES = 60.0, 8
 #: Steps beyond which a picture that stays on is shortened to what the query can need.
 _MANY_STEPS = 100_000
 
@@ -109,14 +112,7 @@ class Found:
 
 @dataclass(frozen=True)
 class _Looked:
-    """A reference, and how it was looked at.
-
-    Attributes:
-        video: Its features.
-        spans: Steps ``[first, last)`` that were looked at, where not all were.
-        share: Of the pictures of an exhaustive search, those that the backbone saw.
-        words: How, in words.
-    """
+    """A reference, the steps looked at where not all were, the share of pictures, how, in words."""
 
     video: VideoFeatures
     spans: list[Span] | None = None
@@ -154,6 +150,8 @@ def find_moments(
 
     Every step of the reference is looked at, unless :attr:`exhaustive` is off: ``settings`` says
     how it was (``looked_at``) and what share of the pictures the backbone saw (``share_seen``).
+    If a file is longer than :data:`SPARSE_FROM` seconds and :data:`SPARSE_PICTURES` of the clip are
+    left, a picture of both files is looked at every second step, and between two stands their mean.
 
     Args:
         query: The clip: a video file, or a :class:`VideoQuery` for a stretch of one; or words or a
@@ -172,9 +170,9 @@ def find_moments(
         explain: Say which steps made the score of the best moment, where all were looked at; no
             more than :data:`MAX_EXPLAINED` meetings of steps are explained.
         exhaustive: False looks, in a reference longer than :data:`COARSE_FROM` seconds, at its key
-            frames first and then around the :data:`PLACES` that they speak for, unless key frames
-            lie further apart than the clip is long: faster, and the best answer of an exhaustive
-            search is among them two to four times in five only.
+            frames first and then around the places that they speak for, a fifth of a long one,
+            unless key frames lie further apart than the clip is long: faster, and the best answer
+            of an exhaustive search is among them two to four times in five only.
         include_query: Where the clip is a stretch of the reference, let it be an answer; it is left
             out otherwise.
         stream: Number of the video stream in the reference; the default one where None.
@@ -216,7 +214,9 @@ def find_moments(
     backbone = EfficientNetLite0() if backbone is None else backbone
     if model is not None:
         model.check_width(backbone.dim, backbone.name)
-    rate = _rate(clip, known, backbone) if rate_hz is None else rate_hz
+    rate, sparse = (rate_hz, False) if rate_hz is not None else _rates(clip, known, backbone)
+    # What was kept of every step is as good.
+    sparse &= not (cache and stored_video(reference, backbone, rate, cache, stream))
     problems: list[str] = []
 
     def options(path: Path, number: int | None) -> dict[str, Any]:
@@ -227,27 +227,28 @@ def find_moments(
             "threads": 2,
         }
 
+    def read(path: Path, number: int | None = None) -> VideoFeatures:
+        hertz, more = rate / 2 if sparse else rate, options(path, number)
+        video = extract_video(path, backbone, hertz, cache=cache, **more)
+        return twice_as_often(video) if sparse else video
+
     if isinstance(asked_for, StillQuery):
         asked = Asked.still(asked_for, backbone, rate)
     else:
-        more = options(Path(asked_for.path), stream if same else None)
-        around = extract_video(asked_for.path, backbone, rate, cache=cache, **more)
+        around = read(Path(asked_for.path), stream if same else None)
         asked = Asked.clip(asked_for, known[1].start, around)
     rows, whole = asked.rows, asked.whole
-    examples = read_examples(
-        also,
-        unlike,
-        lambda path: extract_video(path, backbone, rate, cache=cache, **options(path, None)),
-    )
+    examples = read_examples(also, unlike, read)
     exhaustive = exhaustive or every
     if same and asked.around is not None:
         looked = _Looked(asked.around)
     elif exhaustive or not _is_long(known[0], rows, backbone, rate):
-        more = options(Path(reference), stream)
-        looked = _Looked(extract_video(reference, backbone, rate, cache=cache, **more))
+        looked = _Looked(read(Path(reference), stream))
     else:
         more = options(Path(reference), stream)
-        looked = _look(reference, backbone, rate, rows, whole, max(PLACES, 2 * top_k), cache, more)
+        seconds = (known[0].duration or 0.0) / 3 * PLACES_SHARE
+        places = max(PLACES, 2 * top_k, round(seconds * rate / len(rows)))
+        looked = _look(reference, backbone, rate, sparse, rows, whole, places, cache, more)
     own = asked.stretch if same and whole is not None and not include_query else None
     long = looked.video
     matcher = model
@@ -290,7 +291,7 @@ def find_moments(
         settings={
             "backbone": backbone.name,
             "stream": known[0].stream,
-            "frames_per_second": rate,
+            "frames_per_second": rate / 2 if sparse else rate,
             "seconds_per_step": long.seconds_per_step,
             "query_steps": len(rows),
             "reference_steps": len(long),
@@ -317,6 +318,7 @@ def _look(
     reference: str | Path,
     backbone: Backbone,
     rate: float,
+    sparse: bool,
     rows: Tensor,
     whole: VideoFeatures | None,
     places: int,
@@ -324,16 +326,18 @@ def _look(
     options: dict[str, Any],
 ) -> _Looked:
     """Key frames first, and every step around the places that they speak for."""
+    hertz, made = (rate / 2, twice_as_often) if sparse else (rate, lambda video: video)
     if cache is not None:
-        stored = stored_video(reference, backbone, rate, cache, options["stream"])
+        stored = stored_video(reference, backbone, hertz, cache, options["stream"])
         if stored is not None:
-            return _Looked(stored)
+            return _Looked(made(stored))
     video = None if whole is None else whole.blocks
     length = len(rows) / rate
 
     def choose(keys: Tensor, times: Tensor) -> list[Span]:
+        own, centre = pair_centres(rows, keys, video)
         usual = step_similarity(rows, keys, video)
-        best = _best_match(rows, keys, video)
+        best = best_cosines(functional.normalize(rows - own, dim=1), keys, centre)
         reach = 1.5 * length  # a moment as long as the clip, and what lies around it
         taken: list[float] = []
         orders = [each.argsort(descending=True).tolist() for each in (usual, best)]
@@ -343,24 +347,20 @@ def _look(
                 taken.append(time)
             if len(taken) == places:
                 break
-        return _joined([(time - reach, time + reach) for time in taken], rate)
+        return _joined([(time - reach, time + reach) for time in taken], hertz)
 
     try:
         found, spans, share = extract_places(
-            reference, backbone, rate, choose, max_gap=length, **options
+            reference, backbone, hertz, choose, max_gap=length, **options
         )
     except TooSparse:
-        found = extract_video(reference, backbone, rate, cache=cache, **options)
-        return _Looked(found, words="every step (key frames lie too far apart to say where)")
-    seconds = sum(last - first for first, last in spans) / rate
+        found = extract_video(reference, backbone, hertz, cache=cache, **options)
+        return _Looked(made(found), words="every step (key frames lie too far apart to say where)")
+    seconds = sum(last - first for first, last in spans) / hertz
     words = f"every key frame, and every step of {seconds:.0f} of {found.duration:.0f} s"
+    found, each = made(found), round(rate / hertz)
+    spans = [(each * first, min(each * last, len(found))) for first, last in spans]
     return _Looked(found, spans, share, words)
-
-
-def _best_match(rows: Tensor, keys: Tensor, video: Rows | None) -> Tensor:
-    """Cosine ``[k]`` of each key frame with the most similar step of the query, both centred."""
-    own, centre = pair_centres(rows, keys, video)
-    return best_cosines(functional.normalize(rows - own, dim=1), keys, centre)
 
 
 def _joined(stretches: list[tuple[float, float]], rate: float) -> list[Span]:
@@ -375,19 +375,23 @@ def _joined(stretches: list[tuple[float, float]], rate: float) -> list[Span]:
     return spans
 
 
-def _rate(clip: VideoQuery | None, known: list[VideoInfo], backbone: Backbone) -> float:
-    """One rate for the reference and the query's file, no finer than the slower."""
+def _rates(
+    clip: VideoQuery | None, known: list[VideoInfo], backbone: Backbone
+) -> tuple[float, bool]:
+    """Steps a second, no more than the slower file has pictures; whether pictures are sparse."""
     nominal = [info.fps_nominal for info in known if info.fps_nominal]
     slower = min(nominal, default=None)
     if backbone.clip_frames > 1:
         # A clip network has learned what motion looks like at full rate.
-        return min(max(slower or 25.0, 1.0), 120.0)
-    if clip is None:
-        return sampling_rate(STILL_SECONDS, slower)
-    end = known[1].duration if clip.end is None else clip.end
-    if end is None:  # a stream that states no length
-        return sampling_rate(10.0, slower)
-    return sampling_rate(max(end - (clip.start or 0.0), 0.1), slower)
+        return min(max(slower or 25.0, 1.0), 120.0), False
+    seconds = STILL_SECONDS
+    if clip is not None:
+        end = known[1].duration if clip.end is None else clip.end
+        # 10 s of a stream that states no length.
+        seconds = 10.0 if end is None else max(end - (clip.start or 0.0), 0.1)
+    rate = sampling_rate(seconds, slower)
+    enough = clip is not None and seconds * rate / 2 >= SPARSE_PICTURES
+    return rate, enough and any((info.duration or 0.0) >= SPARSE_FROM for info in known)
 
 
 def _localize(

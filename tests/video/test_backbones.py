@@ -73,6 +73,7 @@ def test_pytorch_gives_the_same_features_and_says_that_it_is_slower(
     assert cosine(slow(pictures), backbone(pictures)) > 0.99999
 
 
+@pytest.mark.slow
 def test_a_network_is_converted_once_and_a_damaged_copy_made_again(
     tmp_path, pictures, backbone, monkeypatch
 ):

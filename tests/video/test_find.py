@@ -167,6 +167,7 @@ def long_film(tmp_path_factory, write_video) -> Path:
     return write_video(path, pictures, options={"g": "25", "preset": "veryfast"})
 
 
+@pytest.mark.slow
 def test_key_frames_say_where_to_look_in_a_long_film(planted, long_film):
     seen = []
 
@@ -316,6 +317,7 @@ def test_files_that_are_no_videos(planted, bad_videos, kind, capsys):
     assert "Traceback" not in printed.out + printed.err
 
 
+@pytest.mark.slow
 def test_the_command_writes_every_form(planted, tmp_path, capsys):
     out = tmp_path / "out"
     arguments = ["find", str(planted["clip"]), str(planted["reference"]), "--top-k", "2"]
