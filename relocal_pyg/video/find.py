@@ -390,7 +390,7 @@ def _rates(
         # 10 s of a stream that states no length.
         seconds = 10.0 if end is None else max(end - (clip.start or 0.0), 0.1)
     rate = sampling_rate(seconds, slower)
-    enough = clip is not None and seconds * rate / 2 >= SPARSE_PICTURES
+    enough = clip is not None and round(seconds * rate / 2, 3) >= SPARSE_PICTURES
     return rate, enough and any((info.duration or 0.0) >= SPARSE_FROM for info in known)
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import numpy as np
 import pytest
 import torch
@@ -131,3 +133,19 @@ def test_a_cache_of_every_step_is_used_and_one_of_half_of_them_too(films, tmp_pa
     assert seen == []
     assert again.moments == first.moments
     assert again.settings["frames_per_second"] == 3.125
+
+
+def test_key_frames_speak_for_more_places_of_a_longer_video(films, monkeypatch):
+    """Two places of 6 s at least; half of 72 s at most where that is the share."""
+    monkeypatch.setattr("relocal_pyg.video.find.COARSE_FROM", 60.0)
+    monkeypatch.setattr("relocal_pyg.video.find.PLACES", 1)
+    seconds = []
+    for share in (0.0, 0.5):
+        monkeypatch.setattr("relocal_pyg.video.find.PLACES_SHARE", share)
+        options = {"backbone": counting([]), "top_k": 1, "exhaustive": False}
+        words = find_moments(films["short"], films["film"], **options).settings["looked_at"]
+        found = re.fullmatch(r"every key frame, and every step of (\d+) of 72 s", words)
+        assert found is not None, words
+        seconds.append(int(found[1]))
+    assert 6 <= seconds[0] <= 13
+    assert 15 <= seconds[1] <= 38
