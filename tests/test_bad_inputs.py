@@ -532,6 +532,7 @@ def bomb(path: Path, member: str, head: bytes, size: int = 2**28) -> None:
             stream.write(bytes(2**20))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["torch", "npz"])
 def test_38_a_zip_bomb_is_refused_before_it_inflates(tmp_path: Path, figure, kind: str):
     """In a process with little memory to spare, which inflating the file would exceed."""

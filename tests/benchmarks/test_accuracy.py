@@ -40,6 +40,7 @@ def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bench, "systems", short)
 
 
+@pytest.mark.slow
 def test_every_row_is_tested_once_and_lands_in_the_table(tiny, tmp_path, monkeypatch, capsys):
     wanted = {"sets": ("synthetic",), "recipes": ("recommended",), "sizes": (2,), "seeds": (0, 1)}
     bench.main(tmp_path, **wanted)

@@ -23,6 +23,7 @@ def quick() -> Preset:
     return dataclasses.replace(RECOMMENDED, network=network, training=training)
 
 
+@pytest.mark.slow
 def test_train_anet(load, monkeypatch: pytest.MonkeyPatch, capsys, tmp_path: Path):
     example = load("train_anet")
     monkeypatch.setattr(example, "synthetic", lambda: synthetic(SMALL))

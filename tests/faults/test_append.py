@@ -24,6 +24,7 @@ for number in range(1, int(sys.argv[2])):
 """
 
 
+@pytest.mark.slow
 def test_readers_see_whole_shards_while_a_process_adds(tmp_path: Path, count, figure):
     videos, model, folder = count(12, 200), ContrastMatcher(), tmp_path / "index"
     build_index(folder, model, [("v0", torch.eye(30, 8), 1.0)])

@@ -117,6 +117,7 @@ def test_a_flipped_bit_never_gives_a_wrong_answer(tmp_path: Path, count, figure,
     assert raised >= 0.5 * tries
 
 
+@pytest.mark.slow
 def test_any_flipped_bit_in_the_list_of_shards_is_found(tmp_path: Path, figure):
     read = index_of(tmp_path)
     wanted, file = read(), tmp_path / "index" / "index.json"
@@ -205,6 +206,7 @@ assert sorted(os.listdir(place)) == ["a.h5", "a.json", "ballast", "index", "mode
 """
 
 
+@pytest.mark.slow
 def test_a_full_disk_loses_nothing(tmp_path: Path, figure):
     """A real one: two megabytes in memory, mounted where only this process sees it."""
     disk = tmp_path / "disk"

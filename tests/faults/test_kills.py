@@ -41,6 +41,7 @@ def check_kills(results: list[dict], figure, where: str) -> None:
         assert result["steps"] >= result["kills"]  # the writers did write
 
 
+@pytest.mark.slow
 def test_a_killed_writer_leaves_what_was_there_or_what_it_wrote(
     tmp_path: Path, script, count, figure
 ):
@@ -49,6 +50,7 @@ def test_a_killed_writer_leaves_what_was_there_or_what_it_wrote(
     check_kills(script("kill_writers.py", tmp_path, 0, *kinds), figure, "")
 
 
+@pytest.mark.slow
 def test_the_same_on_another_file_system(other_disk: Path, script, count, figure):
     result = script("kill_writers.py", other_disk, 1, f"checkpoint:{count(10, 200)}")
     check_kills(result, figure, " on another file system")

@@ -160,6 +160,7 @@ def test_python_callers_are_told_too(place: Path, value: float) -> None:
             attempt()
 
 
+@pytest.mark.slow
 def test_the_standard_output_holds_the_json_alone(place: Path) -> None:
     line = ["find", str(place / "q.npy"), str(place / "r.npy"), "--json", "-"]
     done = subprocess.run(

@@ -168,6 +168,7 @@ def test_no_output_reaches_an_input(
     assert set(after) <= set(before), line
 
 
+@pytest.mark.slow
 @given(
     content=st.binary(max_size=200),
     option=st.sampled_from(["--json", "--csv", "--srt", "--explain"]),
@@ -281,6 +282,7 @@ def _compete(hold: Callable[[], object], gate: object, end: object, results: obj
         results.put(str(error))  # type: ignore[attr-defined]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["file", "folder"])
 def test_of_two_writers_one_wins_and_one_is_refused(tmp_path: Path, kind: str) -> None:
     fork = multiprocessing.get_context("fork")

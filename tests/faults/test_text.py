@@ -75,6 +75,7 @@ def test_a_table_says_the_same_however_it_is_written(
     } == wanted
 
 
+@pytest.mark.slow
 @given(words, forms, forms)
 @settings(deadline=None, max_examples=30)
 def test_ids_match_across_unicode_forms(

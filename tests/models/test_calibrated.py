@@ -220,6 +220,7 @@ def test_a_calibrated_model_keeps_it(protocol: Protocol, calibrated: Confidence,
     assert [replace(m, probability=None, presence=None) for m in found] == plain
 
 
+@pytest.mark.slow
 def test_a_run_keeps_the_model_s_and_the_matcher_s(protocol: Protocol, tmp_path: Path) -> None:
     model = small_network()
     model.save(tmp_path / "best")

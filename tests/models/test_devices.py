@@ -175,6 +175,7 @@ def test_the_second_device_is_one():
                 wrong()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [name for name in TRAINED | OTHERS if name != "ours, the matcher"])
 def test_answers_are_those_of_the_cpu(name: str):
     """Weights elsewhere, inputs here: everything follows the weights, and the numbers stay."""

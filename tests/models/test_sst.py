@@ -71,6 +71,7 @@ def test_samples_show_the_moment_and_every_class(monkeypatch: pytest.MonkeyPatch
         samples[60]
 
 
+@pytest.mark.slow
 def test_positive_weight_is_the_ratio(planted: MakeProtocol) -> None:
     samples = AnchorSamples(planted(), num_samples=1500, seed=3, num_anchors=16, stride=1)
     positives, total = torch.zeros(16), torch.zeros(16)

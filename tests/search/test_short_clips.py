@@ -70,6 +70,7 @@ def test_a_query_that_covers_its_whole_reference_is_answered_by_all_of_it(other:
             assert (best.start, best.end) == (0.0, float(len(reference)))
 
 
+@pytest.mark.slow
 def test_the_pretrained_matcher_finds_the_clip_itself(tmp_path: Path):
     library, model = clips(3), MultiGraphMatcher.pretrained()
     build_index(tmp_path, model, ((str(n), rows, 0.2) for n, rows in enumerate(library)))

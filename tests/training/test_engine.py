@@ -53,6 +53,7 @@ def same_weights(one: torch.nn.Module, other: torch.nn.Module) -> bool:
     return all(torch.equal(a, b) for a, b in pairs)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("preset", [PAPER, RECOMMENDED], ids=lambda preset: preset.name)
 def test_interrupted_and_resumed_equals_uninterrupted(protocol, preset, tmp_path, monkeypatch):
     whole = network(protocol, preset)
@@ -105,6 +106,7 @@ def test_training_moves_and_keeps_the_best_validated_weights(protocol, tmp_path)
     assert same_weights(without_folder, model)
 
 
+@pytest.mark.slow
 def test_loss_falls_on_the_samples_it_is_trained_on(protocol):
     model = network(protocol, blind=0.0)
     samples = model.training_set(protocol, num_samples=4, seed=0)

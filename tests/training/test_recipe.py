@@ -21,6 +21,7 @@ def protocol():
     return synthetic(SyntheticConfig(**sizes, train_videos=3, val_videos=4, test_videos=4))
 
 
+@pytest.mark.slow
 def test_train_compare_publish_and_read_again(protocol, tmp_path):
     preset = dataclasses.replace(
         RECOMMENDED,

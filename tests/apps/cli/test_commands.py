@@ -50,6 +50,7 @@ def own(root: Path) -> list[str]:
     return ["--protocol", "custom", "--root", str(root), "--unseen-classes", "2"]
 
 
+@pytest.mark.slow
 def test_train_evaluate_and_find(root: Path, tmp_path: Path, short: None, capsys):
     run = tmp_path / "run"
     assert main(["train", str(run), *own(root), "--steps", "2"]) == 0
@@ -94,6 +95,7 @@ def test_train_evaluate_and_find(root: Path, tmp_path: Path, short: None, capsys
     assert [float(row["start"]) for row in rows] == [moment["start"] for moment in moments]
 
 
+@pytest.mark.slow
 def test_a_system_of_others_is_trained_started_from_and_found_with(root, tmp_path, capsys):
     alone, tuned = tmp_path / "alone", tmp_path / "tuned"
     small = ["hidden_channels=8", "heads=2", "feed_forward=8", "num_layers=1", "batch_size=2"]
@@ -158,6 +160,7 @@ def test_evaluate_by_a_fixed_list_by_consistency_and_by_episodes(
     assert kept["sha256"] in {row["sha256"] for row in rows}
 
 
+@pytest.mark.slow
 def test_ablate_goes_on_where_it_stopped(root: Path, tmp_path: Path, short: None, capsys):
     arguments = [*own(root), "--steps", "1", "--layers", "1", "--graphs", "1", "2"]
     arguments += ["--limit", "4", "--split", "test_seen"]
