@@ -51,7 +51,7 @@ COLUMNS = [
 
 def run(quick: bool) -> Table:
     """Every video of an index holds actions that the networks were not trained on."""
-    classes, each = (2, 4) if quick else (100, 20)
+    classes, each = (2, 2) if quick else (100, 20)
     protocol = synthetic(SyntheticConfig(test_classes=classes, test_videos=each))
     items = protocol.splits["test"]
     names = sorted({item.video_id for item in items})

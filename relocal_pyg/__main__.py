@@ -30,9 +30,9 @@ def main() -> int:
 
         code = command()
     except KeyboardInterrupt:
-        print("relocal: interrupted", file=sys.stderr)
         code = 130
-    if code == 130:
+    if code == 130:  # what was under way is gone by now, and shows no bar again below the line
+        print("relocal: interrupted", file=sys.stderr)
         # Everything that was begun is undone or kept by now; libraries take seconds to wind up.
         if "multiprocessing" in sys.modules:
             from multiprocessing import active_children

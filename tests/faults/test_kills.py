@@ -101,11 +101,7 @@ def test_the_command_stopped_by_a_signal_says_so_in_one_line_and_resumes(tmp_pat
     }
     (tmp_path / "a.json").write_text(json.dumps({"database": database}))
     run = tmp_path / "run"
-    command = [
-        sys.executable,
-        "-c",
-        "import sys; from relocal_pyg.apps.cli import main; sys.exit(main())",
-    ]
+    command = [sys.executable, "-m", "relocal_pyg"]
     command += ["train", str(run), "--protocol", "custom", "--features", str(tmp_path / "f.h5")]
     command += ["--annotations", str(tmp_path / "a.json"), "--steps", "100000"]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}

@@ -223,8 +223,11 @@ def test_a_command_ends_while_it_starts(place: Path, running) -> None:
     [
         "def __init__(self): signal.raise_signal(signal.SIGINT)\n def __del__(self): self.absent",
         "def __del__(self): signal.raise_signal(signal.SIGINT)",
+        # As a progress bar does, which is drawn once more when it is closed.
+        "def __init__(self): signal.raise_signal(signal.SIGINT)\n"
+        " def __del__(self): print('bar', file=sys.stderr)",
     ],
-    ids=["half made", "in a destructor"],
+    ids=["half made", "in a destructor", "shown again"],
 )
 def test_an_interrupt_among_destructors_is_one_line_and_not_lost(fault: str) -> None:
     script = f"""
@@ -244,4 +247,5 @@ sys.exit(main())
     ended = subprocess.run(
         [sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, timeout=60
     )
-    assert (ended.returncode, ended.stderr) == (130, "relocal: interrupted\n")
+    assert ended.returncode == 130
+    assert ended.stderr in ("relocal: interrupted\n", "bar\nrelocal: interrupted\n")

@@ -106,7 +106,7 @@ def test_elan_with_several_media(tmp_path):
     ]
     tier = f'<TIER TIER_ID="t">{aligned("a1", "ts1", "ts2", "x")}</TIER>'
     file = put(tmp_path, "a.eaf", eaf(media, [tier], {"ts1": 1000, "ts2": 2000}))
-    with pytest.raises(AnnotationError, match="several media.*--media\): 'left', 'right'"):
+    with pytest.raises(AnnotationError, match=r"several media.*--media\): 'left', 'right'"):
         rows(file)
     assert rows(file, media="right.mp4") == [("right", 1.25, 2.25, "x", "", None)]
     with pytest.raises(AnnotationError, match="'up' is none of"):

@@ -62,7 +62,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"relocal: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("relocal: interrupted", file=sys.stderr)
         return 130
     except BrokenPipeError:
         return 1
