@@ -457,6 +457,11 @@ class TrainableRelocalizer(nn.Module, Relocalizer):
         """Groups for ``torch.optim.Adam``; one of everything, unless there is a regression head."""
         return [{"params": list(self.parameters()), "lr": learning_rate}]
 
+    @property
+    def refinement(self) -> str:
+        """The way to refine that :meth:`rank` takes."""
+        return self.refinements[-1]
+
     def set_refinement(self, way: str) -> None:  # noqa: B027
         """Told after a validation which of :attr:`refinements` was the best.
 

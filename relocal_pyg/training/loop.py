@@ -489,7 +489,7 @@ class _Loop:
     def _record(self, found: dict[str, Tensor], log: Any) -> None:
         progress = self.progress
         scores = {way: selection_score(overlaps) for way, overlaps in found.items()}
-        way = max(scores, key=lambda name: scores[name])  # of equal ones what refines least
+        way = self._way(found, scores)
         score = scores[way]
         record = {"step": float(progress.step)}
         record |= {name: sum(values) / len(values) for name, values in self.losses.items()}
@@ -519,6 +519,16 @@ class _Loop:
             progress.best_score, progress.best_step = score, progress.step
             self.model.set_refinement(way)
             self._keep_best()
+
+    def _way(self, found: dict[str, Tensor], scores: dict[str, float]) -> str:
+        """The best way to refine; an informed start leaves its own only for more than chance."""
+        best = max(scores, key=lambda name: scores[name])  # of equal ones what refines least
+        own = self.model.refinement
+        if self.progress.step or not self.model.starts_informed or own == "none":
+            return best
+        ours, usual = (passed(found[way]).tolist() for way in (best, own))
+        low = paired_gain(ours, usual, self.pairs.pairs).low
+        return own if low is None or low <= 0 else best
 
     def _beats_start(self, shares: list[float]) -> bool:
         """Whether weights are better than an informed start by more than chance."""

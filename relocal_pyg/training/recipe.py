@@ -468,6 +468,7 @@ def build_network(
     if isinstance(config, NetworkConfig):
         return MultiGraphRelocalizer.from_config(channels, config)
     model = MultiGraphMatcher.from_config(config)
+    model.set_refinement("none")  # untrained, it is the contrast matcher
     if not from_scratch:
         pretrained = MultiGraphMatcher.pretrained()
         told = {name: getattr(config, name) for name in _TRAINED_ON}

@@ -228,6 +228,7 @@ def test_one_example_many_times_is_one_example():
             assert other[name].value == pytest.approx(score.value), name
 
 
+@pytest.mark.slow
 def test_more_examples_help_where_they_agree():
     """Five noisy examples of one direction against one: better by a clear margin."""
     protocol = synthetic(small())

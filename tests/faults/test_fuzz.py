@@ -292,6 +292,7 @@ def lines_of(child: subprocess.Popen[bytes]) -> Iterator[str | None]:
         yield from (line.decode() for line in lines)
 
 
+@pytest.mark.slow
 def test_spoilt_feature_files_hurt_only_the_child_process(tmp_path: Path, count, figure):
     rng, sound, spoilt = np.random.default_rng(0), tmp_path / "a.h5", tmp_path / "b.h5"
     write_features(sound, ((f"v{n}", rng.standard_normal((70, 4))) for n in range(3)))

@@ -95,6 +95,7 @@ def test_files_of_a_view_of_via(tmp_path: Path) -> None:
     assert count(tmp_path / "a.json", json.dumps(project)) == 1
 
 
+@pytest.mark.slow
 def test_files_of_an_observation_of_boris(tmp_path: Path) -> None:
     names = [f"{n}.mp4" for n in range(MANY)]
     observation = {

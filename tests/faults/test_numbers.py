@@ -80,6 +80,7 @@ def numeric_options() -> list[tuple[str, str]]:
     ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "option"), numeric_options())
 def test_no_command_takes_a_number_that_is_none(
     place: Path,
@@ -109,6 +110,7 @@ def test_options_are_many() -> None:
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("start", ["2", "0:02", "0:00:02", "0:00:02.000"])
 def test_printed_times_are_taken(place: Path, tmp_path: Path, start: str) -> None:
     out = tmp_path / "a.json"

@@ -93,6 +93,7 @@ ODD = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ODD)
 @pytest.mark.parametrize("name", [*TRAINED, *FREE])
 def test_every_model_answers_odd_features_with_finite_numbers(name: str, kind: str):
@@ -183,6 +184,7 @@ def protocol() -> Protocol:
     return synthetic(SyntheticConfig(**sizes, train_videos=3, val_videos=2, test_videos=2))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("preset", [PAPER, RECOMMENDED], ids=lambda preset: preset.name)
 @pytest.mark.parametrize("value", [math.nan, math.inf, 1e38])
 def test_bad_features_never_reach_the_weights(protocol, tmp_path: Path, preset, value: float):

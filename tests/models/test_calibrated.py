@@ -66,6 +66,7 @@ def test_the_fit_is_that_of_scikit_learn() -> None:
     )
 
 
+@pytest.mark.slow
 def test_the_penalty_predicts_best_what_was_left_out() -> None:
     folds, chosen = torch.arange(60) % 5, set()
     for seed in range(8):
@@ -163,6 +164,7 @@ def test_a_longer_reference_leaves_the_facts_of_the_inside(protocol: Protocol) -
     assert short[:5].tolist() == pytest.approx(long[:5].tolist(), abs=1e-5)
 
 
+@pytest.mark.slow
 def test_calibration_says_what_validation_showed(
     protocol: Protocol, calibrated: Confidence
 ) -> None:

@@ -199,6 +199,7 @@ def test_cosine_matcher_equals_the_loop() -> None:
     assert expected == sorted(expected, reverse=True)
 
 
+@pytest.mark.slow
 def test_real_videos_within_the_interval_measured_before(shared_data: Path) -> None:
     salads = shared_data / "50salads"
     protocol = custom(

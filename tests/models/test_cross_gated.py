@@ -210,6 +210,7 @@ def test_starting_point_is_tensorflow_s() -> None:
     assert 0.9 * bound < float(lstm.weight_hh_l0.detach().abs().max()) <= bound
 
 
+@pytest.mark.slow
 def test_overfits_a_batch(planted: MakeProtocol) -> None:
     given = planted([(3, 9), (10, 15), (8, 16), (1, 6)], length=20)
     model = CrossGated(12, 16, encoder_dropout=0.0, matching_dropout=0.0)

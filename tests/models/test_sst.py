@@ -146,6 +146,7 @@ def test_query_is_ignored_unless_reranked() -> None:
     torch.testing.assert_close(ranking.scores[0], cosine)
 
 
+@pytest.mark.slow
 def test_overfits_planted_actions(planted: MakeProtocol) -> None:
     given = planted()
     model = SST(12, 32, dropout=0.0, num_anchors=16)

@@ -161,6 +161,7 @@ def trained(**options: Any) -> Network:
     return built
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["paper", "masked mean"])
 def test_bfloat16_of_a_trained_network(name):
     """Within 2e-2, and an answer that the plain network finds as good."""

@@ -85,6 +85,7 @@ def test_interrupted_and_resumed_equals_uninterrupted(protocol, preset, tmp_path
     assert [row["step"] for row in result.history] == [0, 4, 8]
 
 
+@pytest.mark.slow
 def test_training_moves_and_keeps_the_best_validated_weights(protocol, tmp_path):
     model = network(protocol)
     start = {key: value.clone() for key, value in model.state_dict().items()}
@@ -240,7 +241,7 @@ def test_an_informed_start_is_kept_unless_beaten_by_more_than_chance(
             return {"none": torch.zeros(len(pairs))}
         row = next(rows)
         found = [0.5 + row[videos.index(p.reference.video_id) % 8] / 2 for p in pairs]
-        return {"none": torch.tensor(found)}
+        return dict.fromkeys(model.refinements, torch.tensor(found))
 
     monkeypatch.setattr(loop, "validate", told)
     monkeypatch.setattr(loop, "selection_score", lambda overlaps: overlaps.mean().item())
@@ -254,6 +255,32 @@ def test_an_informed_start_is_kept_unless_beaten_by_more_than_chance(
     kind = "gained" if kept else "its start was kept"
     assert kind in result.choice.bought()
     assert result.choice.videos == len(videos) >= 4
+
+
+@pytest.mark.parametrize(
+    ("gain", "informed", "way"),
+    [
+        ([0.3] * 8, True, "none"),
+        ([0.9, -0.4] * 4, True, "windows"),  # more on average, by chance alone
+        ([0.9, -0.4] * 4, False, "none"),
+    ],
+)
+def test_an_informed_start_refines_as_before_unless_another_way_is_better_by_more_than_chance(
+    protocol, monkeypatch, gain, informed, way
+):
+    model = network(protocol)
+    model.set_refinement("windows")
+    monkeypatch.setattr(type(model), "starts_informed", informed)
+    pairs = make_pairs(protocol.splits["val"], split="val", protocol="synthetic").pairs
+    videos = sorted({pair.reference.video_id for pair in pairs})
+    more = torch.tensor([gain[videos.index(p.reference.video_id) % 8] / 2 for p in pairs])
+    found = {"none": 0.5 + more, "windows": torch.full((len(pairs),), 0.5)}
+    monkeypatch.setattr(loop, "validate", lambda *_: found)
+    monkeypatch.setattr(loop, "selection_score", lambda overlaps: overlaps.mean().item())
+    monkeypatch.setattr(loop, "passed", lambda overlaps: overlaps)
+    config = dataclasses.replace(CONFIG, steps=1, validate_every=1, max_validation_pairs=999)
+    fit(model, protocol, config=config, show_progress=False)
+    assert model.refinement == way  # of the start: what comes later is no better, and not kept
 
 
 def test_few_videos_cannot_beat_an_informed_start(protocol):

@@ -80,6 +80,7 @@ def test_shapes_of_every_layer():
     assert sum(p.numel() for p in network.parameters()) == expected
 
 
+@pytest.mark.slow
 def test_forward_equals_the_layers_written_out(small, tensors):
     small.load_state_dict(tensors)
     clip = torch.randn(1, 3, 16, 112, 112)

@@ -52,6 +52,7 @@ def cases(shared_data: Path) -> Path:
     return folder
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CASES)
 def test_odd_files_are_answered_by_their_own_clock(cases, name):
     with warnings.catch_warnings():

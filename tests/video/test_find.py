@@ -201,6 +201,7 @@ def test_of_a_very_long_video_the_matcher_that_reads_blocks_answers(planted, mon
     assert found.matcher.startswith("Contrast")
 
 
+@pytest.mark.slow
 def test_key_frames_too_far_apart_mean_that_all_is_looked_at(planted, long_film, tmp_path):
     from relocal_pyg.video import cut_clip
 

@@ -388,6 +388,7 @@ def meets(moment: dict[str, Any]) -> bool:
     return bool(moment["start"] < 7 and moment["end"] > 4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", named.HUB)
 def test_find_index_and_search(saved, films, tmp_path, kind):
     network = ["--backbone", f"{kind}:{saved(kind)[0]}"]
@@ -411,6 +412,7 @@ def test_find_index_and_search(saved, films, tmp_path, kind):
     assert main(["search", index, str(films["clip"]), *network, "--pool", "max"]) == 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["hf", "openclip"])
 def test_words_are_looked_for(saved, films, tmp_path, kind, capsys):
     folder, _ = saved(kind)
@@ -527,6 +529,7 @@ def free_port() -> int:
         return int(listening.getsockname()[1])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", named.HUB)
 def test_serve(saved, films, serving, kind):
     def ask(port: int) -> None:

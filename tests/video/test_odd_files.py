@@ -158,6 +158,7 @@ def check(path: Path, clip: Path, whose: str, figure) -> None:
     assert np.mean([np.abs(a - b).mean() for a, b in zip(shown, again, strict=False)]) < 4
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("stream", "pattern"), list(itertools.product(STREAMS, PATTERNS)))
 def test_a_scene_is_found_and_cut_where_ffmpeg_shows_it(
     parts: tuple[Path, Path], tmp_path: Path, figure, stream: str, pattern: str

@@ -116,6 +116,7 @@ def test_a_clip_of_few_pictures_and_a_short_reference_keep_them_all(films):
     assert found.settings["frames_per_second"] == 6.25
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("exhaustive", [True, False])
 def test_a_cache_of_every_step_is_used_and_one_of_half_of_them_too(films, tmp_path, exhaustive):
     seen: list[int] = []

@@ -129,6 +129,7 @@ def test_find_without_a_model_finds_a_planted_clip(tmp_path: Path, capsys):
     assert [float(first[1]), float(first[2])] == [60.0, 80.0]
 
 
+@pytest.mark.slow
 def test_evaluate_by_a_fixed_list_by_consistency_and_by_episodes(
     root: Path, tmp_path: Path, capsys, monkeypatch
 ):
@@ -184,6 +185,7 @@ def test_ablate_goes_on_where_it_stopped(root: Path, tmp_path: Path, short: None
     assert scores(tmp_path / "one") == scores(again)
 
 
+@pytest.mark.slow
 def test_tables_of_two_grids_do_not_mix(root: Path, tmp_path: Path, monkeypatch):
     from relocal_pyg.training import recipe
 

@@ -174,6 +174,7 @@ def test_drop_mark_find_play_judge_drag_export_and_reload(
     assert severe(browser) == []
 
 
+@pytest.mark.slow
 def test_the_first_answer_takes_three_clicks(browser, served_nothing):
     browser.get(served_nothing.url)
     wait(browser, lambda b: b.find_element(By.ID, "example").is_displayed())
