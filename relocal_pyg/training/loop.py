@@ -527,15 +527,16 @@ class _Loop:
         if self.progress.step or not self.model.starts_informed or own == "none":
             return best
         ours, usual = (passed(found[way]).tolist() for way in (best, own))
-        low = paired_gain(ours, usual, self.pairs.pairs).low
-        return own if low is None or low <= 0 else best
+        return best if self._is_ahead(ours, usual) else own
 
     def _beats_start(self, shares: list[float]) -> bool:
         """Whether weights are better than an informed start by more than chance."""
         if self.progress.step == 0 or not self.model.starts_informed:
             return True
-        low = paired_gain(shares, self.progress.shares["start"], self.pairs.pairs).low
-        return low is not None and low > 0
+        return self._is_ahead(shares, self.progress.shares["start"])
+
+    def _is_ahead(self, ours: list[float], others: list[float]) -> bool:
+        return (paired_gain(ours, others, self.pairs.pairs).low or 0.0) > 0
 
     def _keep_best(self) -> None:
         if self.folder is None:

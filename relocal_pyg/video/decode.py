@@ -483,9 +483,8 @@ def _droppable(path: str, number: int | None, rate_hz: float, size: int, changed
     whole = _trial(path, number, "DEFAULT")
     for skip in ("NONKEY", "BIDIR", "NONREF"):
         kept = _trial(path, number, skip)
-        gaps = [
-            after - before for before, after in pairwise(sorted([*kept, max(whole, default=0.0)]))
-        ]
+        times = sorted([*kept, max(whole, default=0.0)])
+        gaps = [after - before for before, after in pairwise(times)]
         if (
             (len(kept) < len(whole) or skip == "NONKEY")
             and max(gaps, default=math.inf) <= 1.1 / rate_hz

@@ -217,6 +217,7 @@ def find_moments(
     rate, sparse = (rate_hz, False) if rate_hz is not None else _rates(clip, known, backbone)
     # What was kept of every step is as good.
     sparse &= not (cache and stored_video(reference, backbone, rate, cache, stream))
+    hertz = rate / 2 if sparse else rate  # of pictures
     problems: list[str] = []
 
     def options(path: Path, number: int | None) -> dict[str, Any]:
@@ -228,8 +229,7 @@ def find_moments(
         }
 
     def read(path: Path, number: int | None = None) -> VideoFeatures:
-        hertz, more = rate / 2 if sparse else rate, options(path, number)
-        video = extract_video(path, backbone, hertz, cache=cache, **more)
+        video = extract_video(path, backbone, hertz, cache=cache, **options(path, number))
         return twice_as_often(video) if sparse else video
 
     if isinstance(asked_for, StillQuery):
@@ -248,7 +248,7 @@ def find_moments(
         more = options(Path(reference), stream)
         seconds = (known[0].duration or 0.0) / 3 * PLACES_SHARE
         places = max(PLACES, 2 * top_k, round(seconds * rate / len(rows)))
-        looked = _look(reference, backbone, rate, sparse, rows, whole, places, cache, more)
+        looked = _look(reference, backbone, rate, hertz, rows, whole, places, cache, more)
     own = asked.stretch if same and whole is not None and not include_query else None
     long = looked.video
     matcher = model
@@ -291,7 +291,7 @@ def find_moments(
         settings={
             "backbone": backbone.name,
             "stream": known[0].stream,
-            "frames_per_second": rate / 2 if sparse else rate,
+            "frames_per_second": hertz,
             "seconds_per_step": long.seconds_per_step,
             "query_steps": len(rows),
             "reference_steps": len(long),
@@ -318,7 +318,7 @@ def _look(
     reference: str | Path,
     backbone: Backbone,
     rate: float,
-    sparse: bool,
+    hertz: float,
     rows: Tensor,
     whole: VideoFeatures | None,
     places: int,
@@ -326,7 +326,7 @@ def _look(
     options: dict[str, Any],
 ) -> _Looked:
     """Key frames first, and every step around the places that they speak for."""
-    hertz, made = (rate / 2, twice_as_often) if sparse else (rate, lambda video: video)
+    made = twice_as_often if hertz < rate else lambda video: video
     if cache is not None:
         stored = stored_video(reference, backbone, hertz, cache, options["stream"])
         if stored is not None:
