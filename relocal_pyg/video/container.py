@@ -24,8 +24,8 @@ INDIRECT_FORMATS = frozenset(
 )
 #: Frames larger than this many pixels are refused: a forged header must not take the memory.
 MAX_PIXELS = 8192 * 8192
-# Pictures of this size and more are decoded by two threads.
-_LARGE = 640 * 480
+# Pixels of a picture from which, and up to which, threads make decoding faster in little memory.
+_THREADED = 640 * 480, 4096 * 2304
 # Pictures that a decoder may hold back.
 _REORDERED = 16
 # A jump beyond this, and beyond the end that the file states, is a damaged time stamp.
@@ -45,7 +45,7 @@ def open_video(
     Args:
         path: The video file.
         stream: Number of the stream in the file; the one :func:`choose_stream` takes where None.
-        threads: Threads of the decoder, for large pictures only.
+        threads: Threads of the decoder, where pictures are of a size at which they help.
 
     Yields:
         The ``av`` container and stream.
@@ -76,10 +76,9 @@ def open_video(
             size = f"{context.width} x {context.height}"
             raise VideoError(f"{size} pixels are too many", file=path)
         context.options = {"max_pixels": str(MAX_PIXELS)}
-        # At small sizes the decoder is faster without threads of its own.
-        large = threads > 1 and context.width * context.height >= _LARGE
-        chosen.thread_type = "FRAME" if large else "NONE"
-        context.thread_count = threads if large else 1
+        threaded = _THREADED[0] <= context.width * context.height <= _THREADED[1]
+        chosen.thread_type = "FRAME" if threaded and threads > 1 else "NONE"
+        context.thread_count = threads if threaded else 1
         yield container, chosen
 
 
@@ -212,7 +211,7 @@ class Clock:
     """
 
     def __init__(self, container: Any, stream: Any) -> None:
-        self.restarting, self.backwards = False, 0
+        self.restarting, self.backwards, self._torn = False, 0, False
         self.jump: tuple[float, float] | None = None
         self._jumped = 0.0
         self._waiting: list[Any] = []
@@ -230,15 +229,16 @@ class Clock:
             self.stays = (packet.pts + (packet.duration or 0)) * self._base - self._zero
         if packet.dts is None:
             return
+        self._torn = packet.is_corrupt
         stamp = packet.dts * self._base
         # Times of decoding only rise, but for single stamps that are wrong.
         self.restarting |= stamp < self._decoding - self._reach()
         self._decoding = stamp
 
     def has_read_all(self, stream: Any) -> bool:
-        """Whether the last packet that the header lists has been noted (MP4 lists them all)."""
+        """Whether the last packet that the header lists was read whole (MP4 lists them all)."""
         listed = stream.index_entries
-        done = stream.frames > 0 and len(listed) > 0
+        done = stream.frames > 0 and len(listed) > 0 and not self._torn
         return done and self._decoding >= listed[-1].timestamp * self._base
 
     def place(self, frame: Any) -> Iterator[tuple[float, Any]]:

@@ -431,7 +431,8 @@ def timed(
         try:
             decoded = stream.decode(packet) if packet is not None else []
         except failures():
-            damaged += packet.size > 0  # an empty packet shows the same picture again
+            # An empty packet shows the same picture again; without a time it ends the stream.
+            damaged += packet.size > 0 or packet.dts is None
             continue
         for frame in decoded if packet is not None else [None]:
             for time, placed in clock.place(frame):

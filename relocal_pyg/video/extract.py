@@ -51,7 +51,7 @@ Span = tuple[int, int]
 _VERSION = 3
 # Key frames after which their distance is known well enough.
 _KEYS = 8
-# Seconds of a video from which on it pays to find out which frames need not be decoded.
+# Seconds of a video from which on it pays to have threads and to find out what need not be decoded.
 _LONG = 60.0
 # Pictures, and frames of the decoder, that wait for the next thread.
 _WAITING = 8
@@ -123,7 +123,7 @@ def extract_video(
         report: Called with one line for each kind of damage met; where None, a
             :class:`relocal_pyg.video.decode.VideoWarning` that names the file.
         stream: Number of the stream in the file; the default one where None.
-        threads: Threads of the decoder.
+        threads: Threads of the decoder, for a video of a minute and more.
 
     Returns:
         The :class:`VideoFeatures`.
@@ -265,10 +265,13 @@ class _Work:
         threads: int,
     ) -> None:
         self.path, self.backbone, self.rate = path, backbone, rate
-        self.stream, self.threads = stream, threads
+        self.stream = stream
         self.clips_at_once = max(1, batch_frames // backbone.clip_frames)
         self.progress = progress
         self.stated = probe(path, stream).duration
+        self.long = (self.stated or 0.0) >= _LONG
+        # Threads lose a few pictures where the last packets are damaged.
+        self.threads = threads if self.long else 1
         self.done = 0.0
 
     def run(self, report: Callable[[str], None]) -> tuple[RowFile, Tensor, float]:
@@ -314,8 +317,8 @@ class _Work:
 
     def skip(self) -> str:
         """Which frames need not be decoded, see :func:`relocal_pyg.video.decode.droppable`."""
-        long = self.backbone.clip_frames == 1 and (self.stated or 0.0) >= _LONG
-        return droppable(self.path, self.rate, self.stream) if long else "DEFAULT"
+        some = self.long and self.backbone.clip_frames == 1
+        return droppable(self.path, self.rate, self.stream) if some else "DEFAULT"
 
     def early(self) -> float:
         """See :func:`relocal_pyg.video.decode.grid`."""

@@ -353,3 +353,33 @@ def test_memory_does_not_grow_with_the_length(tmp_path, write_video):
         assert found == count
         peaks.append(peak)
     assert peaks[1] - peaks[0] < 25
+
+
+@pytest.mark.parametrize("skip", ["DEFAULT", "BIDIR"])
+def test_threads_of_the_decoder_give_the_same_pictures(tmp_path, write_video, skip):
+    shown = [flat(2 * i, 480, 640) for i in range(60)]
+    path = write_video(tmp_path / "a.mp4", shown, options={"g": "24", "bf": "3"})
+
+    def found(threads):
+        items = decode.pictures(path, skip=skip, threads=threads, report=pytest.fail)
+        return [(begin, end, frame.to_ndarray().tobytes()) for begin, end, frame in items]
+
+    assert found(8) == found(1)
+
+
+@pytest.mark.parametrize("threads", [1, 8])
+def test_a_file_torn_within_its_last_packet_ends_there(tmp_path, threads):
+    noise = np.random.default_rng(0).integers(0, 255, (50, 480, 640, 3), dtype=np.uint8)
+    shown = [*noise, *[noise[-1]] * 100]  # far less than the header states is left
+    path = tmp_path / "a.avi"
+    with av.open(str(path), "w") as output:
+        stream = output.add_stream("mpeg4", rate=25)
+        stream.height, stream.width, stream.pix_fmt = 480, 640, "yuv420p"
+        for picture in shown:
+            output.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
+        output.mux(stream.encode())
+    path.write_bytes(path.read_bytes()[: int(path.stat().st_size * 0.6)])
+    reports = []
+    *_, (_, end, _) = decode.pictures(path, threads=threads, report=reports.append)
+    assert end < 4.0
+    assert reports[-1].startswith(f"ends at {end:.1f} s of the stated")
