@@ -32,7 +32,8 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         [4.0, 4.0, 4.0, 4.0]
     """
     plain = torch.is_autocast_enabled(x.device.type) or torch.compiler.is_compiling()
-    if plain or x.dtype != torch.float32 or not _worth_it(x, weight, SMALL_WITH_GRADIENTS):
+    full = x.dtype == weight.dtype == torch.float32
+    if plain or not full or not _worth_it(x, len(weight) * x.numel(), SMALL_WITH_GRADIENTS):
         return F.linear(x, weight, bias)
     out: Tensor = _Linear.apply(x.reshape(-1, x.shape[-1]), weight, bias)
     return out.view(*x.shape[:-1], -1)
@@ -40,7 +41,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 
 def tanh(x: Tensor) -> Tensor:
     """``torch.tanh``, with gradients of any order."""
-    if torch.compiler.is_compiling() or not _eligible(x) or x.numel() < SMALL:
+    if torch.compiler.is_compiling() or not _worth_it(x, x.numel(), SMALL):
         return torch.tanh(x)
     out: Tensor = _Tanh.apply(x)
     return out
@@ -78,8 +79,8 @@ def project(
 ) -> Tensor:
     """A product with what follows it in one pass, for inference: ``act(x weight^T + bias) + add``.
 
-    ``x`` is ``[N, C]``, ``weight`` ``[D, C]``, ``bias`` ``[D]``; ``add`` ``[N, D]`` goes without
-    ``act`` only.
+    ``x`` is ``[..., C]``, ``weight`` ``[D, C]``, ``bias`` ``[D]``; ``add`` ``[..., D]`` goes
+    without ``act`` only.
 
     Example:
         >>> project(torch.zeros(1, 2), torch.ones(1, 2), torch.ones(1), act="tanh").item()
@@ -89,18 +90,24 @@ def project(
     if short and not multiplies_bfloat16():
         full = [None if each is None else each.float() for each in (bias, add)]
         return project(x.float(), weight.float(), full[0], act=act, add=full[1]).bfloat16()
-    if not _worth_it(x, weight, SMALL):
-        out = F.linear(x, weight, bias)
-        return torch.tanh(out) if act == "tanh" else out if add is None else out.add_(add)
-    if add is not None:
-        return _operator().binary(x, add, weight, bias, "add")
-    return _operator()(x, weight, bias, act, [], "")
+    rows = x.reshape(-1, x.shape[-1])
+    if not _worth_it(x, len(weight) * x.numel(), SMALL):
+        out = F.linear(rows, weight, bias)
+        if add is not None:
+            out.add_(add.reshape(out.shape))
+        elif act == "tanh":
+            out = torch.tanh(out)
+    elif add is not None:
+        out = OPERATOR.binary(rows, add.reshape(len(rows), -1), weight, bias, "add")
+    else:
+        out = OPERATOR(rows, weight, bias, act, [], "")
+    return out.view(*x.shape[:-1], -1)
 
 
 @torch.no_grad()
 def tanh_(x: Tensor) -> Tensor:
     """``Tensor.tanh_``, for inference; the result may be another tensor."""
-    if not _eligible(x) or x.numel() < SMALL // 10:
+    if not _worth_it(x, x.numel(), SMALL // 10):
         return x.tanh_()
     return x.to_mkldnn().tanh_().to_dense(x.dtype)
 
@@ -110,7 +117,7 @@ class _Linear(torch.autograd.Function):
 
     @staticmethod
     def forward(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        out: Tensor = _operator()(x, weight, bias, "none", [], "")
+        out: Tensor = OPERATOR(x, weight, bias, "none", [], "")
         return out
 
     @staticmethod
@@ -143,20 +150,13 @@ class _Tanh(torch.autograd.Function):
         return grad * (1 - out * out)
 
 
-def _operator() -> Any:
-    return torch.ops.mkldnn._linear_pointwise
-
-
-def _worth_it(x: Tensor, weight: Tensor, least: int) -> bool:
-    large = len(weight) * x.numel() >= least
-    return large and _eligible(x) and weight.dtype == x.dtype and AVAILABLE
-
-
-def _eligible(x: Tensor) -> bool:
-    on = torch.backends.mkldnn.is_available() and bool(torch.backends.mkldnn.enabled)
-    if not on or x.device.type != "cpu" or x.dtype not in (torch.float32, torch.bfloat16):
+def _worth_it(x: Tensor, work: int, least: int) -> bool:
+    """Whether oneDNN does it, and so much work, in multiplications or numbers, pays for a call."""
+    if work < least or x.device.type != "cpu" or OPERATOR is None:
         return False
-    return x.dtype == torch.float32 or multiplies_bfloat16()
+    if not (torch.backends.mkldnn.is_available() and torch.backends.mkldnn.enabled):
+        return False
+    return x.dtype == torch.float32 or (x.dtype == torch.bfloat16 and multiplies_bfloat16())
 
 
 def multiplies_bfloat16() -> bool:
@@ -165,5 +165,5 @@ def multiplies_bfloat16() -> bool:
 
 
 _FAST = {F.linear: linear, torch.tanh: tanh, Tensor.tanh: tanh}
-#: The operator is that of torch.compile; a build or a version without it does the same with MKL.
-AVAILABLE = hasattr(torch.ops, "mkldnn") and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+#: That of torch.compile; a build or a version without it, None here, does the same with MKL.
+OPERATOR: Any = getattr(torch.ops.mkldnn, "_linear_pointwise", None)

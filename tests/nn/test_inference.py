@@ -11,7 +11,7 @@ from torch import Tensor
 
 from relocal_pyg.data.pair_data import resample, resample_windows, window_positions
 from relocal_pyg.graph import PairGraph
-from relocal_pyg.nn.inference import InferenceNetwork, window_states
+from relocal_pyg.nn.inference import InferenceNetwork
 from relocal_pyg.nn.losses import triplet_loss
 from relocal_pyg.nn.network import PairNetwork
 
@@ -179,20 +179,16 @@ def test_bfloat16_of_a_trained_network(name):
         assert scores[short.argmax()] >= scores.max() - 1e-2
 
 
-@pytest.mark.parametrize("skip_padding", [False, True])
-@pytest.mark.parametrize("extra", [None, 2])
-def test_window_states_are_those_of_the_lstm(skip_padding, extra):
-    lstm = torch.nn.LSTM(4 + (extra or 0), 6, batch_first=True).double()
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("further", [0, 2])
+def test_encoded_windows_are_those_of_the_lstm(masked, further):
+    network = PairNetwork(4 + further, 6, mask_padding=masked).double().eval()
+    merged = InferenceNetwork(network, [PairGraph(5, k) for k in (1, 2, 3)])
     table = torch.randn(9, 4).double()
     positions = torch.randint(0, 9, (11, 5))
     mask = torch.arange(5) < torch.randint(1, 6, (11, 1))
-    x = table[positions]
-    further = None
-    if extra:
-        further = torch.randn(11, 5, extra).double() * mask[..., None]
-        x = torch.cat([x, further], dim=-1)
-    wanted = lstm(x * mask[..., None])[0]
-    if skip_padding:
-        wanted = wanted * mask[..., None]
-    states = window_states(lstm, table, positions, mask, further, skip_padding=skip_padding)
+    extra = torch.randn(11, 5, further).double() * mask[..., None]
+    x = torch.cat([table[positions], extra], dim=-1) * mask[..., None]
+    states = merged.encode(table, positions, mask, extra if further else None)
+    wanted = network.encode_proposal(x, mask)
     torch.testing.assert_close(states.transpose(0, 1), wanted, atol=1e-12, rtol=0)
