@@ -26,7 +26,7 @@ from relocal_pyg.datasets.synthetic import SyntheticConfig, synthetic
 from relocal_pyg.io.seeding import seed_torch
 from relocal_pyg.models import ContrastMatcher, MultiGraphMatcher, MultiGraphRelocalizer
 from relocal_pyg.models.base import Relocalizer, TrainableRelocalizer
-from relocal_pyg.models.compare import compare
+from relocal_pyg.models.compare import Comparison
 from relocal_pyg.search import SearchIndex, build_index
 from relocal_pyg.search.index import Hit, index_proposals
 from relocal_pyg.training import PAPER, RECOMMENDED, Preset, fit
@@ -116,7 +116,7 @@ def _measure(
             places = windows(len(features))
             with torch.no_grad():
                 if isinstance(model, MultiGraphMatcher):
-                    model([model.look(compare(queries[0], features), places)])
+                    model([model.look(Comparison(queries[0], features), places)])
                 elif isinstance(model, MultiGraphRelocalizer):
                     x, real = resample(queries[0], model.settings.num_steps)
                     shown, mask = resample_windows(features, places, model.settings.num_steps)

@@ -6,7 +6,6 @@ Features enter here and only similarities leave, so that a network on top takes 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -14,8 +13,8 @@ from torch.nn import functional
 
 from relocal_pyg.data.pair_data import nearest_steps
 from relocal_pyg.models.similarity import (
-    LocalRows,
     contrast_scores,
+    local_rows,
     own_centres,
     pair_centres,
 )
@@ -79,14 +78,12 @@ def similarity_tables(
     half = 0 if seconds_per_step is None else round(0.5 / seconds_per_step)
     half = half or max(1, round(len(query) / 8))
 
-    def local(rows: Tensor, deviation: bool) -> Tensor:
-        return torch.cat(list(LocalRows(rows, half, deviation).split(len(rows))))
-
     query_centre, centre = own_centres(reference, query_video, background)
     rows, columns = query - query_centre, reference - centre
-    change, changes = local(rows, True), local(columns, True)
-    known = query_video is not None and len(query_video) > 0
-    around = local(query_video, True) if known and query_video is not None else None
+    change, changes = local_rows(rows, half, True), local_rows(columns, half, True)
+    around = None
+    if query_video is not None and len(query_video) > 0:
+        around = local_rows(query_video, half, True)
     # Nobody knows how much a library changes: of a clip that is all action nothing is taken away.
     query_change, usual_change = pair_centres(change, changes, around)
     direction = functional.normalize(reference, dim=1)
@@ -97,7 +94,7 @@ def similarity_tables(
     return torch.stack(
         [
             cosines(rows, columns),
-            cosines(local(rows, False), local(columns, False)),
+            cosines(local_rows(rows, half, False), local_rows(columns, half, False)),
             cosines(change - query_change, changes - usual_change),
             (1 - (1 - cosines(query, reference)) / (1 - chance).clamp(min=0.01)).clamp(min=-3),
             cosines(query - query.mean(dim=0), columns - _moving_mean(columns, len(query))),
@@ -147,12 +144,21 @@ def _moving_mean(rows: Tensor, width: int) -> Tensor:
     return ((total[past] - total[first]) / (past - first)[:, None]).to(rows.dtype)
 
 
-@dataclass(frozen=True)
 class Comparison:
     """One query and one reference, compared before any window is looked at.
 
+    Args:
+        query: ``[m, F]``.
+        reference: ``[n, F]``.
+        query_video: ``[v, F]``, or None for a bare clip.
+        background: ``[F]`` or None.
+        seconds_per_step: Duration of a step, or None.
+        tables: Their :func:`similarity_tables`, where they are at hand.
+
     Attributes:
         tables: ``[5, m, n]``, of :func:`similarity_tables`.
+        places: ``[5, P, n]``, the same at places spread over the query.
+        near: ``[5, P, n]``, the best of neighbouring places.
         similarity: ``[5, n]``, mean similarity of each reference step to the query.
         reference_nodes: ``[n, 18]``.
         query_nodes: ``[m, 18]``.
@@ -163,13 +169,56 @@ class Comparison:
             windows stand out, and what is lost along diagonals when the query runs backwards.
     """
 
-    tables: Tensor
-    similarity: Tensor
-    reference_nodes: Tensor
-    query_nodes: Tensor
-    centre: Tensor
-    scale: Tensor
-    kind: Tensor
+    def __init__(
+        self,
+        query: Tensor,
+        reference: Tensor,
+        query_video: Tensor | None = None,
+        background: Tensor | None = None,
+        seconds_per_step: float | None = None,
+        tables: Tensor | None = None,
+    ) -> None:
+        known = query_video, background, seconds_per_step
+        if tables is None:
+            tables = similarity_tables(query, reference, *known)
+        self.tables, (rows, columns) = tables, tables.shape[1:]
+        place = (torch.arange(PLACES, device=tables.device) * 2 + 1) * rows // (2 * PLACES)
+        self.places = tables.index_select(1, place)
+        self.near = functional.max_pool2d(self.places, (3, 1), stride=1, padding=(1, 0))
+
+        # Of centred rows, the similarity to the query's mean direction.
+        centred = query - own_centres(reference, query_video, background)[0]
+        shares = centred.norm(dim=1) / (rows * centred.mean(dim=0).norm().clamp(min=1e-12))
+        means = tables.mean(dim=1)[1:]
+        self.similarity = torch.cat([(shares @ tables[0])[None], means])
+        own, query_own = own_channels(query, reference)
+        best = tables.amax(dim=1)
+        self.reference_nodes = torch.cat([self.similarity, best, _standard(self.similarity), own]).T
+        back = tables.mean(dim=2)
+        self.query_nodes = torch.cat([back, tables.amax(dim=2), _standard(back), query_own]).T
+
+        # Windows of the query's length spread over the reference tell what chance gives.
+        length = min(rows, columns)
+        count = min(columns - length + 1, _GRID)
+        start = torch.linspace(0, columns - length, count, device=query.device).round()
+        grid = torch.stack([start, start + length], dim=1)
+        measures = self.measure(grid)
+        self.centre = measures.mean(dim=0)
+        self.scale = measures.std(dim=0, correction=0).clamp(min=0.02)
+        peaks = (measures.amax(dim=0) - self.centre) / self.scale
+        turned = tables.index_select(1, rows - 1 - place)
+        backwards = _along(turned, _columns(grid.long())).amax(dim=1)
+        diagonal = slice(1, None, len(MEASURES))
+        order = (measures[:, diagonal].amax(dim=0) - backwards) / self.scale[diagonal]
+        self.kind = torch.cat(
+            [
+                self.scale.view(len(TABLES), -1)[:, [0, 1, 3]].flatten() * 5,
+                peaks.view(len(TABLES), -1)[:, [0, 1, 3]].flatten() / 3,
+                order / 2,
+                tables.std(dim=(1, 2), correction=0) * 3,
+                _facts(query, reference, *known),
+            ]
+        ).clamp(-_CUT, _CUT)
 
     def measure(self, windows: Tensor) -> Tensor:
         """Measure windows against the query.
@@ -185,15 +234,30 @@ class Comparison:
         Returns:
             ``[M, 25]``, the measures of one table side by side.
         """
-        return torch.cat([_measure(self.tables, self.similarity, w) for w in windows.split(_CHUNK)])
+        found = []
+        for part in windows.split(_CHUNK):
+            columns = _columns(nearest_steps(part, self.tables.shape[2]))
+            # [5, P of the query, M, P of the window]
+            own = self.places.index_select(2, columns.flatten())
+            own = own.view(len(TABLES), PLACES, -1, PLACES)
+            measures = [
+                contrast_scores(self.similarity, part),
+                own.diagonal(dim1=1, dim2=3).mean(dim=2),
+                _along(self.near, columns),
+                best_path(own.transpose(1, 2)),
+                own.amax(dim=3).mean(dim=1),
+            ]
+            found.append(torch.stack(measures, dim=1).flatten(0, 1))
+        return torch.cat(found, dim=1).T
 
     def quick(self, windows: Tensor) -> Tensor:
         """Contrast and diagonal of each table, ``[M, 10]``: for very many windows."""
-        both = [
-            _quick(self.tables, self.similarity, nearest_steps(part, self.tables.shape[2]))
-            for part in windows.split(_CHUNK)
-        ]
-        return torch.cat(both)
+        found = []
+        for part in windows.split(_CHUNK):
+            columns = _columns(nearest_steps(part, self.tables.shape[2]))
+            both = contrast_scores(self.similarity, part), _along(self.places, columns)
+            found.append(torch.stack(both, dim=1).flatten(0, 1).T)
+        return torch.cat(found)
 
     def scalars(self, windows: Tensor) -> Tensor:
         """What the head is told of windows ``[M, 2]``: ``[M, 52]``.
@@ -217,87 +281,18 @@ class Comparison:
         length = (windows[:, 1:] - windows[:, :1]).clamp(min=1)
         share = (positions + 0.5 - windows[:, :1]) / length
         inside = (share > 0) & (share < 1) & mask
-        places = _at_places(self.tables)
         row = (share * PLACES).floor().clamp(0, PLACES - 1).long()
-        cell = (row * places.shape[2] + positions).flatten()
-        found = torch.cat([places, _near(places)]).flatten(1).index_select(1, cell)
+        cell = (row * self.tables.shape[2] + positions).flatten()
+        found = torch.cat([self.places, self.near]).flatten(1).index_select(1, cell)
         found = found.view(-1, *positions.shape).permute(1, 2, 0) * inside[..., None]
         flags = torch.stack([inside.to(found), (share - 0.5).clamp(-1, 1) * mask], dim=-1)
         return torch.cat([flags, found], dim=-1)
-
-
-def compare(
-    query: Tensor,
-    reference: Tensor,
-    query_video: Tensor | None = None,
-    background: Tensor | None = None,
-    seconds_per_step: float | None = None,
-    tables: Tensor | None = None,
-) -> Comparison:
-    """Compare a query with a reference.
-
-    Args:
-        query: ``[m, F]``.
-        reference: ``[n, F]``.
-        query_video: ``[v, F]``, or None for a bare clip.
-        background: ``[F]`` or None.
-        seconds_per_step: Duration of a step, or None.
-        tables: Their :func:`similarity_tables`, where they are at hand.
-    """
-    if tables is None:
-        tables = similarity_tables(query, reference, query_video, background, seconds_per_step)
-    similarity = _similarity(tables, query, query_video, reference, background)
-    standard = _standard(similarity)
-    own, query_own = own_channels(query, reference)
-    nodes = torch.cat([similarity, tables.amax(dim=1), standard, own]).T
-    back = tables.mean(dim=2)
-    query_nodes = torch.cat([back, tables.amax(dim=2), _standard(back), query_own]).T
-    grid = _grid(len(query), len(reference), query.device)
-    measures = _measure(tables, similarity, grid)
-    centre = measures.mean(dim=0)
-    scale = measures.std(dim=0, correction=0).clamp(min=0.02)
-    peaks = (measures.amax(dim=0) - centre) / scale
-    backwards = _along(_at_places(tables.flip(1)), _columns(grid.long())).amax(dim=1)
-    diagonal = slice(1, None, len(MEASURES))
-    order = (measures[:, diagonal].amax(dim=0) - backwards) / scale[diagonal]
-    kind = torch.cat(
-        [
-            scale.view(len(TABLES), -1)[:, [0, 1, 3]].flatten() * 5,
-            peaks.view(len(TABLES), -1)[:, [0, 1, 3]].flatten() / 3,
-            order / 2,
-            tables.std(dim=(1, 2), correction=0) * 3,
-            _facts(query, reference, query_video, background, seconds_per_step),
-        ]
-    ).clamp(-_CUT, _CUT)
-    return Comparison(tables, similarity, nodes, query_nodes, centre, scale, kind)
-
-
-def _similarity(
-    tables: Tensor,
-    query: Tensor,
-    query_video: Tensor | None,
-    reference: Tensor,
-    background: Tensor | None,
-) -> Tensor:
-    """Mean over the query's steps ``[5, n]``; of ``centred``, with the query's mean direction."""
-    mean = tables.mean(dim=1)
-    rows = query - own_centres(reference, query_video, background)[0]
-    shares = rows.norm(dim=1) / (len(rows) * rows.mean(dim=0).norm().clamp(min=1e-12))
-    return torch.cat([(shares @ tables[0])[None], mean[1:]])
 
 
 def _standard(values: Tensor) -> Tensor:
     """Standard scores along the last dimension, cut and halved."""
     scale = values.std(dim=-1, keepdim=True, correction=0).clamp(min=0.01)
     return ((values - values.mean(dim=-1, keepdim=True)) / scale).clamp(-_CUT, _CUT) / 2
-
-
-def _grid(query_steps: int, num_steps: int, device: torch.device) -> Tensor:
-    """Windows of the query's length spread over the reference."""
-    length = min(query_steps, num_steps)
-    count = min(num_steps - length + 1, _GRID)
-    start = torch.linspace(0, num_steps - length, count, device=device).round()
-    return torch.stack([start, start + length], dim=1)
 
 
 def _facts(
@@ -322,13 +317,6 @@ def _facts(
     return torch.cat(parts)
 
 
-def _at_places(tables: Tensor) -> Tensor:
-    """Tables ``[5, m, n]`` at places spread over the query, ``[5, P, n]``."""
-    count = tables.shape[1]
-    place = (torch.arange(PLACES, device=tables.device) * 2 + 1) * count // (2 * PLACES)
-    return tables.index_select(1, place)
-
-
 def _columns(windows: Tensor) -> Tensor:
     """Reference steps ``[M, P]`` at places spread over whole-step windows ``[M, 2]``."""
     share = torch.arange(PLACES, device=windows.device) * 2 + 1
@@ -340,35 +328,6 @@ def _along(places: Tensor, columns: Tensor) -> Tensor:
     cell = torch.arange(PLACES, device=places.device) * places.shape[2] + columns
     found = places.flatten(1).index_select(1, cell.flatten())
     return found.view(len(places), -1, PLACES).mean(dim=2)
-
-
-def _near(places: Tensor) -> Tensor:
-    """The best of neighbouring query places at each step, ``[K, P, n]``."""
-    return functional.max_pool2d(places, (3, 1), stride=1, padding=(1, 0))
-
-
-def _quick(tables: Tensor, similarity: Tensor, windows: Tensor) -> Tensor:
-    """Contrast and diagonal of whole-step windows, ``[M, 10]``."""
-    contrast = contrast_scores(similarity, windows.to(similarity.dtype))
-    diagonal = _along(_at_places(tables), _columns(windows))
-    return torch.stack([contrast, diagonal], dim=1).flatten(0, 1).T
-
-
-def _measure(tables: Tensor, similarity: Tensor, windows: Tensor) -> Tensor:
-    """Numbers of :meth:`Comparison.measure`, ``[M, 25]``."""
-    places = _at_places(tables)
-    whole = nearest_steps(windows, tables.shape[2])
-    columns = _columns(whole)
-    # [5, P of the query, M, P of the window]
-    own = places.index_select(2, columns.flatten()).view(len(tables), PLACES, -1, PLACES)
-    parts = [
-        contrast_scores(similarity, whole.to(similarity.dtype)),
-        own.diagonal(dim1=1, dim2=3).mean(dim=2),
-        _along(_near(places), columns),
-        best_path(own.transpose(1, 2)),
-        own.amax(dim=3).mean(dim=1),
-    ]
-    return torch.stack(parts, dim=1).flatten(0, 1).T
 
 
 def best_path(tables: Tensor) -> Tensor:

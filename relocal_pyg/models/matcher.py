@@ -35,7 +35,6 @@ from relocal_pyg.models.compare import (
     NUM_PLACED,
     TABLES,
     Comparison,
-    compare,
     similarity_tables,
 )
 from relocal_pyg.models.network_config import MatcherConfig
@@ -273,7 +272,7 @@ class MultiGraphMatcher(TrainableRelocalizer):
         merged = self.inference() if inference is None else inference
         with evaluating(self):
             comparisons = [
-                compare(
+                Comparison(
                     stretched(query, pace), reference, query_video, background, seconds_per_step
                 )
                 for pace in self.settings.paces
@@ -396,7 +395,7 @@ class MultiGraphMatcher(TrainableRelocalizer):
         with evaluating(self), torch.enable_grad(), torch.backends.cudnn.flags(enabled=False):
             known = around.query_video, None, seconds_per_step
             tables = similarity_tables(query, video, *known).requires_grad_()
-            comparison = compare(query, video, *known, tables)
+            comparison = Comparison(query, video, *known, tables)
             raw = self([self.look(comparison, place)])
             (gradient,) = torch.autograd.grad(raw.sum(), tables)
         return (gradient * tables).sum(dim=0).detach()
@@ -435,7 +434,7 @@ class MultiGraphMatcher(TrainableRelocalizer):
             for reference, windows in zip(each.references, each.windows, strict=True):
                 known = each.query_video, each.background, each.seconds_per_step
                 with torch.no_grad():
-                    found = compare(each.query, reference, *known)
+                    found = Comparison(each.query, reference, *known)
                     inputs.append(self.look(found, windows))
             counts.append(sum(map(len, each.windows)))
         losses = []

@@ -52,8 +52,9 @@ def own_centres(
     if background is not None:
         return background, background
     mean = mean_row(reference)
-    known = query_video is not None and len(query_video) > 0
-    return (mean_row(query_video) if known and query_video is not None else mean), mean
+    if query_video is None or len(query_video) == 0:
+        return mean, mean
+    return mean_row(query_video), mean
 
 
 def centres(
@@ -88,20 +89,18 @@ def centres(
         Centres of the query, ``[V, F]`` or ``[1, F]`` where all references share one, and of the
         references, ``[V, F]``.
     """
-
-    def share(steps: Tensor) -> Tensor:
-        return (2 * len(query) / steps.double() - 1).clamp(0, 1).to(means)[:, None]
-
-    known = query_video is not None and len(query_video) > 0
-    if background is not None and not known:
+    if query_video is not None and len(query_video) == 0:
+        query_video = None
+    if background is not None and query_video is None:
         both = background.to(means)[None]
         return both, both.expand_as(means)
     goal = torch.zeros_like(means[0]) if background is None else background.to(means)
-    reference = torch.lerp(means, goal.expand_as(means), share(lengths))
-    if query_video is None or not known:
-        return reference, reference
-    own = mean_row(query_video).to(means)[None]
-    return torch.lerp(own, goal[None], share(lengths.new_tensor([len(query_video)]))), reference
+    if query_video is not None:
+        means = torch.cat([means, mean_row(query_video).to(means)[None]])
+        lengths = torch.cat([lengths, lengths.new_tensor([len(query_video)])])
+    share = (2 * len(query) / lengths.double() - 1).clamp(0, 1).to(means)[:, None]
+    moved = torch.lerp(means, goal.expand_as(means), share)
+    return (moved, moved) if query_video is None else (moved[-1:], moved[:-1])
 
 
 def cosine_blocks(rows: Tensor, reference: Rows, centre: Tensor) -> Iterator[Tensor]:
@@ -199,39 +198,34 @@ class LocalRows:
             left -= len(block)
             ready = len(kept) if left == 0 else len(kept) - reach
             if ready > context:
-                yield self._local(kept)[context:ready]
+                yield local_rows(kept, self.half, self.deviation)[context:ready]
                 drop = max(ready - reach, 0)
                 kept, context = kept[drop:], ready - drop
-
-    def _local(self, rows: Tensor) -> Tensor:
-        parts = torch.tensor_split(rows, shot_changes(rows).tolist())
-        return torch.cat(
-            [
-                torch.cat([self._around(few) for few in part.split(_WIDTH, dim=1)], dim=1)
-                for part in parts
-            ]
-        )
-
-    def _around(self, rows: Tensor) -> Tensor:
-        def mean(values: Tensor) -> Tensor:
-            return functional.avg_pool1d(
-                values.T[None], 2 * self.half + 1, 1, self.half, count_include_pad=False
-            )[0].T
-
-        # In float64, because a difference of squares loses digits; what is left of them where
-        # nothing changes is no motion.
-        double = rows.double()
-        average = mean(double)
-        if self.deviation:
-            square = mean(double.square())
-            average = (square * (1 - 1e-10) - average.square()).clamp(min=0).sqrt()
-        return average.to(rows.dtype)
 
 
 # Channels at once, which bounds what is copied to float64.
 _WIDTH = 2048
 # Steps to either side whose changes a change of shot is compared with.
 _NEAR = 3
+
+
+def local_rows(rows: Tensor, half: int, deviation: bool) -> Tensor:
+    """:class:`LocalRows` of rows ``[n, F]`` that are in memory, all at once."""
+    shots = []
+    for shot in torch.tensor_split(rows, shot_changes(rows).tolist()):
+        parts = []
+        for part in shot.split(_WIDTH, dim=1):
+            # In float64, because a difference of squares loses digits; what is left of them where
+            # nothing changes is no motion.
+            double = part.double().T
+            values = torch.stack([double, double.square()] if deviation else [double])
+            size = 2 * half + 1
+            mean = functional.avg_pool1d(values, size, 1, half, count_include_pad=False)
+            if deviation:
+                mean = (mean[1:] * (1 - 1e-10) - mean[:1].square()).clamp(min=0).sqrt()
+            parts.append(mean[0].T.to(rows.dtype))
+        shots.append(torch.cat(parts, dim=1))
+    return torch.cat(shots)
 
 
 def shot_changes(rows: Tensor) -> Tensor:

@@ -19,8 +19,8 @@ from relocal_pyg.models.compare import (
     NUM_KIND,
     PLACES,
     TABLES,
+    Comparison,
     best_path,
-    compare,
     cosines,
     similarity_tables,
 )
@@ -78,7 +78,7 @@ def test_first_measure_is_the_contrast_matcher(rng: torch.Generator, video: bool
     query, reference, around = _videos(rng)
     query_video = around if video else None
     windows = default_proposals(len(reference), len(query))
-    found = compare(query, reference, query_video).measure(windows)[
+    found = Comparison(query, reference, query_video).measure(windows)[
         :, _column("centred", "contrast")
     ]
     expected = contrast_scores(step_similarity(query, reference, query_video), windows)
@@ -87,7 +87,7 @@ def test_first_measure_is_the_contrast_matcher(rng: torch.Generator, video: bool
 
 def test_diagonal_and_coverage_are_those_of_the_window(rng: torch.Generator) -> None:
     query, reference, _ = _videos(rng)
-    comparison = compare(query, reference)
+    comparison = Comparison(query, reference)
     table = comparison.tables[TABLES.index("alike")]
     start, end = 11, 31
     rows = [(2 * p + 1) * len(query) // (2 * PLACES) for p in range(PLACES)]
@@ -101,7 +101,7 @@ def test_diagonal_and_coverage_are_those_of_the_window(rng: torch.Generator) -> 
 
 def test_quick_measures_are_the_first_two_of_all(rng: torch.Generator) -> None:
     query, reference, _ = _videos(rng)
-    comparison = compare(query, reference)
+    comparison = Comparison(query, reference)
     windows = default_proposals(len(reference), len(query))
     both = comparison.measure(windows).view(-1, len(TABLES), len(MEASURES))[:, :, :2].flatten(1)
     torch.testing.assert_close(comparison.quick(windows), both)
@@ -117,7 +117,7 @@ def test_same_footage_is_alike_and_chance_is_not(rng: torch.Generator) -> None:
 @pytest.mark.parametrize(("m", "n"), list(itertools.product((1, 2, 3, 40), (1, 2, 5, 30))))
 def test_any_lengths_are_finite(rng: torch.Generator, m: int, n: int) -> None:
     query, reference, _ = _videos(rng, m, n)
-    comparison = compare(query, reference)
+    comparison = Comparison(query, reference)
     assert comparison.kind.shape == (NUM_KIND,)
     windows = default_proposals(n, m)
     model = _model()
@@ -169,8 +169,8 @@ def test_exact_algebra_gives_the_scores_of_the_network(rng: torch.Generator) -> 
     query, reference, video = _videos(rng)
     windows = default_proposals(len(reference), len(query))
     model = _model()
-    inputs = model.look(compare(query, reference, video), windows)
-    other = model.look(compare(query, reference), windows[:7])
+    inputs = model.look(Comparison(query, reference, video), windows)
+    other = model.look(Comparison(query, reference), windows[:7])
     with torch.no_grad():
         together = model([inputs, other])
     fast = model.scorer(query, reference, video)(windows)
@@ -256,7 +256,7 @@ def test_explanation_is_the_slope_of_the_score(rng: torch.Generator) -> None:
     exact = _model().double().eval()
 
     def score(share: float) -> float:
-        scaled = compare(query.double(), reference.double(), tables=tables * share)
+        scaled = Comparison(query.double(), reference.double(), tables=tables * share)
         with torch.no_grad():
             return float(exact([exact.look(scaled, place)]))
 
