@@ -95,8 +95,6 @@ def default_proposals(num_steps: int, query_steps: int, limit: int = 4000) -> Te
     per_scale = max(1, limit // len(QUERY_SCALES))
     stride = max(1, -(-num_steps // per_scale))
     lengths = [max(1, round(scale * query_steps)) for scale in QUERY_SCALES]
-    if stride == 1:
-        return query_windows(num_steps, query_steps)
     grids = [
         sliding_windows(num_steps, [length], stride_fraction=stride / max(length, stride))
         for length in lengths

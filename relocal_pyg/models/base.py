@@ -203,23 +203,19 @@ class Relocalizer(abc.ABC):
     def _enter(
         self, query: Tensor, reference: Rows, proposals: Tensor, around: Surroundings
     ) -> tuple[Tensor, Any, Tensor, Surroundings]:
-        """Bring everything to the model's device: no other place does."""
+        """Bring everything to the model's device, rows as it wants them: no other place does."""
         device = query.device if self.device is None else self.device
-        video, background = around.query_video, around.background
-        around = replace(
-            around,
-            query_video=None if video is None else self._take(video, device),
-            background=None if background is None else background.to(device),
-        )
+        sides = []
+        for rows in (reference, around.query_video):
+            if rows is None or self.by_blocks:
+                sides.append(rows)
+                continue
+            whole = rows if isinstance(rows, Tensor) else torch.cat(list(rows.split(BLOCK)))
+            sides.append(whole.to(device))
+        background = None if around.background is None else around.background.to(device)
         windows = proposals if proposals is None else proposals.to(device)
-        return query.to(device), self._take(reference, device), windows, around
-
-    def _take(self, rows: Rows, device: torch.device) -> Any:
-        """Rows as the model wants them: all at once, or :attr:`by_blocks`."""
-        if self.by_blocks:
-            return rows
-        whole = rows if isinstance(rows, Tensor) else torch.cat(list(rows.split(BLOCK)))
-        return whole.to(device)
+        around = replace(around, query_video=sides[1], background=background)
+        return query.to(device), sides[0], windows, around
 
     @property
     def refinements(self) -> tuple[str, ...]:
@@ -320,15 +316,12 @@ class Relocalizer(abc.ABC):
         check_number(top_k, "top_k", least=1, whole=True)
         check_number(seconds_per_step, "seconds_per_step", above=0)
         check_number(nms_threshold, "nms_threshold", least=0, most=1)
-        clip, video = as_features(query, "query"), as_rows(reference, "reference")
-        around = None if query_video is None else as_rows(query_video, "query_video")
-        self.check_width(clip.shape[1], "query")
-        for name, other in (("reference", video), ("query_video", around)):
-            if other is not None and width_of(other) != clip.shape[1]:
-                raise FeatureError(
-                    f"{name} has {width_of(other)} channels and the query {clip.shape[1]}: "
-                    "extract both with the same backbone"
-                )
+        clip = as_features(query, "query")
+        width = clip.shape[1]
+        self.check_width(width, "query")
+        video, around = as_rows(reference, "reference", width), None
+        if query_video is not None:
+            around = as_rows(query_video, "query_video", width)
         if proposals is None:
             candidates = default_proposals(len(video), len(clip), limit=self.max_windows)
         elif isinstance(proposals, Sized) and len(proposals) == 0:
@@ -554,23 +547,24 @@ def as_features(array: ArrayLike, name: str) -> Tensor:
     return tensor
 
 
-def as_rows(rows: ArrayLike | Rows, name: str) -> Rows:
+def as_rows(rows: ArrayLike | Rows, name: str, channels: int) -> Rows:
     """:func:`as_features` of an array; rows in a file are as they are.
 
     Raises:
-        FeatureError: As :func:`as_features`; or there are no rows.
+        FeatureError: As :func:`as_features`; there are no rows, or the query has other channels.
     """
     if isinstance(rows, Tensor) or not hasattr(rows, "split"):
-        return as_features(cast(ArrayLike, rows), name)
+        rows = as_features(cast(ArrayLike, rows), name)
     rows = cast(Rows, rows)
     if len(rows) == 0:
         raise FeatureError("is empty", record=name)
+    width = next(iter(rows.split(BLOCK))).shape[1]
+    if width != channels:
+        raise FeatureError(
+            f"{name} has {width} channels and the query {channels}: "
+            "extract both with the same backbone"
+        )
     return rows
-
-
-def width_of(rows: Rows) -> int:
-    """Channels F of rows ``[n, F]``."""
-    return next(iter(rows.split(BLOCK))).shape[1]
 
 
 def as_proposals(array: ArrayLike) -> Tensor:

@@ -216,8 +216,9 @@ class _Head(nn.Module):
             if isinstance(layer, nn.Linear | nn.BatchNorm1d):
                 layer.reset_parameters()
 
-    def _run(self, x: Tensor) -> Tensor:
-        """Apply to ``[..., F]``; batch normalisation itself takes ``[N, F]`` only."""
+    def forward(self, x: Tensor) -> Tensor:
+        """Apply to pooled features; shapes as above."""
+        # Batch normalisation itself takes ``[N, F]`` only.
         out: Tensor = self.mlp(x.reshape(-1, x.shape[-1]))
         return out.reshape(*x.shape[:-1], -1)
 
@@ -249,7 +250,7 @@ class ScoreHead(_Head):
 
     def logits(self, x: Tensor) -> Tensor:
         """Scores ``[...]`` before the final tanh."""
-        return self._run(x).squeeze(-1)
+        return super().forward(x).squeeze(-1)
 
 
 class OffsetHead(_Head):
@@ -273,10 +274,6 @@ class OffsetHead(_Head):
 
     def __init__(self, in_channels: int = 500, widths: Sequence[int] = (256, 64)) -> None:
         super().__init__(in_channels, widths, 2)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Predict offsets from pooled features; shapes as above."""
-        return self._run(x)
 
 
 class PairNetwork(nn.Module):
