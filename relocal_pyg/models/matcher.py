@@ -279,15 +279,11 @@ class MultiGraphMatcher(TrainableRelocalizer):
             ]
             return WindowScorer(self, comparisons, merged)
 
-    def inference(
-        self, dtype: torch.dtype | None = None, chunk: int | None = None
-    ) -> list[InferenceNetwork]:
+    def inference(self) -> list[InferenceNetwork]:
         """The weights of each member as they are now, merged for inference."""
         # It has all of a PairNetwork that pooled() reads; its head is another.
-        return [
-            InferenceNetwork(cast("PairNetwork", member), self.graphs, dtype, chunk)
-            for member in self.members
-        ]
+        members = cast("Sequence[PairNetwork]", self.members)
+        return [InferenceNetwork(member, self.graphs) for member in members]
 
     @property
     def refinements(self) -> tuple[str, ...]:
@@ -351,16 +347,16 @@ class MultiGraphMatcher(TrainableRelocalizer):
         proposals: Tensor,
         around: Surroundings,
         inference: Sequence[InferenceNetwork] | None = None,
-        ways: Sequence[str] | None = None,
+        ways: Sequence[str] = REFINEMENTS,
     ) -> dict[str, Ranking]:
-        """The answers by each of ``ways``, all where None; query and reference compared once."""
+        """The answers by each of ``ways``; query and reference are compared once."""
         known = around.query_video, around.background, around.seconds_per_step
         score = self.scorer(query, reference, *known, inference)
         if len(proposals) > MOST:
             proposals = proposals[score.shortlist(proposals, MOST)]
         raw = score(proposals)
         found = {"none": Ranking.sort(proposals, torch.tanh(raw), proposals)}
-        if "windows" in (REFINEMENTS if ways is None else ways):
+        if "windows" in ways:
             moments, raw, origins = look_closer(proposals, raw, score, len(reference))
             found["windows"] = Ranking.sort(moments, torch.tanh(raw), origins)
         return found
@@ -488,23 +484,23 @@ class WindowScorer:
     @torch.no_grad()
     def __call__(self, windows: Tensor) -> Tensor:
         """Scores ``[M]``, before the last tanh, of windows ``[M, 2]`` in steps."""
-        with evaluating(self.model):
-            return torch.cat([self._score(part) for part in windows.split(CHUNK)])
-
-    def _score(self, windows: Tensor) -> Tensor:
-        model = self.model
-        positions, mask = model.shown(self.comparison, windows)
-        owner = torch.zeros_like(positions[:, 0])
-        scores = []
-        for comparison, queries, query_mask in self._queries:
-            placed = comparison.placed(windows, positions, mask)
-            scalars, kind = comparison.scalars(windows), comparison.kind[None]
-            for member, query, merged in zip(model.members, queries, self.inference, strict=True):
-                states = merged.encode(comparison.reference_nodes, positions, mask, placed)
-                pooled = merged.pooled(query, query_mask, states, mask)
-                logits = member.weigh_windows(pooled, scalars, kind, owner)
-                scores.append(UNIT * (logits + model.plain(scalars)))
-        return torch.stack(scores).mean(dim=0)
+        model, found = self.model, []
+        with evaluating(model):
+            for part in windows.split(CHUNK):
+                positions, mask = model.shown(self.comparison, part)
+                owner = torch.zeros_like(positions[:, 0])
+                scores = []
+                for comparison, queries, query_mask in self._queries:
+                    placed = comparison.placed(part, positions, mask)
+                    scalars, kind = comparison.scalars(part), comparison.kind[None]
+                    members = zip(model.members, queries, self.inference, strict=True)
+                    for member, query, merged in members:
+                        states = merged.encode(comparison.reference_nodes, positions, mask, placed)
+                        pooled = merged.pooled(query, query_mask, states, mask)
+                        logits = member.weigh_windows(pooled, scalars, kind, owner)
+                        scores.append(UNIT * (logits + model.plain(scalars)))
+                found.append(torch.stack(scores).mean(dim=0))
+        return torch.cat(found)
 
     @torch.no_grad()
     def shortlist(self, windows: Tensor, count: int) -> Tensor:

@@ -172,11 +172,9 @@ class MultiGraphRelocalizer(TrainableRelocalizer):
         x, mask = resample(query, self.settings.num_steps)
         return self.network.encode_query(x[None], mask[None])[0], mask
 
-    def inference(
-        self, dtype: torch.dtype | None = None, chunk: int | None = None
-    ) -> InferenceNetwork:
-        """The weights as they are now, merged for inference; arguments as there."""
-        return InferenceNetwork(self.network, self.graphs, dtype, chunk)
+    def inference(self, dtype: torch.dtype | None = None) -> InferenceNetwork:
+        """The weights as they are now, merged for inference; ``dtype`` as there."""
+        return InferenceNetwork(self.network, self.graphs, dtype)
 
     # Ranking
 

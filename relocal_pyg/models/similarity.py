@@ -310,14 +310,7 @@ def sum_of_kinds(
     return total
 
 
-def contrast_scores(
-    similarity: Tensor,
-    windows: Tensor,
-    contrast: float = 0.5,
-    *,
-    first: Tensor | int = 0,
-    num_steps: Tensor | int | None = None,
-) -> Tensor:
+def contrast_scores(similarity: Tensor, windows: Tensor, contrast: float = 0.5) -> Tensor:
     r"""Mean similarity inside each window minus a share of the mean around it.
 
     For a window ``[a, b)`` and ``L = max(1, round((b - a) / 2))``
@@ -330,12 +323,9 @@ def contrast_scores(
     and scores lower. Prefix sums make it ``O(n + M)``.
 
     Args:
-        similarity: ``[..., n]``, of :func:`step_similarity`; several videos may stand one after the
-            other.
-        windows: ``[M, 2]`` in steps of their own video, moved to the :func:`nearest_steps`.
+        similarity: ``[..., n]``, of :func:`step_similarity`.
+        windows: ``[M, 2]`` in steps, moved to the :func:`nearest_steps`.
         contrast: Weight of the second term; 0 leaves the mean similarity.
-        first: Where the video of each window begins, ``[M]``.
-        num_steps: Steps of the video of each window, ``[M]``; all of ``n`` where None.
 
     Returns:
         ``[..., M]`` scores of the dtype of ``similarity``.
@@ -346,7 +336,7 @@ def contrast_scores(
         >>> contrast_scores(similarity, windows).tolist()
         [1.0, 0.75, 0.6666666865348816]
     """
-    inside, around = inside_and_around(similarity, windows, first=first, num_steps=num_steps)
+    inside, around = inside_and_around(similarity, windows)
     return (inside - contrast * around).to(similarity.dtype)
 
 
@@ -357,7 +347,14 @@ def inside_and_around(
     first: Tensor | int = 0,
     num_steps: Tensor | int | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """The two means of :func:`contrast_scores`, float64 ``[..., M]`` each; arguments as there."""
+    """The two means of :func:`contrast_scores`, float64 ``[..., M]`` each.
+
+    Args:
+        similarity: ``[..., n]``; several videos may stand one after the other.
+        windows: ``[M, 2]`` in steps of their own video.
+        first: Where the video of each window begins, ``[M]``.
+        num_steps: Steps of the video of each window, ``[M]``; all of ``n`` where None.
+    """
     last = torch.as_tensor(
         similarity.shape[-1] if num_steps is None else num_steps, device=similarity.device
     )

@@ -184,7 +184,6 @@ class InferenceNetwork:
         graphs: Its K graphs, which differ in ``k`` alone.
         dtype: Arithmetic of all that is done per pair, that of the weights where None. Pools and
             heads keep the dtype of the weights.
-        chunk: Proposals at once; such that :data:`CHUNK_NUMBERS` is kept where None.
 
     Example:
         >>> graphs = [PairGraph(5, 1), PairGraph(5, 2)]
@@ -201,7 +200,6 @@ class InferenceNetwork:
         network: PairNetwork,
         graphs: Sequence[PairGraph],
         dtype: torch.dtype | None = None,
-        chunk: int | None = None,
     ) -> None:
         fusion = network.fusion
         weight = fusion.layers[0].lin_in.weight
@@ -214,7 +212,7 @@ class InferenceNetwork:
         self.graph_conv = fusion.layers[0].graph_conv
         self.neighbours = Neighbours(graphs, self.masked)
         numbers = 2 * self.steps * len(graphs) * self.channels
-        self.chunk = chunk or max(4, CHUNK_NUMBERS // numbers)
+        self.chunk = max(4, CHUNK_NUMBERS // numbers)  # proposals at once
         #: Whether layer 1 is a sum of a part of the query and a part of the proposal.
         self.splits = self.graph_conv and self.neighbours.splits
         # A weight that is a function of a node's number among all 2T sees where padding ends.

@@ -15,6 +15,7 @@ from relocal_pyg.models.matchers import ContrastMatcher, CosineMatcher, Diagonal
 from relocal_pyg.models.similarity import (
     LocalRows,
     contrast_scores,
+    inside_and_around,
     motion_similarity,
     nearest_steps,
     shot_changes,
@@ -93,15 +94,19 @@ def test_contrast_scores_equal_the_loop(contrast: float) -> None:
         )
 
 
-def test_scores_of_videos_one_after_the_other_equal_one_by_one() -> None:
+def test_means_of_videos_one_after_the_other_equal_one_by_one() -> None:
     lengths = [7, 12, 9]
     parts = [torch.randn(n, dtype=torch.float64) for n in lengths]
     windows = torch.tensor([[0.0, 3.0], [2.0, 7.0], [6.0, 7.0], [0.0, 7.0]])
     steps = torch.tensor(lengths).repeat_interleave(4)
     first = torch.tensor([0, 7, 19]).repeat_interleave(4)
-    together = contrast_scores(torch.cat(parts), windows.repeat(3, 1), first=first, num_steps=steps)
-    alone = torch.cat([contrast_scores(part, windows) for part in parts])
-    torch.testing.assert_close(together, alone, atol=1e-12, rtol=0)
+    all_windows = windows.repeat(3, 1)
+    together = inside_and_around(torch.cat(parts), all_windows, first=first, num_steps=steps)
+    alone = [
+        torch.cat(side)
+        for side in zip(*(inside_and_around(p, windows) for p in parts), strict=True)
+    ]
+    torch.testing.assert_close(together, tuple(alone), atol=1e-12, rtol=0)
 
 
 def test_nearest_steps_are_inside_the_video() -> None:

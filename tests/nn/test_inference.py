@@ -11,6 +11,7 @@ from torch import Tensor
 
 from relocal_pyg.data.pair_data import resample, resample_windows, window_positions
 from relocal_pyg.graph import PairGraph
+from relocal_pyg.nn import inference
 from relocal_pyg.nn.inference import InferenceNetwork
 from relocal_pyg.nn.losses import triplet_loss
 from relocal_pyg.nn.network import PairNetwork
@@ -70,8 +71,8 @@ class Network:
         self.network.eval()
         return self
 
-    def inference(self, dtype: torch.dtype | None = None, chunk: int | None = None):
-        return InferenceNetwork(self.network, self.graphs, dtype, chunk)
+    def inference(self, dtype: torch.dtype | None = None) -> InferenceNetwork:
+        return InferenceNetwork(self.network, self.graphs, dtype)
 
     @torch.no_grad()
     def plain(self, query: Tensor, reference: Tensor, windows: Tensor) -> tuple[Tensor, Tensor]:
@@ -114,9 +115,10 @@ def check(built: Network, tolerance: float, merged: InferenceNetwork) -> None:
 
 
 @pytest.mark.parametrize("name", OPTIONS)
-def test_equals_the_plain_network_for_every_option(name):
+def test_equals_the_plain_network_for_every_option(name, monkeypatch):
     built = Network(torch.float64, **OPTIONS[name]).perturb()
-    check(built, 1e-12, built.inference(chunk=5))
+    check(built, 1e-12, built.inference())
+    monkeypatch.setattr(inference, "CHUNK_NUMBERS", 1)
     check(built, 1e-12, built.inference())
 
 
