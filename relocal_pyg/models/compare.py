@@ -207,7 +207,7 @@ class Comparison:
         self.scale = measures.std(dim=0, correction=0).clamp(min=0.02)
         peaks = (measures.amax(dim=0) - self.centre) / self.scale
         turned = tables.index_select(1, rows - 1 - place)
-        backwards = _along(turned, _columns(grid.long())).amax(dim=1)
+        backwards = _along(turned, _columns(grid, columns)).amax(dim=1)
         diagonal = slice(1, None, len(MEASURES))
         order = (measures[:, diagonal].amax(dim=0) - backwards) / self.scale[diagonal]
         self.kind = torch.cat(
@@ -236,7 +236,7 @@ class Comparison:
         """
         found = []
         for part in windows.split(_CHUNK):
-            columns = _columns(nearest_steps(part, self.tables.shape[2]))
+            columns = _columns(part, self.tables.shape[2])
             # [5, P of the query, M, P of the window]
             own = self.places.index_select(2, columns.flatten())
             own = own.view(len(TABLES), PLACES, -1, PLACES)
@@ -254,7 +254,7 @@ class Comparison:
         """Contrast and diagonal of each table, ``[M, 10]``: for very many windows."""
         found = []
         for part in windows.split(_CHUNK):
-            columns = _columns(nearest_steps(part, self.tables.shape[2]))
+            columns = _columns(part, self.tables.shape[2])
             both = contrast_scores(self.similarity, part), _along(self.places, columns)
             found.append(torch.stack(both, dim=1).flatten(0, 1).T)
         return torch.cat(found)
@@ -317,8 +317,9 @@ def _facts(
     return torch.cat(parts)
 
 
-def _columns(windows: Tensor) -> Tensor:
-    """Reference steps ``[M, P]`` at places spread over whole-step windows ``[M, 2]``."""
+def _columns(windows: Tensor, num_steps: int) -> Tensor:
+    """Reference steps ``[M, P]`` at places spread over windows ``[M, 2]``."""
+    windows = nearest_steps(windows, num_steps)
     share = torch.arange(PLACES, device=windows.device) * 2 + 1
     return windows[:, :1] + share * (windows[:, 1:] - windows[:, :1]) // (2 * PLACES)
 

@@ -96,11 +96,13 @@ def centres(
         return both, both.expand_as(means)
     goal = torch.zeros_like(means[0]) if background is None else background.to(means)
     if query_video is not None:
-        means = torch.cat([means, mean_row(query_video).to(means)[None]])
         lengths = torch.cat([lengths, lengths.new_tensor([len(query_video)])])
     share = (2 * len(query) / lengths.double() - 1).clamp(0, 1).to(means)[:, None]
-    moved = torch.lerp(means, goal.expand_as(means), share)
-    return (moved, moved) if query_video is None else (moved[-1:], moved[:-1])
+    reference = torch.lerp(means, goal.expand_as(means), share[: len(means)])
+    if query_video is None:
+        return reference, reference
+    own = mean_row(query_video).to(means)[None]
+    return torch.lerp(own, goal[None], share[len(means) :]), reference
 
 
 def cosine_blocks(rows: Tensor, reference: Rows, centre: Tensor) -> Iterator[Tensor]:

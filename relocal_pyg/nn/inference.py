@@ -63,7 +63,7 @@ class Neighbours:
         """The K matrices ``[K, 2T, 2T]`` for so many steps T, made once."""
         key = steps, like.dtype
         if key not in self._matrices:
-            graphs = [replace(graph, num_steps=steps) for graph in self.graphs]
+            graphs = (replace(graph, num_steps=steps) for graph in self.graphs)
             dense = [graph.dense(like.dtype, like.device) for graph in graphs]
             self._matrices[key] = torch.stack(dense)
         return self._matrices[key]
@@ -88,10 +88,10 @@ class Neighbours:
         T may be any; pads of ``x`` count for nothing and are overwritten.
         """
         steps = len(x) // 2
-        graphs = [replace(graph, num_steps=steps) for graph in self.graphs]
-        if not self.splits:
-            mask = None if real is None else real[..., 0].T > 0
-            return torch.stack([g.matmul(x.transpose(0, 1), mask).transpose(0, 1) for g in graphs])
+        graphs = (replace(graph, num_steps=steps) for graph in self.graphs)
+        if not self.splits:  # the graphs find the factors themselves
+            pairs, mask = x.transpose(0, 1), None if real is None else real[..., 0].T > 0
+            return torch.stack([graph.matmul(pairs, mask).transpose(0, 1) for graph in graphs])
         if real is not None:
             x.mul_(real)
         if steps <= STACKED_STEPS:
@@ -232,7 +232,7 @@ class InferenceNetwork:
             self._layers.append(
                 LayerWeights(
                     (self._parts(weight, number), bias.to(self.dtype, copy=True)),
-                    [part for conv in layer.convs for part in self._parts(conv.lin.weight, 1)],
+                    [conv.lin.weight.to(self.dtype, copy=True) for conv in layer.convs],
                     (self._parts(leave[0], len(graphs)), leave[1].to(self.dtype)),
                     leave,
                 )

@@ -101,7 +101,7 @@ def project(
         out = OPERATOR.binary(rows, add.reshape(len(rows), -1), weight, bias, "add")
     else:
         out = OPERATOR(rows, weight, bias, act, [], "")
-    return out.view(*x.shape[:-1], -1)
+    return out.view(*x.shape[:-1], len(weight))
 
 
 @torch.no_grad()
