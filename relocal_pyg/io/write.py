@@ -52,6 +52,7 @@ class _Work:
     """What the work under way reads, may replace and holds."""
 
     inputs: tuple[str, ...] = ()
+    outputs: tuple[str | Path, ...] = ()
     force: bool = False
     held: frozenset[str] = frozenset()
 
@@ -83,12 +84,11 @@ def writing(
         OutputError: An output is an input, is named twice, may not be replaced, or is being written
             by another process.
     """
-    work = _WORK.get()
-    added = tuple(os.path.realpath(each) for each in inputs if "\0" not in str(each))
-    inside = replace(work, inputs=work.inputs + added, force=work.force or force)
-    token = _WORK.set(inside)
+    work, outputs = _WORK.get(), tuple(outputs)
+    token = _WORK.set(replace(work, outputs=work.outputs + outputs, force=work.force or force))
     try:
         with contextlib.ExitStack() as locks:
+            also_reads(inputs)
             seen: dict[str, str | Path] = {}
             for path in outputs:
                 target = check_output(path)
@@ -100,6 +100,20 @@ def writing(
             yield
     finally:
         _WORK.reset(token)
+
+
+def also_reads(inputs: Iterable[str | Path]) -> None:
+    """Add inputs to the work under way, such as files that an input names; nothing outside of one.
+
+    Raises:
+        OutputError: An output that :func:`writing` announced is one of them.
+    """
+    work = _WORK.get()
+    added = tuple(os.path.realpath(each) for each in inputs if "\0" not in str(each))
+    if added and work is not _NO_WORK:
+        _WORK.set(replace(work, inputs=work.inputs + added))
+        for path in work.outputs:
+            check_output(path)
 
 
 def forced() -> bool:
@@ -132,24 +146,14 @@ def check_output(path: str | Path, kind: str | None = None) -> Path:
     for given in work.inputs:
         below = not mine and not (ours and _kind_of(Path(given)) is None)
         if _reaches(target, given) or (twin and _reaches(twin, given, below=below)):
-            raise OutputError(
-                f"is an input of this work ({given}), which is never replaced: choose another name",
-                file=path,
-            )
-    if not there or work.force:
-        return target
-    if mark is None:
-        raise OutputError(
-            "was not written by relocal, or was changed since: choose another name, or replace it "
-            "with --force",
-            file=path,
-        )
-    if kind is not None and mark != kind:
-        raise OutputError(
-            f"holds {mark or 'another kind of output'}: choose another name, or replace it with "
-            "--force",
-            file=path,
-        )
+            what = f"is an input of this work ({given}), which is never replaced"
+            raise OutputError(f"{what}: choose another name", file=path)
+    if there and not work.force and not ours:
+        what = "was not written by relocal, or was changed since"
+        if mark is not None:
+            what = f"holds {mark or 'another kind of output'}"
+        advice = "choose another name, or replace it with --force"
+        raise OutputError(f"{what}: {advice}", file=path)
     return target
 
 
@@ -401,22 +405,17 @@ def _check_folder(path: str | Path, kind: str) -> Path:
 
 
 def _refuse_foreign(path: str | Path, target: Path, kind: str) -> None:
-    work = _WORK.get()
-    for given in work.inputs:
-        if _folded(target) == _folded(given) and not os.path.isdir(given):
+    found = _kind_of(target)
+    foreign = found != kind and bool(_content(target))
+    for given in _WORK.get().inputs:
+        if _folded(target) == _folded(given) and (foreign or not os.path.isdir(given)):
             raise OutputError(f"is an input of this work ({given}): choose another", file=path)
     if os.path.lexists(target) and not target.is_dir():
         raise OutputError("is not a folder: choose another name", file=path)
-    if work.force or not _content(target):
-        return
-    found = _kind_of(target)
-    if found != kind:
+    if foreign and not _WORK.get().force:
         what = f"is a folder of kind {found}" if found else "holds files that relocal did not write"
-        raise OutputError(
-            f"{what}, and no manifest of kind {kind}: choose another folder, or take it with "
-            "--force",
-            file=path,
-        )
+        advice = "choose another folder, or take it with --force"
+        raise OutputError(f"{what}, and no manifest of kind {kind}: {advice}", file=path)
 
 
 def _kind_of(folder: Path) -> str | None:
@@ -560,9 +559,13 @@ def _prefix(target: Path) -> str:
 
 def _resolve(path: str | Path) -> Path:
     try:
-        return Path(os.path.realpath(path))
+        target = Path(os.path.realpath(path))
+        with contextlib.suppress(FileNotFoundError, NotADirectoryError, PermissionError):
+            target.lstat()
     except (OSError, ValueError) as error:
-        raise OutputError(f"is not a usable name ({error})", file=path) from None
+        reason = getattr(error, "strerror", None) or error
+        raise OutputError(f"is not a usable name ({reason})", file=path) from None
+    return target
 
 
 def _flush(path: Path) -> None:

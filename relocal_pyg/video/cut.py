@@ -121,7 +121,7 @@ def cut_clip(
         raise UsageError(f"the range {start} to {end} seconds is empty or negative")
     if Path(target).exists() and Path(target).samefile(check_file(source)):
         raise UsageError("the clip would overwrite the video it is cut from", file=target)
-    with replace_file(target) as temporary:
+    with replace_file(target, "video") as temporary:
         write = _encode if reencode else _copy
         return write(source, start, end, temporary, target, stream)
 

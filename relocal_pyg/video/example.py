@@ -62,7 +62,7 @@ def write_example(folder: str | Path) -> list[Path]:
     for name, film in FILMS.items():
         written.append(Path(folder) / f"{name}.mp4")
         with (
-            replace_file(written[-1]) as temporary,
+            replace_file(written[-1], "video") as temporary,
             av.open(str(temporary), "w", format="mp4") as output,
         ):
             stream: Any = output.add_stream(codec, rate=_RATE)

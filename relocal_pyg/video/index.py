@@ -13,7 +13,7 @@ from torch import Tensor
 from relocal_pyg.data.annotations import Quarantine
 from relocal_pyg.errors import SearchIndexError, UsageError, check_number
 from relocal_pyg.io.read import read_json
-from relocal_pyg.io.write import write_json
+from relocal_pyg.io.write import also_reads, write_json
 from relocal_pyg.models.occurrences import Count
 from relocal_pyg.moments import tiou
 from relocal_pyg.search.index import FirstStageName, Hit, SearchIndex
@@ -84,6 +84,7 @@ class IndexedVideos:
             raise SearchIndexError(
                 "is damaged: remove it and run relocal index again", file=file
             ) from None
+        also_reads(files.values())  # no output may be one of them
         return cls(Path(index), rate, backbone, files, network)
 
     def save(self) -> None:

@@ -193,7 +193,7 @@ def write_contact_sheet(path: str | Path, ranked: Sequence[tuple[Source, Moment]
         for picture in pictures:
             sheet.paste(picture, (left, top + _LINE))
             left += picture.width + _GAP
-    with replace_file(path) as temporary:
+    with replace_file(path, "picture") as temporary:
         sheet.save(temporary, kind, quality=85)
 
 

@@ -82,7 +82,7 @@ class PCA:
             "components": self.components.contiguous(),
             "explained_variance": self.explained_variance,
         }
-        with replace_file(path) as temporary:
+        with replace_file(path, "PCA") as temporary:
             save_tensors(tensors, temporary)
 
     @classmethod

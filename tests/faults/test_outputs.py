@@ -19,10 +19,13 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from relocal_pyg.apps.cli import main
-from relocal_pyg.data import write_features
-from relocal_pyg.errors import OutputError
-from relocal_pyg.io.write import (
+sys.path.insert(0, str(Path(__file__).parents[2]))
+
+from benchmarks.bombs import film  # noqa: E402
+from relocal_pyg.apps.cli import main  # noqa: E402
+from relocal_pyg.data import write_features  # noqa: E402
+from relocal_pyg.errors import OutputError  # noqa: E402
+from relocal_pyg.io.write import (  # noqa: E402
     check_output,
     claim_folder,
     own_folder,
@@ -31,8 +34,10 @@ from relocal_pyg.io.write import (
     write_json,
     writing,
 )
-from relocal_pyg.models import ContrastMatcher
-from relocal_pyg.search import build_index
+from relocal_pyg.models import ContrastMatcher  # noqa: E402
+from relocal_pyg.search import build_index  # noqa: E402
+from relocal_pyg.video.cut import cut_clip  # noqa: E402
+from relocal_pyg.video.index import IndexedVideos  # noqa: E402
 
 
 def snapshot(folder: Path) -> dict[str, bytes]:
@@ -168,6 +173,94 @@ def test_no_output_reaches_an_input(
     assert set(after) <= set(before), line
 
 
+#: Commands whose inputs are named inside others: examples, a saved query, the videos of an index.
+NAMED_WITHIN: list[tuple[list[str], list[str]]] = [
+    (
+        ["find", "clip.npy", "long.npy", "--query", "more.npy:0-3", "--not", "less.npy:1-0:00:05"],
+        ["more.npy", "less.npy"],
+    ),
+    (
+        ["find", "clip.npy", "long.npy", "--query", "rows.h5::v:0-3"],
+        ["rows.h5"],
+    ),
+    (["find", "saved.json", "long.npy"], ["clip.npy", "more.npy", "less.npy", "saved.json"]),
+    (
+        ["search", "index", "clip.npy", "--feedback", "judged.json"],
+        ["more.npy", "judged.json", "index/manifest.json"],
+    ),
+    (["search", "filmed", "clip.avi"], ["films/park.mp4", "clip.avi"]),
+]
+
+
+@given(st.data())
+@settings(
+    max_examples=200 if os.environ.get("RELOCAL_FAULTS") == "full" else 40,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
+def test_what_an_input_names_is_an_input(
+    named: Path, monkeypatch: pytest.MonkeyPatch, data: st.DataObject
+) -> None:
+    monkeypatch.chdir(named)
+    words, names = data.draw(st.sampled_from(NAMED_WITHIN))
+    name, how = data.draw(st.sampled_from(names)), data.draw(st.sampled_from(HOW))
+    options = ["--json", "--csv", "--srt", "--export"]
+    option = data.draw(st.sampled_from([*options, "--explain"] if words[0] == "find" else options))
+    before = snapshot(named)
+    target = str(disguise(named, name, how, sum(1 for _ in (named / "elsewhere").iterdir())))
+    more = ["--format", "csv"] if option == "--export" else []
+    assert main([*words, option, target, *more, "--force"]) == 2
+    after = snapshot(named)
+    assert {key: after[key] for key in before} == before, (words, option, target)
+
+
+@pytest.fixture(scope="module")
+def named(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Inputs that name other inputs."""
+    folder = tmp_path_factory.mktemp("named")
+    draw = np.random.default_rng(0)
+    for name, steps in (("clip", 6), ("long", 40), ("more", 12), ("less", 12)):
+        np.save(folder / f"{name}.npy", draw.standard_normal((steps, 8)).astype("f4"))
+    rows = {"v": torch.from_numpy(draw.standard_normal((20, 8)).astype("f4"))}
+    write_features(folder / "rows.h5", rows.items())
+    stretch = {"start": 0, "end": 3, "good": True}
+    answers: dict[str, object] = {"schema": "relocal_pyg.moments/1", "query": "clip.npy"}
+    answers |= {"query_span": None, "reference": "long.npy"}
+    examples = [{"video": "more.npy", **stretch}, {"video": "less.npy", **stretch, "good": False}]
+    write_json(folder / "saved.json", {**answers, "examples": examples, "moments": []})
+    write_json(folder / "judged.json", [{"video": "more.npy", **stretch}])
+    (folder / "films").mkdir()
+    (folder / "films" / "park.mp4").write_bytes(b"a film")
+    film(str(folder / "clip.avi"), [0, 0.1, 0.2])
+    for name in ("index", "filmed"):
+        build_index(folder / name, ContrastMatcher(), ((k, v, 1.0) for k, v in rows.items()))
+    films = {"v": folder / "films" / "park.mp4"}
+    IndexedVideos(folder / "filmed", 1.0, "a network", films).save()
+    (folder / "elsewhere").mkdir()
+    (folder / "elsewhere" / "through").symlink_to(folder)
+    return folder
+
+
+def test_a_folder_that_is_read_is_not_taken_over(tmp_path: Path) -> None:
+    (tmp_path / "films").mkdir()
+    (tmp_path / "films" / "park.mp4").write_bytes(b"a film")
+    with own_folder(tmp_path / "run", "run") as run:
+        write_json(run / "run.json", 1)
+    before = snapshot(tmp_path)
+    for name in ("films", "run"):
+        with (
+            writing(inputs=[tmp_path / name], force=True),
+            pytest.raises(OutputError, match="is an input"),
+        ):
+            own_folder(tmp_path / name, "evaluation").__enter__()
+    assert snapshot(tmp_path) == before
+
+
+def test_a_name_that_no_file_system_takes_is_said_at_once(place: Path, tmp_path: Path) -> None:
+    with pytest.raises(OutputError, match="File name too long"):
+        writing([tmp_path / ("a" * 300)]).__enter__()
+
+
 @pytest.mark.slow
 @given(
     content=st.binary(max_size=200),
@@ -212,6 +305,21 @@ def test_another_kind_of_output_is_not_replaced(tmp_path: Path) -> None:
     assert (tmp_path / "gym.h5").read_bytes() == before
     with writing(force=True):
         write_json(tmp_path / "gym.h5", 1)
+
+
+@pytest.mark.parametrize("option", ["--json", "--csv", "--srt", "--explain"])
+def test_a_clip_that_was_cut_here_is_no_text(place: Path, tmp_path: Path, option: str) -> None:
+    """Clips of an earlier search are films by now, and inputs where their folder is read."""
+    film(str(tmp_path / "film.avi"), [0, 0.1, 0.2, 0.3])
+    clip = tmp_path / "films" / "film-1.avi"
+    for _ in range(2):  # again by the same command: it replaces its own
+        cut_clip(tmp_path / "film.avi", 0, 0.2, clip)
+    before = clip.read_bytes()
+    line = ["find", str(place / "Query.npy"), str(place / "réference.npy"), option, str(clip)]
+    assert main(line) == 2
+    line = ["extract", str(tmp_path / "films"), "--output", f"{tmp_path}/x.h5", "--rate", "1000"]
+    assert main([*line, "--report", str(clip)]) == 2
+    assert clip.read_bytes() == before
 
 
 def test_two_outputs_of_one_name_are_refused(place: Path, tmp_path: Path) -> None:

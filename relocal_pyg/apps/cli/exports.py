@@ -9,10 +9,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from relocal_pyg.apps.cli.options import RESULTS, Seconds
+from relocal_pyg.apps.cli.options import RESULTS, Seconds, paths_of
 from relocal_pyg.errors import UsageError
 from relocal_pyg.formats import FORMATS, Source, export_clips, format_of, to_clips
 from relocal_pyg.formats.clips import DOUBT, clock
+from relocal_pyg.io.write import also_reads
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -166,62 +167,49 @@ def read_feedback(path: Path | None) -> list[tuple[str | None, float, float, boo
         found.append((video, start, end, good))
     if not found:
         raise UsageError('no moment says "good": true or false', file=path)
+    also_reads(paths_of([video for video, *_ in found]))
     return found
 
 
-@dataclass(frozen=True)
-class SavedQuery:
+def read_saved(
+    path: Path,
+) -> tuple[str, tuple[float | None, float | None], list[tuple[str, bool]]]:
     """What was looked for, and what was said of it, as the JSON of answers keeps it.
 
-    Attributes:
-        query: The clip's file.
-        span: Seconds of it.
-        said: Files with seconds, ``FILE:FROM-TO``, and whether they show it.
+    The clip's file, seconds of it, and stretches ``FILE:FROM-TO`` with whether they show it. Paths
+    begin where they did, or at the folder of the JSON.
     """
+    from relocal_pyg.io.read import parse_time, read_json
 
-    query: str
-    span: tuple[float | None, float | None]
-    said: list[tuple[str, bool]]
-
-    def examples(self, good: bool) -> tuple[str, ...]:
-        """What shows it, or what does not."""
-        return tuple(text for text, shows in self.said if shows is good)
-
-    @classmethod
-    def read(cls, path: Path) -> SavedQuery:
-        """Read a JSON of answers; paths begin where they did, or at its folder."""
-        from relocal_pyg.io.read import parse_time, read_json
-
-        content = read_json(path, UsageError)
-        try:
-            if not content["schema"].startswith("relocal_pyg.moments/"):
-                raise ValueError
-            query, place = str(content["query"]), str(content["reference"])
-            span = content["query_span"] or (None, None)
-            start, end = (None if each is None else parse_time(each, "query_span") for each in span)
-            said = [(str(each["video"]), each, each["good"]) for each in content["examples"]]
-            files = _files_of(Path(place))
-            for moment in content["moments"]:
-                if moment.get("good") is not None:
-                    name = str(moment.get("video") or place)
-                    here = place if name == place_name(place) else files.get(name, name)
-                    said.append((here, moment, moment["good"]))
-            examples = []
-            for name, each, good in said:
-                found = _resolved(name, path)
-                if each["start"] is not None or each["end"] is not None:
-                    times = (parse_time(each[key], key) for key in ("start", "end"))
-                    found += ":{:.3f}-{:.3f}".format(*times)
-                examples.append((found, bool(good)))
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
-            if isinstance(error, UsageError):
-                raise
-            raise UsageError(
-                "is no saved query: write one with --json of find or search", file=path
-            ) from None
-        if query.startswith('"'):
-            raise UsageError("was made from words: give them again", file=path)
-        return cls(_resolved(query, path), (start, end), examples)
+    content = read_json(path, UsageError)
+    try:
+        if not content["schema"].startswith("relocal_pyg.moments/"):
+            raise ValueError
+        query, place = str(content["query"]), str(content["reference"])
+        span = content["query_span"] or (None, None)
+        start, end = (None if each is None else parse_time(each, "query_span") for each in span)
+        said = [(str(each["video"]), each, each["good"]) for each in content["examples"]]
+        files = _files_of(Path(place))
+        for moment in content["moments"]:
+            if moment.get("good") is not None:
+                name = str(moment.get("video") or place)
+                here = place if name == place_name(place) else files.get(name, name)
+                said.append((here, moment, moment["good"]))
+        examples = []
+        for name, each, good in said:
+            found = _resolved(name, path)
+            if each["start"] is not None or each["end"] is not None:
+                times = (parse_time(each[key], key) for key in ("start", "end"))
+                found += ":{:.3f}-{:.3f}".format(*times)
+            examples.append((found, bool(good)))
+    except UsageError:
+        raise
+    except (KeyError, TypeError, ValueError, AttributeError):
+        reason = "is no saved query: write one with --json of find or search"
+        raise UsageError(reason, file=path) from None
+    if query.startswith('"'):
+        raise UsageError("was made from words: give them again", file=path)
+    return _resolved(query, path), (start, end), examples
 
 
 def _resolved(place: str, saved: Path) -> str:

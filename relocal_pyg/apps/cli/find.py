@@ -13,10 +13,10 @@ import tyro
 from relocal_pyg.apps.cli.exports import (
     EXAMPLE,
     ExportOptions,
-    SavedQuery,
     cut_moments,
     place_name,
     read_feedback,
+    read_saved,
     write_answers,
     write_explanation,
     write_exports,
@@ -39,10 +39,12 @@ from relocal_pyg.apps.cli.options import (
     choose_matcher,
     load_network,
     number,
+    paths_of,
 )
 from relocal_pyg.errors import FeatureError, UsageError, ascii_line
 from relocal_pyg.formats import Source
 from relocal_pyg.formats.clips import DOUBT, clock, presence_line
+from relocal_pyg.io.write import also_reads
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -93,19 +95,20 @@ class QueryOptions:
     """Features: name of the array inside a video's group; features or c3d_features if left out."""
 
     def opened(self, query: str | None) -> tuple[str | None, QueryOptions]:
-        """The clip and the examples of a saved query, a JSON of answers, in its place."""
-        if query is None or Path(query).suffix.lower() != ".json":
-            return query, self
-        if (self.query_start, self.query_end) != (None, None):
-            raise UsageError(f"{query} says where its clip is: leave --query-start and -end out")
-        saved = SavedQuery.read(Path(query))
-        return saved.query, replace(
-            self,
-            query_start=saved.span[0],
-            query_end=saved.span[1],
-            also=(*saved.examples(True), *self.also),
-            unlike=(*saved.examples(False), *self.unlike),
-        )
+        """The clip and the examples of a saved query, a JSON of answers, in its place.
+
+        All that is named is read, and no output may be one of them.
+        """
+        asked = self
+        if query is not None and Path(query).suffix.lower() == ".json":
+            if (self.query_start, self.query_end) != (None, None):
+                raise UsageError(f"{query} says where its clip is: leave --query-start, -end out")
+            query, (start, end), said = read_saved(Path(query))
+            also = (*(text for text, shows in said if shows), *self.also)
+            unlike = (*(text for text, shows in said if not shows), *self.unlike)
+            asked = replace(self, query_start=start, query_end=end, also=also, unlike=unlike)
+        also_reads(paths_of([query, *(place for place, *_ in asked.said())]))
+        return query, asked
 
     def said(self) -> list[tuple[str, float | None, float | None, bool]]:
         """Further examples and what is not meant: a file, seconds of it, whether it shows it."""

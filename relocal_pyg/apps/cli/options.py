@@ -15,6 +15,7 @@ import tyro
 
 from relocal_pyg.errors import CheckpointError, RelocalError, UsageError, check_number
 from relocal_pyg.io.read import parse_number, parse_time
+from relocal_pyg.io.write import also_reads
 
 if TYPE_CHECKING:
     from relocal_pyg.data.items import Protocol
@@ -205,6 +206,7 @@ def load_protocol(options: DataOptions) -> Protocol:
         usual = SyntheticConfig()
         world = dataclasses.replace(usual.world, seed=options.split_seed)
         return synthetic(dataclasses.replace(usual, world=world))
+    also_reads(paths_of(options))  # a run may have named them
     if options.root is None and (options.protocol != "custom" or options.features is None):
         raise UsageError(f"--root is needed for the protocol {options.protocol}")
     root = options.root or Path()
@@ -352,6 +354,7 @@ def load_backbone(options: BackboneOptions, device: DeviceName = "auto") -> Back
 
     network: Backbone
     place = pick_device(device)
+    also_reads(paths_of([options, options.backbone.partition(":")[2]]))  # a run may have named them
     if options.backbone == "c3d":
         from relocal_pyg.video.c3d import C3D
 

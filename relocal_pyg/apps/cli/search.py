@@ -286,12 +286,10 @@ def search_features(
 
 def judgements(path: Path | None) -> list[tuple[str, float, float, bool]]:
     """Judged stretches of videos of an index."""
-    found = []
-    for video, start, end, good in read_feedback(path):
-        if video is None:
-            raise UsageError('"video" is missing: which of the index?', file=path)
-        found.append((video, start, end, good))
-    return found
+    found = read_feedback(path)
+    if any(video is None for video, *_ in found):
+        raise UsageError('"video" is missing: which of the index?', file=path)
+    return [(str(video), start, end, good) for video, start, end, good in found]
 
 
 def judged_files(folder: Path, feedback: Path | None) -> list[dict[str, Any]]:

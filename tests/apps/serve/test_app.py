@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from relocal_pyg.apps.cli import main
-from relocal_pyg.apps.cli.exports import SavedQuery
+from relocal_pyg.apps.cli.exports import read_saved
 from relocal_pyg.apps.serve import Library, SearchQueue
 from relocal_pyg.errors import UsageError
 from relocal_pyg.models import ContrastMatcher
@@ -298,11 +298,11 @@ def test_what_was_said_is_kept_as_a_query_and_serves_elsewhere(served, films, tm
     assert str(films["folder"]) not in text.decode()
     (tmp_path / "salto.json").write_bytes(text)
     (tmp_path / "reference.mp4").symlink_to(films["reference"])
-    saved = SavedQuery.read(tmp_path / "salto.json")
+    query, span, said = read_saved(tmp_path / "salto.json")
     here = str(tmp_path / "reference.mp4")
-    assert (saved.query, saved.span) == (here, (4.0, None))
-    assert [good for _, good in saved.said] == [True, False]
-    assert all(text.startswith(f"{here}:") for text, _ in saved.said)
+    assert (query, span) == (here, (4.0, None))
+    assert [good for _, good in said] == [True, False]
+    assert all(text.startswith(f"{here}:") for text, _ in said)
 
 
 def test_what_is_judged_during_a_search_counts_in_the_next():
