@@ -16,7 +16,7 @@ from lightning_fabric.utilities.rank_zero import rank_zero_only
 from relocal_pyg import models
 from relocal_pyg.data.items import Protocol
 from relocal_pyg.data.pairs import PairList, make_null_pairs, make_pairs
-from relocal_pyg.errors import CheckpointError, UsageError
+from relocal_pyg.errors import CheckpointError, UsageError, ascii_line
 from relocal_pyg.evaluation.few_shot import Instances, draw_episodes, few_shot_table, plain_row
 from relocal_pyg.evaluation.few_shot import to_markdown as few_shot_markdown
 from relocal_pyg.evaluation.report import write_report
@@ -272,7 +272,7 @@ def _finished(
     if not (run / "finished.json").is_file():
         if start:
             load_weights(model, start / "best")
-        print(f"{system.title}, seed {seed}: training in {run}")
+        print(ascii_line(f"{system.title}, seed {seed}: training in {run}"))
         fit(
             model,
             protocol,

@@ -18,6 +18,7 @@ import pytest
 
 FULL = os.environ.get("RELOCAL_FAULTS") == "full"
 HERE = Path(__file__).resolve().parent
+sys.path.insert(0, str(HERE.parents[1]))  # for the films and files of benchmarks.bombs
 
 #: Scripts that the tests start in processes of their own; no tests to collect.
 collect_ignore = [

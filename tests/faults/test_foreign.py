@@ -17,8 +17,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from numpy.lib import format as npy
 
+from benchmarks.bombs import film
 from relocal_pyg.apps.cli import main
-from relocal_pyg.data import read_annotations
+from relocal_pyg.data import read_annotations, write_features
 from relocal_pyg.errors import CheckpointError, FeatureError, RelocalError, SearchIndexError
 from relocal_pyg.io.read import read_array, read_json, read_text
 from relocal_pyg.io.record import (
@@ -291,6 +292,46 @@ def test_names_are_printed_escaped(
     said = capsys.readouterr()
     text = (said.out + said.err).removesuffix("\n")
     assert text.isprintable()
+
+
+#: Commands that say the name of what they wrote, which holds ODD.
+ODD = "a\x1b]0;title\x07\u202egnp.exe"
+SAYING = [
+    *(
+        ["find", "q.npy", "r.npy", "--export", f"{ODD}.{suffix}"]
+        for suffix in ("vtt", "csv", "eaf")
+    ),
+    ["find", "q.npy", f"{ODD}.npy", "--json", "x"],
+    ["find", "q.avi", f"{ODD}.avi", "--cut", f"{ODD} cut"],
+    ["find", "q.avi", f"{ODD}.avi", "--report", f"{ODD}.html", "--contact-sheet", f"{ODD}.jpg"],
+    ["find", "q.avi", f"{ODD}.avi", "-v", "--cut", "cut", "--reencode"],
+    ["extract", f"{ODD}.avi", "--output", f"{ODD}.h5"],
+    ["convert", f"{ODD}.txt", "--out", f"{ODD}.table"],
+    ["index", f"{ODD} index", "features.h5"],
+    ["search", f"{ODD} index", "q.npy", "--export", f"{ODD} 2.vtt"],
+    ["batch", f"{ODD} rows.csv", "--out", f"{ODD} batch"],
+    ["example", f"{ODD} films"],
+    *(["serve", "--host", host] for host in (ODD, f"\u0661{ODD}", "a" * 300)),
+]
+
+
+@pytest.mark.slow
+def test_names_of_what_is_written_are_printed_escaped(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name, steps in (("q.npy", 6), ("r.npy", 40), (f"{ODD}.npy", 40)):
+        np.save(name, np.random.default_rng(0).standard_normal((steps, 8)).astype("f4"))
+    for name, pictures in (("q.avi", 20), (f"{ODD}.avi", 60)):
+        film(name, [number / 10 for number in range(pictures)])
+    write_features("features.h5", [("v", np.ones((20, 8), "f4"))])
+    Path(f"{ODD}.txt").write_text(f"video,start,end,label\nv,1,2,{ODD}\nv,2,1,{ODD}\n")
+    Path(f"{ODD} rows.csv").write_text("query,reference\nq.npy,r.npy\n")
+    for line in SAYING:
+        assert main(line) == (2 if line[0] == "serve" else 0), line
+        said = capsys.readouterr()
+        for text in (said.out + said.err).replace("\r", "\n").split("\n"):
+            assert text.isprintable(), line
 
 
 @given(

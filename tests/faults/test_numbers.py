@@ -103,6 +103,15 @@ def test_no_command_takes_a_number_that_is_none(
     ]  # fmt: skip
 
 
+@pytest.mark.parametrize("word", ["?", "", "nosuch", "WEBVTT", "\x1b", "webvtt"])
+@pytest.mark.parametrize("more", [[], ["--csv", "x.csv"], ["--export", "x.csv"]])
+def test_a_format_that_is_none_or_not_asked_for(
+    place: Path, monkeypatch: pytest.MonkeyPatch, word: str, more: list[str]
+) -> None:
+    monkeypatch.chdir(place)
+    assert main(["find", "q.npy", "r.npy", "--format", word, *more]) == 2
+
+
 def test_options_are_many() -> None:
     """The list above is not empty by mistake."""
     assert {("find", "top_k"), ("find", "query_start"), ("train", "seconds_per_step")} <= set(

@@ -19,13 +19,11 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-sys.path.insert(0, str(Path(__file__).parents[2]))
-
-from benchmarks.bombs import film  # noqa: E402
-from relocal_pyg.apps.cli import main  # noqa: E402
-from relocal_pyg.data import write_features  # noqa: E402
-from relocal_pyg.errors import OutputError  # noqa: E402
-from relocal_pyg.io.write import (  # noqa: E402
+from benchmarks.bombs import film
+from relocal_pyg.apps.cli import main
+from relocal_pyg.data import write_features
+from relocal_pyg.errors import OutputError
+from relocal_pyg.io.write import (
     check_output,
     claim_folder,
     own_folder,
@@ -34,10 +32,10 @@ from relocal_pyg.io.write import (  # noqa: E402
     write_json,
     writing,
 )
-from relocal_pyg.models import ContrastMatcher  # noqa: E402
-from relocal_pyg.search import build_index  # noqa: E402
-from relocal_pyg.video.cut import cut_clip  # noqa: E402
-from relocal_pyg.video.index import IndexedVideos  # noqa: E402
+from relocal_pyg.models import ContrastMatcher
+from relocal_pyg.search import build_index
+from relocal_pyg.video.cut import cut_clip
+from relocal_pyg.video.index import IndexedVideos
 
 
 def snapshot(folder: Path) -> dict[str, bytes]:

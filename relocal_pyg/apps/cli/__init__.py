@@ -55,12 +55,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             stream.reconfigure(errors="backslashreplace")
     try:
         _run(list(sys.argv[1:] if arguments is None else arguments))
-    except RunError as error:
-        print(f"relocal: {error}", file=sys.stderr)
-        return 1
     except RelocalError as error:
         print(f"relocal: {error}", file=sys.stderr)
-        return 2
+        return 1 if isinstance(error, RunError) else 2
     except KeyboardInterrupt:
         return 130
     except BrokenPipeError:

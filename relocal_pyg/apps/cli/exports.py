@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from relocal_pyg.apps.cli.options import RESULTS, Seconds, paths_of
+from relocal_pyg.apps.cli.options import RESULTS, Seconds, paths_of, say
 from relocal_pyg.errors import UsageError
 from relocal_pyg.formats import FORMATS, Source, export_clips, format_of, to_clips
 from relocal_pyg.formats.clips import DOUBT, clock
@@ -44,6 +44,7 @@ class ExportOptions:
         """The format of each file."""
         names = {file: format_of(file, self.format) for file in files}
         if self.format is not None and self.format not in names.values():
+            format_of("x", self.format)  # is there such a format?
             endings = " or ".join(FORMATS[self.format].suffixes)
             raise UsageError(f"--format {self.format} needs a file for --export, {endings}")
         return names
@@ -243,10 +244,10 @@ def write_exports(
     padded = to_clips(found, label, options.padding or 0.0)
     for file, name in options.formats(export).items():
         if not padded:
-            print(f"nothing was found: {file} is not written")
+            say(f"nothing was found: {file} is not written")
             continue
         for written in export_clips(file, padded, name, options.timeline_start):
-            print(f"{FORMATS[name].title}: {written}")
+            say(f"{FORMATS[name].title}: {written}")
 
 
 def write_sheet(path: Path | None, found: Sequence[tuple[Source, Moment]]) -> None:
@@ -254,10 +255,10 @@ def write_sheet(path: Path | None, found: Sequence[tuple[Source, Moment]]) -> No
     from relocal_pyg.video.page import write_contact_sheet
 
     if path is not None and not found:
-        print(f"nothing was found: {path} is not written")
+        say(f"nothing was found: {path} is not written")
     elif path is not None:
         write_contact_sheet(path, found)
-        print(f"contact sheet: {path}")
+        say(f"contact sheet: {path}")
 
 
 def cut_moments(
@@ -275,6 +276,6 @@ def cut_moments(
         suffix = ".mp4" if reencode or not source.suffix else source.suffix
         target = folder / f"{source.stem}-{clip.rank}{suffix}"
         start, end = cut_clip(source, clip.start, clip.end, target, reencode, stream)
-        print(f"clip {clip.rank}: {target} ({clock(start)} to {clock(end)})")
+        say(f"clip {clip.rank}: {target} ({clock(start)} to {clock(end)})")
     if found and not reencode:
         print("clips begin at the key frame before their moment; --reencode cuts exactly")

@@ -20,8 +20,8 @@ from relocal_pyg.apps.cli.options import (
     Steps,
     load_backbone,
     load_protocol,
+    say,
 )
-from relocal_pyg.errors import ascii_line
 
 if TYPE_CHECKING:
     from relocal_pyg.data.annotations import Quarantine
@@ -76,7 +76,7 @@ def extract(
         if report is not None:
             quarantine.save(report)
     print_extraction(done, quarantine)
-    print(f"features: {output} ({backbone.name}, {backbone.dim} channels)")
+    say(f"features: {output} ({backbone.name}, {backbone.dim} channels)")
 
 
 def print_extraction(done: Extraction, quarantine: Quarantine) -> None:
@@ -85,9 +85,9 @@ def print_extraction(done: Extraction, quarantine: Quarantine) -> None:
     print(f"{done.computed} videos extracted, {done.reused} reused{pace}")
     if done.passed_over:
         kinds = ", ".join(f"{count} {suffix}" for suffix, count in done.passed_over.items())
-        print(ascii_line(f"passed over: {sum(done.passed_over.values())} files ({kinds})"))
+        say(f"passed over: {sum(done.passed_over.values())} files ({kinds})")
     for record in quarantine.records:
-        print(ascii_line(f"left out: {record.file}: {record.reason}"))
+        say(f"left out: {record.file}: {record.reason}")
 
 
 def propose(
@@ -115,7 +115,7 @@ def propose(
     config = PAPER if tag == "paper" else SSN_CODE
     records = write_proposals(protocol, classifier, out, config=config, show_progress=True)
     total = sum(len(record.moments) for record in records)
-    print(f"{total} proposals of {len(records)} videos: {out}")
+    say(f"{total} proposals of {len(records)} videos: {out}")
 
 
 def convert(
@@ -163,11 +163,11 @@ def convert(
     labels = {segment.label for video in videos for segment in video.segments}
     actions = sum(len(video.segments) for video in videos)
     names = {video.video_id for video in videos}
-    print(f"{out}: {actions} actions, {len(labels)} labels, {len(names)} videos")
+    say(f"{out}: {actions} actions, {len(labels)} labels, {len(names)} videos")
     if quarantine.records:
         report = out.with_name(f"{out.name}.set-aside.json")
         quarantine.save(report)
-        print(f"{quarantine.summary()}; all in {report}")
+        say(f"{quarantine.summary()}; all in {report}")
 
 
 def check(
@@ -198,8 +198,8 @@ def check(
         features, annotations, key=key, clip=clip, strict=strict, seconds_per_step=seconds_per_step
     )
     for record in quarantine.records:
-        print(ascii_line(f"{record.file}: {record.record}: {record.reason}"))
+        say(f"{record.file}: {record.record}: {record.reason}")
     print(quarantine.summary())
     if report is not None:
         quarantine.save(report)
-        print(f"report: {report}")
+        say(f"report: {report}")

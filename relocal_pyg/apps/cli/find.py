@@ -40,6 +40,7 @@ from relocal_pyg.apps.cli.options import (
     load_network,
     number,
     paths_of,
+    say,
 )
 from relocal_pyg.errors import FeatureError, UsageError, ascii_line
 from relocal_pyg.formats import Source
@@ -121,11 +122,12 @@ class QueryOptions:
         """What :meth:`said` gives, as the JSON of answers has it."""
         return [dict(zip(EXAMPLE, each, strict=True)) for each in self.said()]
 
-    def rows(self, query: str) -> tuple[Tensor, Tensor | None]:
-        """Features of the clip, and of all of QUERY where the clip is a part of it."""
-        around = read_features(query, self.key)
-        clip = cut_steps(around, self.query_start, self.query_end, self.seconds_per_step)
-        return clip, around if len(clip) < len(around) else None
+    def rows(self, place: str, *stretch: float | None) -> tuple[Tensor, Tensor | None]:
+        """Features of a stretch (the clip's where none is said), and of all where that is more."""
+        around = read_features(place, self.key)
+        start, end = stretch or (self.query_start, self.query_end)
+        rows = cut_steps(around, start, end, self.seconds_per_step)
+        return rows, around if len(rows) < len(around) else None
 
     def span(self, steps: int) -> tuple[float, float]:
         """Seconds of a clip of features, of so many steps."""
@@ -137,12 +139,7 @@ class QueryOptions:
         """Features of further examples and of what is not meant."""
         from relocal_pyg.models.examples import Example
 
-        found = []
-        for place, start, end, good in self.said():
-            around = read_features(place, self.key)
-            rows = cut_steps(around, start, end, self.seconds_per_step)
-            found.append(Example(rows, around if len(rows) < len(around) else None, good))
-        return found
+        return [Example(*self.rows(place, *when), good) for place, *when, good in self.said()]
 
     def stretches(self) -> tuple[list[VideoQuery], list[VideoQuery]]:
         """Further examples, and what is not meant, as stretches of video files."""
@@ -315,7 +312,7 @@ def find(
         from relocal_pyg.video.page import write_found_page
 
         write_found_page(report, answer.found, why=facts["matcher"])
-        print(f"report: {report}")
+        say(f"report: {report}")
 
 
 def find_in_features(
@@ -430,7 +427,7 @@ def find_in_video(
             stream=look.stream,
         )
     for problem in found.problems:
-        print(ascii_line(f"damaged: {problem}"))
+        say(f"damaged: {problem}")
     if matcher is None:
         shipped = found.matcher.startswith(MultiGraphMatcher.title)
         why = f"{found.matcher} (of so long a video --model pretrained takes much memory)"
@@ -461,7 +458,7 @@ def likely(moment: Moment | Hit, least: float) -> bool:
 def print_answer(answer: Answer, verbose: bool, least: float = 0.0) -> None:
     """Print how was searched and what was found; what is less probable than ``least`` is not."""
     facts, moments = answer.facts, answer.moments
-    print(f"matcher: {facts['matcher']}")
+    say(f"matcher: {facts['matcher']}")
     if answer.found is not None:
         (start, end), settings = answer.found.span, answer.found.settings
         still = "" if hasattr(answer.found.query, "path") else f"{ascii_line(facts['query'])}, "
@@ -475,7 +472,7 @@ def print_answer(answer: Answer, verbose: bool, least: float = 0.0) -> None:
         if settings["query_left_out"]:
             print("the query's own stretch is left out (--include-query keeps it)")
         for name, value in settings.items() if verbose else ():
-            print(f"  {name.replace('_', ' ')}: {value}")
+            say(f"  {name.replace('_', ' ')}: {value}")
     presence = moments[0].presence if moments else None
     if presence is not None:
         facts["presence"] = presence

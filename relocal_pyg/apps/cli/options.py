@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, TextIO
 
 import tyro
 
-from relocal_pyg.errors import CheckpointError, RelocalError, UsageError, check_number
+from relocal_pyg.errors import CheckpointError, RelocalError, UsageError, ascii_line, check_number
 from relocal_pyg.io.read import parse_number, parse_time
 from relocal_pyg.io.write import also_reads
 
@@ -47,6 +47,11 @@ OUT_STREAM = Output(is_file=True, may_stream=True)
 
 #: Where results go while what is said on the way goes to the standard error.
 RESULTS: ContextVar[TextIO | None] = ContextVar("results", default=None)
+
+
+def say(line: str) -> None:
+    """Print a line; what names in it could do to a terminal is escaped."""
+    print(ascii_line(line), flush=True)
 
 
 class WrongArgument(RelocalError):

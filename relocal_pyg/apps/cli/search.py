@@ -41,6 +41,7 @@ from relocal_pyg.apps.cli.options import (
     StepSeconds,
     choose_matcher,
     load_network,
+    say,
 )
 from relocal_pyg.errors import UsageError, ascii_line
 from relocal_pyg.formats import Source
@@ -114,7 +115,7 @@ def index(
         )
         print_extraction(done, quarantine)
         features, seconds_per_step = made.features, backbone.clip_stride / made.rate_hz
-    print(f"matcher: {why}")
+    say(f"matcher: {why}")
     store = FeatureStore(features, key=key)
     known: set[str] = set()
     there = (folder / "index.json").exists()  # perhaps without a video: a run was killed early
@@ -128,7 +129,7 @@ def index(
                 yield video_id, store.read(video_id), seconds_per_step
 
     added = (add_videos if there else build_index)(folder, matcher, videos())
-    print(f"{added} videos added, {len(known)} there before: {folder}")
+    say(f"{added} videos added, {len(known)} there before: {folder}")
 
 
 def search(
@@ -203,7 +204,7 @@ def search(
         found, why = search_video(folder, wanted, asked, network, how, stage, candidates, device)
         hits, count, title = found.hits, found.count, wanted.title
     hits = [hit for hit in hits if likely(hit, least)]
-    print(f"matcher: {why}")
+    say(f"matcher: {why}")
     if count is not None:
         print(f"found: {count}")
     print_hits(hits)
@@ -232,7 +233,7 @@ def search(
         files_of = IndexedVideos.load(folder).files
         names = (title, str(folder))
         write_found_page(report, replace(found, hits=hits), why=why, names=names, files=files_of)
-        print(f"report: {report}")
+        say(f"report: {report}")
 
 
 def print_hits(hits: Sequence[Hit]) -> None:
@@ -365,5 +366,5 @@ def search_video(
             least=how.least,
         )
     for problem in found.problems:
-        print(ascii_line(f"damaged: {problem}"))
+        say(f"damaged: {problem}")
     return found, why

@@ -30,6 +30,7 @@ from relocal_pyg.apps.cli.options import (
     load_protocol,
     pick_device,
     restore,
+    say,
 )
 from relocal_pyg.errors import CheckpointError, UsageError
 
@@ -111,9 +112,9 @@ def train(
     print(result.calibration)
     print(f"best validation score {result.best_score:.3f} at step {result.best_step}")
     print("\n".join(filter(None, (f"validation: {result.choice}", result.choice.bought()))))
-    print(f"checkpoint: {out / 'best'}")
+    say(f"checkpoint: {out / 'best'}")
     if videos is None:
-        print(f"next: relocal evaluate {out}")
+        say(f"next: relocal evaluate {out}")
     else:
         evaluate((out,))
 
@@ -201,7 +202,7 @@ def pretrain(
         films = footage if name == "films" else []
         networks.append(run(config, folder=out / name, log=say, footage=films))
     joined(networks).save(out / "best")
-    print(f"checkpoint: {out / 'best'}")
+    say(f"checkpoint: {out / 'best'}")
 
 
 def evaluate(
@@ -257,7 +258,8 @@ def evaluate(
     trained = [recipe.Trained.load(run, device=place) for run in runs]
     for run, each in zip(runs, trained, strict=True):
         if each.choice is not None:
-            print("\n".join(filter(None, (f"{run}: {each.choice}", each.choice.bought()))))
+            for line in filter(None, (f"{run}: {each.choice}", each.choice.bought())):
+                say(line)
     if models == "all":
         systems = recipe.table_one(chosen)
         trained += recipe.train_all(
@@ -352,7 +354,7 @@ def print_table(
     from relocal_pyg.training.recipe import publish
 
     print(to_text(comparison))
-    print(f"report: {publish(comparison, pairs, folder, protocol, trained)}\n")
+    say(f"report: {publish(comparison, pairs, folder, protocol, trained)}")
 
 
 def print_consistency(comparison: Comparison, pairs: PairList, protocol: Protocol) -> None:
@@ -386,7 +388,7 @@ def example(
     park, street = map(str, write_example(folder))
     command = ["relocal", "find", park, street, "--query-start", "4", "--query-end", "8"]
     print("In the park somebody does jumping jacks from 4 to 8 s. Find them in the street:")
-    print(shlex.join([*command, "--report", "report.html"]))
+    say(shlex.join([*command, "--report", "report.html"]))
 
 
 def demo(
@@ -433,4 +435,4 @@ def demo(
     pairs = recipe.draw_pairs(protocol, "test")
     comparison = recipe.compare_trained(protocol, pairs, trained, max_nulls=25)
     print_table(comparison, pairs, out / "evaluation", protocol, trained)
-    print(f"checkpoint: {run / 'best'}")
+    say(f"checkpoint: {run / 'best'}")

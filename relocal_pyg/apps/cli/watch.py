@@ -37,6 +37,7 @@ from relocal_pyg.apps.cli.options import (
     choose_matcher,
     load_network,
     number,
+    say,
 )
 from relocal_pyg.errors import AnnotationError, RelocalError, RunError, UsageError, ascii_line
 from relocal_pyg.formats.clips import table_text
@@ -297,7 +298,7 @@ def batch(
             written.append((*row, *(each.get(column) for column in ANSWER), errors.get(row)))
     with replace_file(out / "answers.csv") as temporary:
         temporary.write_text(table_text(written), encoding="utf-8")
-    print(f"answers: {out / 'answers.csv'}")
+    say(f"answers: {out / 'answers.csv'}")
     if errors:
         raise RunError(f"{len(errors)} of {len(rows)} rows have no answer: see the column error")
 
@@ -368,7 +369,7 @@ def serve(
     if not 1 <= port <= 65535 or max_upload_mb < 1:
         raise UsageError("a port of 1 to 65535 and at least 1 megabyte wanted")
     if host not in ("127.0.0.1", "localhost"):
-        print(f"warning: {host} can be reached by others, and there is no password")
+        say(f"warning: {host} can be reached by others, and there is no password")
     from relocal_pyg.apps.serve import run
 
     matcher, why = choose_matcher(model, device, "pretrained")
@@ -380,8 +381,8 @@ def serve(
     also = "" if index is None or model is not None else "; in the index: contrast"
 
     def started() -> None:
-        print(f"matcher: {why}{also}")
-        print(f"open http://{host}:{port} (Ctrl-C ends it)", flush=True)
+        say(f"matcher: {why}{also}")
+        say(f"open http://{host}:{port} (Ctrl-C ends it)")
 
     run(
         folder,

@@ -470,10 +470,10 @@ def run(
             collection.made.check(network)
         try:
             listening = socket.create_server((host, port))
-        except OSError as error:
-            raise UsageError(
-                f"port {port} of {host} cannot be opened ({error.strerror}): try another --port"
-            ) from None
+        except (OSError, TypeError, ValueError) as error:  # or no name of a machine at all
+            why = getattr(error, "strerror", None) or error
+            reason = f"port {port} of {host} cannot be opened ({why}): try another --port"
+            raise UsageError(reason) from None
         names = [socket.gethostname()] if host in EVERYWHERE else []
         with listening:
             app = make_app(
