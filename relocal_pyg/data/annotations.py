@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-import unicodedata
+import re
 import warnings
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -26,8 +26,11 @@ from relocal_pyg.formats.rows import (
     table_lines,
     xml_rows,
 )
-from relocal_pyg.io.read import id_problem, read_json, read_lines, read_text, refuse_look_alikes
+from relocal_pyg.io.read import id_problem, read_json, read_lines, read_text, refuse_twins, tidy
 from relocal_pyg.io.write import replace_file, write_json
+
+#: What no text file can hold.
+_UNWRITABLE = re.compile("[\0\ud800-\udfff]")
 
 
 @dataclass(frozen=True, slots=True)
@@ -190,7 +193,7 @@ class VideoCollector:
         the report, and ``subjects`` who performs in each, in place of ``subject``.
         """
         self.count(len(rows))
-        video_id = unicodedata.normalize("NFC", video_id.strip())
+        video_id = tidy(video_id)
         problem = id_problem(video_id)
         if problem:
             self.reject(video_id or "''", f"the id {problem}")
@@ -216,7 +219,7 @@ class VideoCollector:
             if self.as_published:
                 segment = Segment(float(start), float(end), label)
             else:
-                label = unicodedata.normalize("NFC", label.strip())
+                label = tidy(label)
                 who = "" if subjects is None else subjects[number]
                 segment = Segment(max(float(start), 0.0), min(float(end), length), label, who)
             if segment in kept and not self.as_published:
@@ -251,7 +254,7 @@ class VideoCollector:
     def _problem(self, start: Any, end: Any, label: Any, length: float) -> str | None:
         if finite(start) is None or finite(end) is None:
             return f"times are {_show(start)}, {_show(end)}: two numbers of seconds wanted"
-        if not isinstance(label, str) or not label.strip():
+        if not isinstance(label, str) or not tidy(label) or _UNWRITABLE.search(label):
             return f"the label is {_show(label)}: text wanted"
         if self.as_published:
             return None
@@ -320,7 +323,7 @@ def read_annotations(
     for row in rows:
         collect.count()
         videos.setdefault(row.video, []).append(row)
-    refuse_look_alikes(videos, path, AnnotationError)
+    refuse_twins(videos, path, AnnotationError)
     for video_id, group in videos.items():
         durations = {row.duration for row in group}
         if len(durations) > 1:
@@ -358,7 +361,8 @@ def write_csv(path: str | Path, videos: Iterable[Video]) -> None:
             times = plain(segment.start), plain(segment.end)
             rows.append((video.video_id, *times, segment.label, who, duration))
     with replace_file(path) as temporary:
-        temporary.write_text(table_text(dict.fromkeys(rows)), encoding="utf-8", newline="")
+        text = table_text(dict.fromkeys(rows))
+        temporary.write_text(text, encoding="utf-8", errors="backslashreplace", newline="")
 
 
 def read_activitynet(
@@ -396,7 +400,7 @@ def _activitynet(content: Any, collect: VideoCollector) -> dict[str, Video]:
     if not isinstance(database, dict):
         reason = 'has no "database" object: ActivityNet layout wanted'
         raise AnnotationError(reason, file=collect.path)
-    refuse_look_alikes(database, collect.path, AnnotationError)
+    refuse_twins(database, collect.path, AnnotationError)
     for video_id, entry in database.items():
         if not isinstance(entry, dict):
             collect.reject(video_id, "is not an object")
@@ -446,12 +450,13 @@ def read_csv(
     mark, _ = separator(text)
     lines = table_lines(text, path)
     first, head = next(lines, (1, []))
+    head, record = [name.lower() for name in head], f"line {first}"
     if not head:
         raise AnnotationError("is not a table: its first line is empty", file=path)
-    missing = [name for name in _COLUMNS[:4] if name not in head]
-    if missing:
-        record = f"line {first}"
+    if missing := [name for name in _COLUMNS[:4] if name not in head]:
         raise AnnotationError(f"has no column {', '.join(missing)}", file=path, record=record)
+    if twice := [name for name in _COLUMNS if head.count(name) > 1]:
+        raise AnnotationError(f"has more than one column {twice[0]}", file=path, record=record)
     columns = [head.index(name) if name in head else len(head) for name in _COLUMNS]
     videos: dict[str, list[tuple[int, list[str]]]] = {}
     for number, cells in lines:
@@ -461,8 +466,12 @@ def read_csv(
         if cells:
             cells += [""] * (len(head) + 1 - len(cells))
             videos.setdefault(cells[columns[0]], []).append((number, [cells[at] for at in columns]))
-    comma = mark != ","
-    refuse_look_alikes(videos, path, AnnotationError)
+
+    def seconds(cell: str) -> float | str:  # what is no time is shown as it was written
+        value = parse_seconds(cell, comma=mark != ",")
+        return cell if value is None else value
+
+    refuse_twins(videos, path, AnnotationError)
     collect = VideoCollector(path, quarantine, clip)
     for video_id, rows in videos.items():
         _, starts, ends, labels, *facts, subjects = zip(*(cells for _, cells in rows), strict=True)
@@ -477,9 +486,9 @@ def read_csv(
         duration, subset = (values[0] for values in facts)
         collect.video(
             video_id,
-            parse_seconds(duration, comma) if duration else None,
+            seconds(duration) if duration else None,
             [
-                (parse_seconds(start, comma), parse_seconds(end, comma), label)
+                (seconds(start), seconds(end), label)
                 for start, end, label in zip(starts, ends, labels, strict=True)
             ],
             subset=subset,

@@ -9,7 +9,6 @@ import statistics
 import subprocess
 import sys
 import time
-import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict
@@ -19,6 +18,7 @@ from typing import Any
 from relocal_pyg.data.annotations import Quarantine, Video, read_annotations
 from relocal_pyg.data.features import MAX_BYTES, Record, check_key, scan, spellings
 from relocal_pyg.errors import FeatureError, check_number
+from relocal_pyg.io.read import tidy
 
 #: A reader that waits, and does nothing, gets so many times its limit.
 _PATIENCE = 6
@@ -183,7 +183,7 @@ def usable_videos(
     Raises:
         FeatureError: No video is left.
     """
-    by_name = {unicodedata.normalize("NFC", record.name): record for record in records}
+    by_name = {tidy(record.name): record for record in records}
     widths = Counter(record.dim for record in by_name.values() if record.problem is None)
     usual = widths.most_common(1)[0][0] if widths else 0
     for record in by_name.values():
@@ -207,10 +207,8 @@ def usable_videos(
     if problem := _times_in_frames(videos, usable):
         quarantine.add(annotations, "times", problem)
     if not usable:
-        raise FeatureError(
-            f"no video of {annotations} has usable features here; {quarantine.summary()}",
-            file=features,
-        )
+        reason = f"no video of {annotations} has usable features here; {quarantine.summary()}"
+        raise FeatureError(reason, file=features)
     return usable
 
 

@@ -6,7 +6,6 @@ import contextlib
 import math
 import os
 import stat
-import unicodedata
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +16,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from relocal_pyg.errors import FeatureError, UsageError, check_number
-from relocal_pyg.io.read import id_problem, refuse_look_alikes
+from relocal_pyg.io.read import id_problem, refuse_twins, tidy
 from relocal_pyg.io.write import replace_file
 
 if TYPE_CHECKING:
@@ -77,7 +76,7 @@ def video_names(file: h5py.File, path: str | Path) -> list[str]:
     names = [name for name in _all_names(file, path) if id_problem(name) is None]
     if not names:
         raise FeatureError("holds no videos: one group per video wanted", file=path)
-    refuse_look_alikes(names, path, FeatureError)
+    refuse_twins(names, path, FeatureError)
     return names
 
 
@@ -388,7 +387,7 @@ class FeatureStore:
             self.close()
             self._handle, self._pid = open_features(self.path), os.getpid()
             names = video_names(self._handle, self.path)
-            self._names = {unicodedata.normalize("NFC", name): name for name in names}
+            self._names = {tidy(name): name for name in names}
         return self._handle
 
     def _find(self, video_id: str) -> str | None:
@@ -417,7 +416,7 @@ def spellings(video_id: str) -> Iterator[str]:
         >>> list(spellings("abc")), list(spellings("v_abc"))
         (['abc', 'v_abc'], ['v_abc', 'v_v_abc', 'abc'])
     """
-    video_id = unicodedata.normalize("NFC", video_id)
+    video_id = tidy(video_id)
     yield video_id
     yield f"v_{video_id}"
     if video_id.startswith("v_"):
@@ -451,10 +450,8 @@ def write_features(
                 raise FeatureError(f"the id {problem}", record=video_id or "''")
             values = np.asarray(array)
             if values.ndim != 2 or 0 in values.shape or values.dtype.kind not in "fiu":
-                raise FeatureError(
-                    f"shape {values.shape} of {values.dtype}: numbers [n, F] wanted",
-                    record=video_id,
-                )
+                reason = f"shape {values.shape} of {values.dtype}: numbers [n, F] wanted"
+                raise FeatureError(reason, record=video_id)
             with np.errstate(over="ignore"):
                 values = values.astype(np.float32, copy=False)
             bad = first_bad_step(values)

@@ -92,10 +92,8 @@ def format_of(path: str | Path, wanted: str | None = None) -> str:
         return wanted
     if not names:
         known = sorted({ending for form in FORMATS.values() for ending in form.suffixes})
-        raise UsageError(
-            f"{suffix or 'no suffix'} is no format: end it in {', '.join(known)}, or name one",
-            file=path,
-        )
+        reason = f"{suffix or 'no suffix'} is no format: end it in {', '.join(known)}, or name one"
+        raise UsageError(reason, file=path)
     return names[0]
 
 

@@ -20,7 +20,7 @@ from urllib.parse import unquote
 from xml.parsers import expat
 
 from relocal_pyg.errors import AnnotationError, UsageError
-from relocal_pyg.io.read import lines_of, parse_time
+from relocal_pyg.io.read import NOTHING, lines_of, parse_time
 
 #: Annotations, and lines of a table, that one file may hold.
 MAX_ROWS = 250_000
@@ -200,7 +200,7 @@ def table_lines(text: str | Iterable[str], path: str | Path) -> Iterator[tuple[i
                 reason = f"has over {MAX_ROWS:,} lines or {_MAX_CELLS:,} cells: split it"
                 raise AnnotationError(reason, file=path)
             if reader.line_num > skip:
-                yield reader.line_num, [cell.strip() for cell in cells]
+                yield reader.line_num, [cell.strip(NOTHING) for cell in cells]
     except csv.Error as problem:
         record = f"line {reader.line_num or 1}"
         raise AnnotationError(f"is not a table: {problem}", file=path, record=record) from None

@@ -39,6 +39,8 @@ _DEPTH = 500
 _TOKEN = re.compile(r'"(?:[^"\\]|\\.)*"|[{}\[\]]|[^\s"{}\[\],:]+')
 _COLON = re.compile(r"\s*:")
 
+#: What shows nothing at the ends of a name: blanks, and marks that come along when it is copied.
+NOTHING = "".join(filter(str.isspace, map(chr, range(0x3001)))) + "\u200b\u200e\u200f\u2060\ufeff"
 _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", re.ASCII)
 _CLOCK = re.compile(r"(?:(\d{1,6}):(?=\d\d:))?(\d{1,6}):([0-5]\d(?:[.,]\d*)?)", re.ASCII)
 
@@ -68,7 +70,8 @@ def read_text(path: str | Path, error: type[RelocalError]) -> str:
     if width * len(data) > MAX_TEXT_MEMORY:
         raise error(f"takes over {MAX_TEXT_MEMORY >> 20} MiB as text: split it", file=path)
     try:
-        return data.decode(encoding)
+        text = data.decode(encoding)
+        return text if "\n" in text else text.replace("\r", "\n")  # lines of an old Macintosh
     except UnicodeDecodeError as problem:
         line = data[: problem.start].count(b"\n") + 1
         reason = "is not UTF-8 text: save it as that"
@@ -264,7 +267,12 @@ def id_problem(video_id: str) -> str | None:
     return "is over 255 bytes" if size > 255 else None
 
 
-def refuse_look_alikes(ids: Iterable[str], path: str | Path, error: type[RelocalError]) -> None:
+def tidy(text: str) -> str:
+    """Composed text (Unicode NFC) without what shows nothing at its ends: blanks, marks, BOMs."""
+    return unicodedata.normalize("NFC", text.strip(NOTHING))
+
+
+def refuse_twins(ids: Iterable[str], path: str | Path, error: type[RelocalError]) -> None:
     """Refuse ids that look the same on screen.
 
     Raises:
@@ -272,14 +280,11 @@ def refuse_look_alikes(ids: Iterable[str], path: str | Path, error: type[Relocal
     """
     seen: dict[str, str] = {}
     for video_id in ids:
-        plain = unicodedata.normalize("NFC", video_id).strip()
+        plain = tidy(video_id)
         if plain in seen:
-            raise error(
-                "two ids look the same and differ in blanks or Unicode normalisation: "
-                f"{seen[plain]!a} and {video_id!a}",
-                file=path,
-                record=video_id,
-            )
+            reason = "two ids look the same and differ in blanks or Unicode normalisation: "
+            reason += f"{seen[plain]!a} and {video_id!a}"
+            raise error(reason, file=path, record=video_id)
         seen[plain] = video_id
 
 

@@ -216,10 +216,8 @@ class Shard:
         wanted = (count, *(width.get(name, ()) if shape is None else shape))
         kind = STATE_TYPES[state_type] if kind is None else kind
         if array.ndim != dimensions or array.shape != wanted or array.dtype != np.dtype(kind):
-            raise SearchIndexError(
-                f"holds {list(array.shape)} {array.dtype.name}, {list(wanted)} {kind} wanted",
-                file=file,
-            )
+            reason = f"holds {list(array.shape)} {array.dtype.name}, {list(wanted)} {kind} wanted"
+            raise SearchIndexError(reason, file=file)
         return array
 
     @np.errstate(invalid="ignore")  # some kinds of NaN are announced when they are cast
@@ -308,10 +306,8 @@ class ShardList:
                 file=file,
             )
         if layout < FORMAT:
-            raise SearchIndexError(
-                f"format {layout} is older than this version reads ({FORMAT}): build it anew",
-                file=file,
-            )
+            reason = f"format {layout} is older than this version reads ({FORMAT}): build it anew"
+            raise SearchIndexError(reason, file=file)
         if told != _digest(record):
             raise SearchIndexError("is damaged: its SHA-256 is not the one it names", file=file)
         try:
@@ -321,10 +317,8 @@ class ShardList:
             raise SearchIndexError("is not a search index", file=file) from None
         made._check(file)
         if made.fingerprint != fingerprint:
-            raise SearchIndexError(
-                "was made with another model: search with that one, or build the index anew",
-                file=file,
-            )
+            reason = "was made with another model: search with that one, or build the index anew"
+            raise SearchIndexError(reason, file=file)
         return made
 
     def _check(self, file: Path) -> None:

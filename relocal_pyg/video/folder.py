@@ -6,7 +6,6 @@ import hashlib
 import os
 import threading
 import time
-import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor, as_completed, wait
@@ -32,6 +31,7 @@ from relocal_pyg.data.features import (
     write_features,
 )
 from relocal_pyg.errors import AnnotationError, FeatureError, OutputError, UsageError, VideoError
+from relocal_pyg.io.read import tidy
 from relocal_pyg.io.write import check_output, forced, replace_file, writing
 from relocal_pyg.video.backbones import Backbone
 from relocal_pyg.video.decode import unreported, warn_of
@@ -337,7 +337,7 @@ def video_id(path: str | Path) -> str:
         >>> video_id("clips/my holiday.mp4"), video_id("a\\b.mkv")
         ('my holiday', 'a_b')
     """
-    stem = unicodedata.normalize("NFC", Path(path).stem)
+    stem = tidy(Path(path).stem)
     safe = "".join(c if c.isprintable() and c not in "/\\" else "_" for c in stem)
     safe = safe.encode()[:255].decode(errors="ignore")
     return "_" if safe in ("", ".", "..") else safe
@@ -481,8 +481,7 @@ def features_from_videos(
     # What is wrong with annotations is reported where the protocol reads them.
     annotated = read_annotations(annotations, quarantine=Quarantine())
     files = find_videos(videos)
-    composed = {unicodedata.normalize("NFC", name) for name in annotated}
-    wanted = {name: file for name, file in files.items() if name in composed}
+    wanted = {name: file for name, file in files.items() if name in annotated}
     if not wanted:
         raise AnnotationError(
             f"names no video of {videos}: an id is a file's name without its suffix, such as "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import unicodedata
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from relocal_pyg.apps.cli import main
 from relocal_pyg.data import (
     FeatureStore,
     Quarantine,
@@ -26,7 +28,8 @@ from relocal_pyg.io.write import write_json
 #: Letters with marks, which have two forms, among plain ones.
 words = st.text(st.sampled_from("aéñç öÅ가x1"), min_size=1, max_size=8).map(str.strip).filter(bool)
 forms = st.sampled_from(["NFC", "NFD"])
-blanks = st.sampled_from(["", " ", "  ", "\t"])
+#: What shows nothing, and is not a part of a cell in a table of tabs.
+blanks = st.text(st.sampled_from(" \u00a0\u200b\u200e\ufeff"), max_size=2)
 
 
 def composed(text: str) -> str:
@@ -50,7 +53,8 @@ def test_a_table_says_the_same_however_it_is_written(
         st.sampled_from([(",", "."), (";", "."), (";", ","), ("\t", ".")])
     )
     form = data.draw(forms)
-    lines = [separator.join(["video", "start", "end", "label"])]
+    head = separator.join(["video", "start", "end", "label"])
+    lines = [data.draw(st.sampled_from([head, head.upper(), head.title()]))]
     if data.draw(st.booleans()):
         lines.insert(0, f"sep={separator}")
     wanted: dict[str, set[tuple[float, float, str]]] = {}
@@ -63,11 +67,12 @@ def test_a_table_says_the_same_however_it_is_written(
             cells.append(text.replace(".", decimal))
         name = unicodedata.normalize(data.draw(forms), label)
         cells = [unicodedata.normalize(form, video), *cells, name]
-        blank = st.just("") if separator == "\t" else st.sampled_from(["", " ", "  "])
-        lines.append(separator.join(data.draw(blank) + cell + data.draw(blank) for cell in cells))
+        lines.append(separator.join(data.draw(blanks) + cell + data.draw(blanks) for cell in cells))
         wanted.setdefault(composed(video), set()).add((*times, composed(label)))
     file = tmp_path_factory.mktemp("table") / "a.csv"
-    file.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    end = data.draw(st.sampled_from(["\n", "\r\n", "\r"]))
+    encoding = data.draw(st.sampled_from(["utf-8", "utf-8-sig", "utf-16"]))
+    file.write_text(end.join([*lines, ""]), encoding=encoding, newline="")
     videos = read_csv(file, quarantine=Quarantine())
     assert {
         name: {(each.start, each.end, each.label) for each in video.segments}
@@ -99,6 +104,51 @@ def test_ids_match_across_unicode_forms(
         },
     )
     assert len(check_dataset(folder / "a.h5", folder / "a.json")) == 0
+
+
+@pytest.mark.parametrize("name", [" a", "a\u00a0", "\ufeffa", "a\u200b"])
+def test_ids_match_but_for_what_shows_nothing(tmp_path: Path, name: str) -> None:
+    write_features(tmp_path / "a.h5", [(name, np.ones((20, 3), "f4"))])
+    (tmp_path / "a.csv").write_text("video,start,end,label\na,1,2,x\n")
+    assert len(check_dataset(tmp_path / "a.h5", tmp_path / "a.csv")) == 0
+    assert len(FeatureStore(tmp_path / "a.h5").read("a")) == 20
+
+
+@pytest.mark.parametrize("text", ["\ud800", "a\0", "\u200b", " "])
+@pytest.mark.parametrize("suffix", ["json", "boris"])
+def test_labels_that_no_file_can_hold_are_set_aside(tmp_path: Path, text: str, suffix: str) -> None:
+    """JSON can say what no table can; who performs may be called that too."""
+    segments = [{"segment": [1, 2], "label": label} for label in ("b", text)]
+    content: dict[str, object] = {"database": {"v": {"duration": 9.0, "annotations": segments}}}
+    if suffix == "boris":
+        events = [
+            [time, text, label, "", ""] for label in ("b", text or "b") for time in (1.0, 2.0)
+        ]
+        media = {"media_info": {"length": {"v.mp4": 9.0}}, "file": {"1": ["v.mp4"]}}
+        content = {
+            "behaviors_conf": {
+                str(n): {"code": label, "type": "State event"} for n, label in enumerate("b" + text)
+            },
+            "observations": {"o": {"type": "MEDIA", "time offset": 0, "events": events, **media}},
+            "project_format_version": "7.0",
+        }
+    (tmp_path / f"a.{suffix}").write_text(json.dumps(content))
+    assert main(["convert", str(tmp_path / f"a.{suffix}"), "--out", str(tmp_path / "a.csv")]) == 0
+    (video,) = read_csv(tmp_path / "a.csv", quarantine=Quarantine()).values()
+    assert {each.label for each in video.segments} == {"b"}
+
+
+def test_a_column_that_is_there_twice_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("video,start,end,label,Start\nv,1,2,x,1.5\n")
+    with pytest.raises(AnnotationError, match="more than one column start"):
+        read_csv(tmp_path / "a.csv")
+
+
+@pytest.mark.parametrize("time", ["1,5", "1,000", "nan", "0x1", "1_0", "1e400", "1h", "\u0663"])
+def test_what_is_no_time_is_shown_as_it_was_written(tmp_path: Path, time: str) -> None:
+    (tmp_path / "a.csv").write_text(f'video,start,end,label\nv,"{time}",9,x\n', encoding="utf-8")
+    with pytest.raises(AnnotationError, match=f"times are '{time}'"):
+        read_csv(tmp_path / "a.csv", quarantine=Quarantine())
 
 
 @given(st.floats(0, 359_999, allow_nan=False))
