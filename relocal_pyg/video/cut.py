@@ -147,10 +147,8 @@ def _copy(
             try:
                 shown = _remux(container, stream, start, end, temporary, seeking)
             except failures() as error:
-                raise OutputError(
-                    f"does not take this video as it is ({reason(error)}): re-encode or use .mkv",
-                    file=target,
-                ) from None
+                why = f"does not take this video as it is ({reason(error)}): re-encode or use .mkv"
+                raise OutputError(why, file=target) from None
         if shown is not None:
             break
     if shown is None or shown[1] <= start:
@@ -200,10 +198,12 @@ def _copy_of(stream: Any, container: Any, output: Any) -> Any:
     """A stream for the packets of another: found by codec, whatever decoder reads it."""
     copy = output.add_stream_from_template(stream, opaque=True)
     copy.disposition = stream.disposition
-    if stream.type == "video" and output.format.name in ("mp4", "mov", "ipod"):
-        # Apple's players refuse HEVC that is not called hvc1; elsewhere the name is the source's.
-        tag = stream.codec_context.codec_tag if "mp4" in container.format.name else ""
-        if not tag.strip("\0") and codec_name(stream.codec_context) == "hevc":
+    kind = output.format.name.replace("mov", "mp4").replace("ipod", "mp4")
+    if stream.type == "video" and kind in ("mp4", "avi", "nut"):
+        # Apple's players refuse HEVC that is not called hvc1; elsewhere the name is the source's:
+        # of raw pictures it says how they are stored.
+        tag = stream.codec_context.codec_tag if kind in container.format.name else ""
+        if not tag.strip("\0") and (kind, codec_name(stream.codec_context)) == ("mp4", "hevc"):
             tag = "hvc1"
         if tag.strip("\0"):
             copy.codec_context.codec_tag = tag

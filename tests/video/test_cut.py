@@ -210,6 +210,26 @@ def test_a_clip_is_shown_as_its_source_is(tmp_path, kind, reencode):
     assert np.abs(difference).mean() < 2
 
 
+@pytest.mark.parametrize("suffix", [".avi", ".nut"])
+@pytest.mark.parametrize("layout", ["yuv420p", "yuv422p", "yuyv422", "bgr24", "gray", "rgb555le"])
+def test_raw_pictures_are_copied_as_they_are_stored(tmp_path, suffix, layout):
+    """Only the name of the codec says how they are laid out."""
+    with av.open(str(tmp_path / f"a{suffix}"), "w") as output:
+        stream = output.add_stream("rawvideo", rate=10)
+        stream.width, stream.height, stream.pix_fmt = 64, 48, layout
+        for number in range(30):
+            picture = np.random.default_rng(number).integers(0, 255, (48, 64, 3), np.uint8)
+            frame = av.VideoFrame.from_ndarray(picture, format="rgb24").reformat(format=layout)
+            frame.pts, frame.time_base = number, Fraction(1, 10)
+            output.mux(stream.encode(frame))
+        output.mux(stream.encode())
+    cut_clip(tmp_path / f"a{suffix}", 1, 2, tmp_path / f"clip{suffix}")
+    shown = [list(frames(tmp_path / f"{name}{suffix}")) for name in ("a", "clip")]
+    assert len(shown[1]) == 10
+    for (_, before), (_, after) in zip(shown[0][10:20], shown[1], strict=True):
+        np.testing.assert_array_equal(before, after)
+
+
 def test_one_picture_that_stays_is_a_clip(tmp_path, write_video):
     """A picture each 5 s: from 6 to 9 s there is one on the screen, though none begins."""
     pictures = [flat(level) for level in (30, 120, 210, 60)]
