@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import numbers
 from pathlib import Path
 
 #: Characters of a record's name and of a reason that are shown: some come from the file.
@@ -64,7 +65,7 @@ def check_number(
         name: What it is called where it came from.
         least: Smallest value allowed.
         most: Largest value allowed.
-        above: Largest value that is too small.
+        above: Value that is too small, and what is above it by less than 1e-9.
         whole: Refuse fractions.
 
     Raises:
@@ -77,11 +78,11 @@ def check_number(
         Traceback (most recent call last):
         relocal_pyg.errors.UsageError: rate is nan, a number above 0 wanted
     """
+    kind = numbers.Integral if whole else numbers.Real
     try:
-        fits = not isinstance(value, str | bytes | bool) and math.isfinite(value)
-        fits = fits and least <= value <= most and (above is None or value > above)
-        fits = fits and (not whole or value == int(value))
-    except (TypeError, ValueError, OverflowError):
+        fits = isinstance(value, kind) and not isinstance(value, bool) and math.isfinite(value)
+        fits = fits and least <= value <= most and (above is None or value >= above + 1e-9)
+    except OverflowError:
         fits = False
     if fits:
         return value

@@ -219,10 +219,8 @@ def parse_time(text: object, name: str = "time") -> float:
     try:
         return float(check_number(number, name))
     except UsageError:
-        shown = shorten(text)
-        raise UsageError(
-            f"{name} is {shown!r}, seconds or h:mm:ss wanted, such as 83.5 or 1:23.5"
-        ) from None
+        wanted = "seconds or h:mm:ss wanted, such as 83.5 or 1:23.5"
+        raise UsageError(f"{name} is {shorten(text)!r}, {wanted}") from None
 
 
 _STRETCH = re.compile(r"(.+?):([0-9:.,]+)-([0-9:.,]+)")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Iterator
 from fractions import Fraction
 from itertools import islice, pairwise
@@ -14,6 +13,7 @@ import numpy as np
 
 from relocal_pyg.errors import OutputError, UsageError, VideoError
 from relocal_pyg.formats.clips import TIMELINE_RATES, Source, timeline_rate
+from relocal_pyg.io.read import parse_time
 from relocal_pyg.io.write import replace_file
 from relocal_pyg.video.container import (
     check_file,
@@ -117,7 +117,8 @@ def cut_clip(
         OutputError: ``target`` cannot be written, or its container does not take this codec.
         UsageError: The range is empty or negative, ``target`` is ``source``, or PyAV is missing.
     """
-    if not (math.isfinite(start) and math.isfinite(end) and 0 <= start < end):
+    start, end = parse_time(start, "start"), parse_time(end, "end")
+    if not 0 <= start < end:
         raise UsageError(f"the range {start} to {end} seconds is empty or negative")
     if Path(target).exists() and Path(target).samefile(check_file(source)):
         raise UsageError("the clip would overwrite the video it is cut from", file=target)

@@ -17,6 +17,7 @@ from relocal_pyg.data.proposals import default_proposals
 from relocal_pyg.errors import check_number
 from relocal_pyg.models.base import Relocalizer
 from relocal_pyg.models.calibrated import Calibrated
+from relocal_pyg.models.checkpoint import load_model
 from relocal_pyg.models.examples import ByExamples, Example
 from relocal_pyg.models.matcher import MultiGraphMatcher, is_large
 from relocal_pyg.models.matchers import ContrastMatcher
@@ -126,7 +127,7 @@ def find_moments(
     query: str | Path | VideoQuery | StillQuery,
     reference: str | Path,
     *,
-    model: Relocalizer | None = None,
+    model: Relocalizer | str | Path | None = None,
     backbone: Backbone | None = None,
     top_k: int = 5,
     rate_hz: float | None = None,
@@ -159,8 +160,8 @@ def find_moments(
         query: The clip: a video file, or a :class:`VideoQuery` for a stretch of one; or words or a
             picture (:class:`StillQuery`), whose answers come without probabilities.
         reference: The long video.
-        model: Where None, ``MultiGraphMatcher.pretrained()``, of a reference that is too long for
-            it the training-free :class:`relocal_pyg.models.ContrastMatcher`; answers are judged by
+        model: A model or its folder; where None, ``MultiGraphMatcher.pretrained()``, of a reference
+            too long for it the training-free :class:`relocal_pyg.models.ContrastMatcher`; judged by
             what chance gives on the reference (:mod:`relocal_pyg.models.presence`).
         backbone: EfficientNet-Lite0 where None. A trained model needs the one it was trained with.
         top_k: How many moments at most.
@@ -204,8 +205,8 @@ def find_moments(
     if rate_hz is not None:
         check_number(rate_hz, "rate_hz", above=0, most=1000)
     check_number(least, "least", least=0, most=1)
-    if isinstance(cache, str | Path):
-        cache = FeatureCache(cache)
+    model = load_model(model) if isinstance(model, str | Path) else model
+    cache = FeatureCache(cache) if isinstance(cache, str | Path) else cache
     asked_for = VideoQuery(Path(query)) if isinstance(query, str | Path) else query
     clip = asked_for if isinstance(asked_for, VideoQuery) else None
     # Before anything takes long.

@@ -21,6 +21,7 @@ from relocal_pyg.errors import RelocalError, UsageError, check_number
 from relocal_pyg.models import ContrastMatcher
 from relocal_pyg.search import SearchIndex, build_index
 from relocal_pyg.video import VideoQuery, find_moments
+from relocal_pyg.video.cut import cut_clip
 
 WRONG = ["nan", "inf", "-inf", "-3", "1e300", "1e999", "abc", "", "0x10", "9" * 400, "1_0", "٣"]
 
@@ -110,6 +111,26 @@ def test_a_format_that_is_none_or_not_asked_for(
 ) -> None:
     monkeypatch.chdir(place)
     assert main(["find", "q.npy", "r.npy", "--format", word, *more]) == 2
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, 10**400, 5e-324, 1e-10, "x", None, 1j])
+def test_what_nothing_can_be_divided_by_is_refused(place: Path, value: object) -> None:
+    """Numbers so small that their reciprocal is none, among others; of any type."""
+    query, film = np.load(place / "q.npy"), np.load(place / "r.npy")
+    with pytest.raises((UsageError, TypeError)):
+        ContrastMatcher().localize(query, film, seconds_per_step=value)  # type: ignore[arg-type]
+    with pytest.raises(RelocalError):  # small times are times, and q.npy is no film
+        cut_clip(place / "q.npy", value, 3, place / "x.mp4")  # type: ignore[arg-type]
+    if isinstance(value, float) and value == value:
+        line = ["find", str(place / "q.npy"), str(place / "r.npy"), "--seconds-per-step"]
+        assert main([*line, str(value)]) == 2
+
+
+@pytest.mark.parametrize("value", [np.float32(2), 2.5, True, "2", None, 0, 10**400])
+def test_a_count_is_a_whole_number(value: object) -> None:
+    with pytest.raises(UsageError):
+        check_number(value, "count", least=1, whole=True)  # type: ignore[type-var]
+    assert check_number(np.int64(2), "count", least=1, whole=True) == 2
 
 
 def test_options_are_many() -> None:

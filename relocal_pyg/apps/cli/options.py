@@ -79,8 +79,7 @@ def number(metavar: str, *, time: bool = False, whole: bool = False, **bounds: f
             return None
         try:
             value = parse_time(word, "") if time else parse_number(word)
-            if whole and value == value // 1:
-                value = int(value)
+            value = int(value) if whole and value == value // 1 else value
             return check_number(value, "", whole=whole, **bounds)
         except UsageError as error:
             raise WrongArgument(error.reason, word) from None
