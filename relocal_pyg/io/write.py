@@ -396,11 +396,9 @@ def _check_folder(path: str | Path, kind: str) -> Path:
     listed = read_manifest(target)[1] if (target / MANIFEST).is_file() else None
     extra = sorted(set(folder_files(target)) - set(listed or ()))
     if extra:
-        raise OutputError(
-            f"holds {extra[0]!r}, which was not written with the rest: move it away, choose "
-            "another folder, or replace all with --force",
-            file=path,
-        )
+        what = f"holds {extra[0]!r}, which was not written with the rest"
+        advice = "move it away, choose another folder, or replace all with --force"
+        raise OutputError(f"{what}: {advice}", file=path)
     return target
 
 
@@ -454,7 +452,7 @@ def _held(target: Path, place: Path) -> Iterator[None]:
         yield
         return
     with _made(place.parent):
-        handle = _lock(place)
+        handle = _lock(place, target)
         token = _WORK.set(replace(work, held=work.held | {str(target)}))
         try:
             yield
@@ -467,7 +465,7 @@ def _held(target: Path, place: Path) -> Iterator[None]:
                 os.close(handle)
 
 
-def _lock(place: Path) -> int:
+def _lock(place: Path, target: Path) -> int:
     while True:
         handle = os.open(place, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK, 0o666)
         try:
@@ -475,11 +473,9 @@ def _lock(place: Path) -> int:
         except BlockingIOError:
             holder = _holder(handle)
             os.close(handle)
-            raise OutputError(
-                f"is being written by {holder}: wait for it, or stop it ({place.name} is free "
-                "again as soon as that process ends)",
-                file=place.parent,
-            ) from None
+            what = f"is being written by {holder}: wait for it, or stop it"
+            advice = f"({place.name} is free again as soon as that process ends)"
+            raise OutputError(f"{what} {advice}", file=target) from None
         except OSError:  # no locks on this file system
             pass
         with contextlib.suppress(OSError):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextvars
 import json
 import multiprocessing
 import os
@@ -318,6 +319,24 @@ def test_a_clip_that_was_cut_here_is_no_text(place: Path, tmp_path: Path, option
     line = ["extract", str(tmp_path / "films"), "--output", f"{tmp_path}/x.h5", "--rate", "1000"]
     assert main([*line, "--report", str(clip)]) == 2
     assert clip.read_bytes() == before
+
+
+@pytest.mark.parametrize("words", [["find", "Query.npy", "Query.npy", "--cut"], ["example"]])
+def test_a_folder_is_filled_by_one_process_at_a_time(
+    place: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    words: list[str],
+) -> None:
+    """Clips of two searches would replace each other."""
+    monkeypatch.chdir(place)
+    with writing([tmp_path / "clips" / "*"]):
+        assert contextvars.Context().run(main, [*words, str(tmp_path / "clips")]) == 2
+        said = capsys.readouterr().err
+        assert f"{tmp_path / 'clips'}/*: is being written by process {os.getpid()}" in said
+        assert [each.name[:9] for each in (tmp_path / "clips").iterdir()] == [".relocal-"]
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_two_outputs_of_one_name_are_refused(place: Path, tmp_path: Path) -> None:

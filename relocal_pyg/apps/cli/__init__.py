@@ -99,6 +99,7 @@ def command(name: str) -> Callable[..., None]:
                 )
         files, streams = [], False
         for key, mark in marks.items():
+            files += [path / "*" for path in paths_of(values.get(key)) if mark.filled]
             for path in paths_of(values.get(key)) if mark.is_file else ():
                 if str(path) != "-":
                     files.append(path)

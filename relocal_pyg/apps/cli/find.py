@@ -224,7 +224,7 @@ def find(
     report: Annotated[Path | None, OUT_FILE] = None,
     contact_sheet: Annotated[Path | None, OUT_FILE] = None,
     explain: Annotated[Path | None, OUT_FILE] = None,
-    cut: Annotated[Path | None, Output()] = None,
+    cut: Annotated[Path | None, Output(filled=True)] = None,
     reencode: bool = False,
     verbose: Annotated[bool, tyro.conf.arg(aliases=["-v"])] = False,
 ) -> None:

@@ -31,13 +31,14 @@ class Output:
 
     Attributes:
         is_file: It is one file, locked from the beginning.
-        folder: Kind of the folder that it is, held from the beginning; None where it is none, or
-            one that files are put into one by one.
+        folder: Kind of the folder that it is, held from the beginning; None where it is none.
+        filled: It is a folder that files are put into, by one process at a time.
         may_stream: The file may be "-": the standard output then holds it and nothing else.
     """
 
     is_file: bool = False
     folder: str | None = None
+    filled: bool = False
     may_stream: bool = False
 
 

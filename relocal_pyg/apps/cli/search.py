@@ -151,7 +151,7 @@ def search(
     export: Annotated[tuple[Path, ...], OUT_FILE, tyro.conf.arg(metavar="FILE...")] = (),
     report: Annotated[Path | None, OUT_FILE] = None,
     contact_sheet: Annotated[Path | None, OUT_FILE] = None,
-    cut: Annotated[Path | None, Output()] = None,
+    cut: Annotated[Path | None, Output(filled=True)] = None,
     reencode: bool = False,
 ) -> None:
     """Find the moments of all videos of the index FOLDER that mean the same as QUERY.

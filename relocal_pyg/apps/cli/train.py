@@ -376,7 +376,7 @@ def _data_of(runs: tuple[Path, ...]) -> DataOptions:
 
 
 def example(
-    folder: Annotated[Path, Output(), tyro.conf.Positional] = Path("films"),
+    folder: Annotated[Path, Output(filled=True), tyro.conf.Positional] = Path("films"),
 ) -> None:
     """Draw two short films into FOLDER, to try a search on, and say how.
 
