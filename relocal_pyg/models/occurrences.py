@@ -16,14 +16,17 @@ from relocal_pyg.moments import Moment
 
 #: Log odds between what the rest of the query's video gives and its own steps.
 STEEPNESS = 8.0
-#: Shares of the query's length: gaps closed, and shortest occurrence; its shortest and longest
-#: where movements follow each other without a rest, from which length on they may.
+#: Shares of the query's length: gaps closed, and shortest occurrence (one movement of a query that
+#: repeats itself, where that is less); its shortest and longest where movements follow each other
+#: without a rest, from which length on they may.
 GAP, SHORTEST = 0.25, 0.4
 FASTEST, SLOWEST, SEVERAL = 0.6, 1.6, 1.4
 #: Places at which a movement is compared with the query.
 _PLACES = 16
-#: By how much a movement's diagonal has to beat chance, and a repeating query's peak its dip.
-_ORDER, _PEAK = 0.15, 0.3
+#: By how much a movement's diagonal has to beat chance.
+_ORDER = 0.15
+#: Least likeness to itself of a query that repeats, and its rise above the dip before.
+_PEAK, _RISE = 0.1, 0.4
 
 
 @dataclass(frozen=True)
@@ -174,12 +177,12 @@ def separated(
         if found and start - found[-1][1] < GAP * size:
             start = found.pop()[0]
         found.append((start, end))
-    found = [(start, end) for start, end in found if end - start >= SHORTEST * size]
-    if all(end - start <= SEVERAL * size for start, end in found):
-        return found
     # What changes in the course of the query: its own mean says nothing of order.
     change = functional.normalize(query - query.mean(dim=0), dim=1)
-    if _repeats_itself(change @ change.T):
+    period = _period(change @ change.T)
+    shortest = min(SHORTEST * size, period or size)
+    found = [(start, end) for start, end in found if end - start >= shortest]
+    if period or all(end - start <= SEVERAL * size for start, end in found):
         return found
     centre = pair_centres(query, reference, query_video, background)[1]
     single: list[tuple[int, int]] = []
@@ -213,15 +216,19 @@ def _rows(reference: Rows, start: int, end: int) -> Tensor:
     return torch.cat(kept)
 
 
-def _repeats_itself(table: Tensor) -> bool:
-    """Whether a clip holds a movement more than once: its cosines ``[m, m]`` rise at a distance."""
-    size = len(table)
-    likeness = torch.stack([table.diagonal(lag).mean() for lag in range(max(size * 3 // 4, 1))])
-    if len(likeness) < 4:
-        return False
-    peak = int(likeness[2:].argmax()) + 2
-    dip = float(likeness[1 : peak + 1].min())
-    return float(likeness[peak]) > _PEAK and float(likeness[peak]) - dip > _PEAK
+def _period(table: Tensor) -> int:
+    """Steps after which a clip begins again, from its cosines ``[m, m]``; 0 where it does not.
+
+    The first distance at which they rise well above what they are at a smaller one.
+    """
+    lags = range(max(len(table) * 3 // 4, 1))
+    likeness = torch.stack([table.diagonal(lag).mean() for lag in lags]).tolist()
+    for lag in range(2, len(likeness) - 1):
+        peak = likeness[lag]
+        rise = peak - min(likeness[1:lag])
+        if peak > _PEAK and rise > _RISE and likeness[lag - 1] <= peak > likeness[lag + 1]:
+            return lag
+    return 0
 
 
 def _movements(table: Tensor) -> tuple[list[int], float]:

@@ -87,6 +87,32 @@ def test_an_action_that_the_querys_video_lacks_is_no_occurrence(draw):
     assert count.number == 1
 
 
+@pytest.mark.parametrize("noise", [0.1, 0.6])
+def test_a_query_that_repeats_itself_stands_for_any_number_of_its_movements(draw, noise):
+    turn = torch.arange(8) * (2 * torch.pi / 8)
+    constant = torch.ones(8)
+    movement = torch.stack([constant, turn.cos(), turn.sin(), *torch.zeros(3, 8)], dim=1)
+    between = torch.eye(6)[3:].repeat_interleave(10, dim=0)
+
+    def filmed(*times):
+        """Stretches of so many movements, and where they are."""
+        parts, places, length = [between], [], len(between)
+        for number in times:
+            places.append((length, length + 8 * number))
+            parts += [movement.repeat(number, 1), between]
+            length += 8 * number + len(between)
+        rows = torch.cat(parts)
+        return rows + noise * torch.randn(len(rows), 6, generator=draw) / 6**0.5, places
+
+    video, [(start, end)] = filmed(4)
+    reference, places = filmed(4, 1, 6, 2)
+    query = video[start:end]
+    found, count = occurrences(ContrastMatcher(), query, reference, query_video=video)
+    assert count.number == 4
+    found = sorted((each.start, each.end) for each in found)
+    assert torch.tensor(found) == pytest.approx(torch.tensor(places), abs=1.5)
+
+
 def test_the_count_is_the_distribution_of_all_outcomes():
     chances = [0.95, 0.8, 0.6, 0.3]
     odds = np.zeros(5)
