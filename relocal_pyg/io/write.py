@@ -403,8 +403,9 @@ def _check_folder(path: str | Path, kind: str) -> Path:
 
 
 def _refuse_foreign(path: str | Path, target: Path, kind: str) -> None:
-    found = _kind_of(target)
-    foreign = found != kind and bool(_content(target))
+    # Another process may just put its manifest there, or take it away.
+    before, found = _content(target), _kind_of(target)
+    foreign = found != kind and bool(before) and bool(_content(target))
     for given in _WORK.get().inputs:
         if _folded(target) == _folded(given) and (foreign or not os.path.isdir(given)):
             raise OutputError(f"is an input of this work ({given}): choose another", file=path)

@@ -24,6 +24,7 @@ from benchmarks.bombs import film
 from relocal_pyg.apps.cli import main
 from relocal_pyg.data import write_features
 from relocal_pyg.errors import OutputError
+from relocal_pyg.io import write
 from relocal_pyg.io.write import (
     check_output,
     claim_folder,
@@ -429,6 +430,30 @@ def test_of_two_writers_one_wins_and_one_is_refused(tmp_path: Path, kind: str) -
         assert socket.gethostname() in said[1]
         assert "\n" not in said[1]
     assert not [each for each in tmp_path.rglob("*") if "lock" in each.name]
+
+
+@pytest.mark.parametrize("way", ["put there", "taken away"])
+def test_a_manifest_that_comes_or_goes_meanwhile_is_nothing_foreign(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, way: str
+) -> None:
+    """Whatever another process does between two looks at a folder."""
+    target, kind_of = tmp_path / "out", write._kind_of
+    manifest = target / "manifest.json"
+    if way == "taken away":
+        claim_folder(target, "run")
+
+    def meanwhile(folder: Path) -> str | None:
+        monkeypatch.undo()
+        found = kind_of(folder)
+        if way == "put there":
+            claim_folder(target, "run")
+            return found
+        manifest.unlink()
+        return None
+
+    monkeypatch.setattr(write, "_kind_of", meanwhile)
+    with own_folder(target, "run") as held:
+        assert held == target
 
 
 def test_the_lock_of_a_killed_writer_is_free_at_once(tmp_path: Path) -> None:

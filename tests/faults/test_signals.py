@@ -129,7 +129,8 @@ class Running:
     def children(self) -> list[int]:
         found = []
         for task in Path(f"/proc/{self.process.pid}/task").iterdir():
-            found += [int(word) for word in (task / "children").read_text().split()]
+            with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # a thread that ended
+                found += [int(word) for word in (task / "children").read_text().split()]
         return found
 
     def end(self, number: int) -> tuple[str, float]:
