@@ -100,9 +100,7 @@ def judge(
         the action at all. The first is never above the second.
     """
     facts = moment_facts(query, reference, moments, query_video, background)
-    facts, directions = facts[:, :-1], facts[0, -1]
-    # Along d directions there are 2^d ways to turn the query round: of one nothing can be said.
-    told = float((2 - 2 ** (2 - directions)).clamp(0, 1))
+    facts, told = facts[:, :-1], float(facts[0, -1])
     presence = told * float(_PRESENCE(facts[:1, : len(FACTS)]))
     return _MOMENT(facts).clamp(max=presence), presence
 
@@ -118,8 +116,8 @@ def moment_facts(
     """The :data:`MOMENT_FACTS` of answers; arguments as in :func:`judge`.
 
     Returns:
-        float64 ``[A, 12]``, NaN where there is nothing to compare with; the last column is the
-        effective number of directions that the comparison rests on.
+        float64 ``[A, 12]``, NaN where there is nothing to compare with; the last column is how much
+        the pair can tell at all, 0 to 1.
     """
     pair = _Pair.of(query, reference, *own_centres(reference, query_video, background))
     count, steps = len(pair.reference), len(pair.query)
@@ -137,9 +135,8 @@ def moment_facts(
     aligned = (alike / itself).log()
     # Unit rows that share nothing have a root mean square cosine of one over the root of F.
     shared = (alike * math.sqrt(query.shape[1])).clamp(1, math.e).log()
-    energy = pair.query.square().mean(dim=0) * pair.reference.square().mean(dim=0)
-    directions = energy.sum().square() / energy.square().sum().clamp(min=1e-30)
     facts = [*(_standard(each) for each in (meeting, diagonal, coverage)), aligned, shared]
+    told = _told(pair, torch.stack(facts[:3]).mean(), query_video is None and background is None)
     whole = nearest_steps(moments.float(), count)
     own = _coverage(tables[:1].expand(len(whole), -1, -1), whole)
     own = torch.stack([_standard(torch.cat([each[None], coverage[1:]])) for each in own])
@@ -156,7 +153,7 @@ def moment_facts(
         length,
         length.abs(),
         torch.tensor(count / steps).log().expand(len(whole)),
-        directions.expand(len(whole)),
+        told.expand(len(whole)),
     ]
     return torch.stack([column.double() for column in columns], dim=1)
 
@@ -184,6 +181,24 @@ class _Pair:
             axes = query.new_zeros(query.shape[1], 1)
         rows = [_unit(block, centre) @ axes for block in reference.split(SAMPLE)]
         return cls(_unit(query, query_centre) @ axes, torch.cat(rows))
+
+
+def _told(pair: _Pair, evidence: Tensor, bare: bool) -> Tensor:
+    """How much a pair can tell, from 0 to 1; ``evidence`` is the mean of its standard scores."""
+    energy = pair.query.square().mean(dim=0) * pair.reference.square().mean(dim=0)
+    directions = energy.sum().square() / energy.square().sum().clamp(min=1e-30)
+    # Along d directions there are 2^d ways to turn the query round: of one nothing can be said.
+    told = (2 - 2 ** (2 - directions)).clamp(0, 1)
+    # What does not beat its surrogates is not there, whatever the two videos share.
+    told = told * torch.sigmoid(2 * evidence)
+    # Noise has no order from step to step; nothing but a copy stands out of it.
+    rows = pair.reference
+    order = (rows[1:] * rows[:-1]).sum() / rows.square().sum().clamp(min=1e-30) + 1 / len(rows)
+    told = told * torch.maximum((order - 0.05) / 0.15, (evidence - 4) / 2).clamp(0, 1)
+    if bare:  # It differs from the reference as a whole: what stays as it is shows no action.
+        change = (pair.query - pair.query.mean(dim=0)).square().sum()
+        told = told * (change / pair.query.square().sum().clamp(min=1e-30) / 0.1).clamp(max=1)
+    return told
 
 
 def _unit(rows: Tensor, centre: Tensor) -> Tensor:

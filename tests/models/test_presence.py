@@ -67,6 +67,36 @@ def test_nothing_raises_an_alarm_in_one_draw_of_twenty_at_most(
     assert alarms(kind, 200, keep) <= 10
 
 
+def filmed(kind: str, count: int, seed: int) -> Tensor:
+    """What a network makes of noise, of stills and of people: all of it along few directions."""
+    ways = torch.randn(8, 64, generator=torch.Generator().manual_seed(0))
+    ways = ways * torch.tensor([2.0, 1.4, 1.0, 0.7, 0.5, 0.4, 0.3, 0.2])[:, None]
+    draw = torch.Generator().manual_seed(seed)
+    look = torch.randn(8, generator=draw)
+    if kind == "noise":
+        rows = 0.5 * torch.randn(count, 8, generator=draw)
+    else:
+        rows = 0.7 * walk(count, 8, seed) if kind == "people" else torch.zeros(count, 8)
+    return (look + rows) @ ways
+
+
+@pytest.mark.parametrize(
+    ("kind", "other"), [("noise", "noise"), ("still", "noise"), ("still", "people")]
+)
+def test_a_bare_clip_in_which_nothing_happens_is_in_no_other_video(kind: str, other: str) -> None:
+    alarms = 0
+    for seed in range(40):
+        query, reference = filmed(kind, 24, seed), filmed(other, 200, seed + 100)
+        alarms += judge(query, reference, torch.tensor([[0.0, 24.0]]))[1] >= 0.5
+    assert alarms <= 2
+
+
+def test_a_copy_is_told_even_from_noise() -> None:
+    reference = torch.randn(200, 64, generator=torch.Generator().manual_seed(4))
+    query = reference[80:104] + 0.01
+    assert judge(query, reference, torch.tensor([[80.0, 104.0]]))[1] >= 0.5
+
+
 def test_what_is_there_is_said_to_be_there() -> None:
     presences = [judge(*held(seed), PLACE)[1] for seed in range(20)]
     assert sum(presence >= 0.5 for presence in presences) >= 18
