@@ -33,6 +33,7 @@ def main() -> int:
         code = 130
     if code == 130:  # what was under way is gone by now, and shows no bar again below the line
         print("relocal: interrupted", file=sys.stderr)
+    if sys.unraisablehook is _again:  # told to end, a server too
         # Everything that was begun is undone or kept by now; libraries take seconds to wind up.
         if "multiprocessing" in sys.modules:
             from multiprocessing import active_children
