@@ -10,6 +10,7 @@ import itertools
 import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -82,7 +83,8 @@ def windows(num_steps: int) -> Tensor:
 
 def _trained(protocol: Protocol, quick: bool, preset: Preset = RECOMMENDED) -> TrainableRelocalizer:
     seed_torch(0, "weights")
-    model = build_network(preset.network, protocol.features.dim)
+    network = replace(preset.network, hidden_channels=16) if quick else preset.network
+    model = build_network(network, protocol.features.dim)
     if not quick:
         fit(model, protocol, config=RECOMMENDED.training, show_progress=False)
     return model.eval()

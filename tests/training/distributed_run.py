@@ -1,4 +1,4 @@
-"""Trains under torchrun: OUT DEVICES KIND. Not a test by itself."""
+"""Trains each kind of network, under torchrun: OUT DEVICES. Not a test by itself."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import dataclasses
 import json
 import sys
 from pathlib import Path
+from unittest import mock
 
 import torch
 
@@ -14,6 +15,8 @@ from relocal_pyg.io.seeding import seed_torch
 from relocal_pyg.nn.network import OffsetHead, ScoreHead
 from relocal_pyg.training import PAPER, RECOMMENDED, TrainingConfig, fit
 from relocal_pyg.training.recipe import build_network
+
+KINDS = ("triplets", "lists")
 
 
 class Double:
@@ -26,8 +29,7 @@ class Double:
         return self.source.read(*place).double()
 
 
-def main(out: str, devices: int, kind: str) -> None:
-    torch.set_num_threads(1)
+def main(out: Path, devices: int, kind: str) -> None:
     sizes = {"train_classes": 4, "val_classes": 2, "test_classes": 2}
     protocol = synthetic(SyntheticConfig(**sizes, train_videos=3, val_videos=3, test_videos=2))
     protocol = dataclasses.replace(protocol, features=Double(protocol.features))
@@ -51,17 +53,17 @@ def main(out: str, devices: int, kind: str) -> None:
         answered.append(1)
         return rankings(self, query, reference, proposals, **more)
 
-    type(model).rankings = counted
     config = TrainingConfig(
         batch_size=4, steps=6, learning_rate=1e-2, validate_every=6, max_validation_pairs=5
     )
-    result = fit(
-        model, protocol, config=config, out=Path(out), devices=devices, show_progress=False
-    )
+    with mock.patch.object(type(model), "rankings", counted):
+        result = fit(model, protocol, config=config, out=out, devices=devices, show_progress=False)
     number = torch.distributed.get_rank() if torch.distributed.is_initialized() else 0
     facts = {"answered": len(answered), "history": result.history}
-    Path(out, f"rank{number}.json").write_text(json.dumps(facts))
+    (out / f"rank{number}.json").write_text(json.dumps(facts))
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], int(sys.argv[2]), sys.argv[3])
+    torch.set_num_threads(1)
+    for each in KINDS:
+        main(Path(sys.argv[1], each), int(sys.argv[2]), each)

@@ -157,10 +157,10 @@ def test_memory_stays_flat(served, films):
         assert served.ask("POST", "/api/searches", b"{", Content_Type="application/json")[0] == 400
 
     def requests(count: int) -> None:
-        with ThreadPoolExecutor(4) as pool:
+        with ThreadPoolExecutor(2) as pool:  # there is room for both: nobody asks in vain
             list(pool.map(round_of_requests, range(count)))
 
-    requests(150)  # fills the list of remembered answers and what libraries keep
+    requests(80)  # fills the list of remembered answers and what libraries keep
     gc.collect()
     before = resident()
     requests(200)
