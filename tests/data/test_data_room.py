@@ -40,6 +40,7 @@ def test_imports_are_light(module: str, absent: str) -> None:
     assert run(f"import sys, {module}; print({absent!r} in sys.modules)") == "False"
 
 
+@pytest.mark.slow
 def test_protocol_functions_are_functions_whatever_was_imported_first() -> None:
     code = (
         "import sys, relocal_pyg.datasets.custom, relocal_pyg.datasets.thumos14\n"

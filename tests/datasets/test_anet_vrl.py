@@ -67,6 +67,7 @@ def by_moment(items: list[Item]) -> dict[tuple[str, tuple[int, int]], Item]:
     return result
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("split", PUBLISHED)
 def test_the_published_items_are_built_exactly(
     sources: Sources, published: dict[str, list[Item]], split: str
@@ -295,6 +296,7 @@ def test_the_protocol(tmp_path: Path) -> None:
         anet_vrl(tmp_path, empty)
 
 
+@pytest.mark.slow
 def test_activitynet12_classes_are_dealt_out(shared_data: Path) -> None:
     folder = shared_data / "activitynet"
     lengths = read_lengths(shared_data / "video_reloc" / "length.json")

@@ -36,6 +36,7 @@ def bars(axes: Axes) -> list[tuple[float, float, float]]:
     return found
 
 
+@pytest.mark.slow
 def test_nothing_is_imported_before_a_picture_is_drawn() -> None:
     code = (
         "import sys, relocal_pyg.evaluation.plots as p; assert 'matplotlib' not in sys.modules; "

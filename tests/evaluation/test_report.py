@@ -171,6 +171,7 @@ def test_the_page_tells_what_was_measured(page: Page, evil: Comparison) -> None:
     assert f"AR@AN{recall}" in page.text
 
 
+@pytest.mark.slow
 def test_the_same_comparison_gives_the_same_page(
     evil: Comparison, evil_protocol: Protocol, tmp_path: Path
 ) -> None:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import hashlib
+import json
 import math
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -17,6 +17,7 @@ import torch
 from relocal_pyg.data.items import Protocol
 from relocal_pyg.datasets.synthetic import SyntheticConfig, synthetic
 from relocal_pyg.errors import FeatureError, RelocalError, RunError
+from relocal_pyg.io.seeding import seed_torch
 from relocal_pyg.models import (
     AFTSRM,
     SST,
@@ -216,35 +217,28 @@ def test_a_gradient_that_is_not_finite_never_reaches_the_weights(protocol, tmp_p
     assert all(torch.equal(kept[name], value) for name, value in before.items())
 
 
-DETERMINISTIC = """
-import hashlib, sys, torch
-torch.use_deterministic_algorithms(True)
-torch.set_num_threads(1)
-from relocal_pyg.datasets.synthetic import SyntheticConfig, synthetic
-from relocal_pyg.models import MultiGraphRelocalizer
-from relocal_pyg.io.seeding import seed_torch
-from relocal_pyg.training import TrainingConfig, fit
-sizes = dict(train_classes=3, val_classes=2, test_classes=1)
-protocol = synthetic(SyntheticConfig(**sizes, train_videos=3, val_videos=2, test_videos=2))
-seed_torch(0, "weights")
-model = MultiGraphRelocalizer(protocol.features.dim, hidden_channels=8, num_steps=6)
-config = TrainingConfig(batch_size=2, steps=6, validate_every=3, max_validation_pairs=3)
-fit(model, protocol, config=config, show_progress=False)
-data = b"".join(value.numpy().tobytes() for value in model.state_dict().values())
-print(hashlib.sha256(data).hexdigest())
-"""
+def deterministic_run() -> str:
+    """Hash of the weights after a short training, with deterministic algorithms only."""
+    before, threads = torch.are_deterministic_algorithms_enabled(), torch.get_num_threads()
+    torch.use_deterministic_algorithms(True)
+    torch.set_num_threads(1)
+    try:
+        sizes = {"train_classes": 3, "val_classes": 2, "test_classes": 1}
+        source = synthetic(SyntheticConfig(**sizes, train_videos=3, val_videos=2, test_videos=2))
+        seed_torch(0, "weights")
+        model = MultiGraphRelocalizer(source.features.dim, hidden_channels=8, num_steps=6)
+        fit(model, source, config=SMALL, show_progress=False)
+    finally:
+        torch.use_deterministic_algorithms(before)
+        torch.set_num_threads(threads)
+    data = b"".join(value.numpy().tobytes() for value in model.state_dict().values())
+    return hashlib.sha256(data).hexdigest()
 
 
 @pytest.mark.slow
-def test_deterministic_mode_gives_the_same_bits_twice():
-    runs = [
-        subprocess.run(
-            [sys.executable, "-c", DETERMINISTIC], capture_output=True, text=True, check=True
-        ).stdout.split()[-1]
-        for _ in range(2)
-    ]
-    assert len(runs[0]) == 64
-    assert runs[0] == runs[1]
+def test_deterministic_mode_gives_the_same_bits_twice(script):
+    """Here, after other tests, and in a process of its own."""
+    assert script("test_numerics.py") == deterministic_run()
 
 
 def test_lists_and_numpy_arrays_are_features_too():
@@ -252,3 +246,7 @@ def test_lists_and_numpy_arrays_are_features_too():
     matcher = ContrastMatcher()
     one = matcher.localize(rows[3:8], rows, top_k=1)
     assert one == matcher.localize(rows[3:8].tolist(), rows.tolist(), top_k=1)
+
+
+if __name__ == "__main__":
+    print(json.dumps(deterministic_run()))

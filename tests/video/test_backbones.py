@@ -113,6 +113,7 @@ def test_untrained_control_is_seeded_and_touches_no_other_randomness(backbone, p
     assert (first(pictures) - backbone(pictures)).abs().max() > 0.1
 
 
+@pytest.mark.slow
 def test_size_is_part_of_the_name():
     small = EfficientNetLite0(96)
     assert small.size == (96, 96)
@@ -164,6 +165,7 @@ def test_a_batch_is_halved_until_it_fits_the_memory():
         backbones.in_torch(Small(0), "cpu")(inputs)
 
 
+@pytest.mark.slow
 def test_threads_may_use_it_first_at_the_same_time_and_nothing_is_reported():
     # In a process of its own: what deadlocked holds the interpreter, and is set up once.
     code = (
@@ -185,6 +187,7 @@ def test_threads_may_use_it_first_at_the_same_time_and_nothing_is_reported():
     assert done.stdout.split() == ["4", "None"]
 
 
+@pytest.mark.slow
 def test_a_signal_is_survived_after_the_network_was_freed_in_another_thread():
     code = (
         "import gc, signal, threading, torch\n"

@@ -259,6 +259,7 @@ def test_a_cache_file_is_what_the_library_reads(tmp_path, steps_video):
     assert torch.equal(held["features"].repeat_interleave(held["repeats"], dim=0), video.features)
 
 
+@pytest.mark.slow
 def test_many_steps(tmp_path, write_video):
     pictures = [flat(i % 250, 16, 16) for i in range(2100)]
     path = write_video(tmp_path / "a.mp4", pictures, rate=100)

@@ -423,6 +423,7 @@ def test_moments_that_overlap_have_lanes_of_their_own(planted):
     assert svg.count("<a href=") == 4
 
 
+@pytest.mark.slow
 def test_what_made_the_score_is_told_and_pictured(planted, tmp_path):
     from dataclasses import replace
 
