@@ -307,7 +307,6 @@ def test_another_kind_of_output_is_not_replaced(tmp_path: Path) -> None:
         write_json(tmp_path / "gym.h5", 1)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("option", ["--json", "--csv", "--srt", "--explain"])
 def test_a_clip_that_was_cut_here_is_no_text(place: Path, tmp_path: Path, option: str) -> None:
     """Clips of an earlier search are films by now, and inputs where their folder is read."""

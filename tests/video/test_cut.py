@@ -195,7 +195,6 @@ ODD = {
 }
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("kind", ODD)
 @pytest.mark.parametrize("reencode", [False, True])
 def test_a_clip_is_shown_as_its_source_is(tmp_path, kind, reencode):
