@@ -68,8 +68,6 @@ PLACES, PLACES_SHARE = 10, 0.2
 SPARSE_FROM, SPARSE_PICTURES = 60.0, 8
 #: Steps beyond which a picture that stays on is shortened to what the query can need.
 _MANY_STEPS = 100_000
-# A frame that is skipped takes a turn too: with two threads one of them would mostly wait.
-_DECODER_THREADS = 8
 
 
 @dataclass(frozen=True)
@@ -228,7 +226,7 @@ def find_moments(
             "progress": None if progress is None else progress(path.name),
             "report": lambda problem: problems.append(f"{path}: {problem}"),
             "stream": number,
-            "threads": _DECODER_THREADS,
+            "threads": 2,
         }
 
     def read(path: Path, number: int | None = None) -> VideoFeatures:
