@@ -173,7 +173,7 @@ def find_moments(
         exhaustive: False looks, in a reference longer than :data:`COARSE_FROM` seconds, at its key
             frames first and then around the places that they speak for, a fifth of a long one,
             unless key frames lie further apart than the clip is long: faster, and the best answer
-            of an exhaustive search is among them two to four times in five only.
+            of an exhaustive search is among them two to four times in five only. No probabilities.
         include_query: Where the clip is a stretch of the reference, let it be an answer; it is left
             out otherwise.
         stream: Number of the video stream in the reference; the default one where None.
@@ -455,11 +455,13 @@ def _localize(
         start, end = seconds((moment.start, moment.end))
         before = moment.proposal and seconds(moment.proposal)
         answers.append(replace(moment, start=start, end=end, proposal=before))
-    if own is None:
+    if own is None and not looked.spans:
         return answers[:top_k]
-    # Where the clip itself is in the reference and left out, nothing is known about the rest.
-    others = [each for each in answers if not same_place((each.start, each.end), own)][:top_k]
-    return [replace(moment, probability=None, presence=None) for moment in others]
+    # Where the clip itself is in the reference and left out, nothing is known about the rest; and
+    # among places that were chosen because they look like the clip none stands out.
+    if own is not None:
+        answers = [each for each in answers if not same_place((each.start, each.end), own)]
+    return [replace(moment, probability=None, presence=None) for moment in answers[:top_k]]
 
 
 def _every(

@@ -174,8 +174,8 @@ class LookOptions:
     """Number of the video stream of REFERENCE; the default one where left out."""
     exhaustive: bool = True
     """Look at every step of a long reference; --no-exhaustive looks at its key frames first and
-    then only around the places that they speak for, two to three times as fast, and may miss the
-    best answer."""
+    then only around the places that they speak for, two to three times as fast, may miss the
+    best answer and gives no probabilities."""
     include_query: bool = False
     """Where the clip is a stretch of REFERENCE itself, let it be an answer."""
 
