@@ -67,7 +67,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     database = {name: {"duration": 300.0, "annotations": segments} for name in rows}
     write_json(folder / "rows.json", {"database": database})
     build_index(folder / "index", ContrastMatcher(), ((k, v, 1.0) for k, v in rows.items()))
-    lines = [f"v{n % 3000},{n % 900},{n % 900 + 2},l{n % 50}" for n in range(300_000)]
+    lines = [f"v{n % 3000},{n % 900},{n % 900 + 2},l{n % 50}" for n in range(240_000)]
     (folder / "table.csv").write_text("video,start,end,label\n" + "\n".join(lines))
     return folder
 

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 pytest.importorskip("selenium")
+from selenium.common.exceptions import StaleElementReferenceException
 from selenium.webdriver.common.action_chains import ActionChains
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
@@ -29,7 +30,9 @@ def severe(browser: Any) -> list[str]:
 
 
 def wait(browser: Any, condition: Any) -> Any:
-    return WebDriverWait(browser, 60, poll_frequency=0.1).until(condition)
+    """Until a condition holds; what the page redraws meanwhile is looked at again."""
+    again = [StaleElementReferenceException]
+    return WebDriverWait(browser, 60, 0.1, ignored_exceptions=again).until(condition)
 
 
 def drop(browser: Any, file: Path, name: str, side: str) -> None:
