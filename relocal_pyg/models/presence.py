@@ -136,7 +136,8 @@ def moment_facts(
     # Unit rows that share nothing have a root mean square cosine of one over the root of F.
     shared = (alike * math.sqrt(query.shape[1])).clamp(1, math.e).log()
     facts = [*(_standard(each) for each in (meeting, diagonal, coverage)), aligned, shared]
-    told = _told(pair, torch.stack(facts[:3]).mean(), query_video is None and background is None)
+    bare = query_video is None and background is None
+    told = _told(pair, torch.stack(facts[:3]).mean(), coverage[0], bare)
     whole = nearest_steps(moments.float(), count)
     own = _coverage(tables[:1].expand(len(whole), -1, -1), whole)
     own = torch.stack([_standard(torch.cat([each[None], coverage[1:]])) for each in own])
@@ -183,8 +184,9 @@ class _Pair:
         return cls(_unit(query, query_centre) @ axes, torch.cat(rows))
 
 
-def _told(pair: _Pair, evidence: Tensor, bare: bool) -> Tensor:
+def _told(pair: _Pair, evidence: Tensor, coverage: Tensor, bare: bool) -> Tensor:
     """How much a pair can tell, from 0 to 1; ``evidence`` is the mean of its standard scores."""
+    copied = (coverage - 0.8) / 0.15
     energy = pair.query.square().mean(dim=0) * pair.reference.square().mean(dim=0)
     directions = energy.sum().square() / energy.square().sum().clamp(min=1e-30)
     # Along d directions there are 2^d ways to turn the query round: of one nothing can be said.
@@ -194,10 +196,11 @@ def _told(pair: _Pair, evidence: Tensor, bare: bool) -> Tensor:
     # Noise has no order from step to step; nothing but a copy stands out of it.
     rows = pair.reference
     order = (rows[1:] * rows[:-1]).sum() / rows.square().sum().clamp(min=1e-30) + 1 / len(rows)
-    told = told * torch.maximum((order - 0.05) / 0.15, (evidence - 4) / 2).clamp(0, 1)
+    told = told * torch.maximum((order - 0.05) / 0.15, copied).clamp(0, 1)
     if bare:  # It differs from the reference as a whole: what stays as it is shows no action.
         change = (pair.query - pair.query.mean(dim=0)).square().sum()
-        told = told * (change / pair.query.square().sum().clamp(min=1e-30) / 0.1).clamp(max=1)
+        change = change / pair.query.square().sum().clamp(min=1e-30)
+        told = told * torch.maximum(change / 0.1, copied).clamp(0, 1)
     return told
 
 
