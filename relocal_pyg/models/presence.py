@@ -185,7 +185,7 @@ class _Pair:
 
 
 def _told(pair: _Pair, evidence: Tensor, coverage: Tensor, bare: bool) -> Tensor:
-    """How much a pair can tell, from 0 to 1; ``evidence`` is the mean of its standard scores."""
+    """How much a pair tells, 0 to 1, by the mean of its standard scores and its best coverage."""
     copied = (coverage - 0.8) / 0.15
     energy = pair.query.square().mean(dim=0) * pair.reference.square().mean(dim=0)
     directions = energy.sum().square() / energy.square().sum().clamp(min=1e-30)
