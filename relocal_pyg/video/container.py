@@ -141,8 +141,8 @@ def seek_before(container: Any, stream: Any, seconds: float) -> bool:
 
     Some containers land elsewhere all the same: look at what comes.
     """
-    if stream.start_time is None:
-        return False
+    if stream.start_time is None or stream.codec_context.pix_fmt == "pal8":
+        return False  # the palette may lie with the first picture alone
     try:
         # Half a millisecond more, so that rounding does not lead to the key frame before.
         offset = math.floor((seconds + zero(container) + 5e-4) / stream.time_base)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterable, Iterator
 from fractions import Fraction
 from itertools import islice, pairwise
@@ -24,7 +25,7 @@ from relocal_pyg.video.container import (
     reason,
     seek_before,
 )
-from relocal_pyg.video.decode import packets_of, pictures, probe, restarts, unreported
+from relocal_pyg.video.decode import Orientation, packets_of, pictures, probe, restarts, unreported
 
 # Exact for the usual frame rates and for milliseconds, and not too fine for MPEG-4.
 _TIME_BASE = Fraction(1, 60_000)
@@ -33,6 +34,8 @@ _EPSILON = Fraction(1, 2000)
 # Packets that are looked at to learn whether pictures are evenly spaced, and how many of the last
 # are left aside: pictures shown between them may come after.
 _SAMPLE, _REORDERED = 1000, 32
+# The codec and pixels of which a picture alone has no colours.
+_PALETTE = "rawvideo", "pal8"
 
 
 def describe_source(path: str | Path, video_id: str = "", duration: float | None = None) -> Source:
@@ -143,6 +146,8 @@ def _copy(
         with open_video(source, number) as (container, stream):
             if stream.start_time is None:
                 raise VideoError("holds no timestamps to cut by: re-encode", file=source)
+            if (codec_name(stream.codec_context), stream.codec_context.pix_fmt) == _PALETTE:
+                raise VideoError("its palette lies with its first picture: re-encode", file=source)
             if seeking and not seek_before(container, stream, start):
                 continue
             try:
@@ -163,6 +168,7 @@ def _remux(
     """Copy from the key frame before ``start``; the seconds copied, or None where nothing was."""
     origin = Fraction(container.start_time or 0, 1_000_000)
     first = last = None
+    picture: Any = None
     streams = [video, *container.streams.audio[:1]]
     going = {stream.index for stream in streams}
     packets = _with_decoding_times(container.demux(streams), video)
@@ -186,13 +192,26 @@ def _remux(
                 continue
             if index == video.index:
                 last = max(last, time + base * (packet.duration or 0))
+                picture = _picture(video, packet) if picture is None else picture
             shift = round(first / base)
             packet.dts -= shift
             if packet.pts is not None:
                 packet.pts -= shift
             packet.stream = copies[index]
             output.mux(packet)
-    return None if first is None or last is None else (float(first - origin), float(last - origin))
+    if first is None or last is None:
+        return None
+    with open_video(temporary) as (clip, copy):
+        if not np.array_equal(picture, _picture(copy, next(clip.demux(copy)))):
+            raise ValueError("its pictures come out otherwise")  # such as without their palette
+    return float(first - origin), float(last - origin)
+
+
+def _picture(stream: Any, packet: Any) -> Any:
+    """What a key frame shows; nothing where it cannot be decoded."""
+    decode = stream.codec_context.decode
+    with contextlib.suppress(*failures()):
+        return next(iter([*decode(packet), *decode(None)])).to_ndarray(format="rgb24")
 
 
 def _copy_of(stream: Any, container: Any, output: Any) -> Any:
@@ -343,7 +362,7 @@ class _Fit:
         if shape.is_rgb or shape.name.startswith(("gray", "pal", "mono")):
             self.colours |= {"colorspace": 6, "color_range": 1}  # what swscale makes of them
         self.aspect = original.sample_aspect_ratio or original.codec_context.sample_aspect_ratio
-        self.matrix = frame.side_data.get("DISPLAYMATRIX")
+        self.matrix = Orientation(frame).matrix
         self._crop: Any = None
 
     def add_stream(self, output: Any, step: float) -> Any:
@@ -365,7 +384,7 @@ class _Fit:
         if self.aspect:
             context.sample_aspect_ratio = self.aspect
         if self.matrix is not None:
-            stream.set_display_matrix(np.frombuffer(bytes(self.matrix), dtype=np.int32).tolist())
+            stream.set_display_matrix(self.matrix)
         return stream
 
     def __call__(self, frame: Any) -> Any:

@@ -52,30 +52,34 @@ class Orientation:
         frame: An ``av.VideoFrame``.
 
     Attributes:
+        matrix: FFmpeg's nine 32-bit numbers, row by row; None where nothing is turned.
         swaps_axes: Whether width and height change places.
     """
 
     def __init__(self, frame: Any) -> None:
-        self._matrix = 1, 0, 0, 1
-        data = frame.side_data.get("DISPLAYMATRIX")
-        if data is not None:
-            # Nine 32-bit numbers, row by row; the upper left 2 x 2 turns and mirrors.
-            a, b, _, c, d = (int(cell) for cell in np.frombuffer(bytes(data), dtype=np.int32)[:5])
-            self._matrix = a, b, c, d
-        a, b, c, d = self._matrix
+        try:
+            data = frame.side_data.get("DISPLAYMATRIX")
+            self.matrix = None if data is None else np.frombuffer(bytes(data), np.int32).tolist()
+        except ValueError:  # beside it lies what PyAV has no name for, such as EXIF
+            turn = -math.radians(frame.rotation)
+            cos, sin = (round(side * 65536) for side in (math.cos(turn), math.sin(turn)))
+            self.matrix = [cos, sin, 0, -sin, cos, 0, 0, 0, 1 << 30]
+        # The upper left 2 x 2 turns and mirrors.
+        a, b, _, c, d = (self.matrix or [1, 0, 0, 0, 1])[:5]
+        self._turn = a, b, c, d
         self.swaps_axes = abs(b) + abs(c) > abs(a) + abs(d)
 
     @property
     def rotation(self) -> int:
         """Clockwise degrees (0, 90, 180, 270) by which a player turns the stored picture."""
-        a, b, c, d = self._matrix
+        a, b, c, d = self._turn
         if a * d - b * c < 0:  # mirrored: the turn that follows the mirroring
             a, b = -a, -b
         return round(math.degrees(math.atan2(b, a)) / 90) * 90 % 360
 
     def apply(self, stored: NDArray[np.uint8]) -> NDArray[np.uint8]:
         """Turn and mirror a stored picture ``[H, W, 3]``; the result is contiguous."""
-        a, b, c, d = self._matrix
+        a, b, c, d = self._turn
         # The stored pixel (x, y) is shown at (a x + c y, b x + d y), y pointing down.
         if self.swaps_axes:
             stored = stored.transpose(1, 0, 2)

@@ -230,6 +230,43 @@ def test_raw_pictures_are_copied_as_they_are_stored(tmp_path, suffix, layout):
         np.testing.assert_array_equal(before, after)
 
 
+PALETTES = ["rawvideo.avi", "rawvideo.mov", "rawvideo.nut", "msrle.avi", "targa.mov"]
+
+
+@pytest.mark.parametrize("source", PALETTES)
+@pytest.mark.parametrize("suffix", [".avi", ".mov", ".nut", ".mkv"])
+def test_colours_that_lie_apart_from_the_pictures_are_kept_or_the_copy_is_refused(
+    tmp_path, source, suffix
+):
+    """Raw pictures with a palette: AVI and MOV give it with the first one alone."""
+    source, palette = tmp_path / source, np.zeros((256, 4), np.uint8)
+    palette[:] = np.arange(256)[:, None] * [0, 0, 1, 2] % 256  # ARGB, of which all is opaque
+    palette[:, 0] = 255
+    with av.open(str(source), "w") as output:
+        stream = output.add_stream(source.stem, rate=10)
+        stream.width, stream.height, stream.pix_fmt = 64, 48, "pal8"
+        for number in range(30):
+            indices = np.full((48, 64), 4 * number, np.uint8)
+            frame = av.VideoFrame.from_ndarray((indices, palette), format="pal8")
+            frame.pts, frame.time_base = number, Fraction(1, 10)
+            output.mux(stream.encode(frame))
+        output.mux(stream.encode())
+    shown = [picture.mean((0, 1)) for _, picture in frames(source)]
+    assert np.ptp(shown, axis=0).max() > 100
+    middle = [picture.mean((0, 1)) for _, picture in frames(source, start=1.0)]
+    np.testing.assert_array_equal(middle, shown[10:])
+    try:
+        cut_clip(source, 1, 2, tmp_path / f"clip{suffix}")
+    except (OutputError, VideoError):
+        assert not (tmp_path / f"clip{suffix}").exists()
+    else:
+        copied = [picture.mean((0, 1)) for _, picture in frames(tmp_path / f"clip{suffix}")]
+        np.testing.assert_array_equal(copied, shown[10:20])
+    cut_clip(source, 1, 2, tmp_path / "anew.mp4", reencode=True)
+    anew = [picture.mean((0, 1)) for _, picture in frames(tmp_path / "anew.mp4")]
+    assert np.abs(np.subtract(anew, shown[10:20])).max() < 12
+
+
 def test_one_picture_that_stays_is_a_clip(tmp_path, write_video):
     """A picture each 5 s: from 6 to 9 s there is one on the screen, though none begins."""
     pictures = [flat(level) for level in (30, 120, 210, 60)]

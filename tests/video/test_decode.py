@@ -1,15 +1,18 @@
 from __future__ import annotations
 
 import builtins
+import struct
 import subprocess
 import sys
 import weakref
+from fractions import Fraction
 
 import numpy as np
 import pytest
 
 from relocal_pyg.errors import UsageError, VideoError
 from relocal_pyg.video import container, decode
+from relocal_pyg.video.cut import cut_clip
 from relocal_pyg.video.decode import VideoWarning, frames, probe
 
 av = pytest.importorskip("av")
@@ -107,6 +110,47 @@ def test_rotation_and_mirroring_are_applied(tmp_path, write_video, degrees, mirr
     assert scaled.shape == (20, 10, 3)
     coarse = expected[:: len(expected) // 4][1:4:2, :: expected.shape[1] // 4][:, 1:4:2]
     assert np.abs(scaled[5:20:10, 2:10:5].astype(int) - coarse).max() < 80
+
+
+@pytest.mark.parametrize(("number", "turns"), [(1, 0), (3, 2), (6, 3), (8, 1)])
+@pytest.mark.parametrize("suffix", [".jpg", ".avi", ".mov", ".mkv"])
+def test_what_a_camera_notes_in_its_pictures_is_no_reason_to_fail(tmp_path, number, turns, suffix):
+    """EXIF, which this FFmpeg hands out and PyAV has no name for."""
+    stored = flat(0)
+    stored[:24, :32] = 250
+    tiff = b"II*\0" + struct.pack("<IHHHIII", 8, 1, 0x112, 3, 1, number, 0)
+    noted = b"\xff\xe1" + struct.pack(">H", len(tiff) + 8) + b"Exif\0\0" + tiff
+    with av.open(str(tmp_path / "plain.avi"), "w") as output:
+        stream = output.add_stream("mjpeg", rate=10)
+        stream.width, stream.height, stream.pix_fmt = 64, 48, "yuvj420p"
+        encoded = list(stream.encode(av.VideoFrame.from_ndarray(stored, format="rgb24")))
+        data = bytes([*encoded, *stream.encode()][0])
+        output.mux(av.Packet(data))
+    data = data[:2] + noted + data[2:]
+    path = tmp_path / f"camera{suffix}"
+    if suffix == ".jpg":
+        path.write_bytes(data)
+    else:
+        with av.open(str(path), "w") as output:
+            stream = output.add_stream("mjpeg", rate=10)
+            stream.width, stream.height, stream.pix_fmt = 64, 48, "yuvj420p"
+            for at in range(30):
+                packet = av.Packet(data)
+                packet.pts = packet.dts = at
+                packet.time_base, packet.stream = Fraction(1, 10), stream
+                packet.is_keyframe = True
+                output.mux(packet)
+    shown = next(frames(path))[1]
+    expected = np.rot90(stored, turns)
+    assert shown.shape == expected.shape
+    assert np.median(np.abs(shown.astype(int) - expected)) < 12
+    assert probe(path).rotation == -turns * 90 % 360
+    if suffix != ".jpg":
+        for reencode in (False, True):
+            cut_clip(path, 1, 2, tmp_path / "clip.mkv", reencode=reencode)
+            again = next(frames(tmp_path / "clip.mkv"))[1]
+            assert again.shape == expected.shape
+            assert np.median(np.abs(again.astype(int) - expected)) < 12
 
 
 def test_odd_sizes(tmp_path, write_video):

@@ -33,6 +33,7 @@ from relocal_pyg.apps.cli.options import (
     say,
 )
 from relocal_pyg.errors import CheckpointError, UsageError
+from relocal_pyg.io.write import own_folder
 
 if TYPE_CHECKING:
     from relocal_pyg.data.items import Protocol
@@ -260,32 +261,33 @@ def evaluate(
         if each.choice is not None:
             for line in filter(None, (f"{run}: {each.choice}", each.choice.bought())):
                 say(line)
-    if models == "all":
-        systems = recipe.table_one(chosen)
-        trained += recipe.train_all(
-            systems, protocol, seeds, folder / "runs", steps=steps, accelerator=place
-        )
-    if pairs is not None:
-        split = split or "fixed list"
-        fixed = read_pairs(pairs, protocol, split).sample(limit)
-    for name in protocol.test_splits() if split is None else [split]:
-        if few_shot:
-            text = recipe.few_shot(
-                protocol,
-                name,
-                trained,
-                folder / name,
-                shots=few_shot,
-                instances=instances,
-                count=limit or 1000,
+    with own_folder(folder, "evaluation"):
+        if models == "all":
+            systems = recipe.table_one(chosen)
+            trained += recipe.train_all(
+                systems, protocol, seeds, folder / "runs", steps=steps, accelerator=place
             )
-            print(text)
-            continue
-        asked = recipe.draw_pairs(protocol, name, limit) if pairs is None else fixed
-        comparison = recipe.compare_trained(protocol, asked, trained)
-        print_table(comparison, asked, folder / name, protocol, trained)
-        if consistency:
-            print_consistency(comparison, asked, protocol)
+        if pairs is not None:
+            split = split or "fixed list"
+            fixed = read_pairs(pairs, protocol, split).sample(limit)
+        for name in protocol.test_splits() if split is None else [split]:
+            if few_shot:
+                text = recipe.few_shot(
+                    protocol,
+                    name,
+                    trained,
+                    folder / name,
+                    shots=few_shot,
+                    instances=instances,
+                    count=limit or 1000,
+                )
+                print(text)
+                continue
+            asked = recipe.draw_pairs(protocol, name, limit) if pairs is None else fixed
+            comparison = recipe.compare_trained(protocol, asked, trained)
+            print_table(comparison, asked, folder / name, protocol, trained)
+            if consistency:
+                print_consistency(comparison, asked, protocol)
 
 
 def ablate(
