@@ -320,7 +320,8 @@ class PairData(Data):
             raise_on_error: Raise ``ValueError`` at the first fault instead of warning.
         """
         sound = super().validate(raise_on_error)
-        for k, edges, weights in zip(self.ks, self._edge_sets(), self.edge_weights(), strict=True):
+        sets = self.edge_indices() if self.ks else []
+        for k, edges, weights in zip(self.ks, sets, self.edge_weights(), strict=True):
             fault = self._edge_fault(edges, weights)
             if fault is not None:
                 warn_or_raise(f"'{_EDGES}{k}' {fault}", raise_on_error)
@@ -363,9 +364,6 @@ class PairData(Data):
     @property
     def _has_edges(self) -> bool:
         return bool(self.ks) or "edge_index" in self
-
-    def _edge_sets(self) -> list[Tensor]:
-        return self.edge_indices() if self.ks else []
 
     def _edge_fault(self, edges: Tensor, weights: Tensor | None) -> str | None:
         if edges.dim() != 2 or edges.shape[0] != 2 or edges.dtype != torch.long:

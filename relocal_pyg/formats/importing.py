@@ -207,7 +207,7 @@ def _via_records(
         place = _loads(cells.get("spatial_coordinates"))
         label = _via_label(values, attributes, importer)
         ids = [video_of(str(name)) for name in names]
-        video = partial(importer.video, ids) if ids else _no_video
+        video = partial(importer.video, ids) if ids else lambda: None
         yield from _via_rows(video, Row("", times, None, label, record), place, importer)
 
 
@@ -224,10 +224,6 @@ def _via_label(values: Mapping[str, Any], attributes: Mapping[str, Any], importe
                 text = ",".join(str(choices[part]) for part in parts)
         words.append(text)
     return importer.label(words[0], words[1:])
-
-
-def _no_video() -> None:
-    return None
 
 
 def _via_rows(

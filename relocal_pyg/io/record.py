@@ -51,7 +51,8 @@ def sha256_file(path: str | Path) -> str:
 
 def folder_files(folder: Path) -> list[str]:
     """Relative names of all files of a folder but its manifest and what writers keep there."""
-    names = [entry.relative_to(folder).as_posix() for entry in folder.rglob("*") if _is_file(entry)]
+    files = (entry for entry in folder.rglob("*") if entry.is_symlink() or not entry.is_dir())
+    names = [entry.relative_to(folder).as_posix() for entry in files]
     return sorted(name for name in names if name != MANIFEST and not name.startswith(".relocal-"))
 
 
@@ -181,10 +182,6 @@ def read_config(folder: Path, newest: int, weights: str) -> dict[str, Any]:
             file=file,
         )
     return found
-
-
-def _is_file(entry: Path) -> bool:
-    return entry.is_symlink() or not entry.is_dir()
 
 
 class Journal:

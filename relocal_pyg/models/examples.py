@@ -171,8 +171,8 @@ def trace(
     sides = [motion_rows(reference, seconds_per_step)]
     for example in examples:
         # A bare clip moves inside itself alone.
-        sides += [motion_rows(example.rows, seconds_per_step)]
-        sides += [motion_rows(_video(example), seconds_per_step)]
+        video = example.rows if example.video is None else example.video
+        sides += [motion_rows(rows, seconds_per_step) for rows in (example.rows, video)]
     for number, kinds in enumerate(zip(*sides, strict=True)):
         (share, long), rest = kinds[0], kinds[1:]
         usual = background if number == 0 else None
@@ -224,10 +224,6 @@ def level_of(similarity: Tensor) -> dict[str, float]:
         best = int((count * (len(values) - count) * (above - below).square()).argmax())
         high, low = float(above[best]), float(below[best])
     return {"own": high, "other": low, "level": low + BARE_SHARE * (high - low)}
-
-
-def _video(example: Example) -> Rows:
-    return example.rows if example.video is None else example.video
 
 
 def _rest(example: Example) -> tuple[int, int] | None:

@@ -375,7 +375,8 @@ def choose_windows(
     if len(windows) <= count:
         return near
     tempting = []
-    for scores in (_contrast(query, reference, windows), _diagonal(query, reference, windows)):
+    contrast = contrast_scores(step_similarity(query, reference), windows)
+    for scores in (contrast, _diagonal(query, reference, windows)):
         scores[overlap > 0.3] = -torch.inf
         best = scores.topk(min(2 * count, int((overlap <= 0.3).sum()))).indices
         tempting.append(best[torch.from_numpy(rng.permutation(len(best)))[: count // 6]])
@@ -384,10 +385,6 @@ def choose_windows(
     dropped = far[torch.from_numpy(rng.permutation(len(far)))[: len(picked)]]
     kept = near[~torch.isin(near, dropped)]
     return torch.unique(torch.cat([kept, picked]))
-
-
-def _contrast(query: Tensor, reference: Tensor, windows: Tensor) -> Tensor:
-    return contrast_scores(step_similarity(query, reference), windows)
 
 
 def _diagonal(query: Tensor, reference: Tensor, windows: Tensor, places: int = 8) -> Tensor:

@@ -333,16 +333,9 @@ class _Work:
         apart: float | None = None,
     ) -> Iterator[Timed]:
         """Decoded pictures of a stretch; key frames where they are enough, one a step."""
-        return pictures(
-            self.path,
-            start,
-            end,
-            stream=self.stream,
-            report=report,
-            skip=skip,
-            apart=0.99 / self.rate if apart is None else apart,
-            threads=self.threads,
-        )
+        apart = 0.99 / self.rate if apart is None else apart
+        more: dict[str, Any] = {"stream": self.stream, "skip": skip, "threads": self.threads}
+        return pictures(self.path, start, end, report=report, apart=apart, **more)
 
     def rows(
         self, decoded: Generator[tuple[float, int, Any], None, None]

@@ -197,7 +197,9 @@ def find_videos(
     root = Path()
     if isinstance(videos, str | Path):
         root = Path(videos)
-        found = list(_video_files(root)) if root.is_dir() else [root]
+        found = [root]
+        if root.is_dir():
+            found = [each for each in _files(root) if each.suffix.lower() in VIDEO_SUFFIXES]
         if not found:
             raise UsageError("holds no video files", file=root)
     else:
@@ -242,10 +244,6 @@ def _distinct(name: str, group: list[Path], root: Path) -> Iterator[list[str]]:
             f"{video_id(name)[:60]}-{hashlib.sha256(os.fsencode(file)).hexdigest()[:size]}"
             for file in group
         ]
-
-
-def _video_files(folder: Path) -> Iterator[Path]:
-    return (file for file in _files(folder) if file.suffix.lower() in VIDEO_SUFFIXES)
 
 
 def _files(folder: Path) -> Iterator[Path]:
