@@ -6,12 +6,17 @@ import json
 import math
 import os
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import hypothesis
 import pytest
 import torch
+
+from relocal_pyg.data.features import FeatureStore, write_features
+from relocal_pyg.data.items import Protocol
+from relocal_pyg.datasets.synthetic import SyntheticConfig, synthetic
 
 if "PYTEST_XDIST_WORKER" in os.environ:  # processes that share cores: one thread each
     os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -81,3 +86,26 @@ def constant() -> Callable[..., Any]:
 @pytest.fixture(autouse=True)
 def _seeded() -> None:
     torch.manual_seed(0)
+
+
+@pytest.fixture(scope="session")
+def write_synthetic() -> Callable[..., Protocol]:
+    """Write the synthetic data set as real ones come: ActivityNet's annotations, features."""
+
+    def write(folder: Path, config: SyntheticConfig) -> Protocol:
+        protocol = synthetic(config)
+        write_features(folder / "features.h5", protocol.features.arrays())
+        subsets = {"train": "training", "val": "validation", "test": "testing"}
+        database: dict[str, Any] = {}
+        for split, items in protocol.splits.items():
+            for item in items:
+                seconds = item.seconds_per_step
+                fresh = {"duration": item.num_steps * seconds, "subset": subsets[split]}
+                entry = database.setdefault(item.video_id, {**fresh, "annotations": []})
+                segment = [step * seconds for step in item.moment]
+                entry["annotations"].append({"segment": segment, "label": item.label})
+        annotations = {"version": "synthetic", "taxonomy": [], "database": database}
+        (folder / "annotations.json").write_text(json.dumps(annotations))
+        return replace(protocol, features=FeatureStore(folder / "features.h5"))
+
+    return write

@@ -3,27 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field, replace
-from pathlib import Path
-from typing import Any
+from dataclasses import asdict, dataclass, field
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from relocal_pyg.data.features import FeatureStore, write_features
 from relocal_pyg.data.items import FeatureSource, Item, Protocol
 from relocal_pyg.data.proposals import WindowProposals, geometric_lengths
 from relocal_pyg.datasets.simulation import SimulatedFeatures, VideoPlan, World, WorldConfig
 from relocal_pyg.errors import UsageError
 from relocal_pyg.io.seeding import generator
-from relocal_pyg.io.write import write_json
 
-FEATURES_FILE = "features.h5"
-ANNOTATIONS_FILE = "annotations.json"
 # Names of the splits in files of ActivityNet's layout.
-_SUBSETS = {"train": "training", "val": "validation", "test": "testing"}
 
 
 @dataclass(frozen=True)
@@ -159,41 +152,6 @@ def synthetic(config: SyntheticConfig | None = None) -> Protocol:
             "classes": {name: sorted({i.label for i in items}) for name, items in splits.items()},
         },
     )
-
-
-def write_synthetic(folder: str | Path, config: SyntheticConfig | None = None) -> Protocol:
-    """Write the synthetic data set in the formats of real ones.
-
-    ``features.h5`` holds one group per video with the dataset ``features`` ``[n, F]``;
-    ``annotations.json`` is of ActivityNet's layout, segments in seconds. Files of these names are
-    replaced.
-
-    Args:
-        folder: Where to; made where it does not exist.
-        config: Size, layout and seed; the defaults where None.
-
-    Returns:
-        The protocol of :func:`synthetic`, its features read from the file.
-
-    Raises:
-        OutputError: The files cannot be written.
-    """
-    protocol = synthetic(config)
-    simulated = protocol.features
-    assert isinstance(simulated, SimulatedFeatures)
-    features = Path(folder) / FEATURES_FILE
-    write_features(features, simulated.arrays())
-    database: dict[str, dict[str, Any]] = {}
-    for split, items in protocol.splits.items():
-        for item in items:
-            seconds = item.seconds_per_step
-            fresh = {"duration": item.num_steps * seconds, "subset": _SUBSETS[split]}
-            entry = database.setdefault(item.video_id, {**fresh, "annotations": []})
-            segment = [step * seconds for step in item.moment]
-            entry["annotations"].append({"segment": segment, "label": item.label})
-    annotations = {"version": "synthetic", "taxonomy": [], "database": database}
-    write_json(Path(folder) / ANNOTATIONS_FILE, annotations)
-    return replace(protocol, features=FeatureStore(features))
 
 
 def _plan(config: SyntheticConfig, classes: NDArray[np.int64], first: int, video: str) -> VideoPlan:

@@ -148,7 +148,11 @@ def draw_episodes(
             first = {
                 (item.video_id, item.context): item for v in videos.values() for item in v[::-1]
             }
-            fitting = [i for i in first.values() if _fits(len(i.moments), instances)]
+            fitting = [
+                item
+                for item in first.values()
+                if instances in ("superset", "single" if len(item.moments) == 1 else "multi")
+            ]
             if fitting:
                 references[label] = sorted(fitting)
     if not references:
@@ -400,7 +404,3 @@ def combined(
         columns.append(torch.where(near > 0.7, ranking.scores[place], ranking.scores.min()))
     table = torch.stack(columns)
     return moments, table.mean(dim=0) if combine == "mean" else table.amax(dim=0)
-
-
-def _fits(moments: int, instances: Instances) -> bool:
-    return instances == "superset" or (moments == 1) == (instances == "single")

@@ -57,7 +57,7 @@ def templates(package: str = "relocal_pyg.evaluation") -> Environment:
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
-        finalize=_printable,
+        finalize=lambda value: value if isinstance(value, Markup) else ascii_line(str(value)),
     )
     made.filters |= {"svg": _svg, "url": data_url}
     return made
@@ -81,10 +81,6 @@ def data_url(content: bytes, kind: str) -> str:
 def _svg(figure: Figure) -> str:
     """As an image of its own a picture can run nothing, whatever its labels say."""
     return data_url(svg_text(figure).encode(), "image/svg+xml")
-
-
-def _printable(value: object) -> object:
-    return value if isinstance(value, Markup) else ascii_line(str(value))
 
 
 def to_html(comparison: Comparison) -> Markup:

@@ -7,19 +7,23 @@ import sys
 import tempfile
 import threading
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal, Protocol, runtime_checkable
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from relocal_pyg.errors import UsageError
 from relocal_pyg.io.record import sha256_file
+
+Picture = NDArray[np.uint8]
 
 # Colour statistics that the ImageNet weights were trained with.
 _MEAN = (0.485, 0.456, 0.406)
@@ -334,3 +338,46 @@ def _fold_norms(network: Any) -> Any:
         setattr(module, convolution, folded)
         setattr(module, norm, nn.Identity())
     return network
+
+
+def clips_of(
+    shown: Iterable[tuple[float, int, Picture]], length: int, stride: int
+) -> Iterator[tuple[float, int, list[Picture]]]:
+    """Time, repeats and pictures of each clip; the last picture fills up an unfinished last clip.
+
+    A clip of nothing but one picture that was the clip before is not given again but counted.
+    """
+    if length == stride == 1:
+        for time, count, picture in shown:
+            yield time, count, [picture]
+        return
+    waiting: tuple[float, int, list[Picture]] | None = None
+    for time, clip in _windows(shown, length, stride):
+        if waiting is not None and all(a is b for a, b in zip(clip, waiting[2], strict=True)):
+            waiting = waiting[0], waiting[1] + 1, clip
+            continue
+        if waiting is not None:
+            yield waiting
+        waiting = time, 1, clip
+    if waiting is not None:
+        yield waiting
+
+
+def _windows(
+    shown: Iterable[tuple[float, int, Picture]], length: int, stride: int
+) -> Iterator[tuple[float, list[Picture]]]:
+    window: list[tuple[float, Picture]] = []
+    fresh = skip = 0
+    for time, count, picture in shown:
+        for _ in range(count):
+            if skip:
+                skip -= 1
+                continue
+            window.append((time, picture))
+            fresh += 1
+            if len(window) == length:
+                yield window[0][0], [each for _, each in window]
+                window, fresh, skip = window[stride:], 0, max(0, stride - length)
+    if fresh:
+        clip = [each for _, each in window]
+        yield window[0][0], clip + clip[-1:] * (length - len(clip))

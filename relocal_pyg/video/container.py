@@ -24,8 +24,6 @@ INDIRECT_FORMATS = frozenset(
 )
 #: Frames larger than this many pixels are refused: a forged header must not take the memory.
 MAX_PIXELS = 8192 * 8192
-# Pixels of a picture from which, and up to which, threads make decoding faster in little memory.
-_THREADED = 640 * 480, 4096 * 2304
 # Pictures that a decoder may hold back.
 _REORDERED = 16
 # A jump beyond this, and beyond the end that the file states, is a damaged time stamp.
@@ -37,15 +35,12 @@ _COUNTING = ("asf", "flv", "matroska,webm", "nut", "wtv")
 
 
 @contextmanager
-def open_video(
-    path: str | Path, stream: int | None = None, threads: int = 1
-) -> Iterator[tuple[Any, Any]]:
+def open_video(path: str | Path, stream: int | None = None) -> Iterator[tuple[Any, Any]]:
     """Open a file and one of its video streams.
 
     Args:
         path: The video file.
         stream: Number of the stream in the file; the one :func:`choose_stream` takes where None.
-        threads: Threads of the decoder, where pictures are of a size at which they help.
 
     Yields:
         The ``av`` container and stream.
@@ -76,9 +71,7 @@ def open_video(
             size = f"{context.width} x {context.height}"
             raise VideoError(f"{size} pixels are too many", file=path)
         context.options = {"max_pixels": str(MAX_PIXELS)}
-        threaded = _THREADED[0] <= context.width * context.height <= _THREADED[1]
-        chosen.thread_type = "FRAME" if threaded and threads > 1 else "NONE"
-        context.thread_count = threads if threaded else 1
+        chosen.thread_type, context.thread_count = "NONE", 1
         yield container, chosen
 
 

@@ -328,7 +328,6 @@ def pictures(
     report: Callable[[str], None],
     skip: str = "DEFAULT",
     apart: float = 0.0,
-    threads: int = 1,
 ) -> Iterator[Timed]:
     """Every picture on the screen during a stretch, as it is.
 
@@ -340,7 +339,6 @@ def pictures(
         report: Called with one line for each kind of damage met.
         skip: FFmpeg's ``skip_frame``: which frames are not decoded, see :func:`droppable`.
         apart: With ``skip="NONKEY"``, seconds that key frames have to lie apart to be decoded.
-        threads: Threads of the decoder.
 
     Yields:
         Seconds at which it appears and goes, and the PyAV frame. The first may have appeared
@@ -351,7 +349,7 @@ def pictures(
         UsageError: No such stream.
     """
     found = False
-    for item in _timed_from(path, start, stream, report, skip, apart, threads):
+    for item in _timed_from(path, start, stream, report, skip, apart):
         if end is not None and item[0] >= end - _TOLERANCE and found:
             break
         if item[1] > start + _TOLERANCE:
@@ -370,11 +368,10 @@ def _timed_from(
     report: Callable[[str], None],
     skip: str,
     apart: float,
-    threads: int,
 ) -> Iterator[Timed]:
     """Pictures from the key frame before ``start`` on; never later than that."""
     for sought in (start > 0 and not restarts(path, number), False):
-        with open_video(path, number, threads) as (container, stream):
+        with open_video(path, number) as (container, stream):
             stream.codec_context.skip_frame = skip
             if sought and not seek_before(container, stream, start):
                 continue
@@ -424,34 +421,36 @@ def timed(
     clock = Clock(container, stream)
     held: tuple[float, Any] | None = None
     damaged = 0
-    for packet in chain(packets_of(container, stream, report), [None]):
-        if packet is not None:
-            clock.note(packet)
-        if apart is not None and packet is not None and packet.pts is not None:
-            stamp = float(packet.pts * stream.time_base)
-            if not packet.is_keyframe or due - apart <= stamp < due - 1e-6:
+    try:
+        for packet in chain(packets_of(container, stream, report), [None]):
+            if packet is not None:
+                clock.note(packet)
+            if apart is not None and packet is not None and packet.pts is not None:
+                stamp = float(packet.pts * stream.time_base)
+                if not packet.is_keyframe or due - apart <= stamp < due - 1e-6:
+                    continue
+                due = stamp + apart
+            try:
+                decoded = stream.decode(packet) if packet is not None else []
+            except failures():
+                # An empty packet shows the same picture again; without a time it ends the stream.
+                damaged += packet.size > 0 or packet.dts is None
                 continue
-            due = stamp + apart
-        try:
-            decoded = stream.decode(packet) if packet is not None else []
-        except failures():
-            # An empty packet shows the same picture again; without a time it ends the stream.
-            damaged += packet.size > 0 or packet.dts is None
-            continue
-        for frame in decoded if packet is not None else [None]:
-            for time, placed in clock.place(frame):
-                if held is not None:
-                    yield held[0], time, held[1]
-                held = time, placed
-    if held is None:
-        return  # the caller says that nothing decodes
-    whole = not damaged and clock.has_read_all(stream)
-    until = _last_end(clock, held, max(stated_ends(container, stream), default=None), whole)
-    yield held[0], until, held[1]
-    if damaged:
-        report(f"{damaged} damaged packets were skipped")
-    if clock.backwards:
-        report(f"{clock.backwards} frames whose time runs backwards were skipped")
+            for frame in decoded if packet is not None else [None]:
+                for time, placed in clock.place(frame):
+                    if held is not None:
+                        yield held[0], time, held[1]
+                    held = time, placed
+        if held is None:
+            return  # the caller says that nothing decodes
+        whole = not damaged and clock.has_read_all(stream)
+        until = _last_end(clock, held, max(stated_ends(container, stream), default=None), whole)
+        yield held[0], until, held[1]
+    finally:  # also where the rest is not wanted
+        if held is not None and damaged:
+            report(f"{damaged} damaged packets were skipped")
+        if held is not None and clock.backwards:
+            report(f"{clock.backwards} frames whose time runs backwards were skipped")
     if clock.jump:
         report("its clock jumps from {:.1f} s to {:.1f} s: it goes on instead".format(*clock.jump))
     elif not whole and (stated := missing_end(container, stream, until)) is not None:

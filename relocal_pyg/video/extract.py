@@ -8,32 +8,36 @@ import math
 import queue
 import threading
 from array import array
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, CancelledError, ThreadPoolExecutor, wait
 from contextlib import closing, contextmanager, nullcontext
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 from tqdm import tqdm
 
 from relocal_pyg.errors import FeatureError, UsageError, VideoError
 from relocal_pyg.io.record import sha256_file
-from relocal_pyg.video.backbones import Backbone
-from relocal_pyg.video.container import check_file
+from relocal_pyg.video.backbones import Backbone, Picture, clips_of
+from relocal_pyg.video.container import check_file, open_video, seek_before, zero
 from relocal_pyg.video.decode import (
     Timed,
     check_rate,
     droppable,
     grid,
+    packets_of,
     painter,
     pictures,
     probe,
+    restarts,
+    unreported,
     warn_of,
 )
-from relocal_pyg.video.rows import MAX_STEPS, FeatureCache, RowFile, RowWriter, VideoFeatures
+from relocal_pyg.video.rows import BLOCK, MAX_STEPS, FeatureCache, RowFile, RowWriter, VideoFeatures
 
 T = TypeVar("T")
 
@@ -43,7 +47,6 @@ DEFAULT_RATE_HZ = 3.125
 USUAL_RATE_HZ = 6.25
 #: Called with the seconds done and the seconds stated by the header (None where it states none).
 Progress = Callable[[float, float | None], None]
-Picture = NDArray[np.uint8]
 Decoded = Generator[tuple[float, int, Any], None, None]  # of relocal_pyg.video.decode.grid
 Span = tuple[int, int]
 
@@ -106,7 +109,8 @@ def extract_video(
 ) -> VideoFeatures:
     """Decode a video and run a backbone over it, a batch of frames in memory at a time.
 
-    Decoding, scaling and the network each have a thread, with short queues between them. Rows go to
+    Decoding, scaling and the network each have a thread, with short queues between them; several
+    stretches of a long video are read at a time, with the same rows. Rows go to
     a temporary file as they are made, so that memory does not grow with the length of the video. A
     picture that stays on the screen for several steps is computed and kept once. Of a video of more
     than a minute, frames that no step needs are not decoded
@@ -123,7 +127,7 @@ def extract_video(
         report: Called with one line for each kind of damage met; where None, a
             :class:`relocal_pyg.video.decode.VideoWarning` that names the file.
         stream: Number of the stream in the file; the default one where None.
-        threads: Threads of the decoder, for a video of a minute and more.
+        threads: Stretches at a time, of a minute and more each.
 
     Returns:
         The :class:`VideoFeatures`.
@@ -231,9 +235,8 @@ def extract_places(
         rows.add(keys[some], repeats[some].tolist())
 
     done = 0
-    for first, last in spans:
+    for (first, last), part in zip(spans, work.dense(spans, tell), strict=True):
         held(done, first)
-        part = work.dense(first, last, tell)
         fresh = part.range(0, min(len(part), last - first))
         seen += len(part.repeats)
         rows.add(fresh, [1] * len(fresh))
@@ -270,22 +273,59 @@ class _Work:
         self.progress = progress
         self.stated = probe(path, stream).duration
         self.long = (self.stated or 0.0) >= _LONG
-        # Threads lose a few pictures where the last packets are damaged.
-        self.threads = threads if self.long else 1
-        self.done = 0.0
+        self.threads = threads
+        self.caller, self.stopped, self.done = threading.current_thread(), False, 0.0
 
     def run(self, report: Callable[[str], None]) -> tuple[RowFile, Tensor, float]:
         """Rows, when each one's picture appears ``[r]``, and the end of the pictures."""
-        end = 0.0
+        problems: list[str] = []
+        ends: dict[float, float] = {}
 
-        def watched() -> Iterator[Timed]:
-            nonlocal end
-            for item in self.pictures(report, self.skip()):
+        def watched(start: float, stop: float | None) -> Iterator[Timed]:
+            for item in self.pictures(problems.append, self.skip(), start, stop):
                 yield item
-                end = item[1]
+                ends[start] = item[1]
 
-        rows, shown = self.rows(grid(watched(), self.rate, early=self.early()))
-        return rows, shown, end
+        def steps(start: float, stop: float | None) -> Decoded:
+            return grid(watched(start, stop), self.rate, start, stop, self.early())
+
+        starts, self.done = self.starts(), 0.0
+        spans = list(pairwise(starts))
+        try:
+            parts = self.side_by_side([*(steps(*span) for span in spans), steps(starts[-1], None)])
+            if [len(rows) for rows, _ in parts[:-1]] != [
+                round((b - a) * self.rate) for a, b in spans
+            ]:
+                raise VideoError("breaks off on the way", file=self.path)
+        except VideoError:
+            if not spans:
+                raise
+            problems.clear()
+            starts, parts = [0.0], [self.rows(steps(0.0, None))]  # in one go
+        for problem in problems:
+            report(problem)
+        self.done = self.stated or self.done
+        self.tick()
+        return *_in_one(parts), ends[starts[-1]]
+
+    def starts(self) -> list[float]:
+        """Seconds of the steps at which stretches begin that can be read side by side."""
+        length, starts = self.stated or 0.0, [0.0]
+        count = min(self.threads, int(length // _LONG))
+        if count < 2 or self.backbone.clip_frames > 1 or restarts(self.path, self.stream):
+            return starts
+        with open_video(self.path, self.stream) as (container, stream):
+            for number in range(1, count):
+                start = int(number * length / count * self.rate) / self.rate
+                sought = seek_before(container, stream, start)
+                key: Any = next(packets_of(container, stream, unreported), None) if sought else None
+                stamp = key and (key.dts if key.pts is None else key.pts)
+                if not stamp or not key.is_keyframe:
+                    return [0.0]
+                if not starts[-1] < float(stamp * key.time_base) - zero(container) <= start:
+                    return [0.0]
+                starts.append(start)
+        return starts
 
     def scan(self, report: Callable[[str], None], max_gap: float) -> tuple[Tensor, Tensor, float]:
         """Rows of the key frames, when each appears, and the end of the pictures.
@@ -304,16 +344,38 @@ class _Work:
                 yield time, 1, frame
                 end = until
 
-        rows, shown = self.rows(keys())
+        ((rows, shown),) = self.side_by_side([keys()])
         if len(times) < _KEYS or np.median(np.diff(times)) > max_gap:
             raise TooSparse
         return rows.range(0, len(rows)), shown, end
 
-    def dense(self, first: int, last: int, report: Callable[[str], None]) -> RowFile:
+    def dense(self, spans: Sequence[Span], report: Callable[[str], None]) -> list[RowFile]:
         """Rows of the steps ``[first, last)``; decoding begins at the key frame before."""
-        start, end = first / self.rate, last / self.rate
-        shown = self.pictures(report, self.skip(), start, end)
-        return self.rows(grid(shown, self.rate, start, end, self.early()))[0]
+
+        def steps(first: int, last: int) -> Decoded:
+            start, end = first / self.rate, last / self.rate
+            shown = self.pictures(report, self.skip(), start, end)
+            return grid(shown, self.rate, start, end, self.early())
+
+        return [rows for rows, _ in self.side_by_side([steps(*span) for span in spans])]
+
+    def side_by_side(self, stretches: Sequence[Decoded]) -> list[tuple[RowFile, Tensor]]:
+        """Rows of stretches of the video, several at a time."""
+        if len(stretches) < 2 or self.threads < 2:
+            return [self.rows(each) for each in stretches]
+        with ThreadPoolExecutor(self.threads) as pool:
+            parts = [pool.submit(self.rows, each) for each in stretches]
+            waiting = set(parts)
+            try:
+                while waiting:
+                    ready, waiting = wait(waiting, 0.1, FIRST_COMPLETED)
+                    for part in ready:
+                        part.result()
+                    self.tick()
+            finally:
+                self.stopped = bool(waiting)
+                pool.shutdown(wait=False, cancel_futures=True)
+        return [part.result() for part in parts]
 
     def skip(self) -> str:
         """Which frames need not be decoded, see :func:`relocal_pyg.video.decode.droppable`."""
@@ -334,12 +396,10 @@ class _Work:
     ) -> Iterator[Timed]:
         """Decoded pictures of a stretch; key frames where they are enough, one a step."""
         apart = 0.99 / self.rate if apart is None else apart
-        more: dict[str, Any] = {"stream": self.stream, "skip": skip, "threads": self.threads}
-        return pictures(self.path, start, end, report=report, apart=apart, **more)
+        options: dict[str, Any] = {"stream": self.stream, "report": report, "skip": skip}
+        return pictures(self.path, start, end, apart=apart, **options)
 
-    def rows(
-        self, decoded: Generator[tuple[float, int, Any], None, None]
-    ) -> tuple[RowFile, Tensor]:
+    def rows(self, decoded: Decoded) -> tuple[RowFile, Tensor]:
         """Rows of what :func:`relocal_pyg.video.decode.grid` gives, and when each appears."""
         backbone, shown = self.backbone, array("d")
         interpolation = getattr(backbone, "interpolation", "AREA")
@@ -361,8 +421,8 @@ class _Work:
         waiting: list[list[Picture]] = []
         repeats: list[int] = []
         with closing(_ahead(painted(), _WAITING, self.tick)) as ready:
-            for time, count, clip in _clips(ready, backbone.clip_frames, backbone.clip_stride):
-                self.done = max(self.done, time)
+            for time, count, clip in clips_of(ready, backbone.clip_frames, backbone.clip_stride):
+                self.done += time - (shown[-1] if shown else time)
                 if len(waiting) == self.clips_at_once:
                     rows.add(self.forward(waiting), repeats)
                     waiting, repeats = [], []
@@ -372,14 +432,15 @@ class _Work:
                 shown.append(time)
             if waiting:
                 rows.add(self.forward(waiting), repeats)
-        self.done = self.stated or self.done
-        self.tick()
         return rows.finish(), torch.tensor(shown, dtype=torch.float64)
 
     def tick(self) -> None:
-        """Tell how far it is; what the listener raises ends the work."""
-        if self.progress is not None:
-            self.progress(self.done, self.stated)
+        """Tell how far it is; what the listener raises ends the work, in every thread."""
+        if threading.current_thread() is not self.caller:
+            if self.stopped:
+                raise CancelledError
+        elif self.progress is not None:
+            self.progress(min(self.done, self.stated or self.done), self.stated)
 
     def forward(self, clips: list[list[Picture]]) -> Tensor:
         """Run the backbone over a batch."""
@@ -398,6 +459,24 @@ class _Work:
                 f"backbone {backbone.name} gave values that are not finite", file=self.path
             )
         return rows
+
+
+def _in_one(parts: Sequence[tuple[RowFile, Tensor]]) -> tuple[RowFile, Tensor]:
+    """Rows of stretches that follow each other; a picture that stays on is one row."""
+    if len(parts) == 1:
+        return parts[0]
+    writer, times, more = RowWriter(parts[0][0].dim), [], 0
+    following = [*(shown[0] for _, shown in parts[1:]), math.nan]
+    for (rows, shown), after in zip(parts, following, strict=True):
+        once, repeats = rows.shortened(1), rows.repeats.copy()
+        repeats[0] += more
+        count = len(once) - int(shown[-1] == after)
+        more = int(repeats[count:].sum())
+        for first in range(0, count, BLOCK):
+            last = min(first + BLOCK, count)
+            writer.add(once.range(first, last), repeats[first:last].tolist())
+        times.append(shown[:count])
+    return writer.finish(), torch.cat(times)
 
 
 def _ahead(
@@ -502,46 +581,3 @@ def progress_bar(title: str) -> Iterator[Progress]:
             bar.update(done - bar.n)
 
         yield show
-
-
-def _clips(
-    shown: Iterable[tuple[float, int, Picture]], length: int, stride: int
-) -> Iterator[tuple[float, int, list[Picture]]]:
-    """Time, repeats and pictures of each clip; the last picture fills up an unfinished last clip.
-
-    A clip of nothing but one picture that was the clip before is not given again but counted.
-    """
-    if length == stride == 1:
-        for time, count, picture in shown:
-            yield time, count, [picture]
-        return
-    waiting: tuple[float, int, list[Picture]] | None = None
-    for time, clip in _windows(shown, length, stride):
-        if waiting is not None and all(a is b for a, b in zip(clip, waiting[2], strict=True)):
-            waiting = waiting[0], waiting[1] + 1, clip
-            continue
-        if waiting is not None:
-            yield waiting
-        waiting = time, 1, clip
-    if waiting is not None:
-        yield waiting
-
-
-def _windows(
-    shown: Iterable[tuple[float, int, Picture]], length: int, stride: int
-) -> Iterator[tuple[float, list[Picture]]]:
-    window: list[tuple[float, Picture]] = []
-    fresh = skip = 0
-    for time, count, picture in shown:
-        for _ in range(count):
-            if skip:
-                skip -= 1
-                continue
-            window.append((time, picture))
-            fresh += 1
-            if len(window) == length:
-                yield window[0][0], [each for _, each in window]
-                window, fresh, skip = window[stride:], 0, max(0, stride - length)
-    if fresh:
-        clip = [each for _, each in window]
-        yield window[0][0], clip + clip[-1:] * (length - len(clip))

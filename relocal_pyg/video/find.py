@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -226,7 +227,7 @@ def find_moments(
             "progress": None if progress is None else progress(path.name),
             "report": lambda problem: problems.append(f"{path}: {problem}"),
             "stream": number,
-            "threads": 2,
+            "threads": min(os.cpu_count() or 1, 4),  # each has a decoder in memory
         }
 
     def read(path: Path, number: int | None = None) -> VideoFeatures:

@@ -231,7 +231,7 @@ def timeline_svg(found: Found) -> Markup:
         zero=zero,
         points=points,
         bars=bars,
-        ticks=[(x(time), _short_clock(time)) for time in times],
+        ticks=[(x(t), f"{t:.1f} s" if t % 1 else short_clock(round(t))) for t in times],
     )
 
 
@@ -313,7 +313,3 @@ def _curve(similarity: Tensor, seconds_per_step: float, seconds: float) -> tuple
         for i, value in enumerate(values.tolist())
     ]
     return round(high * scale, 1), " ".join(points)
-
-
-def _short_clock(seconds: float) -> str:
-    return f"{seconds:.1f} s" if seconds % 1 else short_clock(round(seconds))

@@ -29,11 +29,8 @@ from relocal_pyg.datasets.simulation import (
     simulated_anet_vrl,
 )
 from relocal_pyg.datasets.synthetic import (
-    ANNOTATIONS_FILE,
-    FEATURES_FILE,
     SyntheticConfig,
     synthetic,
-    write_synthetic,
 )
 from relocal_pyg.errors import FeatureError, UsageError
 from relocal_pyg.models.matchers import ContrastMatcher
@@ -360,19 +357,19 @@ def test_training_free_matching_is_above_chance_and_nuisance_is_what_holds_it_ba
 # --- files -----------------------------------------------------------------------------------
 
 
-def test_written_files_read_back_equal(tmp_path: Path) -> None:
+def test_written_files_read_back_equal(tmp_path: Path, write_synthetic) -> None:
     made = synthetic(SMALL)
-    written = write_synthetic(tmp_path / "new", SMALL)
+    written = write_synthetic(tmp_path, SMALL)
     assert written.splits == made.splits
     assert isinstance(written.features, FeatureStore)
-    with h5py.File(tmp_path / "new" / FEATURES_FILE) as file:
+    with h5py.File(tmp_path / "features.h5") as file:
         assert set(file) == set(made.features.plans)
         for video in file:
             stored = file[video]["features"]
             assert stored.dtype == np.float32
             assert np.array_equal(stored[:], made.features.read(video).numpy())
             assert torch.equal(written.features.read(video), made.features.read(video))
-    content = json.loads((tmp_path / "new" / ANNOTATIONS_FILE).read_text())
+    content = json.loads((tmp_path / "annotations.json").read_text())
     database = content["database"]
     assert set(database) == set(made.features.plans)
     for split, subset in (("train", "training"), ("val", "validation"), ("test", "testing")):
@@ -388,12 +385,12 @@ def test_written_files_read_back_equal(tmp_path: Path) -> None:
         assert entry["duration"] == 0.5 * len(made.features.read(video))
 
 
-def test_custom_reads_what_was_written(tmp_path: Path) -> None:
+def test_custom_reads_what_was_written(tmp_path: Path, write_synthetic) -> None:
     made = write_synthetic(tmp_path, SMALL)
     unseen = made.about["classes"]["test"]
     read = custom(
-        tmp_path / FEATURES_FILE,
-        tmp_path / ANNOTATIONS_FILE,
+        tmp_path / "features.h5",
+        tmp_path / "annotations.json",
         unseen_classes=unseen,
         holdout="video",
         test_share=0.3,
@@ -407,13 +404,6 @@ def test_custom_reads_what_was_written(tmp_path: Path) -> None:
         assert item.label in unseen
         assert item.seconds_per_step == 0.5
         assert torch.equal(read.query(item), made.features.read(item.video_id, *item.moment))
-
-
-def test_writing_twice_gives_the_same_annotations(tmp_path: Path) -> None:
-    write_synthetic(tmp_path, SMALL)
-    first = (tmp_path / ANNOTATIONS_FILE).read_bytes()
-    write_synthetic(tmp_path, SMALL)
-    assert (tmp_path / ANNOTATIONS_FILE).read_bytes() == first
 
 
 # --- simulated features over given items -----------------------------------------------------

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from relocal_pyg.datasets.synthetic import SyntheticConfig, synthetic, write_synthetic
+from relocal_pyg.datasets.synthetic import SyntheticConfig, synthetic
 from relocal_pyg.training import RECOMMENDED, Preset
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
@@ -43,7 +43,9 @@ def test_train_anet_needs_data(load, monkeypatch: pytest.MonkeyPatch, capsys):
 
 
 @pytest.mark.slow
-def test_train_custom(load, monkeypatch: pytest.MonkeyPatch, capsys, tmp_path: Path):
+def test_train_custom(
+    load, monkeypatch: pytest.MonkeyPatch, capsys, tmp_path: Path, write_synthetic
+):
     write_synthetic(tmp_path, SMALL)
     example = load("train_custom")
     monkeypatch.setattr(example, "RECOMMENDED", quick())

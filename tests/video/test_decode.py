@@ -399,20 +399,7 @@ def test_memory_does_not_grow_with_the_length(tmp_path, write_video):
     assert peaks[1] - peaks[0] < 25
 
 
-@pytest.mark.parametrize("skip", ["DEFAULT", "BIDIR"])
-def test_threads_of_the_decoder_give_the_same_pictures(tmp_path, write_video, skip):
-    shown = [flat(2 * i, 480, 640) for i in range(60)]
-    path = write_video(tmp_path / "a.mp4", shown, options={"g": "24", "bf": "3"})
-
-    def found(threads):
-        items = decode.pictures(path, skip=skip, threads=threads, report=pytest.fail)
-        return [(begin, end, frame.to_ndarray().tobytes()) for begin, end, frame in items]
-
-    assert found(8) == found(1)
-
-
-@pytest.mark.parametrize("threads", [1, 8])
-def test_a_file_torn_within_its_last_packet_ends_there(tmp_path, threads):
+def test_a_file_torn_within_its_last_packet_ends_there(tmp_path):
     noise = np.random.default_rng(0).integers(0, 255, (50, 480, 640, 3), dtype=np.uint8)
     shown = [*noise, *[noise[-1]] * 100]  # far less than the header states is left
     path = tmp_path / "a.avi"
@@ -424,6 +411,6 @@ def test_a_file_torn_within_its_last_packet_ends_there(tmp_path, threads):
         output.mux(stream.encode())
     path.write_bytes(path.read_bytes()[: int(path.stat().st_size * 0.6)])
     reports = []
-    *_, (_, end, _) = decode.pictures(path, threads=threads, report=reports.append)
+    *_, (_, end, _) = decode.pictures(path, report=reports.append)
     assert end < 4.0
     assert reports[-1].startswith(f"ends at {end:.1f} s of the stated")

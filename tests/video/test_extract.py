@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import json
+import threading
+import time
 
 import numpy as np
 import pytest
@@ -289,3 +291,97 @@ def test_a_picture_that_stays_for_ages_is_refused_at_once(tmp_path, write_video,
     backbone = mean_colour(clip_frames=clip_frames, clip_stride=clip_frames)
     with pytest.raises(VideoError, match="has more than 5000000 steps at 100 Hz: lower the rate"):
         extract_video(path, backbone, 100.0)
+
+
+def moving(seconds, rate=25, hold=()):
+    """Pictures that all differ, each with the seconds at which it appears."""
+    times = [i / rate for i in range(int(seconds * rate))]
+    times = [t for t in times if not any(start < t < end for start, end in hold)]
+    shown = []
+    for number in range(len(times)):
+        picture = flat(40 + number % 160)
+        picture[:, number % 60 : number % 60 + 4] = (250, number % 250, 0)
+        shown.append(picture)
+    return shown, times
+
+
+@pytest.mark.parametrize("suffix", [".mp4", ".mkv", ".avi", ".ts", ".mov"])
+@pytest.mark.parametrize("rate", [6.25, 25.0, 7.0])
+@pytest.mark.parametrize("hold", [(), [(11.0, 25.0)]])
+def test_stretches_side_by_side_give_the_same_rows(
+    tmp_path, write_video, monkeypatch, suffix, rate, hold
+):
+    monkeypatch.setattr(module, "_LONG", 5.0)
+    shown, times = moving(40, hold=hold)
+    options, codec = {"g": "40", "bf": "3"}, "libx264"
+    if suffix == ".avi":
+        options, codec, times = {"g": "40"}, "mpeg4", None
+    path = write_video(tmp_path / f"a{suffix}", shown, times=times, options=options, codec=codec)
+    taken = []
+    together = module._in_one
+    monkeypatch.setattr(
+        module, "_in_one", lambda parts: taken.append(len(parts)) or together(parts)
+    )
+    alone = extract_video(path, mean_colour(), rate)
+    several = extract_video(path, mean_colour(), rate, threads=4)
+    assert taken[0] == 1
+    assert taken[1] == 4 or hold or suffix == ".ts"  # which has no index
+    np.testing.assert_array_equal(several.features, alone.features)
+    np.testing.assert_array_equal(several.blocks.repeats, alone.blocks.repeats)
+    np.testing.assert_array_equal(several.shown, alone.shown)
+    assert several.duration == alone.duration
+    assert several.problems == alone.problems == ()
+
+
+@pytest.mark.parametrize("spoilt", ["torn", "hole", "end"])
+@pytest.mark.parametrize("suffix", [".mp4", ".mkv", ".avi", ".ts"])
+def test_stretches_of_a_damaged_film_are_those_of_the_whole(
+    tmp_path, write_video, monkeypatch, spoilt, suffix
+):
+    monkeypatch.setattr(module, "_LONG", 5.0)
+    options = {"g": "40", "bf": "0"}
+    container = {"movflags": "faststart"} if suffix == ".mp4" else None
+    path = write_video(tmp_path / f"a{suffix}", moving(40)[0], options=options, container=container)
+    data = bytearray(path.read_bytes())
+    middle = len(data) // 2
+    if spoilt == "torn":
+        del data[int(0.6 * len(data)) :]
+    elif spoilt == "hole":
+        data[middle : middle + 3000] = bytes(3000)
+    else:
+        data[-3000:] = bytes(3000)
+    path.write_bytes(data)
+    try:
+        alone = extract_video(path, mean_colour(), 6.25, report=lambda _: None)
+    except VideoError as error:
+        with pytest.raises(VideoError, match=str(error).split(": ")[-1][:20]):
+            extract_video(path, mean_colour(), 6.25, report=lambda _: None, threads=4)
+        return
+    several = extract_video(path, mean_colour(), 6.25, report=lambda _: None, threads=4)
+    assert len(several.features) == len(alone.features)
+    assert several.duration == pytest.approx(alone.duration)
+    assert bool(several.problems) == bool(alone.problems)
+    differing = (several.features != alone.features).any(dim=1).float().mean()
+    assert differing < 0.15  # what a decoder shows where there is damage depends on where it began
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, RuntimeError])
+def test_what_the_listener_raises_ends_every_stretch(tmp_path, write_video, monkeypatch, error):
+    monkeypatch.setattr(module, "_LONG", 5.0)
+    path = write_video(tmp_path / "a.mp4", moving(40)[0], options={"g": "40"})
+    before = threading.active_count()
+
+    def slow(batch):
+        assert threading.active_count() < 30
+        return batch.float().flatten(1, -2).mean(1)
+
+    def stop(done, stated):
+        raise error
+
+    backbone = FunctionBackbone(slow, "slow", 3, (24, 32), 1, 1)
+    with pytest.raises(error):
+        extract_video(path, backbone, 25.0, threads=4, progress=stop, batch_frames=1)
+    deadline = time.monotonic() + 5
+    while threading.active_count() > before and time.monotonic() < deadline:
+        threading.Event().wait(0.02)
+    assert threading.active_count() == before

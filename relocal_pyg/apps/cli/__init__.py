@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import inspect
 import io
 import sys
@@ -76,42 +77,43 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def command(name: str) -> Callable[..., None]:
     """The function behind a command, guarded: what it is given to read is never written over.
 
-    A parameter marked by :class:`relocal_pyg.apps.cli.options.Output` is written; every other path
-    is an input. The guard adds the option ``--force``.
+    What is marked by :class:`relocal_pyg.apps.cli.options.Output`, a parameter or a field of one,
+    is written; every other path is an input. The guard adds the option ``--force``.
     """
     body = getattr(import_module(f"relocal_pyg.apps.cli.{COMMANDS[name]}"), name)
     hints = typing.get_type_hints(body, include_extras=True)
-    marks = {
-        key: mark
+    marks = _marks(hints)
+    groups = {
+        key: _marks(typing.get_type_hints(hint, include_extras=True))
         for key, hint in hints.items()
-        for mark in getattr(hint, "__metadata__", ())
-        if isinstance(mark, Output)
+        if dataclasses.is_dataclass(hint)
     }
     signature = inspect.signature(body)
 
     def guarded(*given: Any, force: bool = False, **named: Any) -> None:
         values = signature.bind(*given, **named).arguments
+        outputs = [(mark, values.pop(key)) for key, mark in marks.items() if key in values]
+        for key in groups.keys() & values.keys():
+            outputs += [(mark, getattr(values[key], at)) for at, mark in groups[key].items()]
+            values[key] = dataclasses.replace(values[key], **dict.fromkeys(groups[key]))
         for key, value in values.items():
-            if key not in marks:
-                check_places(
-                    value,
-                    is_option=signature.parameters[key].kind is inspect.Parameter.KEYWORD_ONLY,
-                )
+            kind = signature.parameters[key].kind
+            check_places(value, is_option=kind is inspect.Parameter.KEYWORD_ONLY)
         files, streams = [], False
-        for key, mark in marks.items():
-            files += [path / "*" for path in paths_of(values.get(key)) if mark.filled]
-            for path in paths_of(values.get(key)) if mark.is_file else ():
+        for mark, value in outputs:
+            files += [path / "*" for path in paths_of(value) if mark.filled]
+            for path in paths_of(value) if mark.is_file else ():
                 if str(path) != "-":
                     files.append(path)
                 elif mark.may_stream:
                     streams = True
                 else:
                     raise UsageError('only --json may be "-", the standard output')
-        inputs = [path for key in values if key not in marks for path in paths_of(values[key])]
+        inputs = [path for value in values.values() for path in paths_of(value)]
         with writing(files, inputs=inputs, force=force), contextlib.ExitStack() as folders:
-            for key, mark in marks.items():
-                if mark.folder and values.get(key):
-                    folders.enter_context(own_folder(values[key], mark.folder))
+            for mark, value in outputs:
+                if mark.folder and value:
+                    folders.enter_context(own_folder(value, mark.folder))
             if streams:
                 RESULTS.set(sys.stdout)
                 folders.enter_context(contextlib.redirect_stdout(sys.stderr))
@@ -121,7 +123,7 @@ def command(name: str) -> Callable[..., None]:
     guarded.__name__, guarded.__doc__ = name, body.__doc__
     guarded.__signature__ = signature  # type: ignore[attr-defined]
     guarded.__annotations__ = hints
-    if marks:
+    if marks or any(groups.values()):
         option = inspect.Parameter(
             "force", inspect.Parameter.KEYWORD_ONLY, default=False, annotation=Force
         )
@@ -130,6 +132,11 @@ def command(name: str) -> Callable[..., None]:
         )
         guarded.__annotations__ = {**hints, "force": Force}
     return guarded
+
+
+def _marks(hints: dict[str, Any]) -> dict[str, Output]:
+    marked = ((key, mark) for key in hints for mark in getattr(hints[key], "__metadata__", ()))
+    return {key: mark for key, mark in marked if isinstance(mark, Output)}
 
 
 def _run(arguments: list[str]) -> None:

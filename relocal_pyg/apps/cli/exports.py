@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
-from relocal_pyg.apps.cli.options import RESULTS, Seconds, paths_of, say
+import tyro
+
+from relocal_pyg.apps.cli.options import OUT_FILE, RESULTS, Output, Seconds, paths_of, say
 from relocal_pyg.errors import UsageError
 from relocal_pyg.formats import FORMATS, Source, export_clips, format_of, to_clips
-from relocal_pyg.formats.clips import DOUBT, clock
+from relocal_pyg.formats.clips import DOUBT, Clip, clock
 from relocal_pyg.io.write import also_reads
 
 if TYPE_CHECKING:
@@ -30,8 +32,28 @@ EXAMPLE = ("video", "start", "end", "good")
 
 @dataclass(frozen=True)
 class ExportOptions:
-    """How --export and --cut write moments."""
+    """What is written of the moments, and how."""
 
+    json_file: Annotated[
+        Path | None, Output(is_file=True, may_stream=True), tyro.conf.arg(name="json")
+    ] = None
+    """Write the moments here as JSON; "-" for the standard output."""
+    csv_file: Annotated[Path | None, OUT_FILE, tyro.conf.arg(name="csv")] = None
+    """Write the moments here as CSV."""
+    srt_file: Annotated[Path | None, OUT_FILE, tyro.conf.arg(name="srt")] = None
+    """Write the moments here as subtitles; of an index a file for each video."""
+    export: Annotated[tuple[Path, ...], OUT_FILE, tyro.conf.arg(metavar="FILE...")] = ()
+    """Write the moments into these files for other programs, in the format of their suffix: players
+    (.vtt .srt .txt .ffmeta), editors (.otio .edl .xml .fcpxml .llc), annotation tools (.eaf .tsv
+    .json .textgrid), tables (.csv). Of an index, formats of one video get a file for each."""
+    report: Annotated[Path | None, OUT_FILE] = None
+    """Videos: write a page with pictures here (HTML, one file)."""
+    contact_sheet: Annotated[Path | None, OUT_FILE] = None
+    """Videos: write pictures of the moments here, all in one (.jpg or .png)."""
+    cut: Annotated[Path | None, Output(filled=True)] = None
+    """Videos: write each moment as a clip into this folder."""
+    reencode: bool = False
+    """With --cut: exact to the frame, instead of copied from the key frame before."""
     format: str | None = None
     """Which format, where a suffix of --export leaves a choice (.csv, .edl, .json, .txt, .xml);
     "--format ?" lists them."""
@@ -40,14 +62,21 @@ class ExportOptions:
     timeline_start: str = "01:00:00:00"
     """Timecode at which the timeline begins that Resolve's markers are for."""
 
-    def formats(self, files: Sequence[Path]) -> dict[Path, str]:
+    def formats(self) -> dict[Path, str]:
         """The format of each file."""
-        names = {file: format_of(file, self.format) for file in files}
+        names = {file: format_of(file, self.format) for file in self.export}
         if self.format is not None and self.format not in names.values():
             format_of("x", self.format)  # is there such a format?
             endings = " or ".join(FORMATS[self.format].suffixes)
             raise UsageError(f"--format {self.format} needs a file for --export, {endings}")
         return names
+
+    def refuse_films(self) -> None:
+        """Refuse what is made of pictures, where there are features alone."""
+        for name in ("report", "contact_sheet", "cut"):
+            if getattr(self, name) is not None:
+                option = name.replace("_", "-")
+                raise UsageError(f"--{option} needs video files, these are features")
 
 
 def place_name(place: str) -> str:
@@ -229,53 +258,47 @@ def _files_of(index: Path) -> dict[str, str]:
 
 
 def write_exports(
-    found: Sequence[tuple[Source, Moment]],
-    label: str,
     options: ExportOptions,
-    export: Sequence[Path],
-    csv_file: Path | None,
-    srt_file: Path | None,
+    answers: Callable[[], Sequence[tuple[Source, Moment]]],
+    label: str,
+    stream: int | None = None,
 ) -> None:
     """Write moments, best first, into every file that was asked for."""
+    csv_file, srt_file, sheet = options.csv_file, options.srt_file, options.contact_sheet
+    if not (options.export or csv_file or srt_file or sheet or options.cut):
+        return
+    found = answers()
     plain = to_clips(found, label)
     for file, name in ((csv_file, "csv"), (srt_file, "srt")):
         if file is not None:
             export_clips(file, plain, name)
     padded = to_clips(found, label, options.padding or 0.0)
-    for file, name in options.formats(export).items():
+    for file, name in options.formats().items():
         if not padded:
             say(f"nothing was found: {file} is not written")
             continue
         for written in export_clips(file, padded, name, options.timeline_start):
             say(f"{FORMATS[name].title}: {written}")
+    if options.cut is not None:
+        _cut_moments(options.cut, options.reencode, padded, stream)
+    if sheet is not None and not found:
+        say(f"nothing was found: {sheet} is not written")
+    elif sheet is not None:
+        from relocal_pyg.video.page import write_contact_sheet
+
+        write_contact_sheet(sheet, found)
+        say(f"contact sheet: {sheet}")
 
 
-def write_sheet(path: Path | None, found: Sequence[tuple[Source, Moment]]) -> None:
-    """Write pictures of moments into one file, where one is wanted and something was found."""
-    from relocal_pyg.video.page import write_contact_sheet
-
-    if path is not None and not found:
-        say(f"nothing was found: {path} is not written")
-    elif path is not None:
-        write_contact_sheet(path, found)
-        say(f"contact sheet: {path}")
-
-
-def cut_moments(
-    found: Sequence[tuple[Source, Moment]],
-    folder: Path,
-    reencode: bool,
-    padding: float,
-    stream: int | None = None,
-) -> None:
+def _cut_moments(folder: Path, reencode: bool, clips: Sequence[Clip], stream: int | None) -> None:
     """Write each moment as ``<video>-<rank>.mp4`` (or in the video's own container)."""
     from relocal_pyg.video.cut import cut_clip
 
-    for clip in sorted(to_clips(found, "", padding), key=lambda clip: clip.rank):
+    for clip in sorted(clips, key=lambda clip: clip.rank):
         source = Path(clip.source.path)
         suffix = ".mp4" if reencode or not source.suffix else source.suffix
         target = folder / f"{source.stem}-{clip.rank}{suffix}"
         start, end = cut_clip(source, clip.start, clip.end, target, reencode, stream)
         say(f"clip {clip.rank}: {target} ({clock(start)} to {clock(end)})")
-    if found and not reencode:
+    if clips and not reencode:
         print("clips begin at the key frame before their moment; --reencode cuts exactly")

@@ -13,18 +13,15 @@ import tyro
 from relocal_pyg.apps.cli.exports import (
     EXAMPLE,
     ExportOptions,
-    cut_moments,
     place_name,
     read_feedback,
     read_saved,
     write_answers,
     write_explanation,
     write_exports,
-    write_sheet,
 )
 from relocal_pyg.apps.cli.options import (
     OUT_FILE,
-    OUT_STREAM,
     SHIPPED,
     UNNAMED,
     BackboneOptions,
@@ -217,15 +214,7 @@ def find(
     every: Annotated[bool, tyro.conf.arg(name="all")] = False,
     min_probability: Probability = None,
     cache: Annotated[Path | None, Output()] = None,
-    json_file: Annotated[Path | None, OUT_STREAM, tyro.conf.arg(name="json")] = None,
-    csv_file: Annotated[Path | None, OUT_FILE, tyro.conf.arg(name="csv")] = None,
-    srt_file: Annotated[Path | None, OUT_FILE, tyro.conf.arg(name="srt")] = None,
-    export: Annotated[tuple[Path, ...], OUT_FILE, tyro.conf.arg(metavar="FILE...")] = (),
-    report: Annotated[Path | None, OUT_FILE] = None,
-    contact_sheet: Annotated[Path | None, OUT_FILE] = None,
     explain: Annotated[Path | None, OUT_FILE] = None,
-    cut: Annotated[Path | None, Output(filled=True)] = None,
-    reencode: bool = False,
     verbose: Annotated[bool, tyro.conf.arg(aliases=["-v"])] = False,
 ) -> None:
     """Find the moments of REFERENCE that mean the same as QUERY.
@@ -243,7 +232,7 @@ def find(
         network: Videos: which network turns frames into features; that of the run's own videos
             where left out.
         look: Videos: what is looked at.
-        exports: How moments are written for other programs.
+        exports: What is written of the moments, and how.
         device: Where networks run; "auto" is cuda where there is one.
         top_k: How many moments at most.
         every: Give every moment, each once, and their count, in the place of the best TOP_K; looks
@@ -251,21 +240,11 @@ def find(
         min_probability: Leave out moments that are less probable to be right; with --all .5 where
             left out.
         cache: Videos: keep features in this folder, for the next search.
-        json_file: Write the moments here as JSON; "-" for the standard output.
-        csv_file: Write the moments here as CSV.
-        srt_file: Write the moments here as subtitles of REFERENCE.
-        export: Write the moments into these files for other programs, in the format of their
-            suffix: players (.vtt .srt .txt .ffmeta), editors (.otio .edl .xml .fcpxml .llc),
-            annotation tools (.eaf .tsv .json .textgrid), tables (.csv).
-        report: Videos: write a page with pictures here (HTML, one file).
-        contact_sheet: Videos: write pictures of the moments here, all in one (.jpg or .png).
         explain: Write here (JSON) what each meeting of a query step with a reference step added to
             the score of the best moment.
-        cut: Videos: write each moment as a clip into this folder.
-        reencode: With --cut: exact to the frame, instead of copied from the key frame before.
         verbose: Say what was looked at, and how.
     """
-    exports.formats(export)  # a wrong name is said before anything is searched
+    exports.formats()  # a wrong name is said before anything is searched
     clip: str | None = query
     if reference is None:  # words or a picture stand in the place of QUERY
         clip, reference = None, query
@@ -275,16 +254,10 @@ def find(
     if clip is not None and is_features(clip) != is_features(reference):
         raise UsageError("give two video files or two features, not one of each")
     if is_features(reference):
-        needs = (
-            ("--report", report),
-            ("--contact-sheet", contact_sheet),
-            ("--cut", cut),
-            ("--query-text or --query-image", clip is None),
-        )
-        for name, value in needs:
-            if value:
-                raise UsageError(f"{name} needs video files, these are features")
-    wanted = explain is not None or report is not None
+        exports.refuse_films()
+        if clip is None:
+            raise UsageError("--query-text and --query-image need a video file, this is features")
+    wanted = explain is not None or exports.report is not None
     least = (0.5 if every else 0.0) if min_probability is None else min_probability
     how = Wanted(top_k, every, least, wanted)
     if clip is not None and is_features(clip):
@@ -295,24 +268,22 @@ def find(
     print_answer(answer, verbose, least)
     facts = answer.facts
     moments = [each for each in answer.moments if likely(each, least)]
-    if json_file is not None:
+    if exports.json_file is not None:
         video = place_name(reference)
-        write_answers(json_file, [(video, moment) for moment in moments], **facts)
+        write_answers(exports.json_file, [(video, moment) for moment in moments], **facts)
     if explain is not None:
         write_explanation(explain, moments, answer.contributions, answer.seconds_per_step, facts)
-    files = (csv_file, srt_file, cut, contact_sheet)
-    if export or any(file is not None for file in files):
-        source = answer.source()
-        ranked = [(source, moment) for moment in moments]
-        write_exports(ranked, place_name(facts["query"]), exports, export, csv_file, srt_file)
-        if cut is not None:
-            cut_moments(ranked, cut, reencode, exports.padding or 0.0, look.stream)
-        write_sheet(contact_sheet, ranked)
-    if report is not None and answer.found is not None:
+    write_exports(
+        exports,
+        lambda: [(source, moment) for source in [answer.source()] for moment in moments],
+        place_name(facts["query"]),
+        look.stream,
+    )
+    if exports.report is not None and answer.found is not None:
         from relocal_pyg.video.page import write_found_page
 
-        write_found_page(report, answer.found, why=facts["matcher"])
-        say(f"report: {report}")
+        write_found_page(exports.report, answer.found, why=facts["matcher"])
+        say(f"report: {exports.report}")
 
 
 def find_in_features(

@@ -42,9 +42,8 @@ class Output:
     may_stream: bool = False
 
 
-#: A file that a command writes, and one that may be "-", the standard output.
+#: A file that a command writes.
 OUT_FILE = Output(is_file=True)
-OUT_STREAM = Output(is_file=True, may_stream=True)
 
 #: Where results go while what is said on the way goes to the standard error.
 RESULTS: ContextVar[TextIO | None] = ContextVar("results", default=None)

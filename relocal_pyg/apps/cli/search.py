@@ -12,12 +12,10 @@ import tyro
 from relocal_pyg.apps.cli.exports import (
     EXAMPLE,
     ExportOptions,
-    cut_moments,
     place_name,
     read_feedback,
     write_answers,
     write_exports,
-    write_sheet,
 )
 from relocal_pyg.apps.cli.extract import print_extraction
 from relocal_pyg.apps.cli.find import (
@@ -28,8 +26,6 @@ from relocal_pyg.apps.cli.find import (
     likely,
 )
 from relocal_pyg.apps.cli.options import (
-    OUT_FILE,
-    OUT_STREAM,
     BackboneOptions,
     Count,
     DeviceName,
@@ -145,14 +141,6 @@ def search(
     min_probability: Probability = None,
     first_stage: Literal["scan", "faiss", "none"] = "scan",
     candidates: Count = 1000,
-    json_file: Annotated[Path | None, OUT_STREAM, tyro.conf.arg(name="json")] = None,
-    csv_file: Annotated[Path | None, OUT_FILE, tyro.conf.arg(name="csv")] = None,
-    srt_file: Annotated[Path | None, OUT_FILE, tyro.conf.arg(name="srt")] = None,
-    export: Annotated[tuple[Path, ...], OUT_FILE, tyro.conf.arg(metavar="FILE...")] = (),
-    report: Annotated[Path | None, OUT_FILE] = None,
-    contact_sheet: Annotated[Path | None, OUT_FILE] = None,
-    cut: Annotated[Path | None, Output(filled=True)] = None,
-    reencode: bool = False,
 ) -> None:
     """Find the moments of all videos of the index FOLDER that mean the same as QUERY.
 
@@ -165,7 +153,7 @@ def search(
             saved query, as for "relocal find"; left out with --query-text or --query-image.
         asked: What is looked for, and the run or checkpoint that the index was made with.
         network: Videos: the network that the index was made with, taken from it where left out.
-        exports: How moments are written for other programs.
+        exports: What is written of the moments, and how.
         device: Where networks run; "auto" is cuda where there is one.
         top_k: How many moments at most.
         every: Give every moment, each once, and their count, in the place of the best TOP_K; looks
@@ -175,23 +163,12 @@ def search(
         first_stage: Which proposals the model looks at: the best of a scan, those that faiss finds
             (approximate, faster on large indexes), or all of them.
         candidates: How many proposals the model looks at after a first stage.
-        json_file: Write the answers here as JSON, as "relocal find" does; "-" for the standard
-            output.
-        csv_file: Write the answers here as CSV.
-        srt_file: Write the answers here as subtitles, a file for each video.
-        export: Write the answers into these files for other programs, in the format of their
-            suffix, as "relocal find" does; formats of one video get a file for each.
-        report: Videos: write a page with pictures here (HTML, one file).
-        contact_sheet: Videos: write pictures of the moments here, all in one (.jpg or .png).
-        cut: Videos: write each moment as a clip into this folder.
-        reencode: With --cut: exact to the frame, instead of copied from the key frame before.
     """
-    exports.formats(export)  # a wrong name is said before anything is searched
+    exports.formats()  # a wrong name is said before anything is searched
     query, asked = asked.opened(query)
     rows = query is not None and is_features(query)
-    for name, file in (("--report", report), ("--contact-sheet", contact_sheet), ("--cut", cut)):
-        if file is not None and rows:
-            raise UsageError(f"{name} needs video files, these are features")
+    if rows:
+        exports.refuse_films()
     stage: FirstStageName | None = None if first_stage == "none" else first_stage
     least = (0.5 if every else 0.0) if min_probability is None else min_probability
     how = Wanted(top_k, every, least, explain=False)
@@ -208,9 +185,9 @@ def search(
     if count is not None:
         print(f"found: {count}")
     print_hits(hits)
-    if json_file is not None:
+    if exports.json_file is not None:
         write_answers(
-            json_file,
+            exports.json_file,
             [(hit.video_id, hit) for hit in hits],
             query=title,
             reference=str(folder),
@@ -219,21 +196,16 @@ def search(
             query_span=asked.span(len(asked.rows(title)[0])) if found is None else found.span,
             examples=[*asked.plain(), *judged_files(folder, asked.feedback)],
         )
-    files = (csv_file, srt_file, cut, contact_sheet)
-    if export or any(file is not None for file in files):
-        ranked = locate(hits, None if rows else folder)
-        write_exports(ranked, place_name(title), exports, export, csv_file, srt_file)
-        if cut is not None:
-            cut_moments(ranked, cut, reencode, exports.padding or 0.0)
-        write_sheet(contact_sheet, ranked)
-    if report is not None and found is not None:
+    write_exports(exports, lambda: locate(hits, None if rows else folder), place_name(title))
+    if exports.report is not None and found is not None:
         from relocal_pyg.video.index import IndexedVideos
         from relocal_pyg.video.page import write_found_page
 
         files_of = IndexedVideos.load(folder).files
         names = (title, str(folder))
-        write_found_page(report, replace(found, hits=hits), why=why, names=names, files=files_of)
-        say(f"report: {report}")
+        answers = replace(found, hits=hits)
+        write_found_page(exports.report, answers, why=why, names=names, files=files_of)
+        say(f"report: {exports.report}")
 
 
 def print_hits(hits: Sequence[Hit]) -> None:

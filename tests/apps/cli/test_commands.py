@@ -14,14 +14,14 @@ from relocal_pyg.apps import cli
 from relocal_pyg.apps.cli import main
 from relocal_pyg.apps.cli.options import DataOptions, describe, load_protocol, restore
 from relocal_pyg.apps.cli.train import choose_preset
-from relocal_pyg.datasets.synthetic import SyntheticConfig, write_synthetic
+from relocal_pyg.datasets.synthetic import SyntheticConfig
 from relocal_pyg.formats.clips import clock
 from relocal_pyg.models import ContrastMatcher, MultiGraphRelocalizer
 from relocal_pyg.training.recipe import slug
 
 
 @pytest.fixture(scope="module")
-def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def root(tmp_path_factory: pytest.TempPathFactory, write_synthetic) -> Path:
     """A small data set in the layout of people's own."""
     folder = tmp_path_factory.mktemp("own")
     config = SyntheticConfig(
