@@ -23,9 +23,9 @@ from typing import Any
 import numpy as np
 
 ROOT = Path(__file__).resolve().parents[1]
-#: MB over a sound file of the kind, and seconds of the processor, that a bomb may take; seconds
-#: that a mutated file may take.
-MOST_MEMORY, MOST_SECONDS, MOST_MUTATION = 300, 60, 10
+#: MB over a sound file of the kind, MB written, and seconds of the processor that a bomb may take;
+#: seconds until a command that meets one has ended when told to; seconds a mutated file may take.
+MOST_MEMORY, MOST_WRITTEN, MOST_SECONDS, MOST_ENDING, MOST_MUTATION = 300, 64, 60, 2, 10
 
 #: A command that meets a sound file, then those that each meet a bomb. What makes them writes the
 #: files into the current folder.
@@ -336,25 +336,33 @@ BOMBS = {
     "indexes": indexes,
 }
 
-#: Runs commands one after the other; after each: MB over the most that the first one took, seconds
-#: of the processor, exit code, what it said in its last words.
+#: Runs commands one after the other; after each: MB over the most that the first one took, MB
+#: written, seconds of the processor, exit code, what it said in its last words.
 _RUN = """
-import contextlib, io, json, sys, time, warnings
+import contextlib, io, json, signal, sys, time, warnings
+from relocal_pyg.__main__ import _interrupt
 from relocal_pyg.apps.cli import main
+signal.signal(signal.SIGTERM, signal.SIG_IGN)
 warnings.simplefilter("ignore")
 def most():
     return int(open("/proc/self/status").read().split("VmHWM:")[1].split()[0]) / 1024
+def written():
+    return int(open("/proc/self/io").read().split("wchar:")[1].split()[0]) / 2**20
 base = None
 for line in sys.stdin:
-    said, began = io.StringIO(), time.process_time()
+    said, began, before = io.StringIO(), time.process_time(), written()
     with contextlib.redirect_stderr(said), contextlib.redirect_stdout(io.StringIO()):
         try:
+            signal.signal(signal.SIGTERM, _interrupt)
             code = main(json.loads(line))
         except BaseException as error:
             code = repr(error)
+        finally:
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)
     base = most() if base is None else base
     told = [each for each in said.getvalue().replace("\\r", "\\n").splitlines() if each.strip()]
-    print(json.dumps([most() - base, time.process_time() - began, code, told[-3:]]), flush=True)
+    took = most() - base, written() - before, time.process_time() - began
+    print(json.dumps([*took, code, told[-3:]]), flush=True)
     open("/proc/self/clear_refs", "w").write("5")
 """
 
@@ -375,33 +383,48 @@ def run_bombs(quick: bool) -> Iterator[tuple[str, str | None]]:
                     text=True,
                     env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": paths},
                 ) as child:
-                    assert child.stdin is not None
-                    assert child.stdout is not None
                     for name, words in [commands[0], *left]:
-                        child.stdin.write(json.dumps(words) + "\n")
-                        child.stdin.flush()
-                        told = select.select([child.stdout], [], [], 2 * MOST_SECONDS)[0]
-                        line = child.stdout.readline() if told else ""
+                        line, told, _ = answer(child, words)
                         if name == commands[0][0]:
-                            assert json.loads(line)[2] in (0, 2), line
+                            assert json.loads(line)[3] in (0, 2), line
                             continue
                         left = left[1:]
-                        yield judged(f"{kind}: {name}", line, bool(told))
+                        ending = None
+                        if line:  # and once more, told to end half way
+                            *_, ending = answer(child, words, stop_after=json.loads(line)[2] / 2)
+                        yield judged(f"{kind}: {name}", line, told, ending)
                         if not line:
                             break
                     child.kill()
 
 
-def judged(name: str, line: str, told: bool) -> tuple[str, str | None]:
+def answer(
+    child: subprocess.Popen[str], words: list[str], stop_after: float | None = None
+) -> tuple[str, bool, float]:
+    """What a process says of a command, whether it did in time, and the seconds of waiting."""
+    assert child.stdin is not None
+    assert child.stdout is not None
+    child.stdin.write(json.dumps(words) + "\n")
+    child.stdin.flush()
+    if stop_after is not None and not select.select([child.stdout], [], [], stop_after)[0]:
+        child.send_signal(signal.SIGTERM)
+    began = time.perf_counter()
+    told = bool(select.select([child.stdout], [], [], 2 * MOST_SECONDS)[0])
+    return child.stdout.readline() if told else "", told, time.perf_counter() - began
+
+
+def judged(name: str, line: str, told: bool, ending: float | None = None) -> tuple[str, str | None]:
     """A row of figures, and what is wrong with them."""
     if not line:
         return name, "crashed" if told else f"no end in {2 * MOST_SECONDS} s"
-    memory, seconds, code, said = json.loads(line)
-    text = f"{name}: {max(memory, 0):.0f} MB, {seconds:.1f} s, " + (
-        said[-1] if code else "answered"
-    )
+    memory, written, seconds, code, said = json.loads(line)
+    text = f"{name}: {max(memory, 0):.0f} MB, {written:.1f} MB written, {seconds:.1f} s, "
+    text += "" if ending is None else f"ends in {ending:.2f} s, "
+    text += said[-1] if code else "answered"
     faults = [
         *([f"{memory:.0f} MB"] if memory > MOST_MEMORY else []),
+        *([f"{written:.0f} MB written"] if written > MOST_WRITTEN else []),
+        *([f"ends in {ending:.1f} s"] if (ending or 0) > MOST_ENDING else []),
         *([f"{seconds:.0f} s"] if seconds > MOST_SECONDS else []),
         *([f"ended with {code}"] if code not in (0, 2) else []),
         *([f"{len(said)} lines"] if code == 2 and len(said) != 1 else []),

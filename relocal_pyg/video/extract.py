@@ -311,9 +311,9 @@ class _Work:
     def starts(self) -> list[float]:
         """Seconds of the steps at which stretches begin that can be read side by side."""
         length, starts = self.stated or 0.0, [0.0]
-        count = min(self.threads, int(length // _LONG))
+        count = min(self.threads, int(length // _LONG)) if self.skip() != "NONKEY" else 1
         if count < 2 or self.backbone.clip_frames > 1 or restarts(self.path, self.stream):
-            return starts
+            return starts  # which of many key frames are taken depends on the first
         with open_video(self.path, self.stream) as (container, stream):
             for number in range(1, count):
                 start = int(number * length / count * self.rate) / self.rate
