@@ -54,6 +54,17 @@ def cases(shared_data: Path) -> Path:
     return folder
 
 
+@pytest.fixture(scope="session")
+def count() -> Callable[[int, int], int]:
+    """``count(quick, full)``: how often to try.
+
+    Continuous integration runs few kills and few mutations of each kind; ``RELOCAL_FAULTS=full``,
+    as benchmarks.reliability sets it, the counts that the documentation quotes.
+    """
+    full = os.environ.get("RELOCAL_FAULTS") == "full"
+    return lambda quick, many: many if full else quick
+
+
 @pytest.fixture
 def figure() -> Callable[[str, str], None]:
     """Note a measured figure under a goal, for ``benchmarks.reliability`` to read."""

@@ -1,8 +1,4 @@
-"""Counts that grow with ``RELOCAL_FAULTS=full``, and scripts in processes of their own.
-
-Continuous integration runs few kills and few mutations of each kind; the benchmark runs the counts
-that the documentation quotes.
-"""
+"""Scripts in processes of their own."""
 
 from __future__ import annotations
 
@@ -16,7 +12,6 @@ from typing import Any
 
 import pytest
 
-FULL = os.environ.get("RELOCAL_FAULTS") == "full"
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parents[1]))  # for the films and files of benchmarks.bombs
 
@@ -28,12 +23,6 @@ collect_ignore = [
     "kill_writers.py",
     "read_rows.py",
 ]
-
-
-@pytest.fixture(scope="session")
-def count() -> Callable[[int, int], int]:
-    """``count(quick, full)``: how often to try."""
-    return lambda quick, full: full if FULL else quick
 
 
 @pytest.fixture

@@ -42,13 +42,14 @@ def _watch_and_note(place: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.faults
-def test_killed_twenty_times_while_files_come_each_is_answered_once(tmp_path):
+def test_killed_while_files_come_each_is_answered_once(tmp_path, count):
+    many = count(6, 20)
     (tmp_path / "in").mkdir()
     save(tmp_path / "query.npy", 0, 6)
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([f"relocal_pyg.{name}" for name in PRELOADED])
     draw, journal, kills = np.random.default_rng(0), tmp_path / "out" / "answers.jsonl", 0
-    for number in range(200):
+    for number in range(10 * many):
         save(tmp_path / "in" / f"segment {number}.npy", number)
         if number % 10 == 9:
             size = journal.stat().st_size if journal.exists() else 0
@@ -60,12 +61,12 @@ def test_killed_twenty_times_while_files_come_each_is_answered_once(tmp_path):
             kills += process.is_alive()
             process.kill()
             process.join()
-    assert kills == 20
+    assert kills == many
     assert watch(tmp_path, "--once", "--run", f"sh -c 'cat >> {tmp_path / 'ran'}'") == 0
     answered = Counter(each["file"] for each in lines(journal)[1:] if "file" in each)
-    assert answered == {f"segment {number}.npy": 1 for number in range(200)}
+    assert answered == {f"segment {number}.npy": 1 for number in range(10 * many)}
     told = (tmp_path / "ran").read_text()
-    assert all(f'"segment {number}.npy"' in told for number in range(200))
+    assert all(f'"segment {number}.npy"' in told for number in range(10 * many))
 
 
 def test_another_query_is_refused_and_a_file_written_over_is_searched_again(tmp_path, capsys):
