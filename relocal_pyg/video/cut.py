@@ -34,8 +34,8 @@ _EPSILON = Fraction(1, 2000)
 # Packets that are looked at to learn whether pictures are evenly spaced, and how many of the last
 # are left aside: pictures shown between them may come after.
 _SAMPLE, _REORDERED = 1000, 32
-# The codec and pixels of which a picture alone has no colours.
-_PALETTE = "rawvideo", "pal8"
+# Codecs whose pictures have their palette with them.
+_OWN_PALETTE = "gif", "png"
 
 
 def describe_source(path: str | Path, video_id: str = "", duration: float | None = None) -> Source:
@@ -146,14 +146,15 @@ def _copy(
         with open_video(source, number) as (container, stream):
             if stream.start_time is None:
                 raise VideoError("holds no timestamps to cut by: re-encode", file=source)
-            if (codec_name(stream.codec_context), stream.codec_context.pix_fmt) == _PALETTE:
+            context = stream.codec_context
+            if context.pix_fmt == "pal8" and codec_name(context) not in _OWN_PALETTE:
                 raise VideoError("its palette lies with its first picture: re-encode", file=source)
             if seeking and not seek_before(container, stream, start):
                 continue
             try:
                 shown = _remux(container, stream, start, end, temporary, seeking)
             except failures() as error:
-                why = f"does not take this video as it is ({reason(error)}): re-encode or use .mkv"
+                why = f"does not take this video as it is ({reason(error)}): re-encode it"
                 raise OutputError(why, file=target) from None
         if shown is not None:
             break
@@ -172,7 +173,14 @@ def _remux(
     streams = [video, *container.streams.audio[:1]]
     going = {stream.index for stream in streams}
     packets = _with_decoding_times(container.demux(streams), video)
-    with import_av().open(str(temporary), "w") as output:
+    try:
+        output = import_av().open(str(temporary), "w")
+    except ValueError:  # FFmpeg writes none of that suffix, such as .tod: what the source is
+        if temporary.suffix != Path(container.name).suffix:
+            raise
+        kind = container.format.name.partition(",")[0]
+        output = import_av().open(str(temporary), "w", format=kind)
+    with output:
         copies = {s.index: _copy_of(s, container, output) for s in streams}
         for packet in _from_key_frame(packets, video, origin + Fraction(start) + _EPSILON, exact):
             index, base = packet.stream.index, packet.time_base
@@ -189,6 +197,8 @@ def _remux(
             if time < first:
                 # Sound before the cut, or pictures stored after the key frame but shown before
                 # it: what they are predicted from is not in the clip.
+                if index == video.index and output.format.name == "mxf":
+                    raise ValueError("its pictures are numbered, none may be left out")
                 continue
             if index == video.index:
                 last = max(last, time + base * (packet.duration or 0))
@@ -201,25 +211,33 @@ def _remux(
             output.mux(packet)
     if first is None or last is None:
         return None
-    with open_video(temporary) as (clip, copy):
-        if not np.array_equal(picture, _picture(copy, next(clip.demux(copy)))):
-            raise ValueError("its pictures come out otherwise")  # such as without their palette
+    same = False
+    with contextlib.suppress(VideoError), open_video(temporary) as (clip, copy):
+        same = np.array_equal(picture, _picture(copy, next(clip.demux(copy))))
+        same &= (video.sample_aspect_ratio or 1) == (copy.sample_aspect_ratio or 1)
+    if picture is None or not same:
+        raise ValueError("its pictures come out otherwise")  # such as without their palette
     return float(first - origin), float(last - origin)
 
 
 def _picture(stream: Any, packet: Any) -> Any:
-    """What a key frame shows; nothing where it cannot be decoded."""
+    """What a key frame shows, turned; nothing where it cannot be decoded alone."""
     decode = stream.codec_context.decode
     with contextlib.suppress(*failures()):
-        return next(iter([*decode(packet), *decode(None)])).to_ndarray(format="rgb24")
+        frame = [*decode(packet), *decode(None)][0]
+        return Orientation(frame).apply(frame.to_ndarray(format="rgb24"))
 
 
 def _copy_of(stream: Any, container: Any, output: Any) -> Any:
     """A stream for the packets of another: found by codec, whatever decoder reads it."""
     copy = output.add_stream_from_template(stream, opaque=True)
     copy.disposition = stream.disposition
+    if stream.type == "video":
+        # The aspect may be known to the container alone; MXF cannot do without the rate.
+        copy.codec_context.sample_aspect_ratio = stream.sample_aspect_ratio or 0
+        copy.codec_context.framerate = stream.average_rate or 0
     kind = output.format.name.replace("mov", "mp4").replace("ipod", "mp4")
-    if stream.type == "video" and kind in ("mp4", "avi", "nut"):
+    if stream.type == "video" and kind in ("mp4", "avi", "nut", "matroska"):
         # Apple's players refuse HEVC that is not called hvc1; elsewhere the name is the source's:
         # of raw pictures it says how they are stored.
         tag = stream.codec_context.codec_tag if kind in container.format.name else ""
@@ -282,6 +300,7 @@ def _with_decoding_times(packets: Iterable[Any], video: Any) -> Iterator[Any]:
             least = following.get(index, packet.dts)
             if packet.dts < least < packet.dts + 1 / packet.time_base:
                 packet.dts = least
+                packet.pts = packet.pts and max(packet.pts, least)
             following[index] = packet.dts + 1
             yield packet
     _fill(waiting, min((packet.pts for packet in waiting), default=0))

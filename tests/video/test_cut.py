@@ -357,3 +357,109 @@ def test_odd_files_are_cut_to_what_they_show(shared_data, tmp_path, name, stretc
     found = pictures_of(target, rate_hz=5.0)[: len(wanted)]
     assert len(found) >= len(wanted) - 1
     assert np.abs(found - wanted[: len(found)]).mean() < 4
+
+
+def moving(count=100):
+    """Pictures of which no two are alike, and one scene is red."""
+    shown = [np.full((48, 64, 3), (2 * i, 90, 60), dtype=np.uint8) for i in range(count)]
+    for i, picture in enumerate(shown):
+        picture[:, i % 56 : i % 56 + 8] = 250
+    return shown
+
+
+def copied(tmp_path, source, suffix=None, start=2.0):
+    """The pictures of a copy, and those that the source shows from there on."""
+    target = tmp_path / f"clip{suffix or source.suffix}"
+    first, _ = cut_clip(source, start, 3.0, target)
+    found, wanted = pictures_of(target), pictures_of(source, start=first)
+    return found, wanted[: len(found)]
+
+
+def recorded(path, codec, form, size=(64, 48), **options):
+    """A film of another pixel format than ``write_video`` gives."""
+    with av.open(str(path), "w") as output:
+        stream = output.add_stream(codec, rate=25, options=options)
+        stream.width, stream.height, stream.pix_fmt = *size, form
+        for i, picture in enumerate(moving()):
+            frame = av.VideoFrame.from_ndarray(picture, format="rgb24")
+            frame = frame.reformat(*size, format=form)
+            frame.pts, frame.time_base = i, Fraction(1, 25)
+            output.mux(stream.encode(frame))
+        output.mux(stream.encode())
+    return path
+
+
+@pytest.mark.parametrize("suffix", [".tod", ".qt", ".trp", ".mpe", ".divx", ".lrv"])
+def test_a_suffix_that_ffmpeg_does_not_write_is_copied_as_its_source_is(tmp_path, suffix):
+    kind = {".qt": "mov", ".trp": "ts", ".divx": "avi", ".lrv": "mp4"}.get(suffix, "mpg")
+    codec = {"mpg": "mpeg2video", "avi": "mpeg4"}.get(kind, "libx264")
+    whole = recorded(tmp_path / f"whole.{kind}", codec, "yuv420p", g="12")
+    source = whole.rename(tmp_path / f"camera{suffix}")
+    found, wanted = copied(tmp_path, source)
+    assert len(found) >= 25
+    assert np.abs(found - wanted).max() == 0
+    with pytest.raises(OutputError, match="output format"):
+        cut_clip(source, 2.0, 3.0, tmp_path / "clip.nonsense")
+
+
+def test_a_copy_that_begins_with_no_whole_picture_is_refused(tmp_path, write_video):
+    """Intra refresh: pictures come to be over a second, none is whole of itself."""
+    options = {"x264-params": "intra-refresh=1:keyint=25"}
+    source = write_video(tmp_path / "a.mp4", moving(), options=options)
+    with pytest.raises(OutputError, match="come out otherwise.*re-encode") as caught:
+        cut_clip(source, 2.0, 3.0, tmp_path / "clip.mp4")
+    assert caught.value.file == str(tmp_path / "clip.mp4")
+    cut_clip(source, 0.0, 1.0, tmp_path / "clip.mp4")  # its first picture is whole
+
+
+@pytest.mark.parametrize("suffix", [".mp4", ".mkv", ".ts", ".h264"])
+def test_a_copy_keeps_turn_and_pixel_aspect_or_is_refused(tmp_path, write_video, suffix):
+    source = write_video(tmp_path / "a.mp4", moving(), rotate=(90, False), options={"g": "12"})
+    keeps = suffix in (".mp4", ".mkv")
+    if keeps:
+        found, wanted = copied(tmp_path, source, suffix)
+        assert np.abs(found - wanted).max() == 0
+    else:
+        with pytest.raises(OutputError, match="come out otherwise") as caught:
+            cut_clip(source, 2.0, 3.0, tmp_path / f"clip{suffix}")
+        assert ".relocal" not in str(caught.value)
+    wide = tmp_path / "wide.mp4"  # the container alone says so
+    with av.open(str(source)) as given, av.open(str(wide), "w") as output:
+        stream = output.add_stream_from_template(given.streams.video[0], opaque=True)
+        stream.codec_context.sample_aspect_ratio = Fraction(4, 3)
+        for packet in given.demux(video=0):
+            if packet.dts is not None:
+                packet.stream = stream
+                output.mux(packet)
+    if suffix == ".mp4":
+        cut_clip(wide, 2.0, 3.0, tmp_path / "aspect.mp4")
+        with av.open(str(tmp_path / "aspect.mp4")) as clip:
+            assert clip.streams.video[0].sample_aspect_ratio == Fraction(4, 3)
+    else:
+        with pytest.raises(OutputError, match="come out otherwise"):
+            cut_clip(wide, 2.0, 3.0, tmp_path / f"aspect{suffix}")
+
+
+def test_raw_pictures_are_copied_into_matroska(tmp_path):
+    found, wanted = copied(tmp_path, recorded(tmp_path / "a.mkv", "rawvideo", "yuv420p"))
+    assert len(found) == 25
+    assert np.abs(found - wanted).max() == 0
+
+
+def test_a_palette_of_the_first_picture_is_not_lost_in_a_copy(tmp_path):
+    source = recorded(tmp_path / "a.mov", "qtrle", "gray", g="12")
+    assert np.abs(pictures_of(source, start=2.0)[0] - pictures_of(source)[50]).max() == 0
+    with pytest.raises(VideoError, match="palette.*re-encode"):
+        cut_clip(source, 2.0, 3.0, tmp_path / "clip.mov")
+
+
+def test_mxf_is_copied_where_its_pictures_may_be_counted(tmp_path):
+    """MXF numbers its pictures: a copy that leaves some out would show all others too early."""
+    size = {"size": (256, 120), "profile": "dnxhr_lb"}
+    found, wanted = copied(tmp_path, recorded(tmp_path / "a.mxf", "dnxhd", "yuv422p", **size))
+    assert len(found) == 25
+    assert np.abs(found - wanted).max() == 0
+    source = recorded(tmp_path / "b.mxf", "mpeg2video", "yuv420p", bf="2", g="12")
+    with pytest.raises(OutputError, match="numbered.*re-encode"):
+        cut_clip(source, 2.0, 3.0, tmp_path / "clip2.mxf")
+    cut_clip(source, 2.0, 3.0, tmp_path / "clip2.mkv")
