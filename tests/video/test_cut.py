@@ -463,3 +463,12 @@ def test_mxf_is_copied_where_its_pictures_may_be_counted(tmp_path):
     with pytest.raises(OutputError, match="numbered.*re-encode"):
         cut_clip(source, 2.0, 3.0, tmp_path / "clip2.mxf")
     cut_clip(source, 2.0, 3.0, tmp_path / "clip2.mkv")
+
+
+def test_a_program_stream_is_copied_around_a_stamp_that_goes_back(tmp_path):
+    """FFmpeg's own stamp the wrong picture; none may then be shown before it is decoded."""
+    source = recorded(
+        tmp_path / "a.mpg", "mpeg2video", "yuv420p", bf="2", g="12", qmin="2", qmax="2"
+    )
+    for tenth in range(36):
+        cut_clip(source, tenth / 10, tenth / 10 + 0.5, tmp_path / f"clip{tenth}.mpg")
