@@ -545,7 +545,8 @@ def _real_rate(container: Any, stream: Any) -> float | None:
 def _first(path: str | Path, found: Iterator[Timed]) -> Timed:
     head = next(found, None)
     if head is None:
-        raise VideoError("holds no frame that can be decoded", file=path)
+        most = f"of at most {MAX_PIXELS:,} pixels"  # decoders do not say which of the two it was
+        raise VideoError(f"holds no frame {most} that can be decoded", file=path)
     return head
 
 

@@ -322,6 +322,14 @@ def test_a_huge_frame_is_refused(steps_video, monkeypatch):
     assert caught.value.file == str(steps_video)
 
 
+def test_a_photograph_that_is_too_large_is_told_why(tmp_path):
+    """Of a photograph the size is not known before it is decoded."""
+    pillow = pytest.importorskip("PIL.Image")
+    pillow.new("RGB", (9000, 9000)).save(tmp_path / "a.png")
+    with pytest.raises(VideoError, match="at most 67,108,864 pixels"):
+        list(frames(tmp_path / "a.png"))
+
+
 def test_memory_is_bounded(steps_video):
     alive: weakref.WeakSet = weakref.WeakSet()
     most = 0
