@@ -225,7 +225,8 @@ def _picture(stream: Any, packet: Any) -> Any:
     decode = stream.codec_context.decode
     with contextlib.suppress(*failures()):
         frame = [*decode(packet), *decode(None)][0]
-        return Orientation(frame).apply(frame.to_ndarray(format="rgb24"))
+        alone = frame.key_frame or frame.pict_type not in (2, 3)  # P and B change others
+        return Orientation(frame).apply(frame.to_ndarray(format="rgb24")) if alone else None
 
 
 def _copy_of(stream: Any, container: Any, output: Any) -> Any:

@@ -472,3 +472,13 @@ def test_a_program_stream_is_copied_around_a_stamp_that_goes_back(tmp_path):
     )
     for tenth in range(36):
         cut_clip(source, tenth / 10, tenth / 10 + 0.5, tmp_path / f"clip{tenth}.mpg")
+
+
+def test_an_avi_whose_list_of_key_frames_is_lost_is_not_cut_at_any_picture(tmp_path):
+    """It lies at the end of the file; without it every picture passes for a key frame."""
+    whole = recorded(tmp_path / "a.avi", "msmpeg4", "yuv420p", g="12").read_bytes()
+    source = tmp_path / "torn.avi"
+    source.write_bytes(whole[: len(whole) * 2 // 3])
+    with pytest.raises(OutputError, match="come out otherwise.*re-encode"):
+        cut_clip(source, 1.2, 2.0, tmp_path / "clip.avi")
+    cut_clip(source, 1.2, 2.0, tmp_path / "clip.mp4", reencode=True)
