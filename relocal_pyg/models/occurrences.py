@@ -120,7 +120,10 @@ def occurrences(
         else float(ranking.scores.min())
         for place in places
     ]
-    chances, presence = _chances(seen, spans), None
+    # How similar the steps of each stretch are.
+    means = torch.stack([seen.similarity[a:b].double().mean() for a, b in spans])
+    chances = torch.sigmoid(STEEPNESS * (means - seen.level) / max(seen.own - seen.other, 1e-6))
+    presence = None
     # What chance gives on the reference says nothing of one that is full of the action.
     if ranking.probabilities is not None and getattr(model, "confidence", None) is not None:
         chances, presence = ranking.probabilities(places.double(), torch.tensor(scores).double())
@@ -155,12 +158,6 @@ def count_of(chances: Sequence[float], least: float, rule: str = "") -> Count:
     low, high = (int((total < share).sum()) for share in (0.025, 0.975))
     number = sum(chance >= least for chance in chances)
     return Count(number, low, min(high, len(chances)), float(sum(chances)), least, rule)
-
-
-def _chances(seen: Trace, spans: Sequence[tuple[int, int]]) -> Tensor:
-    """Probabilities ``[A]`` of stretches by how similar their steps are."""
-    means = torch.stack([seen.similarity[a:b].double().mean() for a, b in spans])
-    return torch.sigmoid(STEEPNESS * (means - seen.level) / max(seen.own - seen.other, 1e-6))
 
 
 def separated(

@@ -265,7 +265,11 @@ class SearchIndex:
                 f"{self.model.in_channels}",
                 file=folder,
             )
-        states = _state_shape(self.model, listed.channels) if listed.shards else (0, 0)
+        kept = None  # states [M, T, d] of proposals, by the model
+        if listed.shards:
+            window = torch.tensor([[0.0, 1.0]])
+            kept = self.model.encode(torch.zeros(1, listed.channels), window)
+        states = (0, 0) if kept is None else (kept[0].shape[1], kept[0].shape[2])
         self.shards = [Shard(folder, one, listed, states, verify=verify) for one in listed.shards]
         steps = [torch.from_numpy(np.diff(shard.first_step)).double() for shard in self.shards]
         total = sum(
@@ -572,9 +576,3 @@ def _places(hits: Sequence[Hit]) -> set[tuple[str, float, float]]:
 def _inside(moments: Tensor, steps: Tensor) -> Tensor:
     """Moments ``[M, 2]`` cut to their videos of ``[M]`` steps."""
     return torch.minimum(moments.clamp(min=0), steps[:, None].to(moments))
-
-
-def _state_shape(model: Relocalizer, channels: int) -> tuple[int, int]:
-    """Shape ``(T, d)`` of what a model keeps of a proposal."""
-    kept = model.encode(torch.zeros(1, channels), torch.tensor([[0.0, 1.0]]))
-    return (0, 0) if kept is None else (kept[0].shape[1], kept[0].shape[2])

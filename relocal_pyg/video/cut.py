@@ -131,12 +131,7 @@ def cut_clip(
 
 
 def _copy(
-    source: str | Path,
-    start: float,
-    end: float,
-    temporary: Path,
-    target: str | Path,
-    number: int | None,
+    source: str | Path, start: float, end: float, clip: Path, target: str | Path, number: int | None
 ) -> tuple[float, float]:
     if restarts(source, number):
         raise VideoError("its clock starts again on the way: re-encode", file=source)
@@ -152,7 +147,7 @@ def _copy(
             if seeking and not seek_before(container, stream, start):
                 continue
             try:
-                shown = _remux(container, stream, start, end, temporary, seeking)
+                shown = _remux(container, stream, start, end, clip, seeking)
             except failures() as error:
                 why = f"does not take this video as it is ({reason(error)}): re-encode it"
                 raise OutputError(why, file=target) from None
@@ -319,12 +314,7 @@ def _time(packet: Any) -> Fraction:
 
 
 def _encode(
-    source: str | Path,
-    start: float,
-    end: float,
-    temporary: Path,
-    target: str | Path,
-    number: int | None,
+    source: str | Path, start: float, end: float, clip: Path, target: str | Path, number: int | None
 ) -> tuple[float, float]:
     av, info = import_av(), probe(source, number)
     step = min(1 / (info.fps_nominal or 25.0), 0.1)
@@ -332,7 +322,7 @@ def _encode(
     first: float | None = None
     until, held = start, None
     try:
-        with av.open(str(temporary), "w") as output:
+        with av.open(str(clip), "w") as output:
             for time, gone, frame in shown:
                 if first is None:
                     # What is still on the screen belongs to the clip, if it is there to be seen.
