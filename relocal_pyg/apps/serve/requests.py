@@ -122,7 +122,8 @@ async def receive(request: Request, place: Path, size: int) -> None:
 
 async def read_search(request: Request) -> dict[str, Any]:
     """Read a JSON object of at most 10,000 bytes."""
-    if request.headers.get("content-type") != "application/json":
+    kind = request.headers.get("content-type", "").split(";")[0]
+    if kind.strip().lower() != "application/json":
         raise UsageError("Content-Type application/json wanted")
     body = b""
     try:

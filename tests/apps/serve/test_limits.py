@@ -147,3 +147,16 @@ def test_names_of_this_machine(name, here, everywhere):
     """A page elsewhere can point its own name at this machine, and no address."""
     assert asked(("127.0.0.1", "localhost", "::1"), name) is here
     assert asked(("127.0.0.1", "localhost", "::1", "0.0.0.0"), name) is everywhere
+
+
+@pytest.mark.parametrize(
+    ("kind", "code"),
+    [
+        ("application/json; charset=utf-8", 404),  # as many clients say it: no such video
+        ("Application/JSON", 404),
+        ("text/plain; application/json", 400),
+        ("", 400),
+    ],
+)
+def test_json_is_taken_by_its_type_whatever_stands_behind(served, kind, code):
+    assert served.ask("POST", "/api/searches", b"{}", Content_Type=kind)[0] == code
