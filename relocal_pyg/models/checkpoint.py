@@ -75,7 +75,7 @@ def load_model(folder: str | Path) -> TrainableRelocalizer | Calibrated:
         reason = f"settings do not fit: {error}"
         raise CheckpointError(reason, file=folder / _CONFIG) from None
     check_tensors(weights, model.state_dict(), folder / _WEIGHTS)
-    model.to_empty(device="cpu").load_state_dict(weights)
+    model.float().to_empty(device="cpu").load_state_dict(weights)
     confidence = _confidence(folder, given)
     return model.eval() if confidence is None else Calibrated(model.eval(), confidence)
 

@@ -184,3 +184,15 @@ def test_numbers_in_buffers_that_make_no_sense_do_not_break_an_answer(tmp_path: 
             getattr(model, buffer).fill_(value)
             model.save(tmp_path / "model")
             assert load_model(tmp_path / "model").localize(query, reference)
+
+
+def test_the_default_type_of_numbers_does_not_change_a_model_that_is_read():
+    wanted = load_model("pretrained").state_dict()
+    torch.set_default_dtype(torch.float64)
+    try:
+        read = load_model("pretrained")
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert {name: value.dtype for name, value in read.state_dict().items()} == {
+        name: value.dtype for name, value in wanted.items()
+    }
