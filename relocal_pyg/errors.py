@@ -85,7 +85,7 @@ def check_number(
     except OverflowError:
         fits = False
     if fits:
-        return value
+        return int(value) if whole else value
     wanted = "a whole number" if whole else "a number"
     if above is not None:
         wanted += f" above {above:g}"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import math
 from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
@@ -14,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils._pytree import register_pytree_node
 
-from relocal_pyg.errors import UsageError
+from relocal_pyg.errors import UsageError, check_number
 
 #: :meth:`PairGraph.matmul` multiplies by the dense matrix up to this many steps per bit of ``k``,
 #: and uses the closed form beyond. Measured on one CPU core, forward and backward, float32, 500
@@ -62,16 +61,16 @@ class PairGraph:
     normalization: Literal["none", "mean", "sym"] = "none"
 
     def __post_init__(self) -> None:
-        if self.num_steps < 1 or self.k < 1:
-            raise UsageError(f"num_steps {self.num_steps} and k {self.k}: both must be at least 1")
+        for name in ("num_steps", "k"):
+            count = check_number(getattr(self, name), name, least=1, whole=True)
+            object.__setattr__(self, name, count)
         if self.weight not in ("binary", "exponential", "laplacian"):
             raise UsageError(f"weight {self.weight!r}: binary, exponential or laplacian wanted")
         if self.normalization not in ("none", "mean", "sym"):
             raise UsageError(f"normalization {self.normalization!r}: none, mean or sym wanted")
         if self.weight == "laplacian" and self.normalization != "none":
             raise UsageError("laplacian weights are normalised already: leave normalization 'none'")
-        if not (self.scale >= 0 and math.isfinite(self.scale)):
-            raise UsageError(f"scale {self.scale}: a finite number of nodes wanted, 0 for T")
+        object.__setattr__(self, "scale", float(check_number(self.scale, "scale", least=0)))
 
     @property
     def num_nodes(self) -> int:
@@ -129,15 +128,17 @@ class PairGraph:
             ``[..., 2T, F]``.
 
         Raises:
-            UsageError: ``x`` has another number of nodes, or there is no closed form.
+            UsageError: ``x`` has another number of nodes, or there is no such way.
 
         Example:
             >>> graph, x = PairGraph(num_steps=4, k=2), torch.randn(5, 8, 3)
             >>> torch.allclose(graph.matmul(x), graph.dense() @ x, atol=1e-5)
             True
         """
-        if x.shape[-2] != self.num_nodes:
-            raise UsageError(f"x has {x.shape[-2]} nodes where the graph has {self.num_nodes}")
+        if method not in ("auto", "dense", "closed_form"):
+            raise UsageError(f"method {method!r}: auto, dense or closed_form wanted")
+        if x.ndim < 2 or x.shape[-2] != self.num_nodes:
+            raise UsageError(f"x is {list(x.shape)} where the graph has {self.num_nodes} nodes")
         if self.weight == "exponential":
             if method == "closed_form":
                 raise UsageError("exponential weights have no closed form: use method='dense'")

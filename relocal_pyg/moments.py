@@ -7,10 +7,14 @@ Unless a docstring says otherwise the unit is the caller's: all steps or all sec
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
+import numpy as np
 import torch
 from numpy.typing import ArrayLike
 from torch import Tensor
+
+from relocal_pyg.errors import RelocalError, UsageError
 
 #: Largest ``|Tl|`` that :func:`decode_offsets` accepts: a length changed by a factor of 62.5.
 MAX_LOG_LENGTH = 4.135166556742356
@@ -51,6 +55,9 @@ def tiou(first: ArrayLike, second: ArrayLike) -> Tensor:
     Returns:
         ``[...]`` values in ``[0, 1]``; 0 where either moment is empty or turned round.
         For all pairs of ``[N, 2]`` and ``[M, 2]`` call ``tiou(first[:, None], second[None])``.
+
+    Raises:
+        UsageError: One is no ``[..., 2]`` of numbers.
 
     Example:
         >>> tiou([0.0, 10.0], [5.0, 15.0]).item()
@@ -214,6 +221,31 @@ def _centre_length(moments: Tensor) -> tuple[Tensor, Tensor]:
     return (moments[..., 0] + moments[..., 1]) / 2, moments[..., 1] - moments[..., 0]
 
 
-def _as_float(moments: object) -> Tensor:
-    tensor = torch.as_tensor(moments)
-    return tensor if tensor.is_floating_point() else tensor.float()
+def to_tensor(
+    array: Any, refusal: type[RelocalError] = UsageError, record: str | None = None
+) -> Tensor:
+    """Give any array of numbers as a tensor: of any strides or byte order, a table, a list of rows.
+
+    Raises:
+        RelocalError: The ``refusal``: no numbers are in it that lie in memory one by one.
+    """
+    try:
+        if isinstance(array, list | tuple) and array and isinstance(array[0], Tensor):
+            array = torch.stack(array)
+        if isinstance(array, Tensor):
+            if array.layout == torch.strided and not array.is_quantized:
+                return array
+            raise TypeError("a dense tensor that holds them wanted")
+        array = np.asarray(array)
+        array = array.astype(float) if array.dtype.char in "Og" else array  # objects, long doubles
+        return torch.from_numpy(np.require(array, array.dtype.newbyteorder("="), ["C", "W"]))
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise refusal(f"not an array of numbers ({error})", record=record) from None
+
+
+def _as_float(moments: ArrayLike) -> Tensor:
+    tensor = to_tensor(moments)
+    if tensor.shape[-1:] != (2,):
+        raise UsageError(f"moments are {list(tensor.shape)}: [..., 2] wanted")
+    plain = not tensor.is_floating_point() or isinstance(moments, list | tuple)
+    return tensor.float() if plain else tensor

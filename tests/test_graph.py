@@ -6,6 +6,7 @@ import copy
 import pickle
 import shutil
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -255,6 +256,10 @@ def test_is_a_value() -> None:
         {"weight": "laplacian", "normalization": "mean"},
         {"scale": -1.0},
         {"scale": float("nan")},
+        *({name: count} for name in ("num_steps", "k") for count in (1.5, 2.0, True, None, "3")),
+        {"k": float("nan")},
+        {"k": float("inf")},
+        {"scale": None},
     ],
 )
 def test_refuses(arguments: dict[str, object]) -> None:
@@ -262,9 +267,18 @@ def test_refuses(arguments: dict[str, object]) -> None:
         PairGraph(**arguments)  # type: ignore[arg-type]
 
 
+def test_a_small_count_of_numpy_does_not_overflow() -> None:
+    graph = PairGraph(np.int8(100), np.int8(2))  # type: ignore[arg-type]
+    assert graph.num_nodes == 200
+    assert torch.equal(graph.edge_index(), PairGraph(100, 2).edge_index())
+
+
 def test_matmul_refuses_another_number_of_nodes_and_a_missing_closed_form() -> None:
-    with pytest.raises(UsageError, match="8"):
-        PairGraph(4, 1).matmul(torch.randn(7, 2))
+    for x in (torch.randn(7, 2), torch.randn(8), torch.tensor(1.0)):
+        with pytest.raises(UsageError, match="8 nodes"):
+            PairGraph(4, 1).matmul(x)
+    with pytest.raises(UsageError, match="method 'fast'"):
+        PairGraph(4, 1).matmul(torch.randn(8, 2), method="fast")  # type: ignore[arg-type]
     with pytest.raises(UsageError, match="closed form"):
         PairGraph(4, 1, "exponential").matmul(torch.randn(8, 2), method="closed_form")
 

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import warnings
+from typing import Any
+
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from relocal_pyg.errors import UsageError
 from relocal_pyg.moments import (
     MAX_LOG_LENGTH,
     Moment,
@@ -84,6 +89,35 @@ class TestTiou:
         assert third.dtype == torch.float64
         assert third.item() == 1 / 3
         assert tiou(torch.tensor([0, 1]), torch.tensor([0.0, 3.0]).double()).item() == 1 / 3
+
+    @pytest.mark.parametrize(
+        "form",
+        [
+            lambda x: np.asfortranarray(x),
+            lambda x: x[::-1].copy()[::-1],
+            lambda x: x.astype(">f8"),
+            lambda x: x.astype(np.longdouble),
+            lambda x: x.astype(object),
+            lambda x: pd.DataFrame(x),
+            lambda x: [torch.tensor(row) for row in x],
+            lambda x: [list(row) for row in x],
+            lambda x: list(x),
+        ],
+    )
+    def test_takes_any_array_of_numbers(self, form: Any) -> None:
+        moments = np.array([[0.0, 4.0], [1.0, 2.0], [3.0, 9.0]])
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            assert tiou(form(moments), [0.0, 4.0]).tolist() == pytest.approx([1, 1 / 4, 1 / 9])
+        frozen = moments.copy()
+        frozen.flags.writeable = False
+        assert tiou(frozen, moments).tolist() == [1, 1, 1]
+
+    @pytest.mark.parametrize("other", [None, "ab", [1], [], [[1, 2, 3]], {"a": 1}, [[1, 2], [3]]])
+    def test_refuses_what_is_no_pair(self, other: Any) -> None:
+        with pytest.raises(UsageError) as caught:
+            tiou(other, [0.0, 1.0])
+        assert "\n" not in str(caught.value)
 
     def test_gradient_is_that_of_the_formula(self) -> None:
         first = torch.tensor([[1.0, 6.0], [2.0, 4.0]], dtype=torch.float64, requires_grad=True)

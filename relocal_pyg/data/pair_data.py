@@ -13,8 +13,9 @@ from torch_geometric.data.data import warn_or_raise
 from torch_geometric.data.storage import EdgeStorage, GlobalStorage
 from torch_geometric.utils import coalesce
 
-from relocal_pyg.errors import FeatureError, ProposalError, UsageError
+from relocal_pyg.errors import FeatureError, ProposalError, UsageError, check_number
 from relocal_pyg.graph import PairGraph
+from relocal_pyg.moments import to_tensor
 
 Mode = Literal["linspace", "floor"]
 
@@ -45,8 +46,7 @@ def resample_positions(
         >>> resample_positions(torch.tensor([2, 9]), 3, "floor")[0].tolist()
         [[0, 1, 0], [0, 3, 6]]
     """
-    if num_steps < 1:
-        raise UsageError(f"num_steps is {num_steps}: 1 or more wanted")
+    num_steps = int(check_number(num_steps, "num_steps", least=1, whole=True))
     slots = torch.arange(num_steps, device=lengths.device)
     lengths = lengths[..., None]
     if mode == "linspace":
@@ -255,7 +255,8 @@ class PairData(Data):
         for name in attributes:
             if "index" in name or "batch" in name:
                 raise UsageError(f"attribute {name!r}: PyG would shift it in a batch, rename it")
-        if query.shape[-1] != proposal.shape[-1]:
+        query, proposal = (to_tensor(side, FeatureError) for side in (query, proposal))
+        if query.shape[-1:] != proposal.shape[-1:]:
             raise FeatureError(
                 f"the query has {query.shape[-1]} channels and the proposal "
                 f"{proposal.shape[-1]}: extract both with the same backbone"
@@ -320,9 +321,8 @@ class PairData(Data):
             raise_on_error: Raise ``ValueError`` at the first fault instead of warning.
         """
         sound = super().validate(raise_on_error)
-        sets = self.edge_indices() if self.ks else []
-        for k, edges, weights in zip(self.ks, sets, self.edge_weights(), strict=True):
-            fault = self._edge_fault(edges, weights)
+        for k, weights in zip(self.ks, self.edge_weights(), strict=True):
+            fault = self._edge_fault(self[f"{_EDGES}{k}"], weights)
             if fault is not None:
                 warn_or_raise(f"'{_EDGES}{k}' {fault}", raise_on_error)
                 sound = False

@@ -247,7 +247,8 @@ class World:
         rng, actions = self.rng, self.actions
         cycles = min(int(rng.integers(1, actions.cycles + 1)), max(1, length // 4))
         if actions.order == "curve":
-            pace = np.exp(np.log(actions.pace) * 0.5 * _smooth(rng, length))
+            knots = np.linspace(0, 4, length), np.arange(5), rng.normal(size=5)
+            pace = np.exp(np.log(actions.pace) * 0.5 * np.interp(*knots))  # a smooth curve
             share = np.cumsum(pace) / pace.sum() * cycles
             angle = 2 * np.pi * share[:, None] * np.arange(1, _HARMONICS + 1)
             # Not closed: half a turn of the slowest harmonic sets the ends apart.
@@ -522,12 +523,6 @@ def _units(rng: np.random.Generator, count: int, size: int) -> NDArray[np.float6
     """Random unit rows ``[count, size]``."""
     rows = rng.normal(size=(count, size))
     return rows / np.linalg.norm(rows, axis=1, keepdims=True)
-
-
-def _smooth(rng: np.random.Generator, count: int) -> NDArray[np.float64]:
-    """A smooth curve of about unit variance, ``[count]``."""
-    knots = rng.normal(size=5)
-    return np.interp(np.linspace(0, 4, count), np.arange(5), knots)
 
 
 def _drift(

@@ -296,7 +296,11 @@ def evaluate_few_shot(
         kept = nms(moments, scores, nms_threshold, limit=CAP)
         moments, scores = moments[kept], scores[kept]
         if score == "probability":
-            scores = torch.stack([_probabilities(r, moments, scores) for r in rankings]).mean(dim=0)
+            told = [each.probabilities for each in rankings if each.probabilities is not None]
+            if len(told) < len(rankings):
+                raise UsageError("the model is not calibrated: it has no probabilities")
+            parts = [tell(moments, scores)[0].double().cpu() for tell in told]
+            scores = torch.stack(parts).mean(dim=0)
         for (start, end), value in zip(moments.tolist(), scores.tolist(), strict=True):
             found[name].append(Detection(episode.episode_id, name, start, end, value))
     tables = {name: _hits(found[name], truths[name], THRESHOLDS) for name in truths}
@@ -324,12 +328,6 @@ def evaluate_few_shot(
         name: Estimate(value, *(end if end is None else float(end) for end in span))
         for name, value, span in zip(("map", "map@0.5", "map@0.75"), values, ends, strict=True)
     }
-
-
-def _probabilities(ranking: Ranking, moments: Tensor, scores: Tensor) -> Tensor:
-    if ranking.probabilities is None:
-        raise UsageError("the model is not calibrated: it has no probabilities")
-    return ranking.probabilities(moments, scores)[0].double().cpu()
 
 
 def few_shot_table(

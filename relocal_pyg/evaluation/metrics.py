@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import pairwise
 from typing import Any
 
@@ -11,7 +11,7 @@ from torch import Tensor
 from torchmetrics import Metric
 
 from relocal_pyg.errors import UsageError
-from relocal_pyg.moments import tiou
+from relocal_pyg.moments import tiou, to_tensor
 
 #: tIoU thresholds of mAP@1 that the paper lists (section 5.2.3).
 THRESHOLDS = (0.5, 0.6, 0.7, 0.75, 0.8, 0.85, 0.9, 0.95)
@@ -45,7 +45,7 @@ def best_tiou(moments: Tensor, truths: Tensor) -> Tensor:
         >>> best_tiou(torch.tensor([[10, 14]]), truths).tolist()
         [0.5]
     """
-    answers, targets = torch.as_tensor(moments).double(), torch.as_tensor(truths).double()
+    answers, targets = to_tensor(moments).double(), to_tensor(truths).double()
     shapes = f"moments {list(answers.shape)}, truths {list(targets.shape)}"
     for tensor in (answers, targets):
         if tensor.ndim not in (2, 3) or tensor.shape[-1] != 2 or 0 in tensor.shape[1:]:
@@ -163,7 +163,10 @@ class MomentMAP(Metric):
         **options: Any,
     ) -> None:
         super().__init__(**options)
-        self.thresholds = _as_thresholds(thresholds)
+        several = thresholds if isinstance(thresholds, Iterable) else [thresholds]
+        self.thresholds = values = tuple(float(threshold) for threshold in several)
+        if not values or not all(0 <= value <= 1 for value in values):
+            raise UsageError(f"thresholds {values}: one or more numbers in [0, 1] wanted")
         self.strict = strict
         self.average = average
         counts = torch.zeros(len(self.thresholds), dtype=torch.long)
@@ -239,13 +242,6 @@ def length_buckets(lengths: Tensor, bounds: Sequence[float] = LENGTH_BOUNDS) -> 
     middle = [f"{low:g}-{high:g} s" for low, high in pairwise(bounds)]
     names = [f"< {bounds[0]:g} s", *middle, f">= {bounds[-1]:g} s"]
     return {name: number == i for i, name in enumerate(names)}
-
-
-def _as_thresholds(thresholds: Sequence[float]) -> tuple[float, ...]:
-    values = tuple(float(threshold) for threshold in thresholds)
-    if not values or not all(0 <= value <= 1 for value in values):
-        raise UsageError(f"thresholds {values}: one or more numbers in [0, 1] wanted")
-    return values
 
 
 def oracle(proposals: Tensor, truths: Tensor) -> Tensor:

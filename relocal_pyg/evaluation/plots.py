@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from numpy.typing import ArrayLike
 from torch import Tensor
 
-from relocal_pyg.errors import UsageError, ascii_line
+from relocal_pyg.errors import UsageError, ascii_line, check_number
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -149,8 +149,7 @@ def timeline(
         UsageError: A length is not a positive number.
     """
     for name, value in (("query_seconds", query_seconds), ("reference_seconds", reference_seconds)):
-        if not (value > 0 and math.isfinite(value)):
-            raise UsageError(f"{name} is {value}: a positive number wanted")
+        check_number(value, name, above=0)
     shown = sorted(list(proposals or [])[:MAX_PROPOSALS])
     height = 1.0 + 0.3 * (3 + len(predictions)) + (0.75 if shown else 0)
     figure, (axes,) = new_figure(height)

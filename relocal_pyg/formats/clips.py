@@ -19,7 +19,7 @@ from fractions import Fraction
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
-from relocal_pyg.errors import UsageError
+from relocal_pyg.errors import UsageError, check_number
 from relocal_pyg.formats.rows import video_of
 
 if TYPE_CHECKING:
@@ -155,8 +155,7 @@ def to_clips(
     Raises:
         UsageError: ``padding`` is negative or not finite.
     """
-    if not (math.isfinite(padding) and padding >= 0):
-        raise UsageError(f"the padding is {padding:g} s: 0 or more wanted")
+    check_number(padding, "padding", least=0)
     clips, place = [], dict[str, int]()
     for rank, (source, moment) in enumerate(moments, start=1):
         place.setdefault(source.path, len(place))

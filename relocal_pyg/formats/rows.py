@@ -19,7 +19,7 @@ from typing import Any
 from urllib.parse import unquote
 from xml.parsers import expat
 
-from relocal_pyg.errors import AnnotationError, UsageError
+from relocal_pyg.errors import AnnotationError, UsageError, check_number
 from relocal_pyg.io.read import NOTHING, lines_of, parse_time
 
 #: Annotations, and lines of a table, that one file may hold.
@@ -62,8 +62,8 @@ class ImportOptions:
     def __post_init__(self) -> None:
         for name in ("fps", "point_width"):
             value = getattr(self, name)
-            if value is not None and not (math.isfinite(value) and value > 0):
-                raise UsageError(f"{name} is {value}: a number above 0 wanted")
+            if value is not None:
+                check_number(value, name, above=0)
 
 
 @dataclass(frozen=True, slots=True)

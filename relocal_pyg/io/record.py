@@ -51,7 +51,7 @@ def sha256_file(path: str | Path) -> str:
 
 def folder_files(folder: Path) -> list[str]:
     """Relative names of all files of a folder but its manifest and what writers keep there."""
-    files = (entry for entry in folder.rglob("*") if entry.is_symlink() or not entry.is_dir())
+    files = (each for each in folder.rglob("*") if each.is_symlink() or not each.is_dir())
     names = [entry.relative_to(folder).as_posix() for entry in files]
     return sorted(name for name in names if name != MANIFEST and not name.startswith(".relocal-"))
 

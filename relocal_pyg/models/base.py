@@ -23,7 +23,7 @@ from relocal_pyg.errors import FeatureError, ProposalError, check_number
 from relocal_pyg.io.tensors import save_tensors
 from relocal_pyg.io.write import replace_folder
 from relocal_pyg.models.similarity import BLOCK, Rows
-from relocal_pyg.moments import Moment, clip_moments, nms
+from relocal_pyg.moments import Moment, clip_moments, nms, to_tensor
 
 #: Format of a checkpoint, raised when its layout changes; a newer one is refused. 2: the network
 #: over similarities is a model of its own.
@@ -81,7 +81,8 @@ class Ranking:
         """
         own = self.cpu()
         moments = clip_moments(own.moments, num_steps)
-        kept = nms(moments, own.scores, nms_threshold, limit=top_k)
+        real = (moments[:, 0] < moments[:, 1]).nonzero().flatten()  # some lie past an end
+        kept = real[nms(moments[real], own.scores[real], nms_threshold, limit=top_k)]
         moments, scores = moments[kept].double(), own.scores[kept]
         before: list[list[float]] | list[None] = [None] * len(kept)
         if own.proposals is not None:
@@ -289,7 +290,7 @@ class Relocalizer(abc.ABC):
         seconds_per_step: float = 1.0,
         query_video: ArrayLike | Rows | None = None,
         nms_threshold: float = 0.5,
-        background: Tensor | None = None,
+        background: ArrayLike | None = None,
     ) -> list[Moment]:
         """Find the moments of a reference that mean the same as a query.
 
@@ -310,7 +311,7 @@ class Relocalizer(abc.ABC):
 
         Raises:
             FeatureError: An array is not a finite, non-empty ``[n, F]``, or widths differ.
-            ProposalError: ``proposals`` is not ``[M, 2]`` with ``start < end``.
+            ProposalError: ``proposals`` is not ``[M, 2]`` with ``start < end``, or all lie outside.
             UsageError: ``seconds_per_step`` or ``top_k`` is out of range.
         """
         check_number(top_k, "top_k", least=1, whole=True)
@@ -322,6 +323,9 @@ class Relocalizer(abc.ABC):
         video, around = as_rows(reference, "reference", width), None
         if query_video is not None:
             around = as_rows(query_video, "query_video", width)
+        mean = None
+        if background is not None:
+            mean = cast(Tensor, as_rows(cast(Any, [background]), "background", width))[0]
         if proposals is None:
             candidates = default_proposals(len(video), len(clip), limit=self.max_windows)
         elif isinstance(proposals, Sized) and len(proposals) == 0:
@@ -329,13 +333,15 @@ class Relocalizer(abc.ABC):
             return []
         else:
             candidates = as_proposals(proposals) / seconds_per_step
+            if not ((candidates[:, 0] < len(video)) & (candidates[:, 1] > 0)).any():
+                raise ProposalError("none lies inside the reference: they are in seconds of it")
         ranking = self.rank(
             clip,
             video,
             candidates,
             query_video=around,
             seconds_per_step=seconds_per_step,
-            background=background,
+            background=mean,
         )
         return ranking.best(len(video), top_k, seconds_per_step, nms_threshold)
 
@@ -530,10 +536,7 @@ def as_features(array: ArrayLike, name: str) -> Tensor:
         FeatureError: Not two-dimensional, empty, not real numbers, or not finite (the first bad
             step is named).
     """
-    try:
-        tensor = torch.as_tensor(array)
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise FeatureError(f"not an array of numbers ({error})", record=name) from None
+    tensor = to_tensor(array, FeatureError, name)
     if tensor.ndim != 2:
         raise FeatureError(f"has {tensor.ndim} dimensions, [steps, channels] wanted", record=name)
     if tensor.is_complex() or tensor.dtype == torch.bool:
@@ -553,7 +556,7 @@ def as_rows(rows: ArrayLike | Rows, name: str, channels: int) -> Rows:
     Raises:
         FeatureError: As :func:`as_features`; there are no rows, or the query has other channels.
     """
-    if isinstance(rows, Tensor) or not hasattr(rows, "split"):
+    if isinstance(rows, Tensor | str | bytes) or not hasattr(rows, "split"):
         rows = as_features(cast(ArrayLike, rows), name)
     rows = cast(Rows, rows)
     if len(rows) == 0:
@@ -573,10 +576,7 @@ def as_proposals(array: ArrayLike) -> Tensor:
     Raises:
         ProposalError: Wrong shape, empty, not finite, or a start not before its end.
     """
-    try:
-        tensor = torch.as_tensor(array, dtype=torch.float32)
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise ProposalError(f"not an array of numbers ({error})") from None
+    tensor = to_tensor(array, ProposalError).float()
     if tensor.ndim != 2 or tensor.shape[1] != 2 or len(tensor) == 0:
         raise ProposalError(f"shape {tuple(tensor.shape)}, [M, 2] with M >= 1 wanted")
     good = torch.isfinite(tensor).all(dim=1) & (tensor[:, 0] < tensor[:, 1])

@@ -18,7 +18,7 @@ from relocal_pyg.data.items import Protocol
 from relocal_pyg.data.pair_data import resample, window_positions
 from relocal_pyg.data.proposals import ROUNDS, look_closer
 from relocal_pyg.data.samples import ListDataset, WindowList
-from relocal_pyg.errors import UsageError
+from relocal_pyg.errors import UsageError, check_number
 from relocal_pyg.graph import PairGraph
 from relocal_pyg.models.base import (
     Ranking,
@@ -175,10 +175,10 @@ class MultiGraphMatcher(TrainableRelocalizer):
         for name in ("ks", "paces"):
             settings[name] = tuple(settings.get(name, getattr(MatcherConfig, name)))
         self.settings = config = MatcherConfig(**settings)
-        if min(config.num_steps, config.num_members, len(config.ks)) < 1:
-            raise UsageError("num_steps and num_members at least 1, and ks, wanted")
-        if config.target_temperature <= 0:
-            raise UsageError("a target_temperature above 0 wanted")
+        check_number(config.num_members, "num_members", least=1, whole=True)
+        if not config.ks:
+            raise UsageError("ks are empty: one k or more wanted")
+        check_number(config.target_temperature, "target_temperature", above=0)
         if config.paces[:1] != (1.0,) or not all(0.1 <= pace <= 10 for pace in config.paces):
             raise UsageError(f"paces {config.paces}: 1 first, and others between 0.1 and 10 wanted")
         self.graphs = [

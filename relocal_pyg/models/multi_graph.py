@@ -19,7 +19,7 @@ from relocal_pyg.data.pair_data import (
     window_positions,
 )
 from relocal_pyg.data.samples import TripletDataset
-from relocal_pyg.errors import FeatureError, UsageError
+from relocal_pyg.errors import FeatureError, UsageError, check_number
 from relocal_pyg.graph import PairGraph
 from relocal_pyg.models.base import (
     Ranking,
@@ -68,16 +68,16 @@ class MultiGraphRelocalizer(TrainableRelocalizer):
         super().__init__()
         settings["ks"] = tuple(settings.get("ks", NetworkConfig.ks))
         heads = tuple(settings.get("head_channels", NetworkConfig.head_channels))
-        self.in_channels = in_channels
+        self.in_channels = int(check_number(in_channels, "in_channels", least=1, whole=True))
         self.settings = config = NetworkConfig(**{**settings, "head_channels": heads})
-        if in_channels < 1 or config.num_steps < 1 or not config.ks:
-            raise UsageError("in_channels and num_steps must be at least 1, ks not empty")
+        if not config.ks:
+            raise UsageError("ks are empty: one k or more wanted")
         self.graphs = [
             PairGraph(config.num_steps, k, config.weight, normalization=config.normalization)
             for k in config.ks
         ]
         self.network = PairNetwork(
-            in_channels,
+            self.in_channels,
             config.hidden_channels,
             num_graphs=len(config.ks),
             num_layers=config.num_layers,

@@ -120,10 +120,9 @@ def occurrences(
         else float(ranking.scores.min())
         for place in places
     ]
-    # How similar the steps of each stretch are.
-    means = torch.stack([seen.similarity[a:b].double().mean() for a, b in spans])
-    chances = torch.sigmoid(STEEPNESS * (means - seen.level) / max(seen.own - seen.other, 1e-6))
-    presence = None
+    # By how similar the steps of a stretch are.
+    means = torch.stack([seen.similarity[a:b].double().mean() for a, b in spans]) - seen.level
+    chances, presence = torch.sigmoid(STEEPNESS * means / max(seen.own - seen.other, 1e-6)), None
     # What chance gives on the reference says nothing of one that is full of the action.
     if ranking.probabilities is not None and getattr(model, "confidence", None) is not None:
         chances, presence = ranking.probabilities(places.double(), torch.tensor(scores).double())

@@ -15,7 +15,7 @@ from torch_geometric.nn.inits import zeros
 from torch_geometric.typing import Adj, OptPairTensor, OptTensor, Size
 from torch_geometric.utils import is_torch_sparse_tensor
 
-from relocal_pyg.errors import UsageError
+from relocal_pyg.errors import UsageError, check_number
 from relocal_pyg.graph import PairGraph
 
 
@@ -321,8 +321,7 @@ class MultiGraphConv(nn.Module):
         act: Callable[[Tensor], Tensor] = torch.tanh,
     ) -> None:
         super().__init__()
-        if num_graphs < 1:
-            raise UsageError(f"num_graphs {num_graphs}: at least 1 wanted")
+        check_number(num_graphs, "num_graphs", least=1, whole=True)
         hidden = out_channels if hidden_channels is None else hidden_channels
         self.in_channels = in_channels
         self.out_channels = out_channels
@@ -396,7 +395,8 @@ class MultiGraphConv(nn.Module):
             branches = F.linear(x, weight @ self.lin_in.weight, bias)
         if self.graph_conv:
             weights = [None] * self.num_graphs if edge_weights is None else edge_weights
-            if graphs is None or not len(graphs) == len(weights) == self.num_graphs:
+            one = isinstance(graphs, Tensor | PairGraph)
+            if graphs is None or one or not len(graphs) == len(weights) == self.num_graphs:
                 raise UsageError(f"{self.num_graphs} graphs wanted, one per branch")
             parts = branches.split(self.out_channels, dim=-1)
             items = zip(self.convs, parts, graphs, weights, strict=True)

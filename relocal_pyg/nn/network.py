@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch_geometric.typing import Adj
 
-from relocal_pyg.errors import UsageError
+from relocal_pyg.errors import check_number
 from relocal_pyg.graph import PairGraph
 from relocal_pyg.nn.conv import MultiGraphConv
 
@@ -124,8 +124,7 @@ class MultiGraphFusion(nn.Module):
         graph_conv: bool = True,
     ) -> None:
         super().__init__()
-        if num_layers < 1:
-            raise UsageError(f"num_layers {num_layers}: at least 1 wanted")
+        check_number(num_layers, "num_layers", least=1, whole=True)
         self.channels = channels
         self.num_graphs = num_graphs
         self.num_layers = num_layers

@@ -25,7 +25,7 @@ from relocal_pyg.data.proposals import (
     sliding_windows,
     write_proposal_list,
 )
-from relocal_pyg.errors import FeatureError, ProposalError, UsageError
+from relocal_pyg.errors import FeatureError, ProposalError, UsageError, check_number
 from relocal_pyg.moments import nms, tiou
 from relocal_pyg.proposals.actionness import ActionnessClassifier
 
@@ -59,8 +59,7 @@ class TagConfig:
     def __post_init__(self) -> None:
         if not self.thresholds or not self.tolerances:
             raise UsageError("grouping needs at least one threshold and one tolerance")
-        if self.sigma < 0:
-            raise UsageError(f"sigma is {self.sigma}: 0 (no smoothing) or more wanted")
+        check_number(self.sigma, "sigma", least=0)
         if self.score not in ("mean", "sum"):
             raise UsageError(f"score is {self.score!r}: 'mean' or 'sum' wanted")
 

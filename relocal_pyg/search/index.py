@@ -265,11 +265,11 @@ class SearchIndex:
                 f"{self.model.in_channels}",
                 file=folder,
             )
-        kept = None  # states [M, T, d] of proposals, by the model
+        states = (0, 0)  # (T, d) of what the model keeps of a proposal
         if listed.shards:
-            window = torch.tensor([[0.0, 1.0]])
-            kept = self.model.encode(torch.zeros(1, listed.channels), window)
-        states = (0, 0) if kept is None else (kept[0].shape[1], kept[0].shape[2])
+            one = torch.zeros(1, listed.channels), torch.tensor([[0.0, 1.0]])
+            if (kept := self.model.encode(*one)) is not None:
+                states = kept[0].shape[1], kept[0].shape[2]
         self.shards = [Shard(folder, one, listed, states, verify=verify) for one in listed.shards]
         steps = [torch.from_numpy(np.diff(shard.first_step)).double() for shard in self.shards]
         total = sum(

@@ -421,7 +421,12 @@ class _Loop:
             if log is not None:
                 log.close()
         self._save()
-        self._restore_best()
+        if self.best is not None:
+            self.model.load_state_dict(self.best)
+        elif self.folder is not None:
+            self.fabric.barrier()
+            load_weights(self.model, self.folder / "best")
+        self.model.eval()
 
     def _validation_due(self) -> bool:
         step, history = self.progress.step, self.progress.history
@@ -510,7 +515,9 @@ class _Loop:
         if score > progress.highest:
             progress.highest, progress.stale = score, 0
         so_far = progress.shares.get("trained", [-1.0])
-        better = score > progress.best_score and self._beats_start(shares)
+        better = score > progress.best_score
+        if progress.step and self.model.starts_informed:  # by more than chance
+            better = better and self._is_ahead(shares, progress.shares["start"])
         if progress.step == 0:
             progress.shares["start"] = shares
         elif better or (progress.best_step == 0 and sum(shares) > sum(so_far)):
@@ -518,7 +525,11 @@ class _Loop:
         if better:
             progress.best_score, progress.best_step = score, progress.step
             self.model.set_refinement(way)
-            self._keep_best()
+            if self.folder is None:
+                state = self.model.state_dict()
+                self.best = {key: value.clone() for key, value in state.items()}
+            elif self.fabric.is_global_zero:
+                self.model.save(self.folder / "best")
 
     def _way(self, found: dict[str, Tensor], scores: dict[str, float]) -> str:
         """The best way to refine; an informed start leaves its own only for more than chance."""
@@ -529,28 +540,8 @@ class _Loop:
         ours, usual = (passed(found[way]).tolist() for way in (best, own))
         return best if self._is_ahead(ours, usual) else own
 
-    def _beats_start(self, shares: list[float]) -> bool:
-        """Whether weights are better than an informed start by more than chance."""
-        if self.progress.step == 0 or not self.model.starts_informed:
-            return True
-        return self._is_ahead(shares, self.progress.shares["start"])
-
     def _is_ahead(self, ours: list[float], others: list[float]) -> bool:
         return (paired_gain(ours, others, self.pairs.pairs).low or 0.0) > 0
-
-    def _keep_best(self) -> None:
-        if self.folder is None:
-            self.best = {key: value.clone() for key, value in self.model.state_dict().items()}
-        elif self.fabric.is_global_zero:
-            self.model.save(self.folder / "best")
-
-    def _restore_best(self) -> None:
-        if self.best is not None:
-            self.model.load_state_dict(self.best)
-        elif self.folder is not None:
-            self.fabric.barrier()
-            load_weights(self.model, self.folder / "best")
-        self.model.eval()
 
     def _save(self) -> None:
         if self.folder is None or not self.fabric.is_global_zero:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from relocal_pyg.errors import CheckpointError, UsageError
+from relocal_pyg.errors import CheckpointError, UsageError, check_number
 from relocal_pyg.io.tensors import read_tensors
 
 #: Convolutions in order with their output channels, and the pool after each (kernel in t, y, x).
@@ -88,8 +88,7 @@ class C3D(nn.Module):
         super().__init__()
         if layer not in ("fc6", "fc7"):
             raise UsageError(f"layer is {layer!r}, 'fc6' or 'fc7' wanted")
-        if stride < 1:
-            raise UsageError(f"stride is {stride}, at least 1 wanted")
+        check_number(stride, "stride", least=1, whole=True)
         self.layer, self.dim, self.clip_stride, self.bgr = layer, num_features, stride, bgr
         channels = 3
         for name, width, _ in LAYERS:
@@ -116,7 +115,9 @@ class C3D(nn.Module):
         for name, _, pool in LAYERS:
             hidden = functional.relu(getattr(self, name)(hidden))
             if pool is not None:
-                hidden = functional.max_pool3d(hidden, pool, padding=_pool_padding(name))
+                # 7 x 7 would give 3 x 3; the published fc6 has 8,192 = 512 * 4 * 4 inputs.
+                padding = (0, 1, 1) if name == "conv5b" else (0, 0, 0)
+                hidden = functional.max_pool3d(hidden, pool, padding=padding)
         hidden = functional.relu(self.fc6(hidden.flatten(start_dim=1)))
         return functional.relu(self.fc7(hidden)) if self.layer == "fc7" else hidden
 
@@ -175,11 +176,6 @@ class C3D(nn.Module):
             if name not in found:
                 raise CheckpointError("is missing", file=path, record=name)
         self.load_state_dict(found)
-
-
-def _pool_padding(name: str) -> tuple[int, int, int]:
-    # 7 x 7 would give 3 x 3; the published fc6 has 8,192 = 512 * 4 * 4 inputs.
-    return (0, 1, 1) if name == "conv5b" else (0, 0, 0)
 
 
 def _canonical(key: str) -> str:

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from relocal_pyg.errors import UsageError, VideoError
+from relocal_pyg.errors import UsageError, VideoError, check_number
 from relocal_pyg.video.container import (
     MAX_JUMP,
     MAX_PIXELS,
@@ -242,8 +242,7 @@ def frames(
         raise UsageError("give rate_hz or every, not both")
     if rate_hz is not None:
         check_rate(rate_hz)
-    if every is not None and every < 1:
-        raise UsageError(f"every is {every}, at least 1 wanted")
+    check_number(1 if every is None else every, "every", least=1, whole=True)
     if not (math.isfinite(start) and start >= 0) or (end is not None and not end > start):
         raise UsageError(f"the range {start} to {end} seconds is empty or negative")
     if size is not None and not all(1 <= side <= 8192 for side in size):

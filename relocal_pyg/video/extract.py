@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from relocal_pyg.errors import FeatureError, UsageError, VideoError
+from relocal_pyg.errors import FeatureError, UsageError, VideoError, check_number
 from relocal_pyg.io.record import sha256_file
 from relocal_pyg.video.backbones import Backbone, Picture, clips_of
 from relocal_pyg.video.container import check_file, open_video, seek_before, zero
@@ -138,8 +138,7 @@ def extract_video(
         UsageError: ``rate_hz`` or ``batch_frames`` is out of range, or an extra is missing.
         OutputError: The cache or the temporary folder cannot be written.
     """
-    if batch_frames < 1:
-        raise UsageError(f"batch_frames is {batch_frames}, at least 1 wanted")
+    check_number(batch_frames, "batch_frames", least=1, whole=True)
     rate = _frame_rate(path, backbone, rate_hz, stream)
     check_rate(rate)
     settings = _settings(backbone, rate, stream)

@@ -30,7 +30,14 @@ from relocal_pyg.data.features import (
     video_names,
     write_features,
 )
-from relocal_pyg.errors import AnnotationError, FeatureError, OutputError, UsageError, VideoError
+from relocal_pyg.errors import (
+    AnnotationError,
+    FeatureError,
+    OutputError,
+    UsageError,
+    VideoError,
+    check_number,
+)
 from relocal_pyg.io.read import tidy
 from relocal_pyg.io.write import check_output, forced, replace_file, writing
 from relocal_pyg.video.backbones import Backbone
@@ -130,8 +137,7 @@ def extract_folder(
             something else, other videos, or features made in another way.
     """
     workers = os.cpu_count() or 1 if workers is None else workers
-    if workers < 1:
-        raise UsageError(f"workers is {workers}, at least 1 wanted")
+    check_number(workers, "workers", least=1, whole=True)
     if key == TIMES_KEY:
         raise UsageError(f"the features cannot be called {key!r}: the times are")
     files = find_videos(videos)

@@ -15,6 +15,7 @@ from torch import Tensor
 from relocal_pyg.errors import CheckpointError, FeatureError, UsageError
 from relocal_pyg.io.tensors import read_tensors, save_tensors
 from relocal_pyg.io.write import replace_file
+from relocal_pyg.moments import to_tensor
 from relocal_pyg.video.backbones import Backbone, FunctionBackbone
 
 
@@ -44,7 +45,7 @@ class PCA:
         Raises:
             FeatureError: The array has another width.
         """
-        rows = torch.as_tensor(features).float()
+        rows = to_tensor(features, FeatureError).float()
         if rows.ndim != 2 or rows.shape[1] != len(self.mean):
             raise FeatureError(f"shape {list(rows.shape)}, [n, {len(self.mean)}] wanted")
         return (rows - self.mean) @ self.components.T

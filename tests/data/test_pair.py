@@ -8,6 +8,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import h5py
+import numpy as np
+import pandas as pd
 import pytest
 import torch
 import torch_geometric.transforms as T
@@ -339,6 +341,15 @@ def test_refuses_sides_of_different_width() -> None:
         PairData.from_features(torch.randn(3, 4), torch.randn(3, 5))
     with pytest.raises(FeatureError):
         PairData.from_features(torch.randn(0, 4), torch.randn(3, 4))
+
+
+@pytest.mark.parametrize("form", [np.asarray, np.float32, list, lambda x: x.tolist(), pd.DataFrame])
+def test_takes_any_array(form) -> None:
+    query, proposal = np.random.rand(3, 4), np.random.rand(7, 4)
+    made = PairData.from_features(form(query), form(proposal), num_steps=np.int8(5))
+    wanted = PairData.from_features(torch.tensor(query), torch.tensor(proposal), num_steps=5)
+    assert torch.allclose(made.x.double(), wanted.x)
+    assert torch.equal(made.step_mask, wanted.step_mask)
 
 
 def test_pickle_copy_and_an_empty_one() -> None:

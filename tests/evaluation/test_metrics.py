@@ -236,3 +236,13 @@ def test_length_buckets_part_all_queries_once() -> None:
     assert torch.stack(list(buckets.values())).sum(dim=0).tolist() == [1] * 6
     assert [inside.sum().item() for inside in buckets.values()] == [2, 2, 2]
     assert list(length_buckets(lengths, (1.5,))) == ["< 1.5 s", ">= 1.5 s"]
+
+
+def test_one_threshold_and_lists_of_double_precision() -> None:
+    metric = MomentMAP(0.5)
+    metric.update([[0.1, 0.7], [0.0, 1.0]], [[0.1, 0.7], [5.0, 6.0]])
+    assert {key: float(value) for key, value in metric.compute().items()} == {0.5: 0.5}
+    assert best_tiou([[0.1, 0.7]], [[0.1, 0.7]]).dtype == torch.float64
+    assert float(best_tiou([[0.1, 0.4]], [[0.1, 0.7]])) == pytest.approx(0.5, abs=1e-12)
+    with pytest.raises(UsageError, match="numbers"):
+        metric.update("ab", "ab")

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 
+import numpy as np
+import pandas as pd
 import pytest
 import torch
 from torch import Tensor
@@ -103,6 +105,9 @@ def test_unfit_inputs_are_one_line():
         ((query, InAFile(torch.randn(9, 3))), FeatureError),
         ((query, InAFile(reference[:0])), FeatureError),
         (("film.mp4", reference), FeatureError),
+        ((query, "film.h5"), FeatureError),
+        ((query, b"film"), FeatureError),
+        ((query, reference.to_sparse()), FeatureError),
     ):
         with pytest.raises(error) as caught:
             model.localize(*arguments)
@@ -111,7 +116,12 @@ def test_unfit_inputs_are_one_line():
         ({"proposals": [[3.0, 1.0]]}, ProposalError),
         ({"proposals": [[0.0, float("inf")]]}, ProposalError),
         ({"proposals": [1.0, 2.0]}, ProposalError),
+        ({"proposals": [[30.0, 40.0], [-9.0, 0.0]]}, ProposalError),
         ({"query_video": torch.randn(5, 3)}, FeatureError),
+        ({"query_video": "film"}, FeatureError),
+        ({"background": torch.randn(3)}, FeatureError),
+        ({"background": torch.full((F,), float("nan"))}, FeatureError),
+        ({"background": 5}, FeatureError),
         ({"top_k": 0}, UsageError),
         ({"top_k": -3}, ValueError),
         ({"seconds_per_step": 0.0}, UsageError),
@@ -122,6 +132,30 @@ def test_unfit_inputs_are_one_line():
             model.localize(query, reference, **options)
     with pytest.warns(UserWarning, match="no proposals"):
         assert model.localize(query, reference, proposals=torch.zeros(0, 2)) == []
+
+
+def test_any_array_of_numbers_is_an_input():
+    random = np.random.default_rng(0)
+    query, reference = random.standard_normal((4, F)), random.standard_normal((30, F))
+    model, mean = ContrastMatcher(), reference.mean(0)
+    wanted = model.localize(torch.tensor(query), torch.tensor(reference), background=mean)
+    for form in (
+        lambda x: x[::-1].copy()[::-1],
+        lambda x: x.astype(">f4"),
+        lambda x: x.astype(object),
+        pd.DataFrame,
+        lambda x: list(torch.tensor(x)),
+    ):
+        found = model.localize(form(query), form(reference), background=list(mean))
+        assert [(m.start, m.end) for m in found] == [(m.start, m.end) for m in wanted]
+        assert [m.score for m in found] == pytest.approx([m.score for m in wanted], abs=1e-5)
+
+
+def test_what_lies_past_an_end_is_no_answer():
+    found = ContrastMatcher().localize(
+        torch.randn(4, F), torch.randn(30, F), proposals=[[40.0, 50.0], [2.0, 8.0], [-9.0, -1.0]]
+    )
+    assert [(moment.start, moment.end) for moment in found] == [(2, 8)]
 
 
 def test_times_are_exact():

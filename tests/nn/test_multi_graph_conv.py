@@ -177,7 +177,8 @@ def test_reset_pickle_deepcopy_and_lazy_size() -> None:
 
 def test_refuses() -> None:
     conv, x = MultiGraphConv(5, 6, 3), torch.randn(8, 5)
-    for graphs in (None, graphs_of(4, "coo")[:2]):
+    one = PairGraph(4, 1)
+    for graphs in (None, one, one.edge_index(), graphs_of(4, "coo")[:2]):
         with pytest.raises(UsageError, match="3 graphs"):
             conv(x, graphs)
     with pytest.raises(UsageError, match="3 graphs"):
