@@ -215,7 +215,7 @@ def make_pairs(
             pairs.append(Pair(query, candidates[drawn]))
         else:
             without.append(query.item_id)
-    return PairList(tuple(pairs), protocol, split, seed, exclude, tuple(without))
+    return PairList(tuple(pairs), protocol, split, int(seed), exclude, tuple(without))
 
 
 def make_null_pairs(protocol: Protocol, split: str, *, seed: int = 6) -> PairList:
@@ -268,7 +268,7 @@ def make_null_pairs(protocol: Protocol, split: str, *, seed: int = 6) -> PairLis
             pairs.append(Pair(query, _null(*candidates[drawn], note)))
         else:
             without.append(query.item_id)
-    return PairList(tuple(pairs), protocol.name, split, seed, "video", tuple(without))
+    return PairList(tuple(pairs), protocol.name, split, int(seed), "video", tuple(without))
 
 
 def longest_gap(context: Range, taken: Iterable[Range]) -> Range:

@@ -48,8 +48,7 @@ def sliding_windows(
     for length in {min(max(int(length), 1), num_steps) for length in lengths} or {num_steps}:
         stride = max(1, round(length * stride_fraction))
         starts = torch.arange(0, num_steps - length + 1, stride)
-        last = torch.tensor([num_steps - length])
-        starts = torch.cat([starts, last])
+        starts = torch.cat([starts, torch.tensor([num_steps - length])])
         grids.append(torch.stack([starts, starts + length], dim=1))
     return torch.unique(torch.cat(grids), dim=0).float()
 

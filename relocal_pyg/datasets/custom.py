@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -15,7 +15,7 @@ from relocal_pyg.data.features import FeatureStore, scan
 from relocal_pyg.data.items import Item, Protocol
 from relocal_pyg.data.proposals import WindowProposals
 from relocal_pyg.datasets.building import file_facts, listed_or, split_names, video_items
-from relocal_pyg.errors import AnnotationError, UsageError
+from relocal_pyg.errors import AnnotationError, UsageError, check_number
 from relocal_pyg.io.seeding import derive_seed
 
 
@@ -198,17 +198,18 @@ def split_custom(
 def _classes(
     labels: set[str], unseen: int | Sequence[str], seed: int
 ) -> tuple[list[str], list[str]]:
-    if isinstance(unseen, int):
-        if not 0 <= unseen < max(len(labels), 1):
+    if not isinstance(unseen, Iterable):
+        unseen = int(check_number(unseen, "unseen_classes", least=0, whole=True))
+        if unseen >= max(len(labels), 1):
             raise UsageError(f"unseen_classes is {unseen}: there are {len(labels)} classes")
         dealt = split_names(labels, {"unseen": unseen, "seen": len(labels) - unseen}, seed)
         return dealt["seen"], dealt["unseen"]
-    unknown = sorted(set(unseen) - labels)
-    if unknown or set(unseen) >= labels:
-        raise UsageError(
-            f"no such class: {unknown[0]!r}" if unknown else "every class is to be unseen"
-        )
-    return sorted(labels - set(unseen)), sorted(set(unseen))
+    named = {unseen} if isinstance(unseen, str) else set(unseen)
+    unknown = sorted(named - labels)
+    if unknown or named >= labels:
+        why = f"no such class: {unknown[0]!r}" if unknown else "every class is to be unseen"
+        raise UsageError(why)
+    return sorted(labels - named), sorted(named)
 
 
 def _groups(

@@ -206,7 +206,7 @@ def find_moments(
     check_number(least, "least", least=0, most=1)
     model = load_model(model) if isinstance(model, str | Path) else model
     cache = FeatureCache(cache) if isinstance(cache, str | Path) else cache
-    asked_for = VideoQuery(Path(query)) if isinstance(query, str | Path) else query
+    asked_for = query if isinstance(query, VideoQuery | StillQuery) else VideoQuery(Path(query))
     clip = asked_for if isinstance(asked_for, VideoQuery) else None
     # Before anything takes long.
     same = clip is not None and Path(clip.path).resolve() == Path(reference).resolve()

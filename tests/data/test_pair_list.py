@@ -11,6 +11,7 @@ import sys
 from collections import Counter
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 import relocal_pyg
@@ -102,6 +103,10 @@ def test_neither_order_nor_other_classes_matter() -> None:
         for seed, exclude in itertools.product((6, 7), ("none", "item", "video"))
     }
     assert len(hashes) == 6
+
+
+def test_a_seed_of_numpy_is_a_seed() -> None:
+    assert draw(seed=np.int64(7)).sha256 == draw(seed=7).sha256
 
 
 def test_another_process_draws_the_same() -> None:

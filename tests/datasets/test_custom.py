@@ -131,6 +131,7 @@ def test_items_and_features_agree(tmp_path: Path) -> None:
 
 def test_draws_do_not_depend_on_the_order_of_the_file(tmp_path: Path) -> None:
     first = make(write(tmp_path), unseen_classes=1).splits
+    assert make(tmp_path, unseen_classes=np.int64(1)).splits == first
     content = json.loads((tmp_path / "a.json").read_text())
     turned = {"database": dict(reversed(content["database"].items()))}
     (tmp_path / "a.json").write_text(json.dumps(turned))
@@ -234,7 +235,9 @@ def test_a_subsampled_store(tmp_path: Path) -> None:
     ("options", "error", "reason"),
     [
         ({"unseen_classes": 4}, UsageError, "there are 4 classes"),
-        ({"unseen_classes": -1}, UsageError, "there are 4 classes"),
+        ({"unseen_classes": -1}, UsageError, "unseen_classes is -1"),
+        ({"unseen_classes": 1.5}, UsageError, "unseen_classes is 1.5"),
+        ({"unseen_classes": "fly"}, UsageError, "no such class: 'fly'"),
         ({"unseen_classes": ["fly"]}, UsageError, "no such class: 'fly'"),
         ({"unseen_classes": ["background"]}, UsageError, "no such class"),
         ({"unseen_classes": LABELS[1:]}, UsageError, "every class is to be unseen"),
