@@ -327,13 +327,13 @@ class SearchIndex:
         clip = as_features(query, "query")
         if not self.shards:
             return []
-        if clip.shape[1] != self.channels:
-            raise FeatureError(
-                f"has {clip.shape[1]} channels, the index {self.channels}: extract both with the "
-                "same backbone",
-                record="query",
-            )
         around = None if query_video is None else as_features(query_video, "query_video")
+        for name, side in (("query", clip), ("query_video", around)):
+            if side is not None and side.shape[1] != self.channels:
+                raise FeatureError(
+                    f"has {side.shape[1]} channels, the index {self.channels}: use one backbone",
+                    record=name,
+                )
         if first_stage is None:
             rows = [np.arange(int(shard.first_proposal[-1])) for shard in self.shards]
         else:

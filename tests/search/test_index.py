@@ -228,6 +228,8 @@ def test_bad_input_is_named(tmp_path):
         add_videos(tmp_path, model, [("w", np.ones((4, 5)), 1.0)])
     with pytest.raises(FeatureError, match="channels"):
         SearchIndex(tmp_path, model).search(np.ones((3, 5)))
+    with pytest.raises(FeatureError, match="query_video: has 5 channels"):
+        SearchIndex(tmp_path, model).search(np.ones((3, 8)), query_video=np.ones((9, 5)))
     sound = json.loads((tmp_path / "index.json").read_text())
     for change, reason in (
         ({"format": 99}, "newer"),
