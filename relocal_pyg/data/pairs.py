@@ -265,7 +265,12 @@ def make_null_pairs(protocol: Protocol, split: str, *, seed: int = 6) -> PairLis
             ]
         if candidates:
             drawn = derive_seed(seed, "null", query.item_id) % len(candidates)
-            pairs.append(Pair(query, _null(*candidates[drawn], note)))
+            item, (start, end) = candidates[drawn]
+            nothing = replace(
+                item, label="", context=(start, end), moment=(start, start), moments=()
+            )
+            name = f"{item.video_id}@{start}-{end}{note}"
+            pairs.append(Pair(query, replace(nothing, item_id=name)))
         else:
             without.append(query.item_id)
     return PairList(tuple(pairs), protocol.name, split, int(seed), "video", tuple(without))
@@ -285,16 +290,3 @@ def longest_gap(context: Range, taken: Iterable[Range]) -> Range:
             best = (start, end)
         start = max(start, last)
     return best
-
-
-def _null(item: Item, context: Range, note: str) -> Item:
-    """The reference of an item, or a stretch of it, as one in which there is nothing to find."""
-    start, end = context
-    return replace(
-        item,
-        item_id=f"{item.video_id}@{start}-{end}{note}",
-        label="",
-        context=context,
-        moment=(start, start),
-        moments=(),
-    )

@@ -97,7 +97,9 @@ def choose_stream(container: Any, path: str | Path, number: int | None) -> tuple
         raise UsageError(f"has no video stream {number} (its video streams: {known})", file=path)
     if not moving:
         raise VideoError("has no video stream", file=path)
-    best = max(moving, key=lambda s: (bool(s.disposition & kinds.default), _pixels(s)))
+    contexts = {stream: stream.codec_context for stream in moving}
+    sizes = {s: context.width * context.height for s, context in contexts.items() if context}
+    best = max(moving, key=lambda s: (bool(s.disposition & kinds.default), sizes.get(s, 0)))
     if len(moving) == 1:
         why = "the only video stream" if len(streams) == 1 else "the only one that is no still"
     elif best.disposition & kinds.default:
@@ -105,11 +107,6 @@ def choose_stream(container: Any, path: str | Path, number: int | None) -> tuple
     else:
         why = f"the largest of {len(moving)} video streams"
     return best, f"{_stream_words(best)}: {why}"
-
-
-def _pixels(stream: Any) -> int:
-    context = stream.codec_context
-    return 0 if context is None else int(context.width * context.height)
 
 
 def _stream_words(stream: Any) -> str:

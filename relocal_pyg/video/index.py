@@ -291,7 +291,10 @@ def find_in_index(
             query_video=around,
             examples=examples,
         )
-        hits = _fitting(hits, len(rows) * step, SHORTEST_WINDOW * step)
+        # About as long as the query, where there are such: an index holds windows of every length,
+        # and short ones inside an action would fill the list with pieces of one answer.
+        low, high = SCALES[0] * len(rows), SCALES[1] * max(len(rows), SHORTEST_WINDOW)
+        hits = [hit for hit in hits if low * step <= hit.end - hit.start <= high * step] or hits
         hits = _places(hits, nms_threshold, top_k + len(judged))
         if isinstance(asked_for, VideoQuery):
             hits = index.with_probabilities(hits, rows, around)
@@ -326,16 +329,6 @@ def _pin(hits: Sequence[Hit], judged: Sequence[tuple[str, Judged]]) -> list[Hit]
     top = max((hit.score for hit in others), default=1.0)
     yes = [Hit(name, start, end, top, 1.0) for name, (start, end, good) in judged if good]
     return [*yes, *others]
-
-
-def _fitting(hits: list[Hit], seconds: float, shortest: float) -> list[Hit]:
-    """Hits about as long as the query, where there are any.
-
-    An index holds windows of every length, since it was made before the query was known. Short ones
-    inside an action score high too and would fill the list with pieces of one answer.
-    """
-    low, high = SCALES[0] * seconds, SCALES[1] * max(seconds, shortest)
-    return [hit for hit in hits if low <= hit.end - hit.start <= high] or hits
 
 
 def _places(hits: list[Hit], threshold: float, top_k: int) -> list[Hit]:
