@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import select
+import shutil
 import signal
 import subprocess
 import sys
@@ -199,9 +200,15 @@ def test_a_command_ends_when_it_is_told_to(
     if name in FILMS:
         request.getfixturevalue("film")
     words, target = COMMANDS[name]
-    command = running(words)
-    command.await_work(tmp_path, talking)
-    last, took = command.end(number)
+    for _ in range(5):
+        command = running(words)
+        command.await_work(tmp_path, talking)
+        last, took = command.end(number)
+        if command.process.returncode != 0 or name == "serve":
+            break
+        # On a busy machine it may be done before it is told: nothing was seen, so once more.
+        for each in tmp_path.iterdir():
+            shutil.rmtree(each) if each.is_dir() else each.unlink()
     figure("signals", f"{name}: {took:.2f} s after {signal.Signals(number).name}")
     assert "Traceback" not in command.said.decode()
     if name == "serve" and command.process.returncode == 0:  # a signal is how serving ends

@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 
+from relocal_pyg.apps.cli.exports import ExportOptions
 from relocal_pyg.apps.cli.search import index, search
 from relocal_pyg.data.features import write_features
 from relocal_pyg.errors import SearchIndexError
@@ -22,7 +23,8 @@ def test_index_then_search_finds_the_planted_moment(tmp_path, capsys):
     index(tmp_path / "index", tmp_path / "b.h5", seconds_per_step=2.0)
     assert "3 videos added, 3 there before" in capsys.readouterr().out
     out = tmp_path / "hits.json"
-    search(tmp_path / "index", str(tmp_path / "q.npy"), json_file=out, top_k=3)
+    exports = ExportOptions(json_file=out)
+    search(tmp_path / "index", str(tmp_path / "q.npy"), exports=exports, top_k=3)
     hits = json.loads(out.read_text())["moments"]
     assert len(hits) == 3
     assert hits[0]["video"] == "v4"
