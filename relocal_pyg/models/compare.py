@@ -13,6 +13,7 @@ from torch.nn import functional
 
 from relocal_pyg.data.pair_data import nearest_steps
 from relocal_pyg.models.similarity import (
+    WIDTH,
     contrast_scores,
     local_rows,
     own_centres,
@@ -140,8 +141,11 @@ def _moving_mean(rows: Tensor, width: int) -> Tensor:
     step = torch.arange(count, device=rows.device)
     first = (step - width // 2).clamp(min=0)
     past = (step - width // 2 + width).clamp(max=count)
-    total = functional.pad(rows.double().cumsum(dim=0), (0, 0, 1, 0))
-    return ((total[past] - total[first]) / (past - first)[:, None]).to(rows.dtype)
+    parts = []
+    for part in rows.split(WIDTH, dim=1):  # in float64, of which the whole would be much
+        total = functional.pad(part.double().cumsum(dim=0), (0, 0, 1, 0))
+        parts.append(((total[past] - total[first]) / (past - first)[:, None]).to(rows.dtype))
+    return torch.cat(parts, dim=1)
 
 
 class Comparison:

@@ -206,7 +206,7 @@ class LocalRows:
 
 
 # Channels at once, which bounds what is copied to float64.
-_WIDTH = 2048
+WIDTH = 128
 # Steps to either side whose changes a change of shot is compared with.
 _NEAR = 3
 
@@ -216,7 +216,7 @@ def local_rows(rows: Tensor, half: int, deviation: bool) -> Tensor:
     shots = []
     for shot in torch.tensor_split(rows, shot_changes(rows).tolist()):
         parts = []
-        for part in shot.split(_WIDTH, dim=1):
+        for part in shot.split(WIDTH, dim=1):
             # In float64, because a difference of squares loses digits; what is left of them where
             # nothing changes is no motion.
             double = part.double().T
