@@ -127,7 +127,7 @@ def extract_video(
         report: Called with one line for each kind of damage met; where None, a
             :class:`relocal_pyg.video.decode.VideoWarning` that names the file.
         stream: Number of the stream in the file; the default one where None.
-        threads: Stretches at a time, of a minute and more each.
+        threads: Stretches at a time, of a minute and more each, four at most.
 
     Returns:
         The :class:`VideoFeatures`.
@@ -267,12 +267,10 @@ class _Work:
         threads: int,
     ) -> None:
         self.path, self.backbone, self.rate = path, backbone, rate
-        self.stream = stream
+        self.stream, self.progress = stream, progress
         self.clips_at_once = max(1, batch_frames // backbone.clip_frames)
-        self.progress = progress
         self.stated = probe(path, stream).duration
-        self.long = (self.stated or 0.0) >= _LONG
-        self.threads = threads
+        self.threads = min(threads, 4)  # each has a decoder in memory
         self.caller, self.stopped, self.done = threading.current_thread(), False, 0.0
 
     def run(self, report: Callable[[str], None]) -> tuple[RowFile, Tensor, float]:
@@ -378,7 +376,7 @@ class _Work:
 
     def skip(self) -> str:
         """Which frames need not be decoded, see :func:`relocal_pyg.video.decode.droppable`."""
-        some = self.long and self.backbone.clip_frames == 1
+        some = (self.stated or 0.0) >= _LONG and self.backbone.clip_frames == 1
         return droppable(self.path, self.rate, self.stream) if some else "DEFAULT"
 
     def early(self) -> float:

@@ -227,7 +227,7 @@ def find_moments(
             "progress": None if progress is None else progress(path.name),
             "report": lambda problem: problems.append(f"{path}: {problem}"),
             "stream": number,
-            "threads": min(os.cpu_count() or 1, 4),  # each has a decoder in memory
+            "threads": os.cpu_count() or 1,
         }
 
     def read(path: Path, number: int | None = None) -> VideoFeatures:

@@ -10,6 +10,7 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor, as_completed, wait
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from statistics import median
 
@@ -144,12 +145,13 @@ def extract_folder(
     kind = f"features of {backbone.name} at {f'{rate_hz:g} Hz' if rate_hz else 'its own rate'}"
     quarantine = Quarantine() if quarantine is None else quarantine
     store = FeatureCache(Path(f"{output}.cache") if cache is None else cache)
+    read = partial(
+        extract_video, cache=store, report=unreported, threads=workers // len(files) or 1
+    )
 
     def extract(name: str, tick: Progress) -> _Outcome | VideoError:
         try:
-            video = extract_video(
-                files[name], backbone, rate_hz, cache=store, progress=tick, report=unreported
-            )
+            video = read(files[name], backbone, rate_hz, progress=tick)
         except VideoError as error:
             return error
         return _Outcome(video.digest, video.reused, video.problems)
