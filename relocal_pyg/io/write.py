@@ -109,7 +109,7 @@ def also_reads(inputs: Iterable[str | Path]) -> None:
         OutputError: An output that :func:`writing` announced is one of them.
     """
     work = _WORK.get()
-    added = tuple(os.path.realpath(each) for each in inputs if "\0" not in str(each))
+    added = tuple(os.path.realpath(each) for each in inputs if os.path.lexists(each))
     if added and work is not _NO_WORK:
         _WORK.set(replace(work, inputs=work.inputs + added))
         for path in work.outputs:

@@ -34,6 +34,7 @@ from relocal_pyg.models.similarity import (
 )
 from relocal_pyg.moments import Moment, seconds_to_steps
 from relocal_pyg.video.backbones import Backbone, EfficientNetLite0
+from relocal_pyg.video.container import check_file
 from relocal_pyg.video.decode import VideoInfo, probe
 from relocal_pyg.video.extract import (
     Progress,
@@ -208,9 +209,8 @@ def find_moments(
     cache = FeatureCache(cache) if isinstance(cache, str | Path) else cache
     asked_for = query if isinstance(query, VideoQuery | StillQuery) else VideoQuery(Path(query))
     clip = asked_for if isinstance(asked_for, VideoQuery) else None
-    # Before anything takes long.
-    same = clip is not None and Path(clip.path).resolve() == Path(reference).resolve()
-    known = [probe(reference, stream)]
+    known = [probe(reference, stream)]  # before anything takes long
+    same = clip is not None and check_file(clip.path).samefile(reference)
     if clip is not None:
         known.append(probe(clip.path, stream if same else None))
     backbone = EfficientNetLite0() if backbone is None else backbone

@@ -26,6 +26,7 @@ from relocal_pyg.data import write_features
 from relocal_pyg.errors import OutputError
 from relocal_pyg.io import write
 from relocal_pyg.io.write import (
+    also_reads,
     check_output,
     claim_folder,
     own_folder,
@@ -501,3 +502,10 @@ def test_what_is_read_may_lie_beside_what_is_written(tmp_path: Path) -> None:
         replace_file(tmp_path / "film.mp4"),
     ):
         pytest.fail("the body must not run")
+
+
+def test_names_that_no_file_can_have_are_no_inputs(tmp_path):
+    """A record of an index may hold any text."""
+    with writing([tmp_path / "out.json"]):
+        also_reads(["\ud800", "a\0b", 300 * "x", tmp_path / "absent"])
+        check_output(tmp_path / "out.json", "moments")

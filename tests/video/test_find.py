@@ -497,3 +497,10 @@ def test_real_actions_are_found_across_performers(shared_data: Path, tmp_path: P
     assert (bare >= 0.5).mean() > 0.5
     assert (cut >= 0.5).mean() > 0.7
     assert cut.mean() > bare.mean()
+
+
+@pytest.mark.parametrize("name", ["\ud800.mp4", "a\0b.mp4", 300 * "x"])
+def test_a_name_that_no_file_can_have_is_said(steps_video, name):
+    for query, reference in ((name, steps_video), (steps_video, name)):
+        with pytest.raises(VideoError):
+            find_moments(query, reference)
