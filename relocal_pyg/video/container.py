@@ -68,15 +68,14 @@ def open_video(path: str | Path, stream: int | None = None) -> Iterator[tuple[An
         if context is None:
             raise VideoError("its codec is not known to this FFmpeg", file=path)
         if context.width * context.height > MAX_PIXELS:
-            size = f"{context.width} x {context.height}"
-            raise VideoError(f"{size} pixels are too many", file=path)
+            raise VideoError(f"{context.width} x {context.height} pixels are too many", file=path)
         context.options = {"max_pixels": str(MAX_PIXELS)}
         chosen.thread_type, context.thread_count = "NONE", 1
         yield container, chosen
 
 
 def choose_stream(container: Any, path: str | Path, number: int | None) -> tuple[Any, str]:
-    """The video stream to look at: the default one, else the largest, never a still picture.
+    """The video stream to look at: the default one, else the largest; no still, no part of one.
 
     Returns:
         The stream, and words that say which one and why.
@@ -86,7 +85,7 @@ def choose_stream(container: Any, path: str | Path, number: int | None) -> tuple
         UsageError: ``number`` is none.
     """
     kinds = import_av().stream.Disposition
-    stills = kinds.attached_pic | kinds.timed_thumbnails | kinds.still_image
+    stills = kinds.attached_pic | kinds.timed_thumbnails | kinds.still_image | kinds.dependent
     streams = list(container.streams.video)
     moving = [stream for stream in streams if not stream.disposition & stills]
     if number is not None:
@@ -96,9 +95,10 @@ def choose_stream(container: Any, path: str | Path, number: int | None) -> tuple
         known = ", ".join(str(stream.index) for stream in streams) or "none"
         raise UsageError(f"has no video stream {number} (its video streams: {known})", file=path)
     if not moving:
-        raise VideoError("has no video stream", file=path)
-    contexts = {stream: stream.codec_context for stream in moving}
-    sizes = {s: context.width * context.height for s, context in contexts.items() if context}
+        tiled = any(stream.disposition & kinds.dependent for stream in streams)
+        why = "is a picture in tiles: save it as JPEG or PNG" if tiled else "has no video stream"
+        raise VideoError(why, file=path)
+    sizes = {s: s.codec_context.width * s.codec_context.height for s in moving if s.codec_context}
     best = max(moving, key=lambda s: (bool(s.disposition & kinds.default), sizes.get(s, 0)))
     if len(moving) == 1:
         why = "the only video stream" if len(streams) == 1 else "the only one that is no still"

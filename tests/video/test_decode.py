@@ -6,6 +6,8 @@ import subprocess
 import sys
 import weakref
 from fractions import Fraction
+from types import SimpleNamespace
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -422,3 +424,21 @@ def test_a_file_torn_within_its_last_packet_ends_there(tmp_path):
     *_, (_, end, _) = decode.pictures(path, report=reports.append)
     assert end < 4.0
     assert reports[-1].startswith(f"ends at {end:.1f} s of the stated")
+
+
+def test_a_tile_of_a_photograph_is_not_taken_for_all_of_it():
+    """As telephones store them (HEIC, AVIF): tiles, and maybe a small picture of the whole."""
+    kinds = av.stream.Disposition
+
+    def stream(index, disposition, size):
+        codec = SimpleNamespace(canonical_name="hevc")
+        found = Mock(index=index, disposition=disposition)
+        found.codec_context = SimpleNamespace(width=size, height=size, codec=codec)
+        return found
+
+    tiles = [stream(index, kinds.dependent, 512) for index in range(4)]
+    file = SimpleNamespace(streams=SimpleNamespace(video=tiles))
+    with pytest.raises(VideoError, match="tiles: save it as JPEG or PNG"):
+        container.choose_stream(file, "a.heic", None)
+    file.streams.video = [*tiles, stream(4, kinds(0), 320)]
+    assert container.choose_stream(file, "a.heic", None)[0].index == 4
