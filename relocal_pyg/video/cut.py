@@ -101,7 +101,7 @@ def cut_clip(
     few frames after ``end`` may stay. With it every picture on the screen during ``[start, end)``,
     and no other, is encoded anew (H.264, HEVC where there are more than 8 bits, MPEG-4 where this
     FFmpeg has neither), with its colours, pixel aspect and rotation; sound is left out and an odd
-    last row or column is dropped. Pictures of another size are scaled to that of the first.
+    last row or column is dropped. Other sizes are scaled to that of the first; fields stay woven.
 
     Args:
         source: The video file.
