@@ -309,7 +309,7 @@ class _Work:
         """Seconds of the steps at which stretches begin that can be read side by side."""
         length, starts = self.stated or 0.0, [0.0]
         count = min(self.threads, int(length // _LONG)) if self.skip() != "NONKEY" else 1
-        if count < 2 or self.backbone.clip_frames > 1 or restarts(self.path, self.stream):
+        if count < 2 or self.backbone.clip_frames > 1:
             return starts  # which of many key frames are taken depends on the first
         with open_video(self.path, self.stream) as (container, stream):
             for number in range(1, count):
@@ -322,7 +322,7 @@ class _Work:
                 if not starts[-1] < float(stamp * key.time_base) - zero(container) <= start:
                     return [0.0]
                 starts.append(start)
-        return starts
+        return [0.0] if restarts(self.path, self.stream) else starts
 
     def scan(self, report: Callable[[str], None], max_gap: float) -> tuple[Tensor, Tensor, float]:
         """Rows of the key frames, when each appears, and the end of the pictures.
