@@ -206,7 +206,7 @@ class LocalRows:
 
 
 # Channels at once, which bounds what is copied to float64.
-WIDTH = 128
+WIDTH = 512
 # Steps to either side whose changes a change of shot is compared with.
 _NEAR = 3
 
