@@ -13,9 +13,9 @@ from torch.nn import functional
 
 from relocal_pyg.data.pair_data import nearest_steps
 from relocal_pyg.models.similarity import (
-    WIDTH,
     contrast_scores,
     local_rows,
+    narrow,
     own_centres,
     pair_centres,
 )
@@ -142,7 +142,7 @@ def _moving_mean(rows: Tensor, width: int) -> Tensor:
     first = (step - width // 2).clamp(min=0)
     past = (step - width // 2 + width).clamp(max=count)
     parts = []
-    for part in rows.split(WIDTH, dim=1):  # in float64, of which the whole would be much
+    for part in narrow(rows):
         total = functional.pad(part.double().cumsum(dim=0), (0, 0, 1, 0))
         parts.append(((total[past] - total[first]) / (past - first)[:, None]).to(rows.dtype))
     return torch.cat(parts, dim=1)

@@ -205,8 +205,11 @@ class LocalRows:
                 kept, context = kept[drop:], ready - drop
 
 
-# Channels at once, which bounds what is copied to float64.
-WIDTH = 512
+def narrow(rows: Tensor) -> tuple[Tensor, ...]:
+    """Rows ``[n, F]`` by some channels at a time, so that copies in float64 take 16 MB at most."""
+    return rows.split(max(1, min(2048, 2**21 // len(rows))), dim=1)
+
+
 # Steps to either side whose changes a change of shot is compared with.
 _NEAR = 3
 
@@ -216,7 +219,7 @@ def local_rows(rows: Tensor, half: int, deviation: bool) -> Tensor:
     shots = []
     for shot in torch.tensor_split(rows, shot_changes(rows).tolist()):
         parts = []
-        for part in shot.split(WIDTH, dim=1):
+        for part in narrow(shot):
             # In float64, because a difference of squares loses digits; what is left of them where
             # nothing changes is no motion.
             double = part.double().T

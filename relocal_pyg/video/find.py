@@ -241,15 +241,16 @@ def find_moments(
         asked = Asked.clip(asked_for, known[1].start, around)
     rows, whole = asked.rows, asked.whole
     examples = read_examples(also, unlike, read)
-    exhaustive = exhaustive or every
+    # Key frames first can pay where much more is there than what will be looked at.
+    length = known[0].duration or 0.0
+    coarse = backbone.clip_frames == 1 and length >= max(COARSE_FROM, 25 * len(rows) / rate)
     if same and asked.around is not None:
         looked = _Looked(asked.around)
-    elif exhaustive or not _is_long(known[0], rows, backbone, rate):
+    elif exhaustive or every or not coarse:
         looked = _Looked(read(Path(reference), stream))
     else:
         more = options(Path(reference), stream)
-        seconds = (known[0].duration or 0.0) / 3 * PLACES_SHARE
-        places = max(PLACES, 2 * top_k, round(seconds * rate / len(rows)))
+        places = max(PLACES, 2 * top_k, round(length / 3 * PLACES_SHARE * rate / len(rows)))
         looked = _look(reference, backbone, rate, hertz, rows, whole, places, cache, more)
     own = asked.stretch if same and whole is not None and not include_query else None
     long = looked.video
@@ -308,12 +309,6 @@ def find_moments(
         explanation=_explain(matcher, rows, looked, whole, moments, pace) if explain else None,
         count=count,
     )
-
-
-def _is_long(info: VideoInfo, rows: Tensor, backbone: Backbone, rate: float) -> bool:
-    """Whether looking at key frames first can pay: much longer than what will be looked at."""
-    seconds = info.duration or 0.0
-    return backbone.clip_frames == 1 and seconds >= max(COARSE_FROM, 25 * len(rows) / rate)
 
 
 def _look(
