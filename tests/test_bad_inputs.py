@@ -391,6 +391,7 @@ def test_18_valid_unicode_ids_work(place: Place, capsys, name: str):
     )
 
 
+@pytest.mark.slow
 def test_25_a_huge_number_of_steps_works(tmp_path: Path, capsys):
     # Densely, 5,000 steps would be 25 million edges; nothing here grows with their square.
     rng = np.random.default_rng(0)

@@ -109,6 +109,7 @@ def test_a_seed_of_numpy_is_a_seed() -> None:
     assert draw(seed=np.int64(7)).sha256 == draw(seed=7).sha256
 
 
+@pytest.mark.slow
 def test_another_process_draws_the_same() -> None:
     code = (
         "from relocal_pyg.data import Item, make_pairs\n"

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 
+@pytest.mark.slow
 def test_learns_far_above_chance(load, capsys: pytest.CaptureFixture[str]) -> None:
     example = load("minimal")
     example.main(count=1000)

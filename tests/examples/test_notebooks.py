@@ -49,6 +49,7 @@ def test_pyg_users():
     assert names["after"] > max(names["before"], 0.55)
 
 
+@pytest.mark.slow
 def test_researchers(capsys: pytest.CaptureFixture[str]):
     found = run("researchers")["found"]
     assert found[0].tious.mean() > found[2].tious.mean()  # the centre of the video

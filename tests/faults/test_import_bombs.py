@@ -17,6 +17,7 @@ from relocal_pyg.formats import importing, rows
 from relocal_pyg.formats.rows import ImportOptions
 from relocal_pyg.io import read
 
+pytestmark = pytest.mark.slow
 MANY = 20_000
 EAF = "<ANNOTATION_DOCUMENT><HEADER/>{}</ANNOTATION_DOCUMENT>"
 BORIS = (

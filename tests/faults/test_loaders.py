@@ -35,6 +35,7 @@ def resident() -> int:
     return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
+@pytest.mark.slow
 def test_descriptors_and_memory_stay_flat(store: FeatureStore, count, figure):
     def read(times: int) -> None:
         for number in range(times):

@@ -285,6 +285,7 @@ def test_bad_settings_are_refused() -> None:
 # The weights that come with the package
 
 
+@pytest.mark.slow
 def test_pretrained_finds_the_same_footage_to_the_step(rng: torch.Generator) -> None:
     film = torch.randn(300, 40, generator=rng)
     for step in range(1, len(film)):
@@ -294,6 +295,7 @@ def test_pretrained_finds_the_same_footage_to_the_step(rng: torch.Generator) -> 
     assert float(tiou([moment.start, moment.end], [120.0, 160.0])) >= 0.95
 
 
+@pytest.mark.slow
 def test_pretrained_finds_the_same_footage_among_more_windows_than_it_takes(
     rng: torch.Generator,
 ) -> None:
@@ -305,6 +307,7 @@ def test_pretrained_finds_the_same_footage_among_more_windows_than_it_takes(
     assert float(tiou([moment.start, moment.end], [100.0, 140.0])) >= 0.95
 
 
+@pytest.mark.slow
 def test_pretrained_takes_any_width(rng: torch.Generator) -> None:
     model = load_model("pretrained")
     for width in (1, 12, 700):

@@ -105,6 +105,7 @@ def test_first_stage_of_the_contrast_matcher_loses_nothing(tmp_path):
     assert opened.recall(queries, 5, first_stage="faiss", candidates=400) >= 0.8
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", MODELS)
 def test_of_the_videos_that_answer_every_proposal_is_looked_at(tmp_path, name):
     """However few the first stage proposes."""
@@ -243,6 +244,7 @@ def test_bad_input_is_named(tmp_path):
             SearchIndex(tmp_path, model)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["no model", "paper"])
 def test_an_index_can_be_searched_while_videos_are_added(tmp_path, monkeypatch, name):
     """Every reader sees whole shards: those that were there when it opened, then and later."""

@@ -126,6 +126,7 @@ def test_loss_falls_on_the_samples_it_is_trained_on(protocol):
     assert losses[-1] - floor < 0.7 * (losses[0] - floor)
 
 
+@pytest.mark.slow
 def test_a_folder_that_holds_a_run_is_not_overwritten(protocol, tmp_path):
     fit(network(protocol), protocol, config=CONFIG, out=tmp_path, show_progress=False)
     with pytest.raises(CheckpointError, match="--resume"):
@@ -154,6 +155,7 @@ def test_a_loss_that_is_not_finite_never_reaches_the_weights(protocol, tmp_path,
     assert all(torch.isfinite(p).all() for p in load_model(tmp_path / "last").parameters())
 
 
+@pytest.mark.slow
 def test_early_stopping(protocol):
     config = dataclasses.replace(
         CONFIG, learning_rate=0.0, offset_learning_rate=0.0, steps=40, validate_every=2, patience=3
@@ -301,6 +303,7 @@ def test_learning_rate_schedule():
     assert factors[-1] < 0.001
 
 
+@pytest.mark.slow
 def test_history_settings_and_log_are_written(protocol, tmp_path: Path):
     pytest.importorskip("tensorboard")
     fit(

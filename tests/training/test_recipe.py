@@ -78,6 +78,7 @@ def test_a_finished_run_is_read_and_another_setting_is_another_run(protocol, tmp
     assert protocol.fingerprint != fewer.fingerprint
 
 
+@pytest.mark.slow
 def test_a_system_starts_where_another_ended(protocol, tmp_path, monkeypatch):
     small = {"hidden_channels": 8, "heads": 2, "feed_forward": 8, "num_layers": 1}
     tuned = recipe.table_one(RECOMMENDED)[-1]

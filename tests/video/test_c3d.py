@@ -231,6 +231,7 @@ def test_an_archive_that_inflates_is_refused(fresh, tmp_path):
         fresh.load_weights(tmp_path / "bomb.pt")
 
 
+@pytest.mark.slow
 def test_fc7(tensors, constants, tmp_path):
     network = C3D(num_features=8, layer="fc7")
     last = {"fc7.weight": torch.randn(8, 8), "fc7.bias": torch.randn(8)}
@@ -283,6 +284,7 @@ def test_name_follows_weights_and_preparation(fresh):
     assert len(set(names)) == 4
 
 
+@pytest.mark.slow
 def test_as_a_backbone(small, tmp_path, write_video):
     pytest.importorskip("av")
     noise = np.random.default_rng(0).integers(0, 255, (14, 48, 64, 3), dtype=np.uint8)

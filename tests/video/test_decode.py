@@ -324,6 +324,7 @@ def test_a_huge_frame_is_refused(steps_video, monkeypatch):
     assert caught.value.file == str(steps_video)
 
 
+@pytest.mark.slow
 def test_a_photograph_that_is_too_large_is_told_why(tmp_path):
     """Of a photograph the size is not known before it is decoded."""
     pillow = pytest.importorskip("PIL.Image")

@@ -305,6 +305,7 @@ def moving(seconds=30, rate=10, hold=()):
     return shown, times
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("suffix", [".mp4", ".mkv", ".avi", ".ts", ".mov"])
 @pytest.mark.parametrize("rate", [2.5, 7.0])
 @pytest.mark.parametrize("hold", [(), [(6.0, 19.0)]])
@@ -333,6 +334,7 @@ def test_stretches_side_by_side_give_the_same_rows(
     assert several.problems == alone.problems == ()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("spoilt", ["torn", "hole", "end"])
 @pytest.mark.parametrize("suffix", [".mp4", ".mkv", ".avi", ".ts"])
 def test_stretches_of_a_damaged_film_are_those_of_the_whole(

@@ -129,6 +129,7 @@ def test_the_map_is_the_cosine_of_centred_rows(planted):
     assert torch.allclose(found.step_map.double(), expected, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_long_maps_are_pooled(planted, monkeypatch):
     whole = find_moments(planted["clip"], planted["reference"], backbone=BLOCKS).step_map
     monkeypatch.setattr("relocal_pyg.video.find.MAP_ROWS", 8)
@@ -140,6 +141,7 @@ def test_long_maps_are_pooled(planted, monkeypatch):
     assert whole.shape[1] == 75
 
 
+@pytest.mark.slow
 def test_the_query_itself_is_no_answer_unless_asked_for(tmp_path, write_video):
     """A texture that is shown twice: the other time is the answer."""
     shots = [texture(1, 75), texture(7, 75), texture(2, 75), texture(7, 75, noise=300)]
@@ -215,6 +217,7 @@ def test_key_frames_too_far_apart_mean_that_all_is_looked_at(planted, long_film,
     assert found.settings["share_seen"] == 1.0
 
 
+@pytest.mark.slow
 def test_one_file_is_decoded_once_and_a_cache_is_used(planted, tmp_path):
     calls = []
 
@@ -273,6 +276,7 @@ def test_a_range_behind_the_end_is_refused(planted):
         find_moments(planted["film"], planted["reference"], backbone=BLOCKS, top_k=0)
 
 
+@pytest.mark.slow
 def test_times_are_those_of_an_uneven_frame_rate(planted, tmp_path, write_video):
     # The same pictures; those before the pattern last twice as long.
     pictures = [*texture(1, 125), *texture(7, 75), *texture(2, 100)]
@@ -351,6 +355,7 @@ def test_the_command_writes_every_form(planted, tmp_path, capsys):
     assert "data:image/jpeg" in (out / "found.report").read_text()
 
 
+@pytest.mark.slow
 def test_stream_copies_say_that_they_begin_early(planted, tmp_path, capsys):
     arguments = [str(planted["clip"]), str(planted["reference"]), "--top-k", "1", "--rate", "4"]
     assert main(["find", *arguments, "--cut", str(tmp_path)]) == 0
@@ -401,6 +406,7 @@ def test_thumbnails_show_their_moment(planted):
         thumbnails(planted["reference"], [0.0], height=0)
 
 
+@pytest.mark.slow
 def test_names_of_files_are_inert_in_the_page(planted, tmp_path):
     evil = tmp_path / "<img src=x onerror=alert(1)>&\"'.mp4"
     evil.write_bytes(planted["clip"].read_bytes())

@@ -167,6 +167,7 @@ def test_threads_of_torch_are_given_back(folder, tmp_path):
     assert torch.get_num_threads() == before
 
 
+@pytest.mark.slow
 def test_a_bad_file_is_set_aside(folder, bad_videos, tmp_path):
     for kind in ("text", "audio_only", "empty"):
         (folder / f"{kind}.mp4").write_bytes(bad_videos[kind].read_bytes())
@@ -201,6 +202,7 @@ def test_only_bad_files_is_an_error(bad_videos, tmp_path):
     assert not output.exists()
 
 
+@pytest.mark.slow
 def test_faults_of_the_backbone_end_the_run(folder, tmp_path):
     broken = FunctionBackbone(lambda x: x.float().mean((1, 2)), "broken", 7, (8, 8))
     with pytest.raises(FeatureError, match="broken"):

@@ -14,7 +14,7 @@ from relocal_pyg.video import FeatureCache, FunctionBackbone, VideoFeatures, fin
 from relocal_pyg.video import rows as module
 from relocal_pyg.video.rows import RowWriter, twice_as_often
 
-pytestmark = pytest.mark.timeout(300)
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 
 
 def features(rows: torch.Tensor, repeats: list[int], duration: float, rate: float) -> VideoFeatures:

@@ -55,6 +55,7 @@ def folder(tmp_path: Path) -> Path:
     return videos
 
 
+@pytest.mark.slow
 def test_a_folder_is_extracted_once_and_the_bad_file_left_out(folder, tmp_path, capsys):
     output, report = tmp_path / "features.h5", tmp_path / "bad.json"
     arguments = ["extract", str(folder), "-o", str(output), "--rate", "2", "--report", str(report)]

@@ -55,6 +55,7 @@ def blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "load_network", lambda options, rate, *_: (BLOCKS, rate))
 
 
+@pytest.mark.slow
 def test_the_right_video_and_time_are_found(tmp_path: Path, blocks: None, capsys):
     films = tmp_path / "films"
     films.mkdir()

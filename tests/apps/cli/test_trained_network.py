@@ -46,6 +46,7 @@ def model(width: int = 5) -> MultiGraphRelocalizer:
     return MultiGraphRelocalizer(width, num_steps=4, hidden_channels=4)
 
 
+@pytest.mark.slow
 def test_the_run_says_which_network_and_rate(run, reduced):
     for place in (run, run / "best"):
         backbone, rate = load_network(NONE, None, place, model())

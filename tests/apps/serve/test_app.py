@@ -248,6 +248,7 @@ def test_the_queue_is_bounded_and_searches_can_be_stopped(served):
     assert served.ask("GET", "/api/searches/x")[0] == 404
 
 
+@pytest.mark.slow
 def test_what_was_judged_ranks_the_others_anew(served):
     key = served.reference()
     _, job = served.search(query=key, reference=key, query_start=4, query_end=5, top_k=3)
@@ -277,6 +278,7 @@ def test_what_was_judged_ranks_the_others_anew(served):
     assert served.outcome(job["id"])["state"] == "done"
 
 
+@pytest.mark.slow
 def test_what_was_said_is_kept_as_a_query_and_serves_elsewhere(served, films, tmp_path):
     key = served.reference()
     _, clip = served.upload(films["clip"].read_bytes(), "clip.mp4")

@@ -193,6 +193,7 @@ def test_the_first_answer_takes_three_clicks(browser, served_nothing):
     assert severe(browser) == []
 
 
+@pytest.mark.slow
 def test_an_index_is_searched_and_each_answer_plays_in_its_own_video(browser, served_index):
     browser.get(served_index.url)
     reference = Select(wait(browser, lambda b: b.find_element(By.ID, "reference")))
@@ -240,6 +241,7 @@ def test_a_file_that_is_no_video_is_refused_in_words(browser, served, tmp_path):
     assert all("415" in message for message in severe(browser))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["reference.mp4", EVIL])
 def test_the_report_opens_without_a_network_and_by_keyboard(browser, films, blocks, tmp_path, name):
     place: Path = tmp_path / name
