@@ -16,8 +16,6 @@ from relocal_pyg.datasets.simulation import SimulatedFeatures, VideoPlan, World,
 from relocal_pyg.errors import UsageError
 from relocal_pyg.io.seeding import generator
 
-# Names of the splits in files of ActivityNet's layout.
-
 
 @dataclass(frozen=True)
 class SyntheticConfig:

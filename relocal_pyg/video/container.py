@@ -121,6 +121,11 @@ def codec_name(context: Any) -> str:
     return str(context.codec.canonical_name)
 
 
+def palette_apart(context: Any) -> bool:
+    """Whether the palette of all pictures may lie with the first one alone."""
+    return context.pix_fmt == "pal8" and codec_name(context) not in ("gif", "png")
+
+
 def zero(container: Any) -> float:
     """Where the file's own clock stands at its beginning, in the seconds of its time stamps."""
     return (container.start_time or 0) / 1e6
@@ -131,8 +136,8 @@ def seek_before(container: Any, stream: Any, seconds: float) -> bool:
 
     Some containers land elsewhere all the same: look at what comes.
     """
-    if stream.start_time is None or stream.codec_context.pix_fmt == "pal8":
-        return False  # the palette may lie with the first picture alone
+    if stream.start_time is None or palette_apart(stream.codec_context):
+        return False
     try:
         # Half a millisecond more, so that rounding does not lead to the key frame before.
         offset = math.floor((seconds + zero(container) + 5e-4) / stream.time_base)

@@ -22,6 +22,7 @@ from relocal_pyg.video.container import (
     failures,
     import_av,
     open_video,
+    palette_apart,
     reason,
     seek_before,
 )
@@ -34,8 +35,6 @@ _EPSILON = Fraction(1, 2000)
 # Packets that are looked at to learn whether pictures are evenly spaced, and how many of the last
 # are left aside: pictures shown between them may come after.
 _SAMPLE, _REORDERED = 1000, 32
-# Codecs whose pictures have their palette with them.
-_OWN_PALETTE = "gif", "png"
 
 
 def describe_source(path: str | Path, video_id: str = "", duration: float | None = None) -> Source:
@@ -141,8 +140,7 @@ def _copy(
         with open_video(source, number) as (container, stream):
             if stream.start_time is None:
                 raise VideoError("holds no timestamps to cut by: re-encode", file=source)
-            context = stream.codec_context
-            if context.pix_fmt == "pal8" and codec_name(context) not in _OWN_PALETTE:
+            if palette_apart(stream.codec_context):
                 raise VideoError("its palette lies with its first picture: re-encode", file=source)
             if seeking and not seek_before(container, stream, start):
                 continue

@@ -242,7 +242,8 @@ def frames(
         raise UsageError("give rate_hz or every, not both")
     if rate_hz is not None:
         check_rate(rate_hz)
-    check_number(1 if every is None else every, "every", least=1, whole=True)
+    if every is not None:
+        check_number(every, "every", least=1, whole=True)
     if not (math.isfinite(start) and start >= 0) or (end is not None and not end > start):
         raise UsageError(f"the range {start} to {end} seconds is empty or negative")
     if size is not None and not all(1 <= side <= 8192 for side in size):

@@ -11,6 +11,7 @@ from array import array
 from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, CancelledError, ThreadPoolExecutor, wait
 from contextlib import closing, contextmanager, nullcontext
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, TypeVar
@@ -272,21 +273,13 @@ class _Work:
         self.stated = probe(path, stream).duration
         self.threads = min(threads, 4)  # each has a decoder in memory
         self.caller, self.stopped, self.done = threading.current_thread(), False, 0.0
+        self.ends: dict[float, float] = {}
 
     def run(self, report: Callable[[str], None]) -> tuple[RowFile, Tensor, float]:
         """Rows, when each one's picture appears ``[r]``, and the end of the pictures."""
         problems: list[str] = []
-        ends: dict[float, float] = {}
-
-        def watched(start: float, stop: float | None) -> Iterator[Timed]:
-            for item in self.pictures(problems.append, self.skip(), start, stop):
-                yield item
-                ends[start] = item[1]
-
-        def steps(start: float, stop: float | None) -> Decoded:
-            return grid(watched(start, stop), self.rate, start, stop, self.early())
-
-        starts, self.done = self.starts(), 0.0
+        steps = partial(self.steps, problems.append)
+        starts = self.starts()
         spans = list(pairwise(starts))
         try:
             parts = self.side_by_side([*(steps(*span) for span in spans), steps(starts[-1], None)])
@@ -303,7 +296,7 @@ class _Work:
             report(problem)
         self.done = self.stated or self.done
         self.tick()
-        return *_in_one(parts), ends[starts[-1]]
+        return *_in_one(parts), self.ends[starts[-1]]
 
     def starts(self) -> list[float]:
         """Seconds of the steps at which stretches begin that can be read side by side."""
@@ -341,20 +334,16 @@ class _Work:
                 yield time, 1, frame
                 end = until
 
-        ((rows, shown),) = self.side_by_side([keys()])
+        rows, shown = self.rows(keys())
         if len(times) < _KEYS or np.median(np.diff(times)) > max_gap:
             raise TooSparse
         return rows.range(0, len(rows)), shown, end
 
     def dense(self, spans: Sequence[Span], report: Callable[[str], None]) -> list[RowFile]:
         """Rows of the steps ``[first, last)``; decoding begins at the key frame before."""
-
-        def steps(first: int, last: int) -> Decoded:
-            start, end = first / self.rate, last / self.rate
-            shown = self.pictures(report, self.skip(), start, end)
-            return grid(shown, self.rate, start, end, self.early())
-
-        return [rows for rows, _ in self.side_by_side([steps(*span) for span in spans])]
+        rate = self.rate
+        parts = [self.steps(report, first / rate, last / rate) for first, last in spans]
+        return [rows for rows, _ in self.side_by_side(parts)]
 
     def side_by_side(self, stretches: Sequence[Decoded]) -> list[tuple[RowFile, Tensor]]:
         """Rows of stretches of the video, several at a time."""
@@ -373,6 +362,16 @@ class _Work:
                 self.stopped = bool(waiting)
                 pool.shutdown(wait=False, cancel_futures=True)
         return [part.result() for part in parts]
+
+    def steps(self, report: Callable[[str], None], start: float, stop: float | None) -> Decoded:
+        """The steps of a stretch; :attr:`ends` keeps when its last picture goes, by its start."""
+
+        def watched() -> Iterator[Timed]:
+            for item in self.pictures(report, self.skip(), start, stop):
+                yield item
+                self.ends[start] = item[1]
+
+        return grid(watched(), self.rate, start, stop, self.early())
 
     def skip(self) -> str:
         """Which frames need not be decoded, see :func:`relocal_pyg.video.decode.droppable`."""

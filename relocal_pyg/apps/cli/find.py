@@ -273,12 +273,12 @@ def find(
         write_answers(exports.json_file, [(video, moment) for moment in moments], **facts)
     if explain is not None:
         write_explanation(explain, moments, answer.contributions, answer.seconds_per_step, facts)
-    write_exports(
-        exports,
-        lambda: [(source, moment) for source in [answer.source()] for moment in moments],
-        place_name(facts["query"]),
-        look.stream,
-    )
+
+    def ranked() -> list[tuple[Source, Moment]]:
+        source = answer.source()
+        return [(source, moment) for moment in moments]
+
+    write_exports(exports, ranked, place_name(facts["query"]), look.stream)
     if exports.report is not None and answer.found is not None:
         from relocal_pyg.video.page import write_found_page
 
