@@ -35,6 +35,8 @@ AWAY = 0.25
 #: At least so much of the own steps' similarity: at zero is what is like neither, such as an action
 #: that the query's video does not show.
 SHARE, BARE_SHARE, LEAST = 0.25, 0.45, 0.2
+#: How far the logarithms of lengths of one thing spread, before examples tell; counts as two.
+SPREAD = 0.5
 #: Windows of an example's own video that tell how far scores spread.
 _WINDOWS = 500
 
@@ -80,7 +82,8 @@ class ByExamples(Wrapper):
 
     The score of a window is what the model gives it, the mean over the examples that show the
     action, plus inside minus around of the similarity to the learned direction, each in units of
-    its spread over the first example's own video. Ours; the paper has one query.
+    its spread over the first example's own video, plus how usual its length is. Ours; the paper has
+    one query.
 
     Args:
         model: Any model.
@@ -122,9 +125,10 @@ class ByExamples(Wrapper):
         if background is None or own is not None:
             windows = default_proposals(len(video), size, limit=_WINDOWS).to(proposals.device)
             scales = [each.std(correction=0).clamp(min=1e-6) for each in measure(video, windows)]
-        else:  # clips of a library: nothing but the clips, whose scores have to compare
-            scales = [said.new_ones(()), said.new_ones(())]
-        return Ranking.sort(proposals, said / scales[0] + learned / scales[1], proposals)
+            said = said / scales[0] + usual_length(shown, proposals)
+            learned = learned / scales[1]
+        # Otherwise clips of a library: nothing but the clips, whose scores have to compare.
+        return Ranking.sort(proposals, said + learned, proposals)
 
     def _said(self, example: Example, video: Rows, windows: Tensor, around: Surroundings) -> Tensor:
         """The model's scores ``[M]`` of windows, before they are squashed, in their order."""
@@ -144,6 +148,17 @@ class ByExamples(Wrapper):
         best.scatter_reduce_(0, which[len(windows) :], scores, "amax")
         found = best[which[: len(windows)]]
         return torch.where(found.isinf(), scores.min(), found)
+
+
+def usual_length(shown: Sequence[Example], windows: Tensor) -> Tensor:
+    """Half the log-likelihood ``[M]`` of lengths of windows: log-normal as those of examples are.
+
+    Of the variance two lengths that lie :data:`SPREAD` off are known before.
+    """
+    known = torch.tensor([float(len(example.rows)) for example in shown]).log()
+    variance = (2 * SPREAD**2 + (known - known.mean()).square().sum()) / (1 + len(known))
+    off = (windows[:, 1] - windows[:, 0]).log() - known.mean().to(windows)
+    return -off.square() / (4 * variance.to(windows))
 
 
 def trace(
@@ -166,8 +181,7 @@ def trace(
     """
     if not any(example.good for example in examples):
         raise UsageError("only counter-examples: say what is looked for too")
-    similarity: Tensor = torch.zeros(())
-    own = other = torch.zeros(())
+    similarity = own = other = torch.zeros(())
     sides = [motion_rows(reference, seconds_per_step)]
     for example in examples:
         # A bare clip moves inside itself alone.
@@ -179,19 +193,18 @@ def trace(
         good: list[Tensor] = []
         bad: list[Tensor] = []
         around: list[Tensor] = []
-        centre = reference_centre = None
+        reference_centre = torch.zeros(())
         for place, example in enumerate(examples):
             clip, video = (torch.cat(list(rows.split(BLOCK))) for _, rows in rest[2 * place :][:2])
             whole = None if example.video is None else video
             centre, reference_centre = pair_centres(clip, long, whole, usual)
             span = _rest(example)
-            if span is not None and whole is not None:
-                clip = whole[span[0] : span[1]]  # smoothed with what lies around it
+            if span is not None:
+                clip = video[span[0] : span[1]]  # smoothed with what lies around it
             (good if example.good else bad).append(functional.normalize(clip - centre, dim=1))
-            if span is not None and whole is not None and example.good and example.alone:
-                left = torch.cat([whole[: span[0]], whole[span[1] :]])
+            if span is not None and example.good and example.alone:
+                left = torch.cat([video[: span[0]], video[span[1] :]])
                 around.append(functional.normalize(left - centre, dim=1))
-        assert reference_centre is not None
         direction = _direction(good, bad, around)
         values = best_cosines(direction[None], long, reference_centre)
         similarity = similarity + share * values
@@ -201,7 +214,7 @@ def trace(
     if any(map(has_rest, examples)):
         high, low = float(own), float(other)
         return Trace(similarity, high, low, max(low + SHARE * (high - low), LEAST * high))
-    return Trace(similarity, **level_of(similarity))
+    return level_of(similarity)
 
 
 def has_rest(example: Example) -> bool:
@@ -209,8 +222,8 @@ def has_rest(example: Example) -> bool:
     return example.good and example.alone and _rest(example) is not None
 
 
-def level_of(similarity: Tensor) -> dict[str, float]:
-    """Fields of a :class:`Trace` where nothing tells what the examples' own videos give elsewhere.
+def level_of(similarity: Tensor) -> Trace:
+    """The trace where nothing tells what the examples' own videos give elsewhere.
 
     The two groups of steps that differ most (Otsu, 1979).
     """
@@ -223,7 +236,7 @@ def level_of(similarity: Tensor) -> dict[str, float]:
         below = below / count
         best = int((count * (len(values) - count) * (above - below).square()).argmax())
         high, low = float(above[best]), float(below[best])
-    return {"own": high, "other": low, "level": low + BARE_SHARE * (high - low)}
+    return Trace(similarity, high, low, low + BARE_SHARE * (high - low))
 
 
 def _rest(example: Example) -> tuple[int, int] | None:
@@ -244,19 +257,18 @@ def _rest(example: Example) -> tuple[int, int] | None:
 def _direction(good: list[Tensor], bad: list[Tensor], around: list[Tensor]) -> Tensor:
     """The unit direction ``[F]`` that tells examples from what they are not."""
     if not around:
-        mean = functional.normalize(
-            torch.stack([functional.normalize(rows.mean(dim=0), dim=0) for rows in good]).mean(0),
-            dim=0,
-        )
-        if bad:
-            away = torch.stack([functional.normalize(rows.mean(dim=0), dim=0) for rows in bad])
-            mean = mean - AWAY * functional.normalize(away.mean(dim=0), dim=0)
-        return functional.normalize(mean, dim=0)
+        mean = _common(good)
+        return functional.normalize(mean - AWAY * _common(bad), dim=0) if bad else mean
     positives = torch.cat([_thinned(rows, POSITIVES // len(good)) for rows in good])
     # What somebody said no to counts as much as all the rest.
     negatives = [_thinned(rows, NEGATIVES // len(around)) for rows in around]
     negatives += [_thinned(rows, NEGATIVES // len(bad)) for rows in bad]
     return separate(positives, torch.cat(negatives))
+
+
+def _common(sides: list[Tensor]) -> Tensor:
+    means = torch.stack([functional.normalize(rows.mean(dim=0), dim=0) for rows in sides])
+    return functional.normalize(means.mean(dim=0), dim=0)
 
 
 def _thinned(rows: Tensor, most: int) -> Tensor:

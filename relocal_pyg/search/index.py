@@ -26,7 +26,7 @@ from relocal_pyg.io.read import id_problem
 from relocal_pyg.io.write import own_folder
 from relocal_pyg.models.base import Relocalizer, as_features, as_proposals
 from relocal_pyg.models.calibrated import Calibrated
-from relocal_pyg.models.examples import ByExamples, Example, Trace, has_rest, level_of, trace
+from relocal_pyg.models.examples import ByExamples, Example, has_rest, level_of, trace
 from relocal_pyg.models.occurrences import Count, count_of, occurrences
 from relocal_pyg.moments import Moment, clip_moments, nms, seconds_to_steps
 from relocal_pyg.search.first_stage import FirstStage
@@ -396,7 +396,7 @@ class SearchIndex:
         if traces and not any(map(has_rest, wanted)):
             # One level for all: each video by itself has steps that are more similar than others.
             both = level_of(torch.cat([each.similarity for each in traces]))
-            traces = [Trace(each.similarity, **both) for each in traces]
+            traces = [replace(both, similarity=each.similarity) for each in traces]
         hits, chances, rule = [], [], ""
         for (name, video, step), seen in zip(videos, traces, strict=True):
             moments, count = occurrences(

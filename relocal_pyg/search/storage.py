@@ -96,7 +96,10 @@ def write_shard(folder: Path, entries: Sequence[VideoEntry], fingerprint: str) -
     with replace_folder(folder, "shard") as temporary:
         for name in ARRAYS:
             rows = torch.cat([getattr(entry, name) for entry in entries])
-            np.save(temporary / f"{name}.npy", _storable(rows), allow_pickle=False)
+            plain = rows.detach().cpu().contiguous()
+            if plain.dtype == torch.bfloat16:
+                plain = plain.view(torch.uint16)  # its bits: numpy has no such type
+            np.save(temporary / f"{name}.npy", plain.numpy(), allow_pickle=False)
         ids = [entry.video_id for entry in entries]
         record = {
             "format": FORMAT,
@@ -243,13 +246,6 @@ class Shard:
 
 def _starts(counts: Sequence[int]) -> np.ndarray:
     return np.concatenate([[0], np.cumsum(counts, dtype=np.int64)])
-
-
-def _storable(rows: Tensor) -> np.ndarray:
-    """bfloat16 as its bits: numpy has no such type."""
-    rows = rows.detach().cpu().contiguous()
-    array: np.ndarray = (rows.view(torch.uint16) if rows.dtype == torch.bfloat16 else rows).numpy()
-    return array
 
 
 def _tensor(array: np.ndarray) -> Tensor:

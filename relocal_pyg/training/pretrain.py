@@ -127,9 +127,8 @@ def draw_list(
         if rng.random() < LIBRARIES:
             library = [query_video, *(video.rows for video in videos)]
             background = torch.from_numpy(np.concatenate(library).mean(axis=0))
-    bare = rng.random() < 0.4
     second = None if world.staging.second is None else 1 / world.staging.second
-    video = None if bare else query_video
+    video = None if rng.random() < 0.4 else query_video
     return graded(rng, config, query, video, videos, counts, background, second)
 
 
@@ -205,9 +204,8 @@ def footage_list(
     else:
         videos = [_subsampled(rng, film, label, stride) for film in (other, others[0])]
         counts = [config.list_length, config.far_proposals]
-    bare = rng.random() < 0.4
+    video = None if rng.random() < 0.4 else query_video.copy()
     second = stride / world.rate if rng.random() < 0.8 else None
-    video = None if bare else query_video.copy()
     return graded(rng, config, query, video, videos, counts, background, second)
 
 
@@ -485,8 +483,7 @@ class _Run:
             group["lr"] = config.learning_rate * rate
         torch.manual_seed(config.seed * 1_000_003 + step)
         numbers = range(step * config.lists, (step + 1) * config.lists)
-        drawn = (draw_list(config.seed, n, model.settings, self.footage) for n in numbers)
-        lists = list(drawn)
+        lists = [draw_list(config.seed, n, model.settings, self.footage) for n in numbers]
         self.optimiser.zero_grad()
         loss = model.list_losses(lists)["loss"]
         loss.backward()
@@ -494,18 +491,13 @@ class _Run:
         self.optimiser.step()
         fresh = 1 - min(config.average, (step + 1) / (step + 10))
         with torch.no_grad():
-            pairs = zip(self.average.parameters(), model.parameters(), strict=True)
-            for kept, value in pairs:
+            for kept, value in zip(self.average.parameters(), model.parameters(), strict=True):
                 kept.lerp_(value, fresh)
         self.step = step + 1
         return float(loss.detach())
 
     def _settings(self) -> dict[str, Any]:
-        settings = {
-            **asdict(self.config),
-            **self.model.config(),
-            "ks": list(self.model.settings.ks),
-        }
+        settings = asdict(self.config) | self.model.config() | {"ks": list(self.model.settings.ks)}
         # Until the rate falls, how long the run will be has made no difference.
         if self.step <= (1 - self.config.decay) * self.config.steps:
             del settings["steps"]

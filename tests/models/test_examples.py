@@ -11,7 +11,7 @@ from torch.nn import functional
 
 from relocal_pyg.errors import UsageError
 from relocal_pyg.models import ByExamples, Calibrated, ContrastMatcher, Example, MultiGraphMatcher
-from relocal_pyg.models.examples import separate, trace
+from relocal_pyg.models.examples import separate, trace, usual_length
 from relocal_pyg.models.occurrences import count_of, occurrences
 from relocal_pyg.moments import tiou
 
@@ -125,6 +125,31 @@ def test_the_count_is_the_distribution_of_all_outcomes():
     assert count.expected == pytest.approx(sum(chances))
     assert odds[: count.low].sum() <= 0.025
     assert odds[count.high + 1 :].sum() <= 0.025
+
+
+def test_examples_say_how_long_a_moment_is():
+    """Normal logarithms; two lengths by half a logarithm off stand beside those of the examples."""
+    windows = torch.tensor([[0.0, 4.0], [10.0, 18.0], [3.0, 40.0]])
+    for lengths, mean, variance in (
+        ([8], np.log(8), 0.25),
+        ([4, 16], np.log(8), (0.5 + 2 * np.log(2) ** 2) / 3),
+        ([8] * 19, np.log(8), 0.5 / 20),
+    ):
+        normal = torch.distributions.Normal(mean, variance**0.5)
+        likely = normal.log_prob((windows[:, 1] - windows[:, 0]).double().log())
+        told = usual_length([Example(torch.ones(length, 3)) for length in lengths], windows)
+        wanted = (likely - normal.log_prob(torch.tensor(mean))) / 2
+        assert told.tolist() == pytest.approx(wanted.tolist(), rel=1e-5, abs=1e-7)
+
+
+def test_of_two_places_alike_the_one_as_long_as_the_examples_comes_first():
+    rest, action = torch.eye(3)[:2].repeat_interleave(24, dim=0).split(24)
+    rows = torch.cat([rest[:12], action[:6], rest[:12], action, rest[:12]])
+    windows, query = torch.tensor([[12.0, 18.0], [30.0, 54.0]]), action[:6]
+    plain = ContrastMatcher().rank(query, rows, windows)
+    assert plain.scores.tolist() == pytest.approx([float(plain.scores[0])] * 2, abs=1e-6)
+    ranked = ByExamples(ContrastMatcher(), [Example(query)]).rank(query, rows, windows.flip(0))
+    assert ranked.moments.tolist() == windows.tolist()
 
 
 def test_a_counter_example_takes_what_it_shows_from_the_front(draw):

@@ -70,7 +70,10 @@ class CrossMatching(nn.Module):
         query_gates = torch.sigmoid(self.query_gate(both))
         padding = torch.arange(query.shape[1], device=query.device) >= query_steps[:, None]
         bias = torch.zeros_like(padding, dtype=keys.dtype).masked_fill(padding, -torch.inf)
-        weight, shift = self._cell_weights()
+        # Both cells' weights [2, 2C, 4C] and biases [2, 1, 4C], to run them at once.
+        cells = (self.forward_cell, self.backward_cell)
+        weight = torch.stack([torch.cat([c.weight_ih, c.weight_hh], dim=1).T for c in cells])
+        shift = torch.stack([c.bias_ih + c.bias_hh for c in cells])[:, None]
         state = cell = reference.new_zeros(2, size, channels)
         states = []
         for t in range(num):
@@ -90,13 +93,6 @@ class CrossMatching(nn.Module):
             states.append(state)
         forward, backward = torch.stack(states, dim=2)
         return torch.cat([forward, backward.gather(1, order)], dim=-1)
-
-    def _cell_weights(self) -> tuple[Tensor, Tensor]:
-        """Both cells' weights ``[2, 2C, 4C]`` and biases ``[2, 1, 4C]``, to run them at once."""
-        cells = (self.forward_cell, self.backward_cell)
-        weight = torch.stack([torch.cat([c.weight_ih, c.weight_hh], dim=1).T for c in cells])
-        bias = torch.stack([c.bias_ih + c.bias_hh for c in cells])
-        return weight, bias[:, None]
 
 
 def reversed_steps(lengths: Tensor, num: int) -> Tensor:
