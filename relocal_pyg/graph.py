@@ -128,7 +128,7 @@ class PairGraph:
             ``[..., 2T, F]``.
 
         Raises:
-            UsageError: ``x`` has another number of nodes, or there is no such way.
+            UsageError: ``x`` has other nodes or no floating point, or there is no such way.
 
         Example:
             >>> graph, x = PairGraph(num_steps=4, k=2), torch.randn(5, 8, 3)
@@ -139,6 +139,9 @@ class PairGraph:
             raise UsageError(f"method {method!r}: auto, dense or closed_form wanted")
         if x.ndim < 2 or x.shape[-2] != self.num_nodes:
             raise UsageError(f"x is {list(x.shape)} where the graph has {self.num_nodes} nodes")
+        plain = self.weight == "binary" and self.normalization == "none"
+        if not (plain or x.is_floating_point() or x.is_complex()):
+            raise UsageError(f"x is {x.dtype}: these weights are no whole numbers")
         if self.weight == "exponential":
             if method == "closed_form":
                 raise UsageError("exponential weights have no closed form: use method='dense'")

@@ -294,3 +294,13 @@ def test_compiles_without_a_graph_break() -> None:
 
     x, mask = torch.randn(3, 12, 4), torch.rand(3, 12) < 0.7
     torch.testing.assert_close(torch.compile(run, fullgraph=True)(x, mask), run(x, mask))
+
+
+def test_whole_numbers_are_summed_but_not_averaged() -> None:
+    counts = torch.randint(9, (8, 3))
+    graph = PairGraph(4, 2)
+    for method in ("dense", "closed_form"):
+        assert torch.equal(graph.matmul(counts, method=method), graph.dense().long() @ counts)
+    for other in (PairGraph(4, 2, "exponential"), PairGraph(4, 2, normalization="mean")):
+        with pytest.raises(UsageError, match="whole numbers"):
+            other.matmul(counts)

@@ -245,15 +245,15 @@ class PairData(Data):
                 :class:`~relocal_pyg.graph.PairGraph` does not need them.
             weight: Edge weights, see :class:`~relocal_pyg.graph.PairGraph`.
             mode: How a long side is thinned, see :func:`relocal_pyg.data.pair_data.resample`.
-            **attributes: Kept as they are, labels for instance. PyG shifts a tensor whose name
-                contains ``index`` or ``batch`` when it makes a batch, so these names are refused.
+            **attributes: Kept as they are, labels for instance. PyG shifts a tensor called ``face``
+                or with ``index`` or ``batch`` in its name when it makes a batch: these are refused.
 
         Raises:
             FeatureError: The sides differ in width, or one cannot be resampled.
-            UsageError: A name contains ``index`` or ``batch``, or a graph is impossible.
+            UsageError: PyG would shift an attribute of that name, or a graph is impossible.
         """
         for name in attributes:
-            if "index" in name or "batch" in name:
+            if "index" in name or "batch" in name or name == "face":
                 raise UsageError(f"attribute {name!r}: PyG would shift it in a batch, rename it")
         query, proposal = (to_tensor(side, FeatureError) for side in (query, proposal))
         if query.shape[-1:] != proposal.shape[-1:]:

@@ -75,7 +75,7 @@ class SumConv(MessagePassing):
         self.in_channels = in_channels
         self.out_channels = out_channels
         self.lin = Linear(in_channels, out_channels, bias=False, weight_initializer="glorot")
-        self.bias = nn.Parameter(self.lin.weight.new_empty(out_channels)) if bias else None
+        self.bias = nn.Parameter(torch.empty(out_channels)) if bias else None
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -125,14 +125,16 @@ class SumConv(MessagePassing):
         r"""Multiply by :math:`\mathbf{A}` alone; arguments as in :meth:`forward`.
 
         Raises:
-            UsageError: Weights come twice, a mask meets a bipartite graph, or the number of nodes
-                is no multiple of the :obj:`PairGraph`'s.
+            UsageError: Weights come twice, a mask meets a bipartite graph, :obj:`flow` a mean
+                that has the other, or the graph has not the nodes of :obj:`x`.
         """
         if isinstance(edge_index, PairGraph):
             if edge_weight is not None:
                 raise UsageError("a PairGraph carries its own weights: set its `weight`")
             if isinstance(x, tuple):
                 raise UsageError("a PairGraph is not bipartite: give one tensor of 2T nodes")
+            if self.flow == "target_to_source" and edge_index.normalization == "mean":
+                raise UsageError("a mean has one direction: for the other give edges and weights")
             return _sum_pairs(x, edge_index, mask)
         if is_torch_sparse_tensor(edge_index) and edge_weight is not None:
             raise UsageError("a sparse matrix carries its own weights: leave edge_weight out")
@@ -149,6 +151,7 @@ class SumConv(MessagePassing):
         pair = x if isinstance(x, tuple) else (x, x)
         # propagate_type: (x: OptPairTensor, edge_weight: OptTensor)
         out = self.propagate(edge_index, x=pair, edge_weight=edge_weight, size=size)
+        out = out.to(pair[0].dtype)  # single messages are of the wider type of x and weights
         return out if mask is None else out.masked_fill(~mask.unsqueeze(-1), 0)
 
     def message(self, x_j: Tensor, edge_weight: OptTensor) -> Tensor:
@@ -160,6 +163,7 @@ class SumConv(MessagePassing):
     ) -> Tensor:
         """One sparse product; leading dimensions become channels, as it takes matrices only."""
         source, target = x
+        _check_size(edge_index, x, edge_weight)
         flat = source if source.dim() == 2 else source.movedim(-2, 0).flatten(1)
         if isinstance(edge_index, EdgeIndex):
             (pointer, node), _ = edge_index.get_csc()
@@ -173,6 +177,17 @@ class SumConv(MessagePassing):
         if source.dim() == 2:
             return out
         return out.unflatten(1, (*source.shape[:-2], source.shape[-1])).movedim(0, -2)
+
+
+def _check_size(graph: Adj, x: OptPairTensor, edge_weight: OptTensor) -> None:
+    """Refuse what :class:`_SparseProduct`, which checks nothing, would read beyond its end."""
+    matrix = not isinstance(graph, EdgeIndex)  # one that was not told its size may end early
+    size = graph.shape[::-1] if matrix else graph.get_sparse_size()
+    for number, side in zip(size, x, strict=True):
+        if side is not None and (number > side.shape[-2] or (matrix and number < side.shape[-2])):
+            raise UsageError(f"the graph has {number} nodes and x {side.shape[-2]}")
+    if edge_weight is not None and edge_weight.shape != graph.shape[1:]:
+        raise UsageError(f"{graph.shape[1]} edges have weights {list(edge_weight.shape)}")
 
 
 def _csr_parts(matrix: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -198,9 +213,7 @@ class _SparseProduct(torch.autograd.Function):
         size = (len(pointer) - 1, len(x) if rows is None else rows)
         matrix = torch.sparse_csr_tensor(pointer, node, values, size, check_invariants=False)
         if rows is not None:
-            turned = matrix.to_sparse_csc()
-            turned_parts = turned.ccol_indices(), turned.row_indices(), turned.values()
-            matrix = torch.sparse_csr_tensor(*turned_parts, size[::-1], check_invariants=False)
+            matrix = matrix.t().to_sparse_csr()
         return torch.sparse.mm(matrix, x, "sum") if x.device.type == "cpu" else matrix @ x
 
     @staticmethod
@@ -380,12 +393,11 @@ class MultiGraphConv(nn.Module):
         """
         # A (X W) = (A X) W: the branches share one wide product.
         weight = torch.cat([conv.lin.weight for conv in self.convs])
-        if self.lin_in.in_channels < 0:
+        if (
             # A size that is not known yet is found by calling the module itself.
-            branches = F.linear(self.lin_in(x), weight)
-        elif (
+            self.lin_in.in_channels < 1
             # Which way is cheaper is a question of the batch, which a traced graph must not ask.
-            torch.compiler.is_compiling()
+            or torch.compiler.is_compiling()
             or x.numel() < MERGED_ROWS * self.hidden_channels * x.shape[-1]
         ):
             branches = F.linear(self.lin_in(x), weight)

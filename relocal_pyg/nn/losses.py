@@ -49,7 +49,7 @@ def offset_loss(offsets: Tensor, targets: Tensor, mask: Tensor | None = None) ->
         )
     distance = (offsets - targets).abs().sum(dim=-1)
     if mask is None:
-        return distance.mean()
+        return distance.sum() / max(distance.numel(), 1)
     # Targets of other proposals may be infinite: they must not meet the sum.
     return torch.where(mask, distance, 0).sum() / mask.sum().clamp(min=1)
 

@@ -219,7 +219,7 @@ class _Head(nn.Module):
         """Apply to pooled features; shapes as above."""
         # Batch normalisation itself takes ``[N, F]`` only.
         out: Tensor = self.mlp(x.reshape(-1, x.shape[-1]))
-        return out.reshape(*x.shape[:-1], -1)
+        return out.reshape(*x.shape[:-1], out.shape[-1])
 
 
 class ScoreHead(_Head):

@@ -116,7 +116,7 @@ def test_follow_batch() -> None:
     assert batch.edge_index_k2_batch.bincount().tolist() == [samples[0].edge_index_k2.shape[1]] * 2
 
 
-@pytest.mark.parametrize("name", ["query_index", "index", "batch_no", "my_batch"])
+@pytest.mark.parametrize("name", ["query_index", "index", "batch_no", "my_batch", "face"])
 def test_names_that_pyg_would_shift_are_refused(name: str) -> None:
     with pytest.raises(UsageError, match=name):
         pair(**{name: torch.tensor(0)})

@@ -60,6 +60,7 @@ def test_leading_dimensions() -> None:
         # One proposal alone must not break batch normalisation outside training.
         head.eval()
         torch.testing.assert_close(head(x[0, 0]), head(x)[0, 0])
+        assert head(x[:, :0]).shape == (4, 0, *tail)
 
 
 @pytest.mark.parametrize("head", [ScoreHead, OffsetHead])

@@ -58,6 +58,7 @@ def test_offset() -> None:
     masked = offset_loss(offsets, targets, mask)
     assert masked.item() == pytest.approx((terms[0] + terms[2]) / 2)
     assert offset_loss(offsets, targets, torch.zeros(7, dtype=torch.bool)).item() == 0
+    assert offset_loss(offsets[:0], targets[:0]).item() == 0
     with pytest.raises(UsageError, match="differ"):
         offset_loss(offsets, targets[:, 0])
 

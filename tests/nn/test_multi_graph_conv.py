@@ -231,3 +231,19 @@ def test_learns_in_a_data_loader_batch() -> None:
     torch.testing.assert_close(out, torch.cat(each))
     out.sum().backward()
     assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in conv.parameters())
+
+
+def test_short_floats_take_the_weights_of_pairs() -> None:
+    graphs = [PairGraph(4, k, "exponential") for k in KS]
+    conv, x = MultiGraphConv(5, 6, 3), torch.randn(8, 5)
+    wanted = conv(x, graphs)
+    given = [graph.edge_index() for graph in graphs], [graph.edge_weight() for graph in graphs]
+    out = conv.bfloat16()(x.bfloat16(), *given)
+    assert out.dtype == torch.bfloat16
+    torch.testing.assert_close(out.float(), wanted, rtol=0.1, atol=0.1)
+
+
+def test_no_channels_are_a_size_too() -> None:
+    conv = MultiGraphConv(0, 6, 3)
+    out = conv(torch.zeros(8, 0), graphs_of(4, "graph"))
+    torch.testing.assert_close(out[:1], conv(torch.zeros(8, 0), graphs_of(4, "coo"))[:1])

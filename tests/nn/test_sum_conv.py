@@ -287,3 +287,59 @@ def test_refuses() -> None:
         conv((x, x), graph)
     with pytest.raises(UsageError, match="bipartite"):
         conv((x, x), graph.edge_index(), mask=torch.ones(8, dtype=torch.bool))
+
+
+def test_a_bias_waits_for_no_size() -> None:
+    conv = SumConv(-1, 3, bias=True)
+    assert conv(torch.randn(8, 7), PairGraph(4, 2)).shape == (8, 3)
+    assert torch.equal(conv.bias, torch.zeros(3))
+
+
+def test_a_graph_of_other_nodes_is_refused_in_every_form() -> None:
+    """What a sparse product reads beyond the end of x is whatever lies there in memory."""
+    conv, x, beyond = SumConv(5, 3), torch.randn(4, 5), torch.tensor([[0, 9], [0, 1]])
+    fitting = torch.tensor([[0, 1], [0, 1]])
+    for graph in (
+        beyond,
+        EdgeIndex(beyond, sort_order="col"),
+        EdgeIndex(beyond.flip(0), sort_order="col"),
+        EdgeIndex(fitting, sort_order="col", sparse_size=(9, 9)),
+        torch.eye(9).to_sparse_csr(),
+        torch.eye(2).to_sparse_csr(),
+        torch.ones(4, 9).to_sparse_csr(),
+        torch.ones(9, 4).to_sparse_csr(),
+    ):
+        with pytest.raises((IndexError, UsageError), match=r"9|10|\b2 nodes"):
+            conv(x, graph)
+    ordered = EdgeIndex(fitting, sort_order="col")
+    assert torch.equal(conv(x, ordered)[2:], torch.zeros(2, 3))
+    for wrong in (torch.ones(1), torch.ones(9), torch.ones(2, 1)):
+        with pytest.raises(UsageError, match="2 edges"):
+            conv(x, ordered, wrong)
+    sides = torch.randn(4, 5), torch.randn(2, 5)
+    assert conv(sides, torch.ones(2, 4).to_sparse_csr()).shape == (2, 3)
+    with pytest.raises(UsageError, match="nodes"):
+        conv(sides, torch.ones(4, 2).to_sparse_csr())
+
+
+@pytest.mark.parametrize("form", ["coo", "EdgeIndex"])
+@pytest.mark.parametrize("kind", [torch.bfloat16, torch.float16, torch.float64])
+def test_the_answer_is_of_the_type_of_x_whatever_the_weights_are(
+    form: str, kind: torch.dtype
+) -> None:
+    graph, conv = PairGraph(4, 2, "exponential"), SumConv(5, 3).to(kind)
+    x, edges = torch.randn(8, 5).to(kind), graph.edge_index()
+    if form == "EdgeIndex":
+        edges = EdgeIndex(edges, sparse_size=(8, 8), sort_order="col")
+    out = conv(x, edges, graph.edge_weight(torch.float32))
+    assert out.dtype == kind
+    torch.testing.assert_close(out, conv(x, graph), rtol=0.02, atol=0.02)
+
+
+def test_a_mean_has_one_direction() -> None:
+    back, x = SumConv(5, 3, flow="target_to_source"), torch.randn(8, 5)
+    for graph in (PairGraph(4, 2, "exponential"), PairGraph(4, 2, normalization="sym")):
+        wanted = back(x, graph.edge_index(), graph.edge_weight())
+        torch.testing.assert_close(back(x, graph), wanted)
+    with pytest.raises(UsageError, match="direction"):
+        back(x, PairGraph(4, 2, normalization="mean"))
