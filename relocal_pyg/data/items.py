@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, is_dataclass
 from typing import Any
 from typing import Protocol as TypingProtocol
 
@@ -121,12 +121,15 @@ class Protocol:
 
     @property
     def fingerprint(self) -> str:
-        """A hash of its name, its items and what it says about its source."""
+        """A hash of its name, its items, its source, and how features are read and windows made."""
         items = {
             split: [asdict(item) for item in sorted(members)]
             for split, members in self.splits.items()
         }
-        return sha256_json({"name": self.name, "items": items, "about": self.about})
+        read = [getattr(self.features, name, None) for name in ("key", "subsample")]
+        made = repr(self.propose) if is_dataclass(self.propose) else None
+        about = {"about": self.about, "features": read, "proposals": made}
+        return sha256_json({"name": self.name, "items": items, **about})
 
     def query(self, item: Item) -> Tensor:
         """Features of the item's moment, ``[m, F]``."""

@@ -215,6 +215,7 @@ class StoredPairs(torch_geometric.data.Dataset):
         num_steps: T.
         ks: The graphs, whose edges each pair holds.
         transform: Applied to each sample.
+        force_reload: Draw the samples again.
 
     Raises:
         AnnotationError: As :class:`PartnerSampler`.
@@ -231,6 +232,7 @@ class StoredPairs(torch_geometric.data.Dataset):
         num_steps: int = 40,
         ks: Sequence[int] = (1, 2, 3),
         transform: Callable[[Any], Any] | None = None,
+        force_reload: bool = False,
     ) -> None:
         self._triplets = TripletDataset(
             protocol, num_samples=num_samples, seed=seed, num_steps=num_steps, ks=ks
@@ -239,7 +241,7 @@ class StoredPairs(torch_geometric.data.Dataset):
         facts = {"protocol": protocol.fingerprint, "samples": num_samples, "seed": seed}
         self._settings = sha256_json({**facts, "num_steps": num_steps, "format": 1})[:16]
         self._rows: dict[str, Tensor] | None = None
-        super().__init__(str(root), transform)
+        super().__init__(str(root), transform, force_reload=force_reload)
 
     @property
     def processed_dir(self) -> str:
@@ -276,15 +278,16 @@ class StoredPairs(torch_geometric.data.Dataset):
         return self._side(*divmod(idx, 2))
 
     def _side(self, number: int, side: int) -> PairData:
-        rows, triplets = self._rows, self._triplets
-        assert rows is not None
-        pair = PairData(x=rows["x"][number, side], step_mask=rows["step_mask"][number, side])
-        for k in triplets.ks:
-            pair[f"edge_index_k{k}"] = PairGraph(triplets.num_steps, k).edge_index()
+        assert self._rows is not None
+        # A copy: what is kept must not change with a sample.
+        rows = {name: row[number].clone() for name, row in self._rows.items()}
+        pair = PairData(x=rows["x"][side], step_mask=rows["step_mask"][side])
+        for k in self._triplets.ks:
+            pair[f"edge_index_k{k}"] = PairGraph(self._triplets.num_steps, k).edge_index()
         if self.kind == "pairs":
             pair.y = torch.tensor([1 - side])
         elif side == 0:
-            pair.offsets = rows["offsets"][number]
+            pair.offsets = rows["offsets"]
         return pair
 
 

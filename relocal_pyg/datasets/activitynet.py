@@ -318,6 +318,7 @@ def anet_vrl(
     items = anet_vrl_items(root, annotations)
     splits, missing = _with_features(items, features)
     files = [Path(root) / f"{split}.json" for split in items]
+    path = features.path if isinstance(features, FeatureStore) else None
     return Protocol(
         name="anet-vrl",
         splits=splits,
@@ -325,7 +326,7 @@ def anet_vrl(
         propose=WindowProposals.fit(splits["train"]),
         exclude="none",
         about={
-            "files": file_facts(*files, *([annotations] if annotations else [])),
+            "files": file_facts(*files, annotations, path),
             "classes": classes_of(splits),
             "items_without_features": missing,
         },

@@ -159,19 +159,13 @@ def assign_videos(
     return result, mixed
 
 
-def all_items(
-    videos: Iterable[Video],
-    num_steps: Callable[[str], int | None],
-    *,
-    labels: Iterable[str] | None = None,
-) -> list[Item]:
+def all_items(videos: Iterable[Video], num_steps: Callable[[str], int | None]) -> list[Item]:
     """Items of many videos, see :func:`video_items`; videos without a length are left out."""
-    kept = list(labels) if labels is not None else None
     items = []
     for video in videos:
         steps = num_steps(video.video_id)
         if steps:
-            items += video_items(video, steps, labels=kept)
+            items += video_items(video, steps)
     return items
 
 

@@ -129,7 +129,8 @@ def draw_episodes(
     """Draw episodes: a class, a reference, examples of other videos, each uniformly.
 
     An episode depends on the seed and its number alone, and its first example is that of the same
-    episode with one shot: lists of one shot are nested in those of five.
+    episode with one shot: lists of one shot are nested in those of five, but for the episodes of a
+    class without five other videos, which are of another class there.
 
     Raises:
         UsageError: No such split, or a number below 1.
@@ -144,7 +145,7 @@ def draw_episodes(
         by_label[item.label][item.video_id].append(item)
     references: dict[str, list[Item]] = {}
     for label, videos in by_label.items():
-        if len(videos) > shots:
+        if len(videos) > 1:
             first = {
                 (item.video_id, item.context): item for v in videos.values() for item in v[::-1]
             }
@@ -155,13 +156,15 @@ def draw_episodes(
             ]
             if fitting:
                 references[label] = sorted(fitting)
-    if not references:
+    if not any(len(by_label[label]) > shots for label in references):
         raise AnnotationError(f"no class of {split} has a reference and {shots} other videos")
     labels = sorted(references)
     episodes = []
     for number in range(count):
         rng = generator(seed, "episode", number)
         label = labels[int(rng.integers(len(labels)))]
+        while len(by_label[label]) <= shots:
+            label = labels[int(rng.integers(len(labels)))]
         reference = references[label][int(rng.integers(len(references[label])))]
         others = [video for video in by_label[label] if video != reference.video_id]
         drawn = [others[place] for place in rng.permutation(len(others))[:shots]]
@@ -212,13 +215,10 @@ def _hits(
     ordered = sorted(detections, key=lambda found: -found.score)
     right = np.zeros((len(ordered), len(thresholds)))
     free = [{e: set(range(len(moments))) for e, moments in truths.items()} for _ in thresholds]
-    known = {
-        e: torch.tensor(own, dtype=torch.float64).view(-1, 2) for e, own in truths.items()
-    }  # fmt: skip
     for number, found in enumerate(ordered):
-        own = known.get(found.episode_id, torch.zeros(0, 2, dtype=torch.float64))
+        own = torch.tensor(truths.get(found.episode_id, ()), dtype=torch.float64).view(-1, 2)
         span = torch.tensor([[found.start, found.end]], dtype=torch.float64)
-        overlap = tiou(span.expand(len(own), 2), own).tolist()
+        overlap = tiou(span.expand_as(own), own).tolist()
         for column, threshold in enumerate(thresholds):
             left = free[column].get(found.episode_id, set())
             best = max(left, key=lambda place: overlap[place], default=None)
@@ -284,7 +284,7 @@ def evaluate_few_shot(
             proposals = protocol.proposals(episode.reference, support)
             if len(proposals):
                 around = protocol.reference(support)
-                with torch.no_grad():
+                with evaluating(model), torch.no_grad():
                     ranking = model.rank(
                         protocol.query(support), reference, proposals, query_video=around
                     )
@@ -351,12 +351,9 @@ def few_shot_table(
         }
         found: list[dict[str, Any]] = []
         for title, model in models.items():
-            ways: tuple[Literal["raw", "probability"], ...] = ("raw",)
-            if isinstance(model, Calibrated):
-                ways = ("raw", "probability")
-            for way in ways:
-                with evaluating(model):
-                    scores = evaluate_few_shot(model, protocol, episodes, score=way)
+            ways: tuple[Literal["raw", "probability"], ...] = ("raw", "probability")
+            for way in ways if isinstance(model, Calibrated) else ways[:1]:
+                scores = evaluate_few_shot(model, protocol, episodes, score=way)
                 name = title if way == "raw" else f"{title}, by probability"
                 found.append({"title": name, **facts, **scores})
         rows += sorted(found, key=lambda row: -row["map@0.5"].value)

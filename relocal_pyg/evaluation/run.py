@@ -22,7 +22,7 @@ from relocal_pyg.data.pairs import PairList
 from relocal_pyg.errors import RelocalError
 from relocal_pyg.evaluation.metrics import best_tiou, oracle, recall_by_budget
 from relocal_pyg.evaluation.results import Evaluation, PairRecord, Span
-from relocal_pyg.models.base import Ranking, Relocalizer
+from relocal_pyg.models.base import Ranking, Relocalizer, evaluating
 from relocal_pyg.moments import Moment, clip_moments, nms
 
 #: Packages whose version can change a result.
@@ -123,10 +123,7 @@ def answer_pairs(
     Raises:
         RelocalError: The model's answer is no ranking; the pair is named.
     """
-    module = model if isinstance(model, torch.nn.Module) else torch.nn.Module()
-    was_training = module.training
-    module.eval()
-    try:
+    with evaluating(model):
         for pair in pairs:
             proposals = protocol.proposals(pair.reference, pair.query).float()
             query, reference = protocol.query(pair.query), protocol.reference(pair.reference)
@@ -146,8 +143,6 @@ def answer_pairs(
                 place = f"query {pair.query.item_id}, reference {pair.reference.item_id}"
                 _check(ranking, f"{model.title}: {place}")
             yield Answer(pair, query, reference, around, proposals, rankings, seconds)
-    finally:
-        module.train(was_training)
 
 
 def evaluate(

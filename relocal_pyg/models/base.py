@@ -499,7 +499,9 @@ class TrainableRelocalizer(nn.Module, Relocalizer):
 
 @contextlib.contextmanager
 def evaluating(model: object) -> Iterator[None]:
-    """Put a model that is a module in evaluation mode, and back."""
+    """Put a model in evaluation mode, and back, where it or what it wraps is a module."""
+    while not isinstance(model, nn.Module) and hasattr(model, "model"):
+        model = model.model
     if not isinstance(model, nn.Module) or not model.training:
         yield
         return

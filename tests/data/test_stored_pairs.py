@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ import torch
 from torch_geometric.loader import DataLoader
 
 from relocal_pyg.data import StoredPairs, TripletDataset
+from relocal_pyg.data.proposals import WindowProposals
 from relocal_pyg.datasets.synthetic import SyntheticConfig, synthetic
 
 
@@ -48,3 +50,49 @@ def test_other_settings_are_another_folder_and_the_same_are_not_drawn_again(
     monkeypatch.setattr(TripletDataset, "draw", None)  # drawing again would fail
     again = StoredPairs(tmp_path, protocol, num_samples=2, num_steps=6)
     assert torch.equal(again[1][0].x, first[1][0].x)
+
+
+def test_what_a_caller_changes_is_not_kept(protocol, tmp_path: Path):
+    triplets = StoredPairs(tmp_path, protocol, num_samples=1, num_steps=6)
+    pairs = StoredPairs(tmp_path, protocol, num_samples=1, num_steps=6, kind="pairs")
+    for read in (lambda: triplets[0][0], lambda: pairs[1]):
+        before = read().clone()
+        changed = read()
+        changed.x.zero_()
+        changed.step_mask.logical_not_()
+        assert torch.equal(read().x, before.x)
+        assert torch.equal(read().step_mask, before.step_mask)
+
+
+def test_what_is_drawn_of_other_features_or_windows_is_another_folder(protocol, tmp_path: Path):
+    class Louder:
+        """Twice the features of another source, read in a way that has a name."""
+
+        def __init__(self, key: str) -> None:
+            self.key, self.dim = key, protocol.features.dim
+
+        def read(self, *where):
+            return 2 * protocol.features.read(*where)
+
+    folders = {
+        StoredPairs(tmp_path, other, num_samples=1, num_steps=6).processed_dir
+        for other in (
+            protocol,
+            replace(protocol, features=Louder("rgb")),
+            replace(protocol, features=Louder("flow")),
+            replace(protocol, propose=WindowProposals((3, 5))),
+            replace(protocol, propose=WindowProposals((3, 5), stride=0.5)),
+        )
+    }
+    assert len(folders) == 5
+
+
+def test_samples_can_be_drawn_again(protocol, tmp_path: Path, monkeypatch):
+    options = {"num_samples": 1, "num_steps": 6}
+    wanted = StoredPairs(tmp_path, protocol, **options)[0][0].x
+    other = TripletDataset(protocol, num_samples=1, seed=7, num_steps=6)[0]
+    monkeypatch.setattr(TripletDataset, "draw", lambda *_: other)
+    assert torch.equal(StoredPairs(tmp_path, protocol, **options)[0][0].x, wanted)
+    again = StoredPairs(tmp_path, protocol, **options, force_reload=True)
+    assert torch.equal(again[0][0].x, other[0].x)
+    assert not torch.equal(other[0].x, wanted)

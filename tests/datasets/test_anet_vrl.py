@@ -291,6 +291,11 @@ def test_the_protocol(tmp_path: Path) -> None:
     assert protocol.proposals(item)[:, 1].max() == 35
     assert protocol.about["items_without_features"] == 1
     json.dumps(protocol.about)
+    write_features(tmp_path / "c.h5", ((name, store.read(name) + 1) for name in store.ids))
+    others = FeatureStore(tmp_path / "c.h5"), FeatureStore(tmp_path / "a.h5", key="features")
+    with pytest.warns(UserWarning, match="1 items"):
+        prints = {anet_vrl(tmp_path, other).fingerprint for other in (store, *others)}
+    assert len(prints) == 3
     empty = features_of(tmp_path / "b.h5", {"train1": 40})
     with pytest.raises(FeatureError, match="no item of split 'val'"):
         anet_vrl(tmp_path, empty)

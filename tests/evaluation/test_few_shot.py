@@ -9,8 +9,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from relocal_pyg.data import make_pairs
 from relocal_pyg.datasets.synthetic import SyntheticConfig, synthetic
 from relocal_pyg.errors import AnnotationError, UsageError
+from relocal_pyg.evaluation import evaluate
 from relocal_pyg.evaluation.few_shot import (
     THRESHOLDS,
     Detection,
@@ -23,8 +25,9 @@ from relocal_pyg.evaluation.few_shot import (
     to_markdown,
 )
 from relocal_pyg.evaluation.statistics import Estimate
-from relocal_pyg.models import Calibrated, ContrastMatcher, WholeReference
+from relocal_pyg.models import Calibrated, ContrastMatcher, FinerWindows, WholeReference
 from relocal_pyg.models.base import Ranking
+from relocal_pyg.models.baselines.aft_srm import AFTSRM
 from relocal_pyg.moments import tiou
 
 
@@ -194,6 +197,41 @@ def test_episodes_are_nested_disjoint_and_stable(tmp_path: Path):
     (tmp_path / "list.json").write_text(json.dumps(content))
     with pytest.raises(AnnotationError, match="changed"):
         EpisodeList.load(tmp_path / "list.json")
+
+
+def test_a_class_of_few_videos_moves_no_episode_of_another():
+    protocol = synthetic(small())
+    items = protocol.splits["test"]
+    rare = max(item.label for item in items)
+    kept = sorted({item.video_id for item in items if item.label == rare})[:3]
+    items = tuple(item for item in items if item.label != rare or item.video_id in kept)
+    protocol = replace(protocol, splits={**protocol.splits, "test": items})
+    one, five = (draw_episodes(protocol, "test", shots=shots, count=40) for shots in (1, 5))
+    labels = [episode.label for episode in one.episodes]
+    assert 0 < labels.count(rare) < 40
+    for first, more in zip(one.episodes, five.episodes, strict=True):
+        assert more.label != rare
+        if first.label != rare:
+            assert (first.supports[0], first.reference) == (more.supports[0], more.reference)
+
+
+def test_a_model_in_training_answers_as_in_evaluation():
+    """Dropout would draw its answers, and batch normalisation learn from them."""
+    protocol = synthetic(small())
+    episodes = draw_episodes(protocol, "test", count=6)
+    model = AFTSRM(protocol.features.dim, 4, num_steps=6, widths=(4, 4, 4))
+    told = FinerWindows(model)
+    wanted = [evaluate_few_shot(each, protocol, episodes, samples=0) for each in (model, told)]
+    state = {name: value.clone() for name, value in model.state_dict().items()}
+    pairs = make_pairs(protocol.splits["test"], split="test", protocol="synthetic").sample(2)
+    model.eval()
+    tious = evaluate(told, protocol, pairs, progress=False).tious
+    model.train()
+    for each, scores in zip((model, told), wanted, strict=True):
+        assert evaluate_few_shot(each, protocol, episodes, samples=0) == scores
+    assert torch.equal(evaluate(told, protocol, pairs, progress=False).tious, tious)
+    assert model.training
+    assert all(torch.equal(value, state[name]) for name, value in model.state_dict().items())
 
 
 def test_requests_that_cannot_be_met():

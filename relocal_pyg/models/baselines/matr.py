@@ -240,16 +240,12 @@ class MATR(TrainableRelocalizer):
         self.query_in = self._projection(in_channels, width, input_dropout)
         self.kinds = nn.Parameter(torch.empty(2, width))
         self.slots = nn.Parameter(torch.empty(slots, width))
-        layer = (width, heads, dropout)
-        self.encoder = nn.ModuleList(_Attention(*layer) for _ in range(num_layers))
-        self.encoder_feed = nn.ModuleList(
-            _FeedForward(width, feed_forward, dropout) for _ in range(num_layers)
-        )
-        self.decoder = nn.ModuleList(_Attention(*layer) for _ in range(num_layers))
-        self.cross = nn.ModuleList(_Attention(*layer) for _ in range(num_layers))
-        self.decoder_feed = nn.ModuleList(
-            _FeedForward(width, feed_forward, dropout) for _ in range(num_layers)
-        )
+        sizes, feed = (width, heads, dropout), (width, feed_forward, dropout)
+        self.encoder = nn.ModuleList(_Attention(*sizes) for _ in range(num_layers))
+        self.encoder_feed = nn.ModuleList(_FeedForward(*feed) for _ in range(num_layers))
+        self.decoder = nn.ModuleList(_Attention(*sizes) for _ in range(num_layers))
+        self.cross = nn.ModuleList(_Attention(*sizes) for _ in range(num_layers))
+        self.decoder_feed = nn.ModuleList(_FeedForward(*feed) for _ in range(num_layers))
         self.decoder_norm = nn.LayerNorm(width)
         self.join = nn.Linear(2 * width, width) if fusion == "channel" else None
         self.score_head, self.span_head = _Head(width, 1), _Head(width, 2)
@@ -319,16 +315,11 @@ class MATR(TrainableRelocalizer):
         mask, lengths = _mask(steps, target), (steps, query_steps)
         part = self._config["align"] == "subsequence"
         alignment = target.new_zeros(len(target))
-        sides = (
-            (self._config["before"], target, clip),
-            (self._config["after"], after, query_after),
-        )
-        for weight, left, right in sides:
-            if weight > 0:
+        for name, left, right in (("before", target, clip), ("after", after, query_after)):
+            if self._config[name] > 0:
                 cost, soft = _cosine_cost(left, right), self._config["gamma"]
-                alignment = alignment + weight * alignment_loss(
-                    cost, *lengths, soft, subsequence=part
-                )
+                loss = alignment_loss(cost, *lengths, soft, subsequence=part)
+                alignment = alignment + self._config[name] * loss
         decoded = after
         if self._config["fusion"] != "none":
             seen = mask
@@ -444,9 +435,8 @@ class SpanPairs(SeededSamples[Data]):
             item = self._sampler.positive(query, rng)
             clip, rows = self.protocol.query(query), self.protocol.reference(item)
             truth = item.truths[int(rng.integers(len(item.truths)))]
-        first = int(
-            np.clip((sum(truth) - self.max_steps) // 2, 0, max(len(rows) - self.max_steps, 0))
-        )
+        spare = max(len(rows) - self.max_steps, 0)
+        first = int(np.clip((sum(truth) - self.max_steps) // 2, 0, spare))
         rows = rows[first : first + self.max_steps]
         return Data(
             query=clip,
