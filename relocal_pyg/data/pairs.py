@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, replace
@@ -114,7 +115,7 @@ def read_pairs(path: str | Path, protocol: Protocol, split: str) -> PairList:
 
     Args:
         path: The file; ``.json`` is the former.
-        protocol: Its items say which videos there are and which stretch of each is searched.
+        protocol: Its items say which videos there are; the first stretch with a moment is searched.
         split: Name of the split, kept in the list.
 
     Raises:
@@ -122,8 +123,10 @@ def read_pairs(path: str | Path, protocol: Protocol, split: str) -> PairList:
     """
     if Path(path).suffix.lower() == ".json":
         return PairList.load(path)
-    stretches = {item.video_id: item for items in protocol.splits.values() for item in items}
-    moments: dict[tuple[str, Range, str, str], set[Range]] = defaultdict(set)
+    known: dict[str, list[Item]] = {}
+    for item in itertools.chain(*protocol.splits.values()):
+        known.setdefault(item.video_id, []).append(item)
+    moments: dict[tuple[Item, Range, Item, str], set[Range]] = defaultdict(set)
     lines = table_lines(read_text(path, AnnotationError), path)
     _, head = next(lines, (1, []))
     for number, cells in lines:
@@ -131,30 +134,32 @@ def read_pairs(path: str | Path, protocol: Protocol, split: str) -> PairList:
             continue
         row, record = dict(zip(head, cells, strict=False)), f"line {number}"
         try:
-            query, reference = stretches[row["query"]], stretches[row["reference"]]
+            asked, searched = known[row["query"]], known[row["reference"]]
             clip = (int(row["query_start"]), int(row["query_end"]))
             span = (int(row["start"]), int(row["end"]))
         except (KeyError, TypeError, ValueError) as error:
             raise AnnotationError(f"cannot be used ({error})", file=path, record=record) from None
-        for item, (start, end) in ((query, clip), (reference, span)):
-            if not item.context[0] <= start < end <= item.context[1]:
-                raise AnnotationError("lies outside its video", file=path, record=record)
-        moments[query.video_id, clip, reference.video_id, row.get("label") or ""].add(span)
+        query, reference = _around(asked, clip), _around(searched, span)
+        if query is None or reference is None:
+            raise AnnotationError("lies outside its video", file=path, record=record)
+        moments[query, clip, reference, row.get("label") or ""].add(span)
     pairs = []
-    for (query_id, clip, reference_id, label), spans in moments.items():
+    for (query, clip, reference, label), spans in moments.items():
         found = tuple(sorted(spans))
-        name = f"{query_id}@{clip[0]}-{clip[1]}"
-        asked = replace(
-            stretches[query_id], item_id=name, label=label, moment=clip, moments=(clip,)
-        )
-        name = f"{reference_id}@" + ",".join(f"{start}-{end}" for start, end in found)
-        searched = replace(
-            stretches[reference_id], item_id=name, label=label, moment=found[0], moments=found
-        )
-        pairs.append(Pair(asked, searched))
+        name = f"{query.video_id}@{clip[0]}-{clip[1]}"
+        query = replace(query, item_id=name, label=label, moment=clip, moments=(clip,))
+        name = f"{reference.video_id}@" + ",".join(f"{start}-{end}" for start, end in found)
+        reference = replace(reference, item_id=name, label=label, moment=found[0], moments=found)
+        pairs.append(Pair(query, reference))
     if not pairs:
         raise AnnotationError("holds no pair", file=path)
     return PairList(tuple(pairs), protocol.name, split, 0, "none")
+
+
+def _around(items: Iterable[Item], moment: Range) -> Item | None:
+    """The first item whose context holds a moment that is not empty."""
+    start, end = moment
+    return next((i for i in items if i.context[0] <= start < end <= i.context[1]), None)
 
 
 def make_pairs(
@@ -246,8 +251,7 @@ def make_null_pairs(protocol: Protocol, split: str, *, seed: int = 6) -> PairLis
     references = list({(item.video_id, item.context): item for item in ordered}.values())
     pairs, without = [], []
     for query in ordered:
-        length = query.query_steps
-        note = ""
+        length, note = query.query_steps, ""
         candidates = [
             (item, item.context)
             for item in references
@@ -260,17 +264,14 @@ def make_null_pairs(protocol: Protocol, split: str, *, seed: int = 6) -> PairLis
                 for item in references
                 if query.label in shown[item.video_id] and item.video_id != query.video_id
             ]
-            candidates = [
-                (item, (start, end)) for item, (start, end) in free if end - start >= length
-            ]
+            candidates = [(item, gap) for item, gap in free if gap[1] - gap[0] >= length]
         if candidates:
             drawn = derive_seed(seed, "null", query.item_id) % len(candidates)
             item, (start, end) = candidates[drawn]
-            nothing = replace(
-                item, label="", context=(start, end), moment=(start, start), moments=()
-            )
             name = f"{item.video_id}@{start}-{end}{note}"
-            pairs.append(Pair(query, replace(nothing, item_id=name)))
+            place: dict[str, Any] = {"context": (start, end), "moment": (start, start)}
+            nothing = replace(item, item_id=name, label="", moments=(), **place)
+            pairs.append(Pair(query, nothing))
         else:
             without.append(query.item_id)
     return PairList(tuple(pairs), protocol.name, split, int(seed), "video", tuple(without))

@@ -111,9 +111,8 @@ def split_names(
             if len(result[split]) + len(unit) <= sizes[split]:
                 result[split] += unit
                 break
-        else:
-            raise UsageError(f"{sum(map(len, units))} names cannot be split into {dict(sizes)}")
-    if any(len(result[split]) != size for split, size in sizes.items()):
+    dealt = {split: len(own) for split, own in result.items()}
+    if dealt != dict(sizes) or sum(dealt.values()) != sum(map(len, units)):
         raise UsageError(f"{sum(map(len, units))} names cannot be split into {dict(sizes)}")
     return {split: sorted(names) for split, names in result.items()}
 

@@ -203,8 +203,8 @@ def test_a_changed_list_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_fixed_list_of_others(tmp_path: Path):
-    whole = {"v1": (0, 40), "v2": (10, 50)}
-    items = [item(video, 0, "jump", (10, 12), context) for video, context in whole.items()]
+    whole = [("v1", (0, 40)), ("v2", (10, 50)), ("v1", (40, 60)), ("v2", (50, 70))]
+    items = [item(video, n, "jump", place, place) for n, (video, place) in enumerate(whole)]
     protocol = Protocol("theirs", {"test": tuple(items)}, None, None)
     rows = ["query,query_start,query_end,reference,start,end,label"]
     rows += ["v1,2,8,v2,30,35,jump", "v1,2,8,v2,12,20,jump", "v2,12,20,v1,0,5,"]
@@ -215,6 +215,12 @@ def test_a_fixed_list_of_others(tmp_path: Path):
     assert [pair.query.moment for pair in pairs.pairs] == [(2, 8), (12, 20)]
     pairs.save(tmp_path / "pairs.json")
     assert read_pairs(tmp_path / "pairs.json", protocol, "fixed") == pairs
+    # A video may be searched in several stretches: that of the moment is meant.
+    path.write_text(f"{rows[0]}\nv1,45,50,v2,60,65,\nv1,45,50,v2,30,35,\n")
+    apart = read_pairs(path, protocol, "fixed").pairs
+    assert [pair.query.context for pair in apart] == [(40, 60)] * 2
+    assert [pair.reference.context for pair in apart] == [(50, 70), (10, 50)]
+    assert [pair.reference.truths for pair in apart] == [[(10, 15)], [(20, 25)]]
     for row, words in (
         ("v1,2,8,nobody,0,5,", "line 2.*nobody"),
         ("v1,2,8,v2,0,5,", "line 2.*outside its video"),
