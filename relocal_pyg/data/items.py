@@ -126,7 +126,7 @@ class Protocol:
             split: [asdict(item) for item in sorted(members)]
             for split, members in self.splits.items()
         }
-        read = [getattr(self.features, name, None) for name in ("key", "subsample")]
+        read = [str(getattr(self.features, name, None)) for name in ("key", "subsample")]
         made = repr(self.propose) if is_dataclass(self.propose) else None
         about = {"about": self.about, "features": read, "proposals": made}
         return sha256_json({"name": self.name, "items": items, **about})

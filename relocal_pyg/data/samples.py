@@ -214,7 +214,7 @@ class StoredPairs(torch_geometric.data.Dataset):
             triplet i is sample 2i with ``y`` 1, its negative sample 2i + 1 with ``y`` 0.
         num_steps: T.
         ks: The graphs, whose edges each pair holds.
-        transform: Applied to each sample.
+        transform: Applied to each sample; to both sides of a triplet at once.
         force_reload: Draw the samples again.
 
     Raises:
