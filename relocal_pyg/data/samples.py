@@ -18,7 +18,7 @@ from torch_geometric.data import Data
 
 from relocal_pyg.data.items import Item, Protocol
 from relocal_pyg.data.pair_data import PairData, nearest_steps
-from relocal_pyg.errors import AnnotationError
+from relocal_pyg.errors import AnnotationError, UsageError, check_number
 from relocal_pyg.graph import PairGraph
 from relocal_pyg.io.record import sha256_json
 from relocal_pyg.io.seeding import generator
@@ -44,7 +44,8 @@ class SeededSamples(Dataset[_Sample], Generic[_Sample]):
     stream: ClassVar[str]
 
     def __init__(self, protocol: Protocol, *, num_samples: int, seed: int) -> None:
-        self.protocol, self.num_samples, self.seed = protocol, num_samples, seed
+        number = int(check_number(num_samples, "num_samples", least=1, whole=True))
+        self.protocol, self.num_samples, self.seed = protocol, number, seed
 
     def __len__(self) -> int:
         return self.num_samples
@@ -74,13 +75,12 @@ class PartnerSampler:
 
     def __init__(self, items: Sequence[Item]) -> None:
         self._items = sorted(items)
-        self._videos: dict[str, dict[str, list[Item]]] = defaultdict(lambda: defaultdict(list))
+        self._videos: dict[str, dict[str, list[Item]]] = {}
         for item in self._items:
-            self._videos[item.label][item.video_id].append(item)
-        shared = {label for label, videos in self._videos.items() if len(videos) > 1}
+            self._videos.setdefault(item.label, {}).setdefault(item.video_id, []).append(item)
         by_video: dict[str, list[Item]] = defaultdict(list)
         for item in self._items:
-            if item.label in shared:
+            if len(self._videos[item.label]) > 1:
                 by_video[item.video_id].append(item)
         if not by_video:
             raise AnnotationError("training needs a class with actions in two videos at least")
@@ -167,6 +167,8 @@ class TripletDataset(PartnerSamples[tuple[PairData, PairData]]):
         materialize: bool = False,
     ) -> None:
         super().__init__(protocol, num_samples=num_samples, seed=seed)
+        if negatives not in ("class", "video"):
+            raise UsageError(f"negatives is {negatives!r}: 'class' or 'video' wanted")
         self.num_steps, self.ks, self.negatives = num_steps, tuple(ks), negatives
         self.materialize = materialize
 
@@ -214,11 +216,12 @@ class StoredPairs(torch_geometric.data.Dataset):
             triplet i is sample 2i with ``y`` 1, its negative sample 2i + 1 with ``y`` 0.
         num_steps: T.
         ks: The graphs, whose edges each pair holds.
-        transform: Applied to each sample; to both sides of a triplet at once.
+        transform: Applied to each sample, of triplets the tuple.
         force_reload: Draw the samples again.
 
     Raises:
         AnnotationError: As :class:`PartnerSampler`.
+        UsageError: No such kind, or a number below 1.
     """
 
     def __init__(
@@ -237,11 +240,13 @@ class StoredPairs(torch_geometric.data.Dataset):
         self._triplets = TripletDataset(
             protocol, num_samples=num_samples, seed=seed, num_steps=num_steps, ks=ks
         )
+        if kind not in ("triplets", "pairs"):
+            raise UsageError(f"kind is {kind!r}: 'triplets' or 'pairs' wanted")
         self.kind = kind
         facts = {"protocol": protocol.fingerprint, "samples": num_samples, "seed": seed}
         self._settings = sha256_json({**facts, "num_steps": num_steps, "format": 1})[:16]
-        self._rows: dict[str, Tensor] | None = None
         super().__init__(str(root), transform, force_reload=force_reload)
+        self._rows = read_tensors(Path(self.processed_paths[0]))
 
     @property
     def processed_dir(self) -> str:
@@ -255,13 +260,12 @@ class StoredPairs(torch_geometric.data.Dataset):
 
     def process(self) -> None:
         """Draw the triplets and write them."""
-        columns: dict[str, list[Tensor]] = {"x": [], "step_mask": [], "offsets": []}
-        for number in range(len(self._triplets)):
-            pair = self._triplets[number]
-            columns["x"].append(torch.stack([side.x for side in pair]))
-            columns["step_mask"].append(torch.stack([side.step_mask for side in pair]))
-            columns["offsets"].append(pair[0].offsets)
-        rows = {name: torch.stack(column) for name, column in columns.items()}
+        pairs = [self._triplets[number] for number in range(len(self._triplets))]
+        rows = {
+            name: torch.stack([torch.stack([side[name] for side in pair]) for pair in pairs])
+            for name in ("x", "step_mask")
+        }
+        rows["offsets"] = torch.stack([near.offsets for near, _ in pairs])
         with replace_file(self.processed_paths[0]) as temporary:
             save_tensors(rows, temporary)
 
@@ -271,14 +275,11 @@ class StoredPairs(torch_geometric.data.Dataset):
 
     def get(self, idx: int) -> Any:
         """A pair, or a positive and a negative one."""
-        if self._rows is None:
-            self._rows = read_tensors(Path(self.processed_paths[0]))
         if self.kind == "triplets":
             return self._side(idx, 0), self._side(idx, 1)
         return self._side(*divmod(idx, 2))
 
     def _side(self, number: int, side: int) -> PairData:
-        assert self._rows is not None
         # A copy: what is kept must not change with a sample.
         rows = {name: row[number].clone() for name, row in self._rows.items()}
         pair = PairData(x=rows["x"][side], step_mask=rows["step_mask"][side])
@@ -419,8 +420,7 @@ class WindowList:
     @classmethod
     def of(cls, sample: Data) -> WindowList:
         """A sample of :class:`relocal_pyg.data.samples.ListDataset`."""
-        references, windows = [sample.reference], [sample.proposals]
-        overlaps = [sample.overlap]
+        references, windows, overlaps = [sample.reference], [sample.proposals], [sample.overlap]
         if "far_proposals" in sample and len(sample.far_proposals):
             references.append(sample.far_reference)
             windows.append(sample.far_proposals)

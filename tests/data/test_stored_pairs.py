@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from torch_geometric.loader import DataLoader
 from relocal_pyg.data import StoredPairs, TripletDataset
 from relocal_pyg.data.proposals import WindowProposals
 from relocal_pyg.datasets.synthetic import SyntheticConfig, synthetic
+from relocal_pyg.errors import UsageError
 
 
 @pytest.fixture(scope="module")
@@ -85,6 +87,22 @@ def test_what_is_drawn_of_other_features_or_windows_is_another_folder(protocol, 
         )
     }
     assert len(folders) == 5
+
+
+@pytest.mark.parametrize("kind", ["triplets", "pairs"])
+def test_workers_of_every_start_method_can_have_it(protocol, tmp_path: Path, kind):
+    stored = StoredPairs(tmp_path, protocol, num_samples=1, num_steps=6, kind=kind)
+    drawn = TripletDataset(protocol, num_samples=1, seed=0, num_steps=6)
+    again, sampler = pickle.loads(pickle.dumps((stored, drawn)))
+    first = again[0][0] if kind == "triplets" else again[0]
+    assert torch.equal(first.x, sampler[0][0].x)
+    assert torch.equal(first.x, drawn[0][0].x)
+
+
+def test_what_is_no_setting_is_refused(protocol, tmp_path: Path):
+    for wrong in ({"kind": "triplet"}, {"num_samples": 0}, {"num_samples": 1.5}):
+        with pytest.raises(UsageError, match=next(iter(wrong))):
+            StoredPairs(tmp_path, protocol, **{"num_samples": 1, "num_steps": 6, **wrong})
 
 
 def test_samples_can_be_drawn_again(protocol, tmp_path: Path, monkeypatch):

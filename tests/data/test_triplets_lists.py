@@ -14,7 +14,7 @@ from relocal_pyg.data.samples import (
     best_truths,
     choose_proposals,
 )
-from relocal_pyg.errors import AnnotationError
+from relocal_pyg.errors import AnnotationError, UsageError
 from relocal_pyg.moments import decode_offsets, tiou
 
 
@@ -199,3 +199,9 @@ def test_numbers_outside_are_refused(protocol):
         assert len(data) == 2
         with pytest.raises(IndexError):
             data[2]
+
+
+def test_what_is_no_setting_is_refused(protocol):
+    for wrong in ({"negatives": "hard"}, {"num_samples": -1}, {"num_samples": 2.5}):
+        with pytest.raises(UsageError, match=next(iter(wrong))):
+            TripletDataset(protocol, **{"num_samples": 2, "seed": 0, **wrong})
