@@ -167,14 +167,12 @@ def draw_episodes(
             label = labels[int(rng.integers(len(labels)))]
         reference = references[label][int(rng.integers(len(references[label])))]
         others = [video for video in by_label[label] if video != reference.video_id]
-        drawn = [others[place] for place in rng.permutation(len(others))[:shots]]
-        # A stream a place: more shots change no earlier example.
-        supports = [
-            by_label[label][video][
-                int(generator(seed, "support", number, video).integers(len(by_label[label][video])))
-            ]
-            for video in drawn
-        ]
+        supports = []
+        for place in rng.permutation(len(others))[:shots]:
+            own = by_label[label][others[place]]
+            # A stream a video: more shots change no earlier example.
+            drawn = generator(seed, "support", number, others[place]).integers(len(own))
+            supports.append(own[int(drawn)])
         episodes.append(Episode(f"{number:05d}", label, tuple(supports), reference))
     return EpisodeList(tuple(episodes), protocol.name, split, shots, instances, seed)
 
@@ -271,8 +269,12 @@ def evaluate_few_shot(
         interval over the references' videos.
 
     Raises:
-        UsageError: Probabilities are asked of a model that has none.
+        UsageError: Probabilities are asked of a model that has none, or a word is unknown.
     """
+    known = ("class", "agnostic"), ("mean", "max"), ("raw", "probability")
+    for asked, words in zip((pool, combine, score), known, strict=True):
+        if asked not in words:
+            raise UsageError(f"{asked!r}: {' or '.join(words)} wanted")
     found: dict[str, list[Detection]] = defaultdict(list)
     truths: dict[str, dict[str, list[tuple[int, int]]]] = defaultdict(dict)
     for episode in episodes.episodes:
@@ -318,10 +320,9 @@ def evaluate_few_shot(
 
     videos = sorted(set(video.values()))
     rng = generator(episodes.seed, "bootstrap")
-    drawn = [
-        scores_of(dict(zip(videos, rng.multinomial(len(videos), shares), strict=True)))
-        for shares in [np.full(len(videos), 1 / len(videos))] * (samples if len(videos) > 1 else 0)
-    ]
+    shares, draws = np.full(len(videos), 1 / len(videos)), samples if len(videos) > 1 else 0
+    counts = rng.multinomial(len(videos), shares, size=draws)
+    drawn = [scores_of(dict(zip(videos, row, strict=True))) for row in counts]
     values = scores_of(dict.fromkeys(videos, 1.0))
     ends = np.quantile(drawn, [0.025, 0.975], axis=0).T if drawn else [(None, None)] * len(values)
     return {

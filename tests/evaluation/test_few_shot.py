@@ -242,6 +242,10 @@ def test_requests_that_cannot_be_met():
         draw_episodes(protocol, "test", shots=0)
     with pytest.raises(AnnotationError, match="20 other videos"):
         draw_episodes(protocol, "test", shots=20)
+    episodes = draw_episodes(protocol, "test", count=1)
+    for wrong in ({"pool": "all"}, {"combine": "median"}, {"score": "logit"}):
+        with pytest.raises(UsageError, match="'.*wanted"):
+            evaluate_few_shot(ContrastMatcher(), protocol, episodes, **wrong)
 
 
 def test_one_example_many_times_is_one_example():

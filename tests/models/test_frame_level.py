@@ -7,6 +7,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
+from relocal_pyg.errors import UsageError
 from relocal_pyg.models.baselines.frame_level import (
     FrameLevel,
     Variant,
@@ -133,6 +134,11 @@ def test_finds_a_copy(variant: Variant) -> None:
     length = ranking.moments.diff(dim=1)
     assert length.min() >= 6
     assert length.max() <= 30
+
+
+def test_a_variant_that_is_none_is_refused() -> None:
+    with pytest.raises(UsageError, match="variant"):
+        FrameLevel("diagonal")  # type: ignore[arg-type]
 
 
 def test_limits_that_nothing_fits_are_ignored() -> None:

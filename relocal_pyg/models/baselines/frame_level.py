@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from relocal_pyg.errors import UsageError
 from relocal_pyg.models.base import Ranking, Relocalizer, Surroundings
 
 Variant = Literal["average", "chou", "block"]
@@ -54,17 +55,15 @@ class FrameLevel(Relocalizer):
     def __init__(
         self, variant: Variant = "average", *, min_steps: int = 1, max_steps: int | None = None
     ) -> None:
+        if variant not in ("average", "chou", "block"):
+            raise UsageError(f"variant is {variant!r}: average, chou or block wanted")
         self.variant: Variant = variant
         self.min_steps = min_steps
         self.max_steps = max_steps
 
     def config(self) -> dict[str, Any]:
         """Constructor arguments."""
-        return {
-            "variant": self.variant,
-            "min_steps": self.min_steps,
-            "max_steps": self.max_steps,
-        }
+        return {name: getattr(self, name) for name in ("variant", "min_steps", "max_steps")}
 
     def _rank(
         self, query: Tensor, reference: Tensor, proposals: Tensor, around: Surroundings
