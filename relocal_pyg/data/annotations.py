@@ -325,13 +325,13 @@ def read_annotations(
         videos.setdefault(row.video, []).append(row)
     refuse_twins(videos, path, AnnotationError)
     for video_id, group in videos.items():
-        durations = {row.duration for row in group}
+        durations = {row.duration for row in group} - {None}
         if len(durations) > 1:
             collect.reject(video_id, f"has several durations: {sorted(map(str, durations))[:3]}")
             continue
         collect.video(
             video_id,
-            group[0].duration,
+            next(iter(durations), None),
             [(row.start, row.end, row.label) for row in group],
             subset="",
             subjects=[row.subject for row in group],
@@ -463,7 +463,7 @@ def read_csv(
         if len(cells) > len(head):
             reason = f"is not a table: {len(cells)} cells, {len(head)} in the first line"
             raise AnnotationError(reason, file=path, record=f"line {number}")
-        if cells:
+        if any(cells):
             cells += [""] * (len(head) + 1 - len(cells))
             videos.setdefault(cells[columns[0]], []).append((number, [cells[at] for at in columns]))
 
@@ -478,12 +478,12 @@ def read_csv(
         several = [
             f"has several values of {name}: {list(dict.fromkeys(values))[:3]}"
             for name, values in zip(("duration", "subset"), facts, strict=True)
-            if len(set(values)) > 1
+            if len({*values, ""}) > 2
         ]
         if several:
             collect.reject(video_id, several[0])
             continue
-        duration, subset = (values[0] for values in facts)
+        duration, subset = (max(values) for values in facts)
         collect.video(
             video_id,
             seconds(duration) if duration else None,

@@ -35,6 +35,7 @@ TIMELINE_RATES = tuple(
         + [Fraction(base * 1000, 1001) for base in (24, 30, 48, 60)]
     )
 )
+_DROP_RATES = (Fraction(30000, 1001), Fraction(60000, 1001))
 _SNAP = Fraction(4, 10_000)
 
 _TIMECODE = re.compile(r"(\d{1,2}):(\d{2}):(\d{2})([:;.,])(\d{2,3})")
@@ -312,7 +313,7 @@ def start_frame(source: Source, rate: Fraction) -> tuple[int, bool]:
     Without a timecode the count begins at 0, drop-frame at the rates that have it. A timecode that
     makes no sense at this rate is left aside with a warning.
     """
-    default = 0, rate.denominator == 1001 and round(rate) % 30 == 0
+    default = 0, rate in _DROP_RATES
     if source.timecode is None:
         return default
     try:
@@ -323,7 +324,7 @@ def start_frame(source: Source, rate: Fraction) -> tuple[int, bool]:
 
 
 def _skipped(rate: Fraction) -> int:
-    if rate not in (Fraction(30000, 1001), Fraction(60000, 1001)):
+    if rate not in _DROP_RATES:
         raise UsageError(f"{float(rate):g} frames a second have no drop-frame timecode")
     return round(rate) // 15
 
@@ -350,10 +351,10 @@ def xml_text(root: ET.Element, doctype: str = "") -> str:
     return head + ET.tostring(root, encoding="unicode") + "\n"
 
 
-def table_text(rows: Iterable[Sequence[Any]], delimiter: str = ",") -> str:
-    """Rows as separated text with Unix line ends."""
+def table_text(rows: Iterable[Sequence[Any]]) -> str:
+    """Rows as comma-separated text with Unix line ends."""
     stream = io.StringIO()
-    csv.writer(stream, delimiter=delimiter, lineterminator="\n").writerows(rows)
+    csv.writer(stream, lineterminator="\n").writerows(rows)
     return stream.getvalue()
 
 

@@ -202,19 +202,21 @@ def fcpxml(clips: Sequence[Clip]) -> str:
     rows = _in_a_row(clips, rate)
     root = ET.Element("fcpxml", version="1.9")
     resources = ET.SubElement(root, "resources")
-    layout = {"id": "r1", "frameDuration": time(1)}
-    size = clips[0].source.size
-    if size is not None:
-        layout |= {"width": str(size[0]), "height": str(size[1])}
-    ET.SubElement(resources, "format", layout)
+    formats: dict[tuple[int, int] | None, str] = {}
     assets: dict[str, str] = {}
     for clip in clips:
         source = clip.source
         if source.path in assets:
             continue
-        assets[source.path] = identifier = f"r{len(assets) + 2}"
+        if source.size not in formats:
+            formats[source.size] = f"r{len(resources) + 1}"
+            layout = {"id": formats[source.size], "frameDuration": time(1)}
+            if source.size is not None:
+                layout |= {"width": str(source.size[0]), "height": str(source.size[1])}
+            ET.SubElement(resources, "format", layout)
+        assets[source.path] = identifier = f"r{len(resources) + 1}"
         stops = [stop for other, _, stop, _ in rows if other.source.path == source.path]
-        facts = {"hasVideo": "1", "format": "r1", "videoSources": "1"}
+        facts = {"hasVideo": "1", "format": formats[source.size], "videoSources": "1"}
         if source.audio:
             facts |= {"hasAudio": "1", "audioSources": "1"}
         facts |= {

@@ -121,9 +121,9 @@ def _label_studio(tasks: Sequence[dict[str, Any]], importer: Importer) -> Iterat
         data = task.get("data")
         if not isinstance(data, dict):
             raise importer.error("has no data: export as JSON, not JSON-MIN", name)
-        texts = [text for text in (data.get("video"), *data.values()) if isinstance(text, str)]
-        video = video_of(texts[0].rsplit("?d=", 1)[-1]) if texts else ""
-        video = re.sub("^[0-9a-f]{8}-", "", video)  # as an upload is named
+        texts = (text for text in (data.get("video"), *data.values(), "") if isinstance(text, str))
+        address = re.sub(".*/data/upload/(.*/)?[0-9a-f]{8}-", "/data/", next(texts))
+        video = video_of(address).rpartition("?d=")[2]
         done = [a for a in _dicts(task.get("annotations")) if not a.get("was_cancelled")]
         for other in done[1:]:
             importer.reject(f"{name} annotation {other.get('id', '')}", "is of a further annotator")
@@ -398,7 +398,8 @@ def _boris_aggregated(table: _Table, importer: Importer) -> Iterator[Row]:
     named = _boris_files(table)
     observations: dict[tuple[str | None, ...], _Observation] = {}
     for record, cells in table:
-        start, end = (parse_seconds(cells.get(f"{name} (s)", "")) for name in ("Start", "Stop"))
+        times = (cells.get(f"{name} (s)", "") for name in ("Start", "Stop"))
+        start, end = (parse_seconds(time, True) for time in times)
         event = _boris_event(cells, start, record, importer)
         if event is None:
             continue
@@ -424,7 +425,7 @@ def _boris_tabular(
     named = _boris_files(table)
     observations: dict[str, _Observation] = {}
     for record, cells in table:
-        event = _boris_event(cells, parse_seconds(cells.get("Time", "")), record, importer)
+        event = _boris_event(cells, parse_seconds(cells.get("Time", ""), True), record, importer)
         if event is None:
             continue
         name = cells.get("Observation id", "")
@@ -457,10 +458,10 @@ def _boris_observation(
         listed = [name.strip() for name in first.split(";") if name.strip()]
     files = listed or list(named)
     durations = cells.get("Media duration (s)") or cells.get("Total length") or ""
-    lengths = [parse_seconds(text) for text in durations.split("|")[0].split(";")]
+    lengths = [parse_seconds(text, True) for text in durations.split("|")[0].split(";")]
     if len(lengths) != len(files):  # the sum of all, in older versions
         lengths = [None] * len(files)
-    offset = parse_seconds(cells.get("Time offset (s)", "")) or 0.0
+    offset = parse_seconds(cells.get("Time offset (s)", ""), True) or 0.0
     return _Observation(files, lengths, offset, importer, ordered=bool(listed))
 
 

@@ -226,7 +226,7 @@ def video_of(name: str) -> str:
         >>> video_of("file:///C:/films/my%20film.mp4"), video_of("C:\\films\\day 1.5.mov")
         ('my film', 'day 1.5')
     """
-    plain = unquote(name) if re.match(r"(file|https?|s3|gs):|\./|/data/", name) else name
+    plain = unquote(name) if re.match(r"(file|https?|s3|gs):|\.\.?/|/data/", name) else name
     last = re.split(r"[/\\]", plain.strip())[-1]
     return re.sub(r"(?<=.)\.(?=[0-9]*[A-Za-z])[0-9A-Za-z]{2,5}$", "", last)
 
@@ -334,11 +334,11 @@ def xml_rows(importer: Importer) -> Iterator[Row]:
 
 def _elan(root: ET.Element, importer: Importer) -> Iterator[Row]:
     header = root.find("HEADER")
-    header = ET.Element("HEADER") if header is None else header
-    units = header.get("TIME_UNITS", "milliseconds")
+    units = "milliseconds" if header is None else header.get("TIME_UNITS", "milliseconds")
     if units != "milliseconds":
         raise importer.error(f"times are {units}: milliseconds wanted")
-    media = header.findall("MEDIA_DESCRIPTOR")
+    media = root.findall("HEADER/MEDIA_DESCRIPTOR")
+    media.sort(key=lambda entry: not entry.get("MIME_TYPE", "").startswith("video"))
     films = [entry for entry in media if entry.get("MIME_TYPE", "").startswith("video")]
     if len(films) == 1 and importer.options.media is None:  # the others are its sound
         media = films

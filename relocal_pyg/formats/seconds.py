@@ -209,10 +209,10 @@ def boris(clips: Sequence[Clip]) -> str:
     for lane, row in enumerate(lanes([_on_grid(clip, 1000) for clip in clips]), start=1):
         for clip in row:
             what = [one_line(clip.subject), one_line(clip.label), "" if lane == 1 else str(lane)]
-            events.append((clip.start, 1, *what, clip.caption))
-            events.append((clip.end, 0, *what, ""))
-    rows = ([f"{time:.3f}", *row, "NA"] for time, _, *row in sorted(events))
-    return table_text(rows, delimiter="\t")
+            events.append((clip.start, 1, "\t".join([*what, clip.caption, "NA"])))
+            events.append((clip.end, 0, "\t".join([*what, "", "NA"])))
+    # BORIS takes what is between two tabs as it is, quotes too, and no empty line at the end.
+    return "\n".join(f"{time:.3f}\t{row}" for time, _, row in sorted(events))
 
 
 def via(clips: Sequence[Clip]) -> str:
@@ -280,9 +280,8 @@ def audacity(clips: Sequence[Clip]) -> str:
 
 def textgrid(clips: Sequence[Clip]) -> str:
     """A TextGrid of Praat: interval tiers without gaps; overlapping clips go to further tiers."""
-    end = max(clip.end for clip in clips)
-    end = max(end, clips[0].source.duration or end)
     rows = lanes([_on_grid(clip, 1_000_000) for clip in clips])
+    end = max(clips[0].source.duration or 0.0, *(row[-1].end for row in rows))
     lines = [
         'File type = "ooTextFile"',
         'Object class = "TextGrid"',
@@ -371,7 +370,7 @@ def _cues(clips: Sequence[Clip], point: str, quote: Callable[[str], str]) -> str
     return "\n".join(
         f"{number}\n{_clock(clip.start, point)} --> {_clock(clip.end, point)}\n"
         f"{quote(clip.caption)}\n"
-        for number, clip in enumerate(clips, start=1)
+        for number, clip in enumerate((_on_grid(clip, 1000) for clip in clips), start=1)
     )
 
 

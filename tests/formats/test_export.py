@@ -198,7 +198,7 @@ def test_one_moment_in_every_text_format(holiday):
     assert render("csv", holiday) == "rank,start,end,score\n1,4.88,7.36,0.43\n"
     rows = "video,start,end,label,subject,duration\nholiday,4.88,7.36,salto,,60.06\n"
     assert render("annotations", holiday) == rows
-    events = "4.880\t\tsalto\t\tmoment 1, score 0.430\tNA\n7.360\t\tsalto\t\t\tNA\n"
+    events = "4.880\t\tsalto\t\tmoment 1, score 0.430\tNA\n7.360\t\tsalto\t\t\tNA"
     assert render("boris", holiday) == events
 
 
@@ -533,7 +533,8 @@ def test_audacity(clips):
 def test_boris_pairs_starts_and_stops(clips):
     """BORIS pairs the rows of a behaviour with one subject and one modifier in turn."""
     waiting, found = {}, []
-    rows = list(csv.reader(io.StringIO(render("boris", clips)), delimiter="\t"))
+    rows = [line.split("\t") for line in render("boris", clips).split("\n")]  # as BORIS pastes
+    assert {len(row) for row in rows} == {6}
     assert [float(row[0]) for row in rows] == sorted(float(row[0]) for row in rows)
     for time, subject, code, modifier, comment, frame in rows:
         assert frame == "NA"
@@ -589,6 +590,37 @@ def test_a_suffix_names_the_format():
     for arguments in (("a.mp4",), ("a",), ("a.json", "word")):
         with pytest.raises(UsageError):
             format_of(*arguments)
+
+
+def test_no_cue_is_empty():
+    clip = Clip(Source("a.mp4", 2.0), 2.0, 2.0, "m", "l")
+    (cue,) = webvtt.from_string(render("webvtt", [clip])).captions
+    assert seconds(cue.start) < seconds(cue.end)
+    (line,) = srt.parse(render("srt", [clip]))
+    assert line.start < line.end
+    ends = [float(time) for time in re.findall(r"xmax = (\S+)", render("textgrid", [clip]))]
+    assert max(ends) == ends[0] > 2.0
+
+
+def test_films_of_several_sizes_in_final_cut_pro():
+    sizes = {"a.mp4": (640, 360), "b.mp4": (1920, 1080), "c.mp4": (640, 360), "d.mp4": None}
+    films = [Source(name, 9.0, Fraction(25), 225, None, size) for name, size in sizes.items()]
+    text = render("fcpxml", to_clips([(film, Moment(1, 2, 0.5)) for film in films], "x"))
+    resources = ET.fromstring(text).find("resources")
+    ids = [each.get("id") for each in resources]
+    assert len(set(ids)) == len(ids)
+    layouts = {each.get("id"): each for each in resources.findall("format")}
+    assert len(layouts) == 3
+    for asset in resources.findall("asset"):
+        layout, size = layouts[asset.get("format")], sizes[asset.get("name")]
+        found = (layout.get("width"), layout.get("height"))
+        assert found == ((None, None) if size is None else tuple(map(str, size)))
+
+
+def test_only_two_rates_drop_frames():
+    source = Source("a.mp4", 10.0, Fraction(120000, 1001), 1198)
+    root = ET.fromstring(render("fcpxml", to_clips([(source, Moment(1, 2, 0.5))], "x")))
+    assert {each.get("tcFormat") for each in root.iter() if each.get("tcFormat")} == {"NDF"}
 
 
 def test_several_videos(tmp_path):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 from fractions import Fraction
 from pathlib import Path
 
@@ -111,6 +112,12 @@ def test_elan_with_several_media(tmp_path):
     assert rows(file, media="right.mp4") == [("right", 1.25, 2.25, "x", "", None)]
     with pytest.raises(AnnotationError, match="'up' is none of"):
         rows(file, media="up")
+    sound = MEDIA.format("right.wav", 'MIME_TYPE="audio/x-wav" TIME_ORIGIN="900"')
+    file = put(tmp_path, "c.eaf", eaf([sound, *media], [tier], {"ts1": 1000, "ts2": 2000}))
+    assert rows(file, media="right.mp4") == [("right", 1.25, 2.25, "x", "", None)]
+    above = '<MEDIA_DESCRIPTOR MEDIA_URL="" RELATIVE_MEDIA_URL="../../a/my%20film.mp4"/>'
+    file = put(tmp_path, "d.eaf", eaf([above], [tier], {"ts1": 1000, "ts2": 2000}))
+    assert rows(file) == [("my film", 1, 2, "x", "", None)]
     alone = put(tmp_path, "b.eaf", eaf([], [tier], {"ts1": 1000, "ts2": 2000}))
     assert rows(alone) == [("b", 1, 2, "x", "", None)]
 
@@ -156,6 +163,10 @@ def test_boris_aggregated(tmp_path):
     ]
     comma = "\n".join(line.replace("\t", ",") for line in AGGREGATED)
     assert rows(put(tmp_path, "a.csv", comma)) == rows(file)
+    with (tmp_path / "b.csv").open("w", newline="") as german:
+        decimal = (re.sub(r"(\d)\.(\d)", r"\1,\2", line).split("\t") for line in AGGREGATED)
+        csv.writer(german, delimiter=";").writerows(decimal)
+    assert rows(tmp_path / "b.csv") == rows(file)
 
 
 def test_boris_aggregated_before_version_8(tmp_path):
@@ -262,6 +273,16 @@ def test_boris_project_offsets_live_and_unknown_lengths(tmp_path):
     live["observations"]["l"] = {"type": "LIVE", "file": [], "events": [[1, "", "s", "", ""]]}
     quarantine = Quarantine()
     assert len(rows(put(tmp_path, "b.boris", live), quarantine)) == 1
+    again = project(events=events, **{"time offset": 3600.0})
+    again["observations"]["p"] = again["observations"]["o"] | {
+        "file": {"1": ["v1.mp4"]},
+        "media_info": {},
+        "time offset": 3599,
+    }
+    assert rows(put(tmp_path, "d.boris", again)) == [
+        ("v1", 1.0, 2.5, "s", "", 179.96),
+        ("v1", 2.0, 3.5, "s", "", 179.96),
+    ]
     assert reasons(quarantine) == [("observation 'l'", "is not of a media file")]
     unknown = project(events=events, media_info={"length": {}})
     with pytest.raises(AnnotationError, match="how long those before this one are"):
@@ -365,6 +386,9 @@ def test_label_studio(tmp_path):
     ]
     stated = put(tmp_path, "b.json", [task("c.mp4", [stretch(11, 20, "x")], fps=10)])
     assert rows(stated, fps=25) == [("c", 1.0, 2.0, "x", "", None)]
+    for place in ("20240101-a%20b.mp4", "/data/local-files/?d=films/20240101-a%2520b.mp4"):
+        dated = put(tmp_path, "e.json", [task(place, [stretch(1, 10, "x")], fps=10)])
+        assert rows(dated)[0][0] == "20240101-a%20b"
     sound = {"type": "labels", "value": {"start": 1.5, "end": 2.5, "labels": ["bark"]}}
     assert rows(put(tmp_path, "c.json", [task("d.mp4", [sound])])) == [
         ("d", 1.5, 2.5, "bark", "", None)
@@ -423,6 +447,14 @@ def test_unicode_text_of_a_spreadsheet(tmp_path):
     file.write_bytes("video;start;end;label\na;1;2;übung\n".encode("cp1252"))
     with pytest.raises(AnnotationError, match="line 2: is not UTF-8 text: save it as that"):
         rows(file)
+
+
+def test_blank_rows_and_a_duration_that_stands_once(tmp_path):
+    text = ";;;;\r\na;1;2;run;\r\n;;;;\r\na;3;4;run;60,5\r\n;;;;\r\n"
+    file = put(tmp_path, "a.csv", "video;start;end;label;duration\r\n" + text)
+    quarantine = Quarantine()
+    assert rows(file, quarantine) == [("a", 1, 2, "run", "", 60.5), ("a", 3, 4, "run", "", 60.5)]
+    assert not quarantine.records
 
 
 def test_a_label_in_two_unicode_forms_is_one(tmp_path):

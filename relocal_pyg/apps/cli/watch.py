@@ -248,10 +248,7 @@ def batch(
 
     rows = _read_rows(table)
     workers = min(workers or os.cpu_count() or 1, len(rows))
-    about: dict[str, Any] = {
-        "model": None if model is None else str(model),
-        "network": network.plain(),
-    }
+    about: dict[str, Any] = {"model": model and str(model), "network": network.plain()}
     about |= {"top_k": top_k, "rate": rate, "seconds_per_step": seconds_per_step, "key": key}
     errors: dict[Row, str] = {}
     torch.set_num_threads(max(1, torch.get_num_threads() // workers))
@@ -304,7 +301,7 @@ def batch(
 
 
 def _time(text: str) -> float | None:
-    return parse_time(text, "a time of the query") if text else None
+    return parse_time(text.replace(",", "."), "a time of the query") if text else None
 
 
 def _read_rows(table: Path) -> list[Row]:

@@ -117,7 +117,12 @@ def test_a_table_of_searches(tmp_path, capsys):
     save(tmp_path / "query.npy", 0, 6)
     save(tmp_path / "a.npy", 1)
     table, out = tmp_path / "table.csv", tmp_path / "out"
-    rows = ["query;query_start;reference", "query.npy;;a.npy", "query.npy;2;a.npy", "a.npy;;no.npy"]
+    rows = [
+        "query;query_start;reference",
+        "query.npy;;a.npy",
+        "query.npy;2,0;a.npy",
+        "a.npy;;no.npy",
+    ]
     table.write_text("\n".join(rows))
     command = ["batch", str(table), "--out", str(out), "--top-k", "2"]
     assert main(command) == 1
