@@ -460,7 +460,7 @@ def read_csv(
     columns = [head.index(name) if name in head else len(head) for name in _COLUMNS]
     videos: dict[str, list[tuple[int, list[str]]]] = {}
     for number, cells in lines:
-        if len(cells) > len(head):
+        if any(cells[len(head) :]):
             reason = f"is not a table: {len(cells)} cells, {len(head)} in the first line"
             raise AnnotationError(reason, file=path, record=f"line {number}")
         if any(cells):

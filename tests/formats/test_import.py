@@ -450,7 +450,7 @@ def test_unicode_text_of_a_spreadsheet(tmp_path):
 
 
 def test_blank_rows_and_a_duration_that_stands_once(tmp_path):
-    text = ";;;;\r\na;1;2;run;\r\n;;;;\r\na;3;4;run;60,5\r\n;;;;\r\n"
+    text = ";;;;\r\na;1;2;run;;;\r\n;;;;\r\na;3;4;run;60,5\r\n;;;;\r\n"
     file = put(tmp_path, "a.csv", "video;start;end;label;duration\r\n" + text)
     quarantine = Quarantine()
     assert rows(file, quarantine) == [("a", 1, 2, "run", "", 60.5), ("a", 3, 4, "run", "", 60.5)]

@@ -257,19 +257,14 @@ def batch(
         ThreadPoolExecutor(workers) as pool,
     ):
         search = _searcher(model, network, rate, top_k, FeatureCache(out / "features"), device)
-        names = {row: _name(row) for row in rows}
+        names = {row: _name(row, model) for row in rows}
+        given = QueryOptions(model, seconds_per_step=seconds_per_step, key=key)
         done = {each["row"]: each["moments"] for each in journal.records}
 
         def answer(row: Row) -> tuple[Row, list[dict[str, Any]] | RelocalError]:
             query, start, end, reference = row
             try:
-                asked = QueryOptions(
-                    model,
-                    query_start=_time(start),
-                    query_end=_time(end),
-                    seconds_per_step=seconds_per_step,
-                    key=key,
-                )
+                asked = replace(given, query_start=_time(start), query_end=_time(end))
                 clip, asked = asked.opened(query)
                 found = search(asked, clip, reference)
             except RelocalError as error:
@@ -325,11 +320,16 @@ def _read_rows(table: Path) -> list[Row]:
     return list(rows)
 
 
-def _name(row: Row) -> str:
+def _name(row: Row, model: Path | None) -> str:
     """What a row asks of which versions of its files: another version is another question."""
     from relocal_pyg.video.folder import version_of
 
-    files = (each if Path(each).exists() else each.rpartition("::")[0] for each in row[::3])
+    places = dict.fromkeys(row[::3])
+    with suppress(RelocalError):  # the answer says what is wrong
+        clip, asked = QueryOptions().opened(row[0])
+        places |= dict.fromkeys([clip or "", *(place for place, *_ in asked.said())])
+    files = [each if Path(each).exists() else each.rpartition("::")[0] for each in places]
+    files += [] if model is None else map(str, sorted(model.rglob("*.safetensors")))
     return json.dumps([row, [version_of(file) for file in files]])
 
 

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from relocal_pyg.apps.cli import main
+from relocal_pyg.models import load_model
 from relocal_pyg.video import folder as folders
 
 #: Imported once, and not by every process that is killed.
@@ -145,3 +146,31 @@ def test_a_table_of_searches(tmp_path, capsys):
     assert "0 of 2 rows" in capsys.readouterr().out
     table.write_text("query\nquery.npy")
     assert main(command) == 2
+
+
+@pytest.mark.slow
+def test_a_batch_answers_again_what_asks_of_other_files(tmp_path, capsys):
+    """What a saved query names, and the weights of a model, are files of a row too."""
+    for seed, name in enumerate(("query", "other", "a")):
+        save(tmp_path / f"{name}.npy", seed)
+    saved = tmp_path / "asked.json"
+    first = ["find", str(tmp_path / "query.npy"), str(tmp_path / "a.npy"), "--query-end", "6"]
+    assert main([*first, "--query", str(tmp_path / "other.npy:2-6"), "--json", str(saved)]) == 0
+    load_model("pretrained").save(tmp_path / "model")
+    (tmp_path / "table.csv").write_text("query,reference\nasked.json,a.npy\n")
+    command = ["batch", str(tmp_path / "table.csv"), "--out", str(tmp_path / "out")]
+    command += ["--model", str(tmp_path / "model")]
+    (weights,) = (tmp_path / "model").rglob("*.safetensors")
+    for change, before in [
+        (None, 0),
+        (None, 1),
+        (tmp_path / "query.npy", 0),
+        (tmp_path / "other.npy", 0),
+        (weights, 0),
+        (None, 1),
+    ]:
+        if change is not None:
+            os.utime(change, (1, 1))
+        capsys.readouterr()
+        assert main(command) == 0
+        assert f"{before} of 1 rows were answered before" in capsys.readouterr().out
