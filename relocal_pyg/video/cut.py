@@ -76,7 +76,7 @@ def describe_source(path: str | Path, video_id: str = "", duration: float | None
         duration=length,
         frame_rate=rate,
         frame_count=count or None,
-        timecode=next((tag["timecode"] for tag in tags if "timecode" in tag), None),
+        timecode=next((tag[key] for tag in tags for key in tag if key.lower() == "timecode"), None),
         size=(info.width, info.height),
         audio=audio,
         variable_rate=variable,

@@ -57,9 +57,10 @@ def test_the_rate_and_the_frames_of_a_file(tmp_path, suffix, rate):
     assert source.duration == pytest.approx(float(60 / rate), abs=0.05)
 
 
+@pytest.mark.parametrize("suffix", [".mov", ".mkv"])  # Matroska writes its tags in capitals
 @pytest.mark.parametrize("code", ["01:00:00:00", "01:00:00;00"])
-def test_the_start_timecode_of_a_file(tmp_path, code):
-    file = film(tmp_path / "a.mov", Fraction(30000, 1001), metadata={"timecode": code})
+def test_the_start_timecode_of_a_file(tmp_path, code, suffix):
+    file = film(tmp_path / f"a{suffix}", Fraction(30000, 1001), metadata={"timecode": code})
     source = describe_source(file)
     assert source.timecode == code
     clips = to_clips([(source, Moment(0.5, 1.0, 0.5))], "x")
