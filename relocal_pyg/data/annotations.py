@@ -185,7 +185,7 @@ class VideoCollector:
         subject: str | None = None,
         subjects: Sequence[str] | None = None,
         names: Sequence[str] | None = None,
-        needs_duration: bool = True,
+        needs_duration: bool = False,
     ) -> None:
         """Check a video and add what is usable of it.
 
@@ -336,7 +336,6 @@ def read_annotations(
             subset="",
             subjects=[row.subject for row in group],
             names=[row.record for row in group],
-            needs_duration=False,
         )
     return collect.finish()
 
@@ -420,6 +419,7 @@ def _activitynet(content: Any, collect: VideoCollector) -> dict[str, Video]:
             rows,
             subset=str(entry.get("subset") or ""),
             subject=None if subject is None else str(subject),
+            needs_duration="duration" in entry,
         )
     return collect.finish()
 
@@ -494,7 +494,6 @@ def read_csv(
             subset=subset,
             subjects=subjects if "subject" in head else None,
             names=[f"line {number}" for number, _ in rows],
-            needs_duration=bool(duration),
         )
     return collect.finish()
 
@@ -561,6 +560,7 @@ def read_thumos14(
             rows[video_id],
             subset=subset,
             names=names[video_id],
+            needs_duration=True,
         )
     return collect.finish()
 

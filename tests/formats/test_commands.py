@@ -208,6 +208,7 @@ def test_convert(tmp_path, capsys):
     assert [entry["record"] for entry in aside] == ["line 3"]
     assert main([*arguments, "--fps", "25", "--point-width", "1"]) == 0
     assert "b,2.5,3.5,wink,anna," in (tmp_path / "rows.csv").read_text()
+    assert not json.loads((tmp_path / "rows.csv.set-aside.json").read_text())
     assert main([*arguments, "--strict", "--fps", "25"]) == 2
     assert main(["convert", str(tmp_path / "none.eaf"), "-o", str(tmp_path / "x.csv")]) == 2
     assert "does not exist" in capsys.readouterr().err.splitlines()[-1]

@@ -495,6 +495,17 @@ def test_given_tables(shared_data):
 # Whatever comes
 
 
+def test_what_was_exported_of_features_is_read(tmp_path):
+    """Features may not say how long their video is."""
+    clip = Clip(Source("v_1", id="v_1"), 1.0, 2.5, "m", "run")
+    for name, form in [("a.json", "activitynet"), ("a.csv", "annotations"), ("b.json", "via")]:
+        export_clips(tmp_path / name, [clip], form)
+        assert rows(tmp_path / name) == [("v_1", 1.0, 2.5, "run", "", None)]
+    stated = {"database": {"v_1": {"duration": None, "annotations": []}}}
+    with pytest.raises(AnnotationError, match="the duration is None"):
+        rows(put(tmp_path, "c.json", stated))
+
+
 def test_xml_that_could_do_harm_is_refused(tmp_path):
     laughs = (
         '<!DOCTYPE x [<!ENTITY a "ha"><!ENTITY b "&a;&a;&a;&a;">]><annotations>&b;</annotations>'

@@ -164,8 +164,8 @@ def convert(
     actions = sum(len(video.segments) for video in videos)
     names = {video.video_id for video in videos}
     say(f"{out}: {actions} actions, {len(labels)} labels, {len(names)} videos")
-    if quarantine.records:
-        report = out.with_name(f"{out.name}.set-aside.json")
+    report = out.with_name(f"{out.name}.set-aside.json")
+    if quarantine.records or report.exists():  # that of an earlier call is not left
         quarantine.save(report)
         say(f"{quarantine.summary()}; all in {report}")
 
