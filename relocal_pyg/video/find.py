@@ -271,9 +271,8 @@ def find_moments(
     if every:
         moments, count = _every(matcher, rows, long, whole, examples, pace, least, own, judged)
     else:
-        moments = _localize(
-            matcher, rows, looked, whole, top_k + len(judged), nms_threshold, own, pace
-        )
+        wanted = top_k + 10 * len(judged)  # several answers may lie in one judged place
+        moments = _localize(matcher, rows, looked, whole, wanted, nms_threshold, own, pace)
         moments = [each for each in moments if not any(is_judged(each, one) for one in judged)]
     moments = [*pinned(judged, moments), *moments]
     moments = moments if every else moments[:top_k]

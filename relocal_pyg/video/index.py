@@ -295,7 +295,7 @@ def find_in_index(
         # and short ones inside an action would fill the list with pieces of one answer.
         low, high = SCALES[0] * len(rows), SCALES[1] * max(len(rows), SHORTEST_WINDOW)
         hits = [hit for hit in hits if low * step <= hit.end - hit.start <= high * step] or hits
-        hits = _places(hits, nms_threshold, top_k + len(judged))
+        hits = _places(hits, nms_threshold, top_k + 10 * len(judged))  # several may lie in one
         if isinstance(asked_for, VideoQuery):
             hits = index.with_probabilities(hits, rows, around)
     hits = _pin(hits, judged)
