@@ -281,14 +281,14 @@ class StoredPairs(torch_geometric.data.Dataset):
 
     def _side(self, number: int, side: int) -> PairData:
         # A copy: what is kept must not change with a sample.
-        rows = {name: row[number].clone() for name, row in self._rows.items()}
-        pair = PairData(x=rows["x"][side], step_mask=rows["step_mask"][side])
+        x, mask = (self._rows[name][number, side].clone() for name in ("x", "step_mask"))
+        pair = PairData(x=x, step_mask=mask)
         for k in self._triplets.ks:
             pair[f"edge_index_k{k}"] = PairGraph(self._triplets.num_steps, k).edge_index()
         if self.kind == "pairs":
             pair.y = torch.tensor([1 - side])
         elif side == 0:
-            pair.offsets = rows["offsets"]
+            pair.offsets = self._rows["offsets"][number].clone()
         return pair
 
 

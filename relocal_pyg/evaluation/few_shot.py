@@ -213,8 +213,10 @@ def _hits(
     ordered = sorted(detections, key=lambda found: -found.score)
     right = np.zeros((len(ordered), len(thresholds)))
     free = [{e: set(range(len(moments))) for e, moments in truths.items()} for _ in thresholds]
+    nothing = torch.zeros(0, 2, dtype=torch.float64)
+    known = {e: nothing.new_tensor(own).view(-1, 2) for e, own in truths.items()}
     for number, found in enumerate(ordered):
-        own = torch.tensor(truths.get(found.episode_id, ()), dtype=torch.float64).view(-1, 2)
+        own = known.get(found.episode_id, nothing)
         span = torch.tensor([[found.start, found.end]], dtype=torch.float64)
         overlap = tiou(span.expand_as(own), own).tolist()
         for column, threshold in enumerate(thresholds):

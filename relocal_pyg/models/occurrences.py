@@ -136,6 +136,10 @@ def occurrences(
     return moments[: count.number], count
 
 
+#: How many answers may lie in one place that is left out: so many more are asked for.
+ROOM = 10
+
+
 def same_place(first: tuple[float, float], second: tuple[float, float]) -> bool:
     """Whether two stretches share more than a fifth of the shorter one."""
     common = min(first[1], second[1]) - max(first[0], second[0])

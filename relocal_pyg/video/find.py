@@ -22,7 +22,7 @@ from relocal_pyg.models.checkpoint import load_model
 from relocal_pyg.models.examples import ByExamples, Example
 from relocal_pyg.models.matcher import MultiGraphMatcher, is_large
 from relocal_pyg.models.matchers import ContrastMatcher
-from relocal_pyg.models.occurrences import Count, occurrences, same_place
+from relocal_pyg.models.occurrences import ROOM, Count, occurrences, same_place
 from relocal_pyg.models.similarity import (
     Rows,
     best_cosines,
@@ -271,7 +271,7 @@ def find_moments(
     if every:
         moments, count = _every(matcher, rows, long, whole, examples, pace, least, own, judged)
     else:
-        wanted = top_k + 10 * len(judged)  # several answers may lie in one judged place
+        wanted = top_k + ROOM * len(judged)
         moments = _localize(matcher, rows, looked, whole, wanted, nms_threshold, own, pace)
         moments = [each for each in moments if not any(is_judged(each, one) for one in judged)]
     moments = [*pinned(judged, moments), *moments]
@@ -428,7 +428,7 @@ def _localize(
             edges = [np.append(0, each.repeats.cumsum()) for each in (blocks, long.blocks)]
         proposals = default_proposals(len(blocks), len(rows), limit=limit)
     video = None if around is None else around.blocks
-    wanted = top_k if own is None else top_k + 10
+    wanted = top_k if own is None else top_k + ROOM
     # In steps, and turned to seconds in double precision: 4.16, not 4.15999985.
     ranking = matcher.rank(
         rows, blocks, proposals, query_video=video, seconds_per_step=pace, background=background

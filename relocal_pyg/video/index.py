@@ -14,7 +14,7 @@ from relocal_pyg.data.annotations import Quarantine
 from relocal_pyg.errors import SearchIndexError, UsageError, check_number
 from relocal_pyg.io.read import read_json
 from relocal_pyg.io.write import also_reads, write_json
-from relocal_pyg.models.occurrences import Count
+from relocal_pyg.models.occurrences import ROOM, Count
 from relocal_pyg.moments import tiou
 from relocal_pyg.search.index import FirstStageName, Hit, SearchIndex
 from relocal_pyg.video.backbones import Backbone
@@ -295,7 +295,7 @@ def find_in_index(
         # and short ones inside an action would fill the list with pieces of one answer.
         low, high = SCALES[0] * len(rows), SCALES[1] * max(len(rows), SHORTEST_WINDOW)
         hits = [hit for hit in hits if low * step <= hit.end - hit.start <= high * step] or hits
-        hits = _places(hits, nms_threshold, top_k + 10 * len(judged))  # several may lie in one
+        hits = _places(hits, nms_threshold, top_k + ROOM * len(judged))
         if isinstance(asked_for, VideoQuery):
             hits = index.with_probabilities(hits, rows, around)
     hits = _pin(hits, judged)

@@ -257,7 +257,8 @@ def batch(
         ThreadPoolExecutor(workers) as pool,
     ):
         search = _searcher(model, network, rate, top_k, FeatureCache(out / "features"), device)
-        names = {row: _name(row, model) for row in rows}
+        weights = [] if model is None else [str(f) for f in sorted(model.rglob("*.safetensors"))]
+        names = {row: _name(row, weights) for row in rows}
         given = QueryOptions(model, seconds_per_step=seconds_per_step, key=key)
         done = {each["row"]: each["moments"] for each in journal.records}
 
@@ -320,7 +321,7 @@ def _read_rows(table: Path) -> list[Row]:
     return list(rows)
 
 
-def _name(row: Row, model: Path | None) -> str:
+def _name(row: Row, weights: list[str]) -> str:
     """What a row asks of which versions of its files: another version is another question."""
     from relocal_pyg.video.folder import version_of
 
@@ -329,8 +330,7 @@ def _name(row: Row, model: Path | None) -> str:
         clip, asked = QueryOptions().opened(row[0])
         places |= dict.fromkeys([clip or "", *(place for place, *_ in asked.said())])
     files = [each if Path(each).exists() else each.rpartition("::")[0] for each in places]
-    files += [] if model is None else map(str, sorted(model.rglob("*.safetensors")))
-    return json.dumps([row, [version_of(file) for file in files]])
+    return json.dumps([row, [version_of(file) for file in (*files, *weights)]])
 
 
 def serve(
