@@ -38,7 +38,7 @@ def train(folder: Path, workers: int, devices: int = 1) -> None:
     )
     config = TrainingConfig(
         batch_size=2,
-        steps=40,
+        steps=24,
         learning_rate=1e-2,
         decay=True,
         warmup=3,

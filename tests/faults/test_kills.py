@@ -45,14 +45,14 @@ def check_kills(results: list[dict], figure, where: str) -> None:
 def test_a_killed_writer_leaves_what_was_there_or_what_it_wrote(
     tmp_path: Path, script, count, figure
 ):
-    kinds = [f"checkpoint:{count(20, 200)}"]
-    kinds += [f"{kind}:{count(8, 50)}" for kind in ("features", "report", "index")]
+    kinds = [f"checkpoint:{count(12, 200)}"]
+    kinds += [f"{kind}:{count(5, 50)}" for kind in ("features", "report", "index")]
     check_kills(script("kill_writers.py", tmp_path, 0, *kinds), figure, "")
 
 
 @pytest.mark.slow
 def test_the_same_on_another_file_system(other_disk: Path, script, count, figure):
-    result = script("kill_writers.py", other_disk, 1, f"checkpoint:{count(10, 200)}")
+    result = script("kill_writers.py", other_disk, 1, f"checkpoint:{count(6, 200)}")
     check_kills(result, figure, " on another file system")
 
 

@@ -277,6 +277,7 @@ def test_what_others_wrote_is_replaced_by_force_alone(
     target.unlink(missing_ok=True)
     target.write_bytes(content)
     line = ["find", str(place / "Query.npy"), str(place / "réference.npy"), option, str(target)]
+    line += ["--model", "contrast"]
     assert main(line) == 2
     assert target.read_bytes() == content
     assert main([*line, "--force"]) == 0

@@ -82,7 +82,7 @@ def test_a_table_says_the_same_however_it_is_written(
 
 @pytest.mark.slow
 @given(words, forms, forms)
-@settings(deadline=None, max_examples=30)
+@settings(deadline=None, max_examples=10)
 def test_ids_match_across_unicode_forms(
     tmp_path_factory: pytest.TempPathFactory, name: str, filed: str, asked: str
 ) -> None:

@@ -99,7 +99,7 @@ def test_ray_gives_the_same_bytes(task, tmp_path):
     ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
     try:
         DataContext.get_current().enable_progress_bars = False
-        for number in (1, 2, 8):
+        for number in (1, 3):
             out = tmp_path / f"ray{number}.parquet"
             whole = dataclasses.replace(task, out=out)
             assert score_shards_ray(whole, number).read_bytes() == wanted

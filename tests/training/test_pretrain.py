@@ -214,10 +214,10 @@ def test_how_long_a_run_is_may_be_decided_while_the_rate_stands(tmp_path: Path) 
 def test_it_learns() -> None:
     losses: list[float] = []
     pretrain(
-        PretrainConfig(steps=120, lists=2),
+        PretrainConfig(steps=60, lists=2),
         MatcherConfig(hidden_channels=16, num_steps=10, list_length=20, far_proposals=8),
         log=lambda line: losses.append(float(line.split()[3].rstrip(","))),
-        report_every=40,
+        report_every=20,
     )
     assert losses[-1] < losses[0]
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -158,8 +159,18 @@ def check(path: Path, clip: Path, whose: str, figure) -> None:
     assert np.mean([np.abs(a - b).mean() for a, b in zip(shown, again, strict=False)]) < 4
 
 
+#: Of the sixty a third is enough every day: each stream and each pattern, but not together.
+FILES = [
+    (stream, pattern)
+    for (row, stream), (column, pattern) in itertools.product(
+        enumerate(STREAMS), enumerate(PATTERNS)
+    )
+    if os.environ.get("RELOCAL_FAULTS") == "full" or (row + column) % 3 == 0
+]
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize(("stream", "pattern"), list(itertools.product(STREAMS, PATTERNS)))
+@pytest.mark.parametrize(("stream", "pattern"), FILES)
 def test_a_scene_is_found_and_cut_where_ffmpeg_shows_it(
     parts: tuple[Path, Path], tmp_path: Path, figure, stream: str, pattern: str
 ) -> None:

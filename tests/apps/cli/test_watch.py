@@ -44,7 +44,7 @@ def _watch_and_note(place: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.faults
 def test_killed_while_files_come_each_is_answered_once(tmp_path, count):
-    many = count(6, 20)
+    many = count(4, 20)
     (tmp_path / "in").mkdir()
     save(tmp_path / "query.npy", 0, 6)
     context = multiprocessing.get_context("forkserver")

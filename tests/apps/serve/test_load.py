@@ -160,12 +160,12 @@ def test_memory_stays_flat(served, films):
         with ThreadPoolExecutor(2) as pool:  # there is room for both: nobody asks in vain
             list(pool.map(round_of_requests, range(count)))
 
-    requests(80)  # fills the list of remembered answers and what libraries keep
+    requests(60)  # fills the list of remembered answers and what libraries keep
     gc.collect()
     before = resident()
-    requests(200)
+    requests(80)
     gc.collect()
-    assert resident() - before < 8 * 2**20
+    assert resident() - before < 4 * 2**20
     assert len(served.ask("GET", "/api/videos")[2]) == listing
     assert list(served.library.uploads.iterdir()) == []
     assert json.loads(served.ask("GET", "/api/index")[2]) == {"videos": 0, "playable": 0}
