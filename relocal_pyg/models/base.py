@@ -377,7 +377,7 @@ class Relocalizer(abc.ABC):
             seconds_per_step: Duration of one step, where the ranking knew it.
 
         Returns:
-            ``[m, n]``; None where a model cannot say.
+            ``[m, n]``, in units of the score before its tanh; None where a model cannot say.
         """
         return None
 

@@ -40,6 +40,9 @@ _GRID = 64
 _CUT = 6.0
 #: Windows whose tables are in memory at once.
 _CHUNK = 2048
+#: Mean cosine of order alone from which on the same is done in the same way, the fewest steps that
+#: have an order, and from which difference of lengths (logarithm) on the pace is another.
+_IN_ORDER, _ORDERED, _SAME_PACE = 0.5, 8, 0.15
 
 
 def similarity_tables(
@@ -262,6 +265,30 @@ class Comparison:
             both = contrast_scores(self.similarity, part), _along(self.places, columns)
             found.append(torch.stack(both, dim=1).flatten(0, 1).T)
         return torch.cat(found)
+
+    def aligned(self, windows: Tensor) -> Tensor:
+        """Windows ``[M, 2]`` moved to where they run along with the query, where that is near.
+
+        Where the very same is repeated, or shown again, order tells to the step where it begins.
+        Moved by up to a quarter of its length, a window takes the query's, or keeps it where it
+        says another pace.
+        """
+        rows, columns = self.tables.shape[1:]
+        if rows < _ORDERED:
+            return windows
+        length = windows[:, 1:] - windows[:, :1]
+        kept = torch.where((length / rows).log().abs() < _SAME_PACE, rows, length)
+        lengths = torch.stack([kept, torch.full_like(length, rows)], dim=1)  # [M, 2, 1]
+        shares = torch.arange(-PLACES, PLACES + 1, device=windows.device) / (4 * PLACES)
+        start = windows.mean(dim=1)[:, None, None] - lengths / 2 + length[..., None] * shares
+        tried = torch.stack([start.round(), start.round() + lengths], dim=3).flatten(1, 2)
+        tried = nearest_steps(tried, columns)
+        # By order and by centred rows: the first alone takes other paces for the query's.
+        both = self.places[:: len(TABLES) - 1]
+        along = _along(both, _columns(tried.view(-1, 2), columns)).view(2, *tried.shape[:2])
+        best = along.mean(dim=0).argmax(dim=1, keepdim=True)
+        moved = tried.take_along_dim(best[..., None], dim=1)[:, 0].to(windows)
+        return torch.where(along[1].take_along_dim(best, dim=1) >= _IN_ORDER, moved, windows)
 
     def scalars(self, windows: Tensor) -> Tensor:
         """What the head is told of windows ``[M, 2]``: ``[M, 52]``.

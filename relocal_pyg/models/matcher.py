@@ -358,6 +358,7 @@ class MultiGraphMatcher(TrainableRelocalizer):
         found = {"none": Ranking.sort(proposals, torch.tanh(raw), proposals)}
         if "windows" in ways:
             moments, raw, origins = look_closer(proposals, raw, score, len(reference))
+            moments = score.comparison.aligned(moments)
             found["windows"] = Ranking.sort(moments, torch.tanh(raw), origins)
         return found
 
@@ -374,15 +375,7 @@ class MultiGraphMatcher(TrainableRelocalizer):
         Gradient times input over the five tables of the query as it is, summed: what a small change
         would do. Whatever else is derived from a table follows it, except what chance gives.
 
-        Args:
-            query: ``[m, F]``.
-            reference: ``[n, F]``.
-            moment: Start and end in steps, of :meth:`scored_span`.
-            query_video: ``[v, F]`` or None.
-            seconds_per_step: As it was ranked with.
-
-        Returns:
-            ``[m, n]``, in units of the score before its tanh.
+        Arguments and result as in :meth:`relocal_pyg.models.base.Relocalizer.explain`.
         """
         window = torch.tensor([moment], dtype=query.dtype)
         around = Surroundings(query_video, seconds_per_step)

@@ -75,15 +75,7 @@ class ContrastMatcher(Relocalizer):
         The score is linear in the similarities of the reference's steps, and each of those a sum
         over the steps of the query.
 
-        Args:
-            query: ``[m, F]``.
-            reference: ``[n, F]``.
-            moment: Start and end in steps.
-            query_video: ``[v, F]`` or None.
-            seconds_per_step: As it was ranked with.
-
-        Returns:
-            ``[m, n]``.
+        Arguments and result as in :meth:`relocal_pyg.models.base.Relocalizer.explain`.
         """
         count = len(reference)
         start, end = nearest_steps(query.new_tensor([moment]), count)[0].tolist()

@@ -243,15 +243,7 @@ class MultiGraphRelocalizer(TrainableRelocalizer):
         First-order: it says what a small change would do, and does not sum to the score. An edge
         counts in every layer and in both directions; steps that were thinned out get nothing.
 
-        Args:
-            query: ``[m, F]``.
-            reference: ``[n, F]``.
-            moment: Start and end in steps: the proposal, where an answer was refined.
-            query_video: Ignored.
-            seconds_per_step: Ignored.
-
-        Returns:
-            ``[m, n]``, in units of the score before its tanh.
+        Arguments and result as in :meth:`relocal_pyg.models.base.Relocalizer.explain`.
 
         Raises:
             UsageError: The network joins no steps (``graph_conv=False``).

@@ -44,11 +44,6 @@ class Interrupts:
     leave a checkpoint from which a resumed run ends elsewhere. Used as a context manager around
     the loop, and :meth:`held` around what must be whole. Only signals that have a Python handler
     are put off, and only in the main thread; elsewhere nothing changes.
-
-    Example:
-        >>> with Interrupts() as interrupts:
-        ...     with interrupts.held():
-        ...         weights, step = 2, 2
     """
 
     def __init__(self) -> None:

@@ -107,6 +107,20 @@ def test_quick_measures_are_the_first_two_of_all(rng: torch.Generator) -> None:
     torch.testing.assert_close(comparison.quick(windows), both)
 
 
+def test_what_is_done_in_the_same_way_is_found_to_the_step(rng: torch.Generator) -> None:
+    """Windows near the same, or near the same at another pace, move there; others stay."""
+    query, reference = torch.randn(20, 12, generator=rng), torch.randn(200, 12, generator=rng)
+    reference[50:70] = query + 0.2 * torch.randn(20, 12, generator=rng)
+    reference[120:150] = stretched(query, 1.5)
+    near = [[47, 67], [53, 70], [48, 70], [54, 72], [125, 155], [113, 143]]
+    far = [[10, 30], [90, 110], [57, 77], [180, 200], [0, 9]]
+    windows = torch.tensor(near + far, dtype=torch.float32)
+    wanted = [[50, 70]] * 4 + [[120, 150]] * 2 + far
+    assert Comparison(query, reference).aligned(windows).tolist() == wanted
+    few = Comparison(query[:5], reference)  # five steps have no order to speak of
+    assert torch.equal(few.aligned(windows), windows)
+
+
 def test_same_footage_is_alike_and_chance_is_not(rng: torch.Generator) -> None:
     rows = torch.randn(400, 32, generator=rng) + 5
     table = similarity_tables(rows[100:140], rows)[TABLES.index("alike")]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,7 @@ import torch
 pytest.importorskip("PIL")
 
 from relocal_pyg.io.seeding import generator  # noqa: E402
-from relocal_pyg.video import FunctionBackbone  # noqa: E402
+from relocal_pyg.video import FunctionBackbone, VideoQuery, find_moments  # noqa: E402
 from relocal_pyg.video.drawn import Camera as Tripod  # noqa: E402
 from relocal_pyg.video.drawn import (  # noqa: E402
     Movement,
@@ -85,3 +86,22 @@ def test_another_person_does_the_same_thing_a_little_differently() -> None:
         return float(np.abs(other.joints(share) - movement.joints(time)).mean())
 
     assert 0 < distance(near) < distance(far)
+
+
+@pytest.mark.slow
+def test_what_is_repeated_at_one_place_is_found_every_time_and_where_it_begins(
+    tmp_path, write_video
+) -> None:
+    """Somebody does the same over and over; half of it is looked for."""
+    rng, period, times = generator(5, "rep"), 9.5, 5
+    movement = replace(draw_movement(rng), seconds=period)
+    joints = movement.joints(np.arange(round(period * times * 25)) / 25)
+    place = draw_place(rng, 240)
+    tripod = Tripod(shake=0, pan=0, light=0.03, noise=4, grey=False)
+    pictures = draw_film(rng, 240, draw_person(rng), place, tripod, joints)
+    film = write_video(tmp_path / "film.mp4", list(pictures))
+    query = VideoQuery(film, 2 * period, 2.5 * period)
+    found = find_moments(query, film, top_k=times).moments
+    begins = np.array([each.start for each in found])
+    for number in {*range(times)} - {2}:
+        assert np.abs(begins - number * period).min() <= 0.3
