@@ -107,9 +107,6 @@ def check_monotone(values: Mapping[float, float]) -> None:
 
     Raises:
         UsageError: A score rises; the thresholds are named. It is a ``ValueError``.
-
-    Example:
-        >>> check_monotone({0.5: 0.49, 0.6: 0.48})
     """
     ordered = sorted(values.items())
     for (low, before), (high, after) in pairwise(ordered):

@@ -48,10 +48,6 @@ def environment() -> dict[str, object]:
         ``relocal_pyg``, ``python``, ``platform`` (system and processor kind), ``device``,
         ``threads``, ``cpus`` and ``packages``: version by name of those installed. Nothing names
         the host, the user or a folder.
-
-    Example:
-        >>> environment()["packages"]["torch"] == metadata.version("torch")
-        True
     """
     versions = {}
     for name in PACKAGES:

@@ -284,13 +284,6 @@ def write_json(path: str | Path, value: Any) -> None:
 
     Raises:
         OutputError: The value is not plain, or the file cannot be written.
-
-    Example:
-        >>> import tempfile
-        >>> with tempfile.TemporaryDirectory() as folder:
-        ...     write_json(Path(folder) / "a.json", {"step": 1})
-        ...     (Path(folder) / "a.json").read_text()
-        '{\n "step": 1\n}\n'
     """
     try:
         text = json.dumps(value, indent=1, allow_nan=False)

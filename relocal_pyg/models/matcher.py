@@ -175,7 +175,8 @@ class MultiGraphMatcher(TrainableRelocalizer):
         for name in ("ks", "paces"):
             settings[name] = tuple(settings.get(name, getattr(MatcherConfig, name)))
         self.settings = config = MatcherConfig(**settings)
-        check_number(config.num_members, "num_members", least=1, whole=True)
+        for name in ("num_members", "list_length"):
+            check_number(getattr(config, name), name, least=1, whole=True)
         if not config.ks:
             raise UsageError("ks are empty: one k or more wanted")
         check_number(config.target_temperature, "target_temperature", above=0)

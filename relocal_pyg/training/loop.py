@@ -110,10 +110,6 @@ def choose_precision(name: str, accelerator: str) -> tuple[str, str]:
 
     Returns:
         ``"32"`` or ``"bf16-mixed"``, and the reason in words.
-
-    Example:
-        >>> choose_precision("32", "cpu")
-        ('32', 'asked for')
     """
     if name != "auto":
         return name, "asked for"

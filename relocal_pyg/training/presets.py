@@ -11,13 +11,13 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from textwrap import wrap
 from typing import Any, Literal
 
-from relocal_pyg.errors import UsageError
+from relocal_pyg.errors import UsageError, check_number
 from relocal_pyg.models.network_config import BaselineConfig, MatcherConfig, NetworkConfig
 
 
 @dataclass(frozen=True)
 class TrainingConfig:
-    """How the weights are found."""
+    """How the weights are found; a setting out of range is a :class:`UsageError`."""
 
     batch_size: int = 32
     """Triplets (or lists) in a step."""
@@ -45,6 +45,14 @@ class TrainingConfig:
     """Arithmetic of forward and backward."""
     num_workers: int = 0
     """Processes that prepare samples."""
+
+    def __post_init__(self) -> None:
+        if self.precision not in ("32", "bf16-mixed", "auto"):
+            raise UsageError(f"precision {self.precision!r}: 32, bf16-mixed or auto wanted")
+        for name, value in vars(self).items():
+            if name not in ("precision", "decay"):
+                whole, none = isinstance(value, int), ("warmup", "patience", "num_workers")
+                check_number(value, name, least=float(whole and name not in none), whole=whole)
 
     def with_steps(self, steps: int | None) -> TrainingConfig:
         """These settings with another number of steps, validated at their end at the latest.

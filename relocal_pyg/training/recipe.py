@@ -456,20 +456,28 @@ def build_network(
     paper's network has none.
 
     Raises:
-        UsageError: The settings of a system of others do not fit it.
+        UsageError: The settings do not fit the network.
     """
-    if isinstance(config, BaselineConfig):
-        kind = getattr(models, config.model)
-        try:
-            built: TrainableRelocalizer = kind(channels, **config.settings)
-        except (TypeError, RuntimeError) as error:
-            raise UsageError(f"{config.model}: the settings do not fit it ({error})") from None
-        return built
-    if isinstance(config, NetworkConfig):
-        return MultiGraphRelocalizer.from_config(channels, config)
-    model = MultiGraphMatcher.from_config(config)
-    model.set_refinement("none")  # untrained, it is the contrast matcher
-    if not from_scratch:
+    model: TrainableRelocalizer
+    try:
+        if isinstance(config, BaselineConfig):
+            model = getattr(models, config.model)(channels, **config.settings)
+        elif isinstance(config, NetworkConfig):
+            model = MultiGraphRelocalizer.from_config(channels, config)
+        else:
+            model = MultiGraphMatcher.from_config(config)
+            model.set_refinement("none")  # untrained, it is the contrast matcher
+        # What is wrong with some settings shows in an answer alone.
+        query, reference = torch.ones(4, channels), torch.ones(16, channels)
+        answers = model.eval().rank(query, reference, torch.tensor([[0.0, 4.0]]))
+        if not torch.isfinite(answers.scores).all():
+            raise ValueError("answers are not finite")
+    except UsageError:
+        raise
+    except Exception as error:  # whatever the parts of a network make of them
+        name = getattr(config, "model", "network")
+        raise UsageError(f"{name}: the settings do not fit it ({error})") from None
+    if isinstance(config, MatcherConfig) and not from_scratch:
         pretrained = MultiGraphMatcher.pretrained()
         told = {name: getattr(config, name) for name in _TRAINED_ON}
         if replace(pretrained.settings, **told) == config:

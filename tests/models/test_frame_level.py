@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -134,6 +135,15 @@ def test_finds_a_copy(variant: Variant) -> None:
     length = ranking.moments.diff(dim=1)
     assert length.min() >= 6
     assert length.max() <= 30
+
+
+@pytest.mark.parametrize("variant", get_args(Variant))
+def test_rows_that_are_no_numbers_come_to_an_end(variant: Variant) -> None:
+    """``localize`` refuses them before."""
+    reference = torch.rand(9, 4)
+    reference[3, 1] = torch.nan
+    ranking = FrameLevel(variant).rank(torch.rand(3, 4), reference, torch.zeros(0, 2))
+    assert len(ranking.scores) > 0
 
 
 def test_a_variant_that_is_none_is_refused() -> None:

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from inspect import signature
 
 import pytest
 import torch
 
+from relocal_pyg import models
 from relocal_pyg.datasets.synthetic import SyntheticConfig, synthetic
 from relocal_pyg.errors import UsageError
 from relocal_pyg.evaluation import Evaluation
 from relocal_pyg.models import MATR
+from relocal_pyg.models.network_config import BaselineConfig
 from relocal_pyg.training import PAPER, PRESETS, RECOMMENDED, recipe
 
 
@@ -127,6 +130,29 @@ def test_settings_are_changed_by_name_and_kind():
             PAPER.changed([wrong])
     with pytest.raises(UsageError, match="MATR: the settings do not fit it .*fusoin"):
         recipe.build_network(PRESETS["matr"].changed(["fusoin=none"]).network, 5)
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_settings_that_no_run_can_have_are_refused_in_one_line(name):
+    """Every setting of every system with values that make no sense: a network, or what is wrong."""
+    small = {"paper": ["hidden_channels=8", "num_steps=6"], "recommended": ["hidden_channels=8"]}
+    preset = PRESETS[name].changed(small.get(name, []))
+    shape = preset.network
+    kind = getattr(models, shape.model) if isinstance(shape, BaselineConfig) else type(shape)
+    parts = (kind, type(preset.training))
+    settings = [each for part in parts for each in signature(part).parameters]
+    refused = set()
+    for setting in set(settings) - {"in_channels"}:
+        for value in ("0", "-1", "2", "NaN", "word", "0.5", "true", "[]", "[0]"):
+            try:
+                network = preset.changed([f"{setting}={value}"]).network
+                model = recipe.build_network(network, 5, from_scratch=True)
+            except UsageError:
+                refused.add(setting)
+            else:
+                answer = model.rank(torch.rand(3, 5), torch.rand(12, 5), torch.tensor([[2.0, 6.0]]))
+                assert torch.isfinite(answer.scores).all()
+    assert {"batch_size", "learning_rate", "precision", "validate_every"} < refused
 
 
 def test_an_unknown_split_is_refused(protocol):

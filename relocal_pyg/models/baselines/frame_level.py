@@ -125,7 +125,7 @@ def least_average_paths(distance: Tensor) -> Paths:
         mean = guess + total / cells
         best = mean[total.argmin()]
         # A guess is the mean of a path, so only rounding can keep it from being reached again.
-        if best >= guess - 1e-12 * guess.abs():
+        if not best < guess - 1e-12 * guess.abs():  # nor where something is NaN
             break
         guess = best
     end = torch.arange(1, distance.shape[1] + 1, device=distance.device)
