@@ -306,6 +306,8 @@ def _read_rows(table: Path) -> list[Row]:
     heads = [head.lower() for head in next(lines, (0, []))[1]]
     if not {"query", "reference"} <= set(heads):
         raise AnnotationError("has no columns query and reference in its first line", file=table)
+    if unknown := [head for head in heads if head and head not in COLUMNS]:
+        say(f"columns that are not read: {', '.join(unknown)}")
     rows: dict[Row, None] = {}
     for line, cells in lines:
         row = dict(zip(heads, cells, strict=False))

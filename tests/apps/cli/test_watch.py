@@ -144,6 +144,10 @@ def test_a_table_of_searches(tmp_path, capsys):
     save(tmp_path / "a.npy", 2)  # another version, another question
     assert main(command) == 0
     assert "0 of 2 rows" in capsys.readouterr().out
+    table.write_text("query,query_strat,reference\nquery.npy,2,a.npy")  # misspelt
+    capsys.readouterr()
+    assert main(command) == 0
+    assert "columns that are not read: query_strat" in capsys.readouterr().out
     table.write_text("query\nquery.npy")
     assert main(command) == 2
 
