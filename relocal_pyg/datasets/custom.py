@@ -240,7 +240,8 @@ def _hold_out(
     """Deal groups of videos out; every held-out part gets two at least, so that it has pairs.
 
     ``shown`` says how many videos of each group show each training class. Shares are of the groups:
-    those for testing are drawn, those for validation dealt by class, see :func:`custom`.
+    those for testing are drawn, and one more where no class has two videos, those for validation
+    dealt by class, see :func:`custom`.
     """
     if not (test_share > 0 and val_share > 0 and test_share + val_share < 1):
         given = {"test": test_share, "val": val_share}
@@ -255,8 +256,15 @@ def _hold_out(
 
     while left and not full("test", test_share):
         held["test"].append(left.pop(0))
-    have: Counter[str] = Counter()
+    tested = sum((shown[name] for name in held["test"]), Counter())
     remain = sum((shown[name] for name in left), Counter())
+    if max(tested.values(), default=2) < 2 and len(left) > 5:  # no class has a pair: one more
+        mates = (name for name in left if any(remain[label] > 2 for label in shown[name] & tested))
+        for name in list(mates)[:1]:
+            left.remove(name)
+            held["test"].append(name)
+            remain -= shown[name]
+    have: Counter[str] = Counter()
 
     def worth(name: str) -> tuple[bool, int]:
         """Whether training keeps two videos of each class; what validation gains towards two."""
@@ -269,8 +277,10 @@ def _hold_out(
 
     while left:
         best = max(left, key=worth)  # of equals the first
-        enough = full("val", 2 * val_share) and max(have.values()) >= 2
-        if full("val", val_share) and (worth(best) <= (True, 0) or enough):
+        paired = max(have.values(), default=0) >= 2
+        enough = full("val", 2 * val_share) and paired
+        worthless = worth(best) <= (True, 0) and (paired or worth(best)[1] < 2)
+        if full("val", val_share) and (worthless or enough):
             break
         left.remove(best)
         held["val"].append(best)

@@ -265,6 +265,20 @@ def test_too_little_data(tmp_path: Path) -> None:
         split_custom(videos, dict.fromkeys(videos, 10))
 
 
+@pytest.mark.parametrize("count", [8, 10, 12, 20])
+def test_what_is_held_out_of_few_videos_has_pairs(count: int) -> None:
+    """One action a video, of two kinds: a test without two of a kind would ask nothing."""
+    videos = {str(n): Video(str(n), 10.0, (Segment(1, 4, "ab"[n % 2]),)) for n in range(count)}
+    for seed in range(20):
+        items = split_custom(videos, dict.fromkeys(videos, 10), seed=seed).items
+        shown = {split: Counter(item.label for item in items[split]) for split in items}
+        assert sum(sum(each.values()) for each in shown.values()) == count
+        assert max(shown["val"].values()) >= 2
+        assert max(shown["train"].values()) >= 2
+        assert max(shown["test_seen"].values()) >= 2
+        assert sum(shown["test_seen"].values()) <= max(3, round(0.2 * count))
+
+
 def test_other_background_labels(tmp_path: Path) -> None:
     write(tmp_path)
     assert "background" in labels(make(tmp_path, background=None).splits["train"])

@@ -232,7 +232,7 @@ def test_an_answer_that_was_not_refined_counts_as_it_is_before_refinement(
 
 
 def test_an_empty_list_is_refused(small_protocol: Protocol, longest: Any) -> None:
-    with pytest.raises(RelocalError, match="nothing to evaluate"):
+    with pytest.raises(RelocalError, match="there is no pair"):
         evaluate(longest, small_protocol, PairList((), "small", "test", 6, "video"))
 
 

@@ -136,12 +136,7 @@ def check_places(value: Any, *, is_option: bool) -> None:
 
 
 def paths_of(value: Any) -> Iterator[Path]:
-    """Every path that a command was given in a value: paths, names of files, options with fields.
-
-    Example:
-        >>> list(paths_of((Path("run"), 3, None)))
-        [PosixPath('run')]
-    """
+    """Every path in what a command was given: paths, names of files, options with fields."""
     if isinstance(value, Path):
         yield value
     elif isinstance(value, str):
