@@ -258,12 +258,11 @@ def _hold_out(
         held["test"].append(left.pop(0))
     tested = sum((shown[name] for name in held["test"]), Counter())
     remain = sum((shown[name] for name in left), Counter())
-    if max(tested.values(), default=2) < 2 and len(left) > 5:  # no class has a pair: one more
-        mates = (name for name in left if any(remain[label] > 2 for label in shown[name] & tested))
-        for name in list(mates)[:1]:
-            left.remove(name)
-            held["test"].append(name)
-            remain -= shown[name]
+    mates = (name for name in left if any(remain[label] > 2 for label in shown[name] & tested))
+    if max(tested.values(), default=2) < 2 and len(left) > 5 and (mate := next(mates, None)):
+        left.remove(mate)  # no class had a pair
+        held["test"].append(mate)
+        remain -= shown[mate]
     have: Counter[str] = Counter()
 
     def worth(name: str) -> tuple[bool, int]:
