@@ -260,7 +260,7 @@ def _hold_out(
     remain = sum((shown[name] for name in left), Counter())
     mates = (name for name in left if any(remain[label] > 2 for label in shown[name] & tested))
     if max(tested.values(), default=2) < 2 and len(left) > 5 and (mate := next(mates, None)):
-        left.remove(mate)  # no class had a pair
+        left.remove(mate)  # no class had a pair; five are left, to train on and to validate
         held["test"].append(mate)
         remain -= shown[mate]
     have: Counter[str] = Counter()
@@ -276,10 +276,11 @@ def _hold_out(
 
     while left:
         best = max(left, key=worth)  # of equals the first
+        spared, gain = worth(best)
         paired = max(have.values(), default=0) >= 2
-        enough = full("val", 2 * val_share) and paired
-        worthless = worth(best) <= (True, 0) and (paired or worth(best)[1] < 2)
-        if full("val", val_share) and (worthless or enough):
+        # The first pair is worth more than what training keeps.
+        wanted = (spared and gain > 0) or (gain >= 2 and not paired)
+        if full("val", val_share) and (not wanted or (paired and full("val", 2 * val_share))):
             break
         left.remove(best)
         held["val"].append(best)

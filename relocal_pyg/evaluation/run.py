@@ -178,7 +178,7 @@ def evaluate(
     """
     name = title or model.title
     if not pairs.pairs:
-        raise RelocalError("there is no pair: no class has two videos here", record=pairs.split)
+        raise RelocalError("there is no pair: one takes two videos of a class", record=pairs.split)
     asked = (*pairs.pairs, *(() if nulls is None else nulls.pairs))
     bar = tqdm(asked, desc=name, unit="pair", disable=None if progress else True)
     records = tuple(

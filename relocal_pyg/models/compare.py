@@ -281,14 +281,15 @@ class Comparison:
         lengths = torch.stack([kept, torch.full_like(length, rows)], dim=1)  # [M, 2, 1]
         shares = torch.arange(-PLACES, PLACES + 1, device=windows.device) / (4 * PLACES)
         start = windows.mean(dim=1)[:, None, None] - lengths / 2 + length[..., None] * shares
-        tried = torch.stack([start.round(), start.round() + lengths], dim=3).flatten(1, 2)
-        tried = nearest_steps(tried, columns)
+        ends = functional.pad(lengths[..., None], (1, 0))
+        tried = (start.round()[..., None] + ends).flatten(1, 2)
         # By order and by centred rows: the first alone takes other paces for the query's.
-        both = self.places[:: len(TABLES) - 1]
+        both = self.places[[TABLES.index("local"), TABLES.index("centred")]]
         along = _along(both, _columns(tried.view(-1, 2), columns)).view(2, *tried.shape[:2])
         best = along.mean(dim=0).argmax(dim=1, keepdim=True)
-        moved = tried.take_along_dim(best[..., None], dim=1)[:, 0].to(windows)
-        return torch.where(along[1].take_along_dim(best, dim=1) >= _IN_ORDER, moved, windows)
+        moved = nearest_steps(tried.take_along_dim(best[..., None], dim=1)[:, 0], columns)
+        order = along[0].take_along_dim(best, dim=1)
+        return torch.where(order >= _IN_ORDER, moved.to(windows), windows)
 
     def scalars(self, windows: Tensor) -> Tensor:
         """What the head is told of windows ``[M, 2]``: ``[M, 52]``.

@@ -49,10 +49,10 @@ class TrainingConfig:
     def __post_init__(self) -> None:
         if self.precision not in ("32", "bf16-mixed", "auto"):
             raise UsageError(f"precision {self.precision!r}: 32, bf16-mixed or auto wanted")
-        for name, value in vars(self).items():
-            if name not in ("precision", "decay"):
-                whole, none = isinstance(value, int), ("warmup", "patience", "num_workers")
-                check_number(value, name, least=float(whole and name not in none), whole=whole)
+        for name, usual in vars(TrainingConfig).items():
+            if type(usual) in (int, float) and name in vars(self):
+                least = type(usual) is int and name not in ("warmup", "patience", "num_workers")
+                check_number(getattr(self, name), name, least=least, whole=type(usual) is int)
 
     def with_steps(self, steps: int | None) -> TrainingConfig:
         """These settings with another number of steps, validated at their end at the latest.

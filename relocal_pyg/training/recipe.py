@@ -26,7 +26,7 @@ from relocal_pyg.io.read import read_json
 from relocal_pyg.io.record import sha256_file, sha256_json
 from relocal_pyg.io.seeding import seed_torch
 from relocal_pyg.io.write import own_folder, replace_file, write_json
-from relocal_pyg.models.base import Relocalizer, TrainableRelocalizer
+from relocal_pyg.models.base import Relocalizer, TrainableRelocalizer, evaluating
 from relocal_pyg.models.baselines.frame_level import FrameLevel
 from relocal_pyg.models.calibrated import Calibrated
 from relocal_pyg.models.checkpoint import Choice, load_model, load_weights, read_choice
@@ -469,7 +469,8 @@ def build_network(
             model.set_refinement("none")  # untrained, it is the contrast matcher
         # What is wrong with some settings shows in an answer alone.
         query, reference = torch.ones(4, channels), torch.ones(16, channels)
-        answers = model.eval().rank(query, reference, torch.tensor([[0.0, 4.0]]))
+        with evaluating(model):
+            answers = model.rank(query, reference, torch.tensor([[0.0, 4.0]]))
         if not torch.isfinite(answers.scores).all():
             raise ValueError("answers are not finite")
     except UsageError:

@@ -141,18 +141,20 @@ def test_settings_that_no_run_can_have_are_refused_in_one_line(name):
     kind = getattr(models, shape.model) if isinstance(shape, BaselineConfig) else type(shape)
     parts = (kind, type(preset.training))
     settings = [each for part in parts for each in signature(part).parameters]
-    refused = set()
+    refused = {}
     for setting in set(settings) - {"in_channels"}:
         for value in ("0", "-1", "2", "NaN", "word", "0.5", "true", "[]", "[0]"):
             try:
                 network = preset.changed([f"{setting}={value}"]).network
                 model = recipe.build_network(network, 5, from_scratch=True)
-            except UsageError:
-                refused.add(setting)
+            except UsageError as error:
+                refused[setting] = str(error)
             else:
-                answer = model.rank(torch.rand(3, 5), torch.rand(12, 5), torch.tensor([[2.0, 6.0]]))
+                pair = torch.rand(3, 5), torch.rand(12, 5)
+                answer = model.eval().rank(*pair, torch.tensor([[2.0, 6.0]]))
                 assert torch.isfinite(answer.scores).all()
-    assert {"batch_size", "learning_rate", "precision", "validate_every"} < refused
+    assert {"batch_size", "learning_rate", "precision", "validate_every"} < set(refused)
+    assert not any("\n" in text for text in refused.values())
 
 
 def test_an_unknown_split_is_refused(protocol):
