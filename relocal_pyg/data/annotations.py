@@ -228,11 +228,7 @@ class VideoCollector:
             kept[segment] = None
         self._segments += len(kept)
         self._videos[video_id] = Video(
-            video_id,
-            None if math.isinf(length) else length,
-            tuple(sorted(kept)),
-            subset,
-            subject,
+            video_id, None if math.isinf(length) else length, tuple(sorted(kept)), subset, subject
         )
 
     def finish(self) -> dict[str, Video]:

@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -184,6 +184,13 @@ def read_config(folder: Path, newest: int, weights: str) -> dict[str, Any]:
     return found
 
 
+def _fits(record: Any, shape: Mapping[str, type]) -> bool:
+    """Whether a record is an object that has these fields."""
+    values = [record.get(name) for name in shape] if isinstance(record, dict) else [None]
+    lists = (each for value in values if isinstance(value, list) for each in value)
+    return all(map(isinstance, values, shape.values())) and all(isinstance(v, dict) for v in lists)
+
+
 class Journal:
     r"""Records in a file of one JSON object a line; what :meth:`append` has returned from stays.
 
@@ -194,9 +201,10 @@ class Journal:
     Args:
         path: The file; made where it does not exist.
         about: Plain values that say which work this is, kept in the first line.
+        shapes: The fields that a record may have at least, and their types; lists are of objects.
 
     Attributes:
-        records: Every record so far, without the first line.
+        records: Every record so far, without the first line; one that was emptied stays.
 
     Raises:
         OutputError: The file is damaged, belongs to another work, or cannot be written.
@@ -205,38 +213,42 @@ class Journal:
         >>> import tempfile
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     place = Path(folder) / "a.jsonl"
-        ...     Journal(place, {"query": "a"}).append({"answer": 1})
+        ...     Journal(place, {"query": "a"}, {"answer": int}).append({"answer": 1})
         ...     with place.open("a") as file:
         ...         _ = file.write('{"answer": 2')
-        ...     Journal(place, {"query": "a"}).records
+        ...     Journal(place, {"query": "a"}, {"answer": int}).records
         [{'answer': 1}]
     """
 
-    def __init__(self, path: str | Path, about: dict[str, Any]) -> None:
+    def __init__(
+        self, path: str | Path, about: dict[str, Any], *shapes: Mapping[str, type]
+    ) -> None:
         self.path = Path(path)
         try:
             flags = os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW
             self._handle = os.open(path, flags, 0o666)
             content = self.path.read_bytes()
-            self._size = content.rfind(b"\n") + 1
-            os.ftruncate(self._handle, self._size)
         except OSError as error:
             raise OutputError(f"cannot be written ({error.strerror})", file=path) from None
+        self._size = content.rfind(b"\n") + 1
+        lines, first = content[: self._size].splitlines(), json.dumps(about).encode()
+        if lines[0] != first if lines else not first.startswith(content):
+            reason = "was begun with another query or other options: give those, or begin elsewhere"
+            raise OutputError(reason, file=path)
         self.records: list[dict[str, Any]] = []
-        for number, line in enumerate(content[: self._size].splitlines(), start=1):
+        for number, line in enumerate(lines[1:], start=2):
             try:
                 record = json.loads(line)
             except (ValueError, RecursionError):
                 record = None
-            if not isinstance(record, dict):
-                reason = "is damaged: remove this line, or begin elsewhere"
+            if record != {} and not any(_fits(record, shape) for shape in shapes):
+                reason = "is damaged: put {} in the place of this line, or begin elsewhere"
                 raise OutputError(reason, file=path, record=f"line {number}")
             self.records.append(record)
-        about = json.loads(json.dumps(about))  # as it is read back: a tuple is a list
-        if not self.records:
+        os.ftruncate(self._handle, self._size)
+        if not lines:
             self.append(about)
-        if self.records.pop(0) != about:
-            raise OutputError("was begun with another query or other options", file=path)
+            self.records.clear()
 
     def append(self, record: dict[str, Any]) -> None:
         """Add a record, all of it or nothing.

@@ -21,9 +21,7 @@ from relocal_pyg.models.calibrated import FILE, Calibrated, Confidence, read_con
 _WEIGHTS, _CONFIG, _CHOICE = "model.safetensors", "config.json", "choice.json"
 
 #: The weights that come with the package, by name, and what they must hash to.
-PRETRAINED = {
-    "pretrained": "27744e2504cd4f2710eaa6742181aea39820dd8c104900fcfad37beddd1786ba",
-}
+PRETRAINED = {"pretrained": "27744e2504cd4f2710eaa6742181aea39820dd8c104900fcfad37beddd1786ba"}
 
 _MODULES = {
     "MultiGraphRelocalizer": "multi_graph",

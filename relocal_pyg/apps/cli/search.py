@@ -18,13 +18,7 @@ from relocal_pyg.apps.cli.exports import (
     write_exports,
 )
 from relocal_pyg.apps.cli.extract import print_extraction
-from relocal_pyg.apps.cli.find import (
-    QueryOptions,
-    Wanted,
-    bars_on_terminal,
-    is_features,
-    likely,
-)
+from relocal_pyg.apps.cli.find import QueryOptions, Wanted, bars_on_terminal, is_features, likely
 from relocal_pyg.apps.cli.options import (
     BackboneOptions,
     Count,

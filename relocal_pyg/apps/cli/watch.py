@@ -8,6 +8,7 @@ import os
 import shlex
 import subprocess
 import tempfile
+import warnings
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import closing, suppress
@@ -18,13 +19,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import tyro
 
 from relocal_pyg.apps.cli.exports import place_name, plain_answers
-from relocal_pyg.apps.cli.find import (
-    QueryOptions,
-    Wanted,
-    find_in_features,
-    is_features,
-    likely,
-)
+from relocal_pyg.apps.cli.find import QueryOptions, Wanted, find_in_features, is_features, likely
 from relocal_pyg.apps.cli.options import (
     BackboneOptions,
     Count,
@@ -37,13 +32,14 @@ from relocal_pyg.apps.cli.options import (
     choose_matcher,
     load_network,
     number,
+    paths_of,
     say,
 )
 from relocal_pyg.errors import AnnotationError, RelocalError, RunError, UsageError, ascii_line
 from relocal_pyg.formats.clips import table_text
 from relocal_pyg.formats.rows import table_lines
 from relocal_pyg.io.read import parse_stretch, parse_time, read_text
-from relocal_pyg.io.record import Journal
+from relocal_pyg.io.record import Journal, folder_files, sha256_file
 from relocal_pyg.io.write import replace_file
 
 if TYPE_CHECKING:
@@ -147,23 +143,27 @@ def watch(
         if (start, end) != (None, None):
             asked = replace(asked, query_start=start, query_end=end)
         query, asked = asked.opened(query)
+    shown = paths_of([query, asked.query_image, *(place for place, *_ in asked.said())])
     about = {
         "query": query and os.path.realpath(query),
+        "content": sorted({sha256_file(each) for each in shown if each.is_file()}),
         **_plain(asked),
-        "min_probability": min_probability,
+        "network": network.plain(),
+        **{"top_k": top_k, "rate": rate, "min_probability": min_probability},
     }
+    answered = {"file": str, "size": int, "changed": int}
     with (
         tempfile.TemporaryDirectory(prefix="relocal-watch-") as features,
-        closing(Journal(out / "answers.jsonl", about)) as journal,
+        closing(Journal(out / "answers.jsonl", about, answered, {"ran": int})) as journal,
         suppress(KeyboardInterrupt),  # the usual end
     ):
         answer = _searcher(
             asked.model, network, rate, top_k, FeatureCache(features, most=4), device
         )
-        done = {_key(each) for each in journal.records if "file" in each}
-        ran = {each["ran"] for each in journal.records if "ran" in each}
+        done = {tuple(map(each.get, answered)) for each in journal.records}
+        told_of = {each.get("ran") for each in journal.records}
         for number_of, told in enumerate(list(journal.records)):
-            if run is not None and told.get("moments") and number_of not in ran:
+            if run is not None and told.get("moments") and number_of not in told_of:
                 _run(run, told, journal, number_of)
 
         def wanted(file: Path, version: tuple[int, int]) -> bool:
@@ -192,16 +192,14 @@ def watch(
                 _run(run, record, journal, len(journal.records) - 1)
 
 
-def _key(record: dict[str, Any]) -> tuple[str, int, int]:
-    return record["file"], record["size"], record["changed"]
-
-
 def _run(command: str, record: dict[str, Any], journal: Journal, number_of: int) -> None:
     try:
         done = subprocess.run(shlex.split(command), input=json.dumps(record).encode())
     except (OSError, ValueError) as error:
         raise UsageError(f"--run: {error}") from None
     journal.append({"ran": number_of, "exit": done.returncode})
+    if done.returncode:
+        warnings.warn(f"--run ended with {done.returncode} for {record['file']}", stacklevel=2)
 
 
 def _plain(options: Any) -> dict[str, Any]:
@@ -253,14 +251,14 @@ def batch(
     errors: dict[Row, str] = {}
     torch.set_num_threads(max(1, torch.get_num_threads() // workers))
     with (
-        closing(Journal(out / "journal.jsonl", about)) as journal,
+        closing(Journal(out / "journal.jsonl", about, {"row": str, "moments": list})) as journal,
         ThreadPoolExecutor(workers) as pool,
     ):
         search = _searcher(model, network, rate, top_k, FeatureCache(out / "features"), device)
-        weights = [] if model is None else [str(f) for f in sorted(model.rglob("*.safetensors"))]
-        names = {row: _name(row, weights) for row in rows}
+        parts = [] if model is None else [str(model / each) for each in folder_files(model)]
+        names = {row: _name(row, parts) for row in rows}
         given = QueryOptions(model, seconds_per_step=seconds_per_step, key=key)
-        done = {each["row"]: each["moments"] for each in journal.records}
+        done = {each["row"]: each["moments"] for each in journal.records if each}
 
         def answer(row: Row) -> tuple[Row, list[dict[str, Any]] | RelocalError]:
             query, start, end, reference = row
@@ -323,7 +321,7 @@ def _read_rows(table: Path) -> list[Row]:
     return list(rows)
 
 
-def _name(row: Row, weights: list[str]) -> str:
+def _name(row: Row, model: list[str]) -> str:
     """What a row asks of which versions of its files: another version is another question."""
     from relocal_pyg.video.folder import version_of
 
@@ -332,7 +330,7 @@ def _name(row: Row, weights: list[str]) -> str:
         clip, asked = QueryOptions().opened(row[0])
         places |= dict.fromkeys([clip or "", *(place for place, *_ in asked.said())])
     files = [each if Path(each).exists() else each.rpartition("::")[0] for each in places]
-    return json.dumps([row, [version_of(file) for file in (*files, *weights)]])
+    return json.dumps([row, [version_of(file) for file in (*files, *model)]])
 
 
 def serve(

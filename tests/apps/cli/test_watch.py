@@ -90,6 +90,63 @@ def test_another_query_is_refused_and_a_file_written_over_is_searched_again(tmp_
     assert len(again["moments"]) > 0
     assert watch(tmp_path, "--once", "--query-end", "3") == 2
     assert "another query" in capsys.readouterr().err
+    assert watch(tmp_path, "--once", "--top-k", "2") == 2
+    save(tmp_path / "query.npy", 3, 6)  # under the same name
+    assert watch(tmp_path, "--once") == 2
+    assert "another query" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        '{"file": "a"}',
+        '{"file": [], "size": 1, "changed": 1}',
+        '{"ran": {}}',
+        '{"row": "a"}',
+        '{"row": [], "moments": []}',
+        '{"row": "a", "moments": ["b"]}',
+        '["file", "size", "changed"]',
+        "null",
+        "",
+    ],
+)
+def test_a_line_that_is_no_record_is_named_and_can_be_emptied(tmp_path, capsys, line):
+    (tmp_path / "in").mkdir()
+    save(tmp_path / "query.npy", 0, 6)
+    save(tmp_path / "in" / "a.npy", 1)
+    (tmp_path / "table.csv").write_text("query,reference\nquery.npy,in/a.npy")
+    batch = ["batch", str(tmp_path / "table.csv"), "--out", str(tmp_path / "batch")]
+    for command, place in [
+        (lambda: watch(tmp_path, "--once"), tmp_path / "out" / "answers.jsonl"),
+        (lambda: main(batch), tmp_path / "batch" / "journal.jsonl"),
+    ]:
+        assert command() == 0
+        good = place.read_text()
+        head, answer = good.splitlines()
+        place.write_text(f"{head}\n{line}\n{answer}\n")
+        capsys.readouterr()
+        assert command() == 2
+        error = capsys.readouterr().err
+        assert f"{place}: line 2: is damaged" in error
+        assert error.count("\n") == 1
+        assert place.read_text() == f"{head}\n{line}\n{answer}\n"
+        place.write_text(f"{head}\n{{}}\n{answer}\n")
+        assert command() == 0
+        assert place.read_text() == f"{head}\n{{}}\n{answer}\n"  # answered before
+        place.write_text("notes of somebody")
+        assert command() == 2
+        assert place.read_text() == "notes of somebody"
+
+
+@pytest.mark.filterwarnings("default")
+def test_a_command_that_fails_is_said(tmp_path, capsys):
+    (tmp_path / "in").mkdir()
+    save(tmp_path / "query.npy", 0, 6)
+    save(tmp_path / "in" / "a.npy", 1)
+    assert watch(tmp_path, "--once", "--run", "sh -c 'exit 3'") == 0
+    told = capsys.readouterr()
+    assert told.err == "relocal: warning: --run ended with 3 for a.npy\n"
+    assert len(told.out.splitlines()) == 1
 
 
 def test_a_file_is_given_when_it_has_stopped_growing(tmp_path, monkeypatch):
@@ -165,12 +222,14 @@ def test_a_batch_answers_again_what_asks_of_other_files(tmp_path, capsys):
     command = ["batch", str(tmp_path / "table.csv"), "--out", str(tmp_path / "out")]
     command += ["--model", str(tmp_path / "model")]
     (weights,) = (tmp_path / "model").rglob("*.safetensors")
+    other = next(each for each in (tmp_path / "model").glob("*.json") if each.stem != "manifest")
     for change, before in [
         (None, 0),
         (None, 1),
         (tmp_path / "query.npy", 0),
         (tmp_path / "other.npy", 0),
         (weights, 0),
+        (other, 0),
         (None, 1),
     ]:
         if change is not None:
