@@ -5,19 +5,28 @@ import signal
 import sys
 import threading
 import warnings
+from types import FrameType
 
 
-def _interrupt(*_: object) -> None:
+def _interrupt(number: int, frame: FrameType | None) -> None:
     """End what runs; what it leaves half made may fail as it goes, which is nothing to report."""
     sys.unraisablehook = _again
     warnings.simplefilter("ignore")
-    raise KeyboardInterrupt
+    while frame is not None and frame.f_code is not _again.__code__:
+        frame = frame.f_back
+    if frame is None:
+        raise KeyboardInterrupt
+    _send_again()  # raised in there it would be lost
 
 
 def _again(failure: "sys.UnraisableHookArgs") -> None:
     """An interrupt that fell into a destructor is lost there: it is sent once more."""
     if isinstance(failure.exc_value, KeyboardInterrupt):
-        threading.Timer(0.01, os.kill, (os.getpid(), signal.SIGINT)).start()
+        _send_again()
+
+
+def _send_again() -> None:
+    threading.Timer(0.01, os.kill, (os.getpid(), signal.SIGINT)).start()
 
 
 def main() -> int:

@@ -238,16 +238,23 @@ def test_a_command_ends_while_it_starts(place: Path, running) -> None:
     [
         "def __init__(self): signal.raise_signal(signal.SIGINT)\n def __del__(self): self.absent",
         "def __del__(self): signal.raise_signal(signal.SIGINT)",
+        # Sent once more while it is being noticed that it was lost.
+        "def __del__(self):\n  threading.Timer = Early\n  signal.raise_signal(signal.SIGINT)",
         # As a progress bar does, which is drawn once more when it is closed.
         "def __init__(self): signal.raise_signal(signal.SIGINT)\n"
         " def __del__(self): print('bar', file=sys.stderr)",
     ],
-    ids=["half made", "in a destructor", "shown again"],
+    ids=["half made", "in a destructor", "at once", "shown again"],
 )
 def test_an_interrupt_among_destructors_is_one_line_and_not_lost(fault: str) -> None:
     script = f"""
-import signal, sys, time, types, warnings
+import signal, sys, threading, time, types, warnings
 from relocal_pyg.__main__ import main
+Timer = threading.Timer
+class Early(Timer):
+ def start(self):
+  threading.Timer = Timer
+  signal.raise_signal(signal.SIGINT)
 class Fault:
  {fault}
 def command():
