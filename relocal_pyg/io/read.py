@@ -223,7 +223,7 @@ def parse_time(text: object, name: str = "time") -> float:
         raise UsageError(f"{name} is {shorten(text)!r}, {wanted}") from None
 
 
-_STRETCH = re.compile(r"(.+?):([0-9:.,]+)-([0-9:.,]+)")
+_STRETCH = re.compile(r"(.+?):([0-9:.,]+)-([0-9:.,]+)", re.DOTALL)
 
 
 def parse_stretch(text: str) -> tuple[str, float | None, float | None]:
@@ -236,10 +236,11 @@ def parse_stretch(text: str) -> tuple[str, float | None, float | None]:
         >>> parse_stretch("a.mp4:1:02-1:05.5"), parse_stretch("a.mp4")
         (('a.mp4', 62.0, 65.5), ('a.mp4', None, None))
     """
-    match = None if Path(text).exists() else _STRETCH.fullmatch(text)
+    match = None if os.path.exists(text) else _STRETCH.fullmatch(text)
     if match is None:
         return text, None, None
-    return match[1], parse_time(match[2], "FROM"), parse_time(match[3], "TO")
+    start, end = (parse_time(each, f"a time of {text!r}") for each in match.groups()[1:])
+    return match[1], start, end
 
 
 def id_problem(video_id: str) -> str | None:

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 import relocal_pyg
 from relocal_pyg import __version__
+from relocal_pyg.data.features import TOO_LARGE
 from relocal_pyg.data.items import Protocol
 from relocal_pyg.data.proposals import default_proposals
 from relocal_pyg.errors import FeatureError, ProposalError, check_number
@@ -546,9 +547,10 @@ def as_features(array: ArrayLike, name: str) -> Tensor:
     if tensor.shape[0] == 0 or tensor.shape[1] == 0:
         raise FeatureError(f"is empty: shape {tuple(tensor.shape)}", record=name)
     tensor = tensor.float()
-    finite = torch.isfinite(tensor).all(dim=1)
+    finite = (tensor.abs() < TOO_LARGE).all(dim=1)
     if not finite.all():
-        raise FeatureError(f"step {int((~finite).nonzero()[0])} is not finite", record=name)
+        first = int((~finite).nonzero()[0])
+        raise FeatureError(f"step {first} is not finite, or too large", record=name)
     return tensor
 
 

@@ -16,7 +16,7 @@ from torch.nn import functional
 
 from relocal_pyg.data.proposals import default_proposals
 from relocal_pyg.errors import UsageError
-from relocal_pyg.models.base import Ranking, Relocalizer, Surroundings, Wrapper
+from relocal_pyg.models.base import Ranking, Relocalizer, Surroundings, Wrapper, as_rows
 from relocal_pyg.models.similarity import (
     BLOCK,
     Rows,
@@ -178,9 +178,14 @@ def trace(
 
     Raises:
         UsageError: No example is good.
+        FeatureError: Widths differ.
     """
     if not any(example.good for example in examples):
         raise UsageError("only counter-examples: say what is looked for too")
+    width = examples[0].rows.shape[1]
+    for number, example in enumerate(examples):
+        as_rows(example.rows, f"example {number}", width)
+    as_rows(reference, "reference", width)
     similarity = own = other = torch.zeros(())
     sides = [motion_rows(reference, seconds_per_step)]
     for example in examples:
@@ -193,11 +198,12 @@ def trace(
         good: list[Tensor] = []
         bad: list[Tensor] = []
         around: list[Tensor] = []
-        reference_centre = torch.zeros(())
+        reference_centre = torch.zeros(())  # the mean of what each of them asks for
         for place, example in enumerate(examples):
             clip, video = (torch.cat(list(rows.split(BLOCK))) for _, rows in rest[2 * place :][:2])
             whole = None if example.video is None else video
-            centre, reference_centre = pair_centres(clip, long, whole, usual)
+            centre, theirs = pair_centres(clip, long, whole, usual)
+            reference_centre = reference_centre + theirs / len(examples)
             span = _rest(example)
             if span is not None:
                 clip = video[span[0] : span[1]]  # smoothed with what lies around it

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from relocal_pyg.models.base import Relocalizer
-from relocal_pyg.models.examples import Example, Trace, trace
+from relocal_pyg.models.examples import Example, Trace, has_rest, trace
 from relocal_pyg.models.similarity import BLOCK, Rows, pair_centres
 from relocal_pyg.moments import Moment
 
@@ -21,6 +21,8 @@ STEEPNESS = 8.0
 #: without a rest, from which length on they may.
 GAP, SHORTEST = 0.25, 0.4
 FASTEST, SLOWEST, SEVERAL = 0.6, 1.6, 1.4
+#: The rule where no example says what is not meant.
+GUESS = "a guess, as a bare clip does not say what else there is"
 #: Places at which a movement is compared with the query.
 _PLACES = 16
 #: By how much a movement's diagonal has to beat chance.
@@ -56,7 +58,8 @@ class Count:
 
     def __str__(self) -> str:
         span = "" if self.low == self.high else f" (95 %: {self.low} to {self.high})"
-        return f"{self.number}{span}, those of probability {self.threshold:g} or more"
+        guess = f"; {self.rule}" if self.rule == GUESS else ""
+        return f"{self.number}{span}, those of probability {self.threshold:g} or more{guess}"
 
 
 def occurrences(
@@ -102,6 +105,7 @@ def occurrences(
         if not any(same_place(span, other) for other in without)
     ]
     rule = "similarity between the rest of the query's video and the query itself"
+    rule = rule if any(map(has_rest, wanted)) else GUESS
     if not spans:
         return [], count_of([], least, rule)
     places = torch.tensor(spans, dtype=torch.float32)

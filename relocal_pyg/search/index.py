@@ -328,12 +328,7 @@ class SearchIndex:
         if not self.shards:
             return []
         around = None if query_video is None else as_features(query_video, "query_video")
-        for name, side in (("query", clip), ("query_video", around)):
-            if side is not None and side.shape[1] != self.channels:
-                raise FeatureError(
-                    f"has {side.shape[1]} channels, the index {self.channels}: use one backbone",
-                    record=name,
-                )
+        self._check_widths(clip, around, examples)
         if first_stage is None:
             rows = [np.arange(int(shard.first_proposal[-1])) for shard in self.shards]
         else:
@@ -360,19 +355,44 @@ class SearchIndex:
             kept = self._best(found, nms_threshold, top_k)
         return [self._hit(found, place) for place in kept]
 
+    def _check_widths(
+        self, clip: Tensor, around: Tensor | None, examples: Sequence[Example]
+    ) -> None:
+        sides = {"query": clip, "query_video": around}
+        sides |= {f"example {place}": one.rows for place, one in enumerate(examples, start=1)}
+        for name, side in sides.items():
+            if side is not None and side.shape[1] != self.channels:
+                reason = (
+                    f"has {side.shape[1]} channels, the index {self.channels}: use one backbone"
+                )
+                raise FeatureError(reason, record=name)
+
+    def _video(self, video_id: str) -> tuple[Tensor, float]:
+        """Features of a video, and the duration of a step."""
+        for shard in self.shards:
+            if video_id in shard.ids:
+                number = shard.ids.index(video_id)
+                return shard.video(number), float(shard.seconds_per_step[number])
+        raise SearchIndexError("is not in the index", record=video_id)
+
+    def duration(self, video_id: str) -> float:
+        """Seconds of a video.
+
+        Raises:
+            SearchIndexError: The index does not hold it.
+        """
+        video, step = self._video(video_id)
+        return len(video) * step
+
     def example(self, video_id: str, start: float, end: float, good: bool) -> Example:
         """A stretch of a video, in seconds, that somebody said yes or no to.
 
         Raises:
             SearchIndexError: The index does not hold the video.
         """
-        for shard in self.shards:
-            if video_id in shard.ids:
-                number = shard.ids.index(video_id)
-                video, step = shard.video(number), float(shard.seconds_per_step[number])
-                first, last = seconds_to_steps([start, end], step, len(video)).tolist()
-                return Example(video[first:last], video, good, alone=False)
-        raise SearchIndexError("is not in the index", record=video_id)
+        video, step = self._video(video_id)
+        first, last = seconds_to_steps([start, end], step, len(video)).tolist()
+        return Example(video[first:last], video, good, alone=False)
 
     def occurrences(
         self,
@@ -381,11 +401,14 @@ class SearchIndex:
         query_video: Tensor | None = None,
         examples: Sequence[Example] = (),
         least: float = 0.5,
+        without: Sequence[tuple[str, tuple[float, float, bool]]] = (),
     ) -> tuple[list[Hit], Count]:
         """Every occurrence in every video, most probable first, and how many there are in all.
 
-        Arguments as of :func:`relocal_pyg.models.occurrences.occurrences`.
+        Arguments as of :func:`relocal_pyg.models.occurrences.occurrences`; ``without`` is by the id
+        of the video, in seconds.
         """
+        self._check_widths(query, query_video, examples)
         wanted = (Example(query, query_video), *examples)
         videos = [
             (shard.ids[number], shard.video(number), float(shard.seconds_per_step[number]))
@@ -407,6 +430,7 @@ class SearchIndex:
                 examples=examples,
                 background=self.background,
                 least=0,
+                without=[(a / step, b / step) for other, (a, b, _) in without if other == name],
                 seen=seen,
             )
             rule = count.rule

@@ -54,6 +54,7 @@ from relocal_pyg.video.query import (
     is_judged,
     pinned,
     read_examples,
+    within,
 )
 from relocal_pyg.video.rows import FeatureCache, VideoFeatures, twice_as_often
 
@@ -142,7 +143,7 @@ def find_moments(
     unlike: Sequence[str | Path | VideoQuery] = (),
     judged: Sequence[Judged] = (),
     every: bool = False,
-    least: float = 0.5,
+    least: float | None = None,
 ) -> Found:
     """Find the moments of a video that mean the same as a clip.
 
@@ -170,8 +171,9 @@ def find_moments(
             people want other places, not other cuts of one place.
         cache: Features of videos met before, or the folder that keeps them.
         progress: Called with a title for each file; what it gives is told the seconds done.
-        explain: Say which steps made the score of the best moment, where all were looked at; no
-            more than :data:`MAX_EXPLAINED` meetings of steps are explained.
+        explain: Say which steps made the score of the best moment (of probability ``least`` or
+            more, where that is given), where all were looked at; no more than
+            :data:`MAX_EXPLAINED` meetings of steps are explained.
         exhaustive: False looks, in a reference longer than :data:`COARSE_FROM` seconds, at its key
             frames first and then around the places that they speak for, a fifth of a long one,
             unless key frames lie further apart than the clip is long: faster, and the best answer
@@ -186,7 +188,7 @@ def find_moments(
         every: Give all moments, however many, and their count
             (:mod:`relocal_pyg.models.occurrences`); ``top_k`` then says nothing, and every step of
             the reference is looked at.
-        least: The probability from which on :attr:`every` gives a moment.
+        least: The probability from which on :attr:`every` gives a moment; .5 where None.
 
     Returns:
         The :class:`Found`.
@@ -204,7 +206,8 @@ def find_moments(
     check_number(top_k, "top_k", least=1, whole=True)
     if rate_hz is not None:
         check_number(rate_hz, "rate_hz", above=0, most=1000)
-    check_number(least, "least", least=0, most=1)
+    if least is not None:
+        check_number(least, "least", least=0, most=1)
     model = load_model(model) if isinstance(model, str | Path) else model
     cache = FeatureCache(cache) if isinstance(cache, str | Path) else cache
     asked_for = query if isinstance(query, VideoQuery | StillQuery) else VideoQuery(Path(query))
@@ -261,6 +264,7 @@ def find_moments(
         matcher = Calibrated(usual)
     # What stands still says nothing of motion.
     pace = None if clip is None else long.seconds_per_step
+    judged = [within(each, long.duration, str(reference)) for each in judged]
     for start, end, good in judged:
         span = seconds_to_steps([start, end], long.seconds_per_step, len(long)).tolist()
         examples.append(Example(long.blocks.range(*span), long.blocks, good, alone=False))
@@ -269,7 +273,8 @@ def find_moments(
         matcher = Calibrated(ByExamples(plain, examples))
     count = None
     if every:
-        moments, count = _every(matcher, rows, long, whole, examples, pace, least, own, judged)
+        limit = 0.5 if least is None else least
+        moments, count = _every(matcher, rows, long, whole, examples, pace, limit, own, judged)
     else:
         wanted = top_k + ROOM * len(judged)
         moments = _localize(matcher, rows, looked, whole, wanted, nms_threshold, own, pace)
@@ -279,6 +284,9 @@ def find_moments(
     if clip is None:
         moments = [replace(moment, probability=None, presence=None) for moment in moments]
     video = None if whole is None else whole.blocks
+    likely = [
+        each for each in moments if each.probability is None or each.probability >= (least or 0)
+    ]
     return Found(
         moments=moments,
         query=asked_for,
@@ -305,7 +313,7 @@ def find_moments(
             "counter_examples": sum(not example.good for example in examples),
         },
         problems=tuple(problems),
-        explanation=_explain(matcher, rows, looked, whole, moments, pace) if explain else None,
+        explanation=_explain(matcher, rows, looked, whole, likely, pace) if explain else None,
         count=count,
     )
 
@@ -494,7 +502,7 @@ def _every(
         )
         for each in found
     ]
-    return moments, count.more(sum(good for *_, good in judged))
+    return moments, count.more(len(pinned(judged, ())))
 
 
 def _explain(

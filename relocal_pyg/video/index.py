@@ -21,7 +21,16 @@ from relocal_pyg.video.backbones import Backbone
 from relocal_pyg.video.decode import probe
 from relocal_pyg.video.extract import DEFAULT_RATE_HZ, Progress, extract_video
 from relocal_pyg.video.folder import Extraction, extract_folder, find_videos, passed_over
-from relocal_pyg.video.query import Asked, Judged, StillQuery, VideoQuery, is_judged, read_examples
+from relocal_pyg.video.query import (
+    Asked,
+    Judged,
+    StillQuery,
+    VideoQuery,
+    is_judged,
+    pinned,
+    read_examples,
+    within,
+)
 from relocal_pyg.video.rows import FeatureCache, VideoFeatures
 
 #: The only backbone of indexes that do not say what theirs is built from.
@@ -276,11 +285,14 @@ def find_in_index(
     rows, whole = asked.rows, asked.whole
     around = None if whole is None else whole.features
     examples = read_examples(also, unlike, extract)
+    judged = [(name, within(one, index.duration(name), name)) for name, one in judged]
     examples += [index.example(name, *stretch) for name, stretch in judged]
     step = backbone.clip_stride / made.rate_hz
     count = None
     if every:
-        hits, count = index.occurrences(rows, query_video=around, examples=examples, least=least)
+        hits, count = index.occurrences(
+            rows, query_video=around, examples=examples, least=least, without=judged
+        )
     else:
         hits = index.search(
             rows,
@@ -298,7 +310,7 @@ def find_in_index(
         hits = _places(hits, nms_threshold, top_k + ROOM * len(judged))
         if isinstance(asked_for, VideoQuery):
             hits = index.with_probabilities(hits, rows, around)
-    hits = _pin(hits, judged)
+    hits, count = pin_hits(hits, count, judged)
     hits = hits if every else hits[:top_k]
     return FoundVideos(
         hits=hits,
@@ -319,16 +331,22 @@ def find_in_index(
     )
 
 
-def _pin(hits: Sequence[Hit], judged: Sequence[tuple[str, Judged]]) -> list[Hit]:
-    """Hits, those with a yes first and those with a no left out."""
+def pin_hits(
+    hits: Sequence[Hit], count: Count | None, judged: Sequence[tuple[str, Judged]]
+) -> tuple[list[Hit], Count | None]:
+    """Hits, those with a yes first and those with a no left out; and their count."""
     others = [
         hit
         for hit in hits
         if not any(hit.video_id == name and is_judged(hit, one) for name, one in judged)
     ]
     top = max((hit.score for hit in others), default=1.0)
-    yes = [Hit(name, start, end, top, 1.0) for name, (start, end, good) in judged if good]
-    return [*yes, *others]
+    yes = [
+        Hit(name, moment.start, moment.end, top, 1.0)
+        for name in {name: None for name, _ in judged}
+        for moment in pinned([one for other, one in judged if other == name], ())
+    ]
+    return [*yes, *others], None if count is None else count.more(len(yes))
 
 
 def _places(hits: list[Hit], threshold: float, top_k: int) -> list[Hit]:

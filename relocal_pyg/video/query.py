@@ -49,6 +49,11 @@ class VideoQuery:
         """For people."""
         return str(self.path)
 
+    @property
+    def whole(self) -> bool:
+        """Whether all of the file is meant."""
+        return self.start is None and self.end is None
+
     def __post_init__(self) -> None:
         for name in ("start", "end"):
             if getattr(self, name) is not None:
@@ -118,7 +123,7 @@ class Asked:
         # What is before the first picture of a file shows nothing.
         first = min(max(first, math.floor(begins / step + 1e-6)), last - 1)
         rows = around.blocks.range(first, last)
-        bare = (clip.start is None and clip.end is None) or len(rows) == len(around)
+        bare = clip.whole or len(rows) == len(around)
         whole = None if bare else around
         stretch = first * step, last * step
         return cls(rows, (begins, ends), around.duration, around, whole, stretch)
@@ -159,6 +164,19 @@ def read_examples(
 Judged = tuple[float, float, bool]
 
 
+def within(judged: Judged, duration: float, video: str) -> Judged:
+    """What was judged, as far as its video goes.
+
+    Raises:
+        UsageError: It begins after the end.
+    """
+    start, end, good = judged
+    if start >= duration:
+        reason = f"what was judged starts at {start:g} s, the video ends at {duration:g} s"
+        raise UsageError(reason, file=video)
+    return start, min(end, duration), good
+
+
 def is_judged(moment: Moment | Hit, judged: Judged) -> bool:
     """Whether a moment lies where somebody said yes or no."""
     return same_place((moment.start, moment.end), judged[:2])
@@ -168,11 +186,11 @@ def pinned(judged: Sequence[Judged], moments: Sequence[Moment]) -> list[Moment]:
     """What somebody said yes to, as answers above the others."""
     top = max((moment.score for moment in moments), default=1.0)
     presence = moments[0].presence if moments else None
-    return [
-        Moment(start, end, top, probability=1.0, presence=presence)
-        for start, end, good in judged
-        if good
-    ]
+    found: list[Moment] = []
+    for start, end, good in judged:
+        if good and not any(is_judged(other, (start, end, good)) for other in found):
+            found.append(Moment(start, end, top, probability=1.0, presence=presence))
+    return found
 
 
 def clip_steps(clip: VideoQuery, video: VideoFeatures) -> tuple[int, int]:
@@ -181,7 +199,7 @@ def clip_steps(clip: VideoQuery, video: VideoFeatures) -> tuple[int, int]:
     Raises:
         UsageError: The clip begins after the end of the file.
     """
-    if clip.start is None and clip.end is None:
+    if clip.whole:
         return 0, len(video)
     first = clip.start or 0.0
     if first >= video.duration:

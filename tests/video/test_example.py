@@ -28,3 +28,50 @@ def test_the_printed_command_finds_the_jumping_jacks(tmp_path, monkeypatch, caps
     assert main(["example", "my films"]) == 0  # over its own, not over what others wrote
     (tmp_path / "my films" / "park.mp4").write_bytes(b"mine")
     assert main(["example", "my films"]) == 2
+
+
+def _ask(*words: str) -> dict:
+    assert main([*words, "--json", "found.json", "--force"]) == 0
+    with open("found.json") as file:
+        return json.load(file)
+
+
+def _judge(*moments: tuple) -> None:
+    said = [dict(zip(("video", "start", "end", "good"), each, strict=True)) for each in moments]
+    with open("said.json", "w") as file:
+        json.dump({"moments": said}, file)
+
+
+@pytest.mark.slow
+def test_what_was_judged_is_inside_its_film_and_counted_once(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert main(["example", "films"]) == 0
+    clip = ("films/park.mp4", "--query-start", "4", "--query-end", "8")
+    told = ("--feedback", "said.json")
+    assert main(["index", "library", "films"]) == 0
+    find = ("find", *clip[:1], "films/street.mp4", *clip[1:], "--cache", "cache")
+    search = ("search", "library", *clip)
+    for command in (find, search):
+        _judge(("street", 500, 510, True))
+        capsys.readouterr()
+        assert main([*command, *told]) == 2
+        assert "starts at 500 s, the video ends at" in capsys.readouterr().err
+        for every in ((), ("--all",)):
+            _judge(("street", 13, 900, True), ("street", 13.2, 18, True), ("street", 2, 6, False))
+            found = _ask(*command, *told, *every)
+            first = found["moments"][0]
+            assert (first["video"], first["start"]) == ("street", 13)
+            assert first["end"] == pytest.approx(30, abs=0.5)
+            inside = [each for each in found["moments"][1:] if each["video"] == "street"]
+            # A fifth of the shorter one at most is shared with what was judged.
+            assert all(m["end"] < 14 and not 2.8 < m["start"] < 5.2 for m in inside)
+            if every:
+                assert found["count"]["number"] == len(found["moments"])
+    found = _ask(*find, "--not", "films/street.mp4:13-18")
+    assert not any(12 < each["start"] < 17 for each in found["moments"])
+    # What is left out of the table is not on the page, nor explained.
+    written = ("--report", "page.html", "--explain", "why.json", "--min-probability", ".5")
+    found = _ask(*find, *written)
+    with open("page.html") as page, open("why.json") as why:
+        assert page.read().count('<li id="moment-') == len(found["moments"])
+        assert json.load(why)["moment"]["start"] == found["moments"][0]["start"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -11,8 +12,17 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
-from relocal_pyg.apps.cli.options import OUT_FILE, RESULTS, Output, Seconds, paths_of, say
-from relocal_pyg.errors import UsageError
+from relocal_pyg.apps.cli.options import (
+    OUT_FILE,
+    RESULTS,
+    Output,
+    Seconds,
+    is_features,
+    paths_of,
+    say,
+    split_place,
+)
+from relocal_pyg.errors import UsageError, check_number
 from relocal_pyg.formats import FORMATS, Source, export_clips, format_of, to_clips
 from relocal_pyg.formats.clips import DOUBT, Clip, clock
 from relocal_pyg.io.write import also_reads
@@ -86,7 +96,8 @@ def place_name(place: str) -> str:
         >>> place_name("clips/a.mp4"), place_name("features.h5::v_1")
         ('a', 'v_1')
     """
-    return place.rpartition("::")[2] if "::" in place else Path(place).stem
+    file, video_id = split_place(place)
+    return video_id or Path(file).stem
 
 
 def write_answers(path: Path, answers: Sequence[tuple[str, Moment | Hit]], **facts: Any) -> None:
@@ -147,7 +158,7 @@ def write_explanation(
     """Write what made the score of the best moment, a row a query step."""
     from relocal_pyg.io.write import write_json
 
-    if contributions is None:
+    if contributions is None or not moments:
         raise UsageError(
             "--explain: no answer, or none told step by step (leave out --no-exhaustive)"
         )
@@ -175,7 +186,7 @@ def read_feedback(path: Path | None) -> list[tuple[str | None, float, float, boo
     Of the moments that say so: video (None where it is not named), start and end in seconds, and
     whether it is right.
     """
-    from relocal_pyg.io.read import parse_time, read_json
+    from relocal_pyg.io.read import read_json
 
     if path is None:
         return []
@@ -185,29 +196,41 @@ def read_feedback(path: Path | None) -> list[tuple[str | None, float, float, boo
         raise UsageError('holds no "moments": write it with --json', file=path)
     found: list[tuple[str | None, float, float, bool]] = []
     for number, each in enumerate(moments, start=1):
-        good = each.get("good") if isinstance(each, dict) else "?"
-        if good is None:
+        if isinstance(each, dict) and each.get("good") is None:
             continue
-        video = each.get("video") if isinstance(good, bool) else None
-        if not isinstance(good, bool) or not isinstance(video, str | None):
-            raise UsageError('"good" true or false wanted', file=path, record=f"moment {number}")
-        start, end = (parse_time(each.get(name), name) for name in ("start", "end"))
-        if not 0 <= start < end:
-            raise UsageError("start before end wanted", file=path, record=f"moment {number}")
-        found.append((video, start, end, good))
+        stretch = _judged(each, path, f"moment {number}")
+        if not isinstance(video := each.get("video"), str | None):
+            raise UsageError('"video" is no text', file=path, record=f"moment {number}")
+        found.append((video, *stretch))
     if not found:
         raise UsageError('no moment says "good": true or false', file=path)
     also_reads(paths_of([video for video, *_ in found]))
     return found
 
 
+def _judged(each: Any, path: Path, record: str) -> tuple[float, float, bool]:
+    """Start and end in seconds of a stretch, and whether it is right."""
+    from relocal_pyg.io.read import parse_time
+
+    good = each.get("good") if isinstance(each, dict) else None
+    if not isinstance(good, bool):
+        raise UsageError('"good" true or false wanted', file=path, record=record)
+    try:
+        start, end = (parse_time(each.get(name), name) for name in ("start", "end"))
+    except UsageError as error:
+        raise UsageError(error.reason, file=path, record=record) from None
+    if not 0 <= start < end:
+        raise UsageError("start before end wanted", file=path, record=record)
+    return start, end, good
+
+
 def read_saved(
     path: Path,
-) -> tuple[str, tuple[float | None, float | None], list[tuple[str, bool]]]:
+) -> tuple[str, dict[str, Any], list[tuple[str, bool]]]:
     """What was looked for, and what was said of it, as the JSON of answers keeps it.
 
-    The clip's file, seconds of it, and stretches ``FILE:FROM-TO`` with whether they show it. Paths
-    begin where they did, or at the folder of the JSON.
+    The clip's file, options of the query, and stretches ``FILE:FROM-TO`` with whether they show it.
+    Paths begin where they did, or at the folder of the JSON.
     """
     from relocal_pyg.io.read import parse_time, read_json
 
@@ -218,20 +241,29 @@ def read_saved(
         query, place = str(content["query"]), str(content["reference"])
         span = content["query_span"] or (None, None)
         start, end = (None if each is None else parse_time(each, "query_span") for each in span)
-        said = [(str(each["video"]), each, each["good"]) for each in content["examples"]]
-        files = _files_of(Path(place))
-        for moment in content["moments"]:
+        options: dict[str, Any] = {"query_start": start, "query_end": end}
+        told = {"seconds_per_step": 1.0, "key": None, **(content.get("settings") or {})}
+        if is_features(query):
+            check_number(told["seconds_per_step"], "seconds_per_step", above=0)
+            options |= {name: told[name] for name in ("seconds_per_step", "key")}
+        said = [(str(each["video"]), each) for each in content["examples"]]
+        index = Path(_resolved(place, path))
+        files = files_of(index)
+        for number, moment in enumerate(content["moments"], start=1):
             if moment.get("good") is not None:
                 name = str(moment.get("video") or place)
-                here = place if name == place_name(place) else files.get(name, name)
-                said.append((here, moment, moment["good"]))
+                if index.is_dir() and name not in files:
+                    reason = "is of an index of features: leave out what is said of it, and give "
+                    reason += "--query FEATURES.h5::ID:FROM-TO"
+                    raise UsageError(reason, file=path, record=f"moment {number}")
+                said.append((place if name == place_name(place) else files.get(name, name), moment))
         examples = []
-        for name, each, good in said:
+        for name, each in said:
             found = _resolved(name, path)
-            if each["start"] is not None or each["end"] is not None:
-                times = (parse_time(each[key], key) for key in ("start", "end"))
-                found += ":{:.3f}-{:.3f}".format(*times)
-            examples.append((found, bool(good)))
+            whole = each["start"] is None and each["end"] is None
+            stretch = _judged({**each, "start": 0, "end": 1} if whole else each, path, name)
+            found += "" if whole else ":{:.3f}-{:.3f}".format(*stretch[:2])
+            examples.append((found, stretch[2]))
     except UsageError:
         raise
     except (KeyError, TypeError, ValueError, AttributeError):
@@ -239,16 +271,17 @@ def read_saved(
         raise UsageError(reason, file=path) from None
     if query.startswith('"'):
         raise UsageError("was made from words: give them again", file=path)
-    return _resolved(query, path), (start, end), examples
+    return _resolved(query, path), options, examples
 
 
 def _resolved(place: str, saved: Path) -> str:
     """A path as it was written, or beside the file that names it."""
-    beside = saved.parent / place
-    return str(beside) if beside.exists() and not Path(place).exists() else place
+    beside = str(saved.parent / place)
+    there = os.path.exists(split_place(beside)[0])
+    return beside if there and not os.path.exists(split_place(place)[0]) else place
 
 
-def _files_of(index: Path) -> dict[str, str]:
+def files_of(index: Path) -> dict[str, str]:
     """The video files of an index, where it is one."""
     from relocal_pyg.video.index import IndexedVideos
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
@@ -34,10 +35,13 @@ from relocal_pyg.apps.cli.options import (
     Seconds,
     StepSeconds,
     choose_matcher,
+    is_features,
     load_network,
     number,
     paths_of,
+    same_video,
     say,
+    split_place,
 )
 from relocal_pyg.errors import FeatureError, UsageError, ascii_line
 from relocal_pyg.formats import Source
@@ -53,7 +57,11 @@ if TYPE_CHECKING:
     from relocal_pyg.search.index import Hit
     from relocal_pyg.video.extract import Progress
     from relocal_pyg.video.find import Found
-    from relocal_pyg.video.query import StillQuery, VideoQuery
+    from relocal_pyg.video.query import Judged, StillQuery, VideoQuery
+
+
+#: Of two answers with a larger tIoU only the better is given: people want other places.
+PLACES = 0.2
 
 
 @dataclass(frozen=True)
@@ -101,10 +109,12 @@ class QueryOptions:
         if query is not None and Path(query).suffix.lower() == ".json":
             if (self.query_start, self.query_end) != (None, None):
                 raise UsageError(f"{query} says where its clip is: leave --query-start, -end out")
-            query, (start, end), said = read_saved(Path(query))
+            query, options, said = read_saved(Path(query))
             also = (*(text for text, shows in said if shows), *self.also)
             unlike = (*(text for text, shows in said if not shows), *self.unlike)
-            asked = replace(self, query_start=start, query_end=end, also=also, unlike=unlike)
+            usual = {name: v for name, v in vars(QueryOptions()).items() if name in options}
+            options = {k: v for k, v in options.items() if getattr(self, k) == usual[k]}
+            asked = replace(self, **options, also=also, unlike=unlike)
         also_reads(paths_of([query, *(place for place, *_ in asked.said())]))
         return query, asked
 
@@ -119,24 +129,47 @@ class QueryOptions:
         """What :meth:`said` gives, as the JSON of answers has it."""
         return [dict(zip(EXAMPLE, each, strict=True)) for each in self.said()]
 
-    def rows(self, place: str, *stretch: float | None) -> tuple[Tensor, Tensor | None]:
+    def rows(
+        self, place: str, channels: int, *stretch: float | None
+    ) -> tuple[Tensor, Tensor | None]:
         """Features of a stretch (the clip's where none is said), and of all where that is more."""
         around = read_features(place, self.key)
+        if around.shape[1] != channels:
+            reason = f"has {around.shape[1]} channels and not {channels}, as what is looked in"
+            raise FeatureError(f"{reason}: extract both with the same backbone", file=place)
         start, end = stretch or (self.query_start, self.query_end)
-        rows = cut_steps(around, start, end, self.seconds_per_step)
+        rows = cut_steps(around, start, end, self.seconds_per_step, place)
         return rows, around if len(rows) < len(around) else None
 
     def span(self, steps: int) -> tuple[float, float]:
-        """Seconds of a clip of features, of so many steps."""
-        start = self.query_start or 0.0
-        end = start + steps * self.seconds_per_step if self.query_end is None else self.query_end
-        return start, end
+        """Seconds of a clip of features, in an array of so many steps."""
+        end = steps * self.seconds_per_step
+        return self.query_start or 0.0, end if self.query_end is None else min(self.query_end, end)
 
-    def examples(self) -> list[Example]:
+    def examples(self, channels: int) -> list[Example]:
         """Features of further examples and of what is not meant."""
         from relocal_pyg.models.examples import Example
 
-        return [Example(*self.rows(place, *when), good) for place, *when, good in self.said()]
+        return [
+            Example(*self.rows(place, channels, *when), good) for place, *when, good in self.said()
+        ]
+
+    def refuse_films(self, network: BackboneOptions) -> None:
+        """Refuse what is asked of pictures, where there are features alone."""
+        if (self.query_text, self.query_image, network) != (None, None, BackboneOptions()):
+            options = "--query-text, --query-image, --backbone, --pool, --weights and --pca"
+            raise UsageError(f"{options} need video files, these are features")
+
+    def none_of(self, reference: str, own: str | None) -> list[tuple[float, float]]:
+        """Seconds of a reference that are no answer: what is not meant, and the clip in ``own``."""
+        said = [(place, start, end) for place, start, end, good in self.said() if not good]
+        if own is not None and (self.query_start, self.query_end) != (None, None):
+            said.append((own, self.query_start, self.query_end))
+        return [
+            (start or 0.0, math.inf if end is None else end)
+            for place, start, end in said
+            if (start, end) != (None, None) and same_video(place, reference)
+        ]
 
     def stretches(self) -> tuple[list[VideoQuery], list[VideoQuery]]:
         """Further examples, and what is not meant, as stretches of video files."""
@@ -255,13 +288,15 @@ def find(
         raise UsageError("give two video files or two features, not one of each")
     if is_features(reference):
         exports.refuse_films()
-        if clip is None:
-            raise UsageError("--query-text and --query-image need a video file, this is features")
+        asked.refuse_films(network)
+        if cache is not None or replace(look, include_query=False) != LookOptions():
+            raise UsageError("--rate, --stream, --no-exhaustive and --cache are of video files")
     wanted = explain is not None or exports.report is not None
     least = (0.5 if every else 0.0) if min_probability is None else min_probability
     how = Wanted(top_k, every, least, wanted)
     if clip is not None and is_features(clip):
-        answer = find_in_features(clip, reference, asked, how, device)
+        own = None if look.include_query else clip
+        answer = find_in_features(clip, reference, asked, how, device, own=own)
     else:
         look_for = asked.video(clip)
         answer = find_in_video(look_for, reference, asked, network, look, how, cache, device)
@@ -282,7 +317,8 @@ def find(
     if exports.report is not None and answer.found is not None:
         from relocal_pyg.video.page import write_found_page
 
-        write_found_page(exports.report, answer.found, why=facts["matcher"])
+        shown = replace(answer.found, moments=moments)
+        write_found_page(exports.report, shown, why=facts["matcher"])
         say(f"report: {exports.report}")
 
 
@@ -293,19 +329,25 @@ def find_in_features(
     how: Wanted,
     device: DeviceName = "auto",
     choose: Callable[..., tuple[Calibrated, str]] = choose_matcher,
+    own: str | None = None,
 ) -> Answer:
-    """Search one array of features for another; ``choose`` gives the model."""
+    """Search one array of features for another; ``choose`` gives the model.
+
+    The clip is no answer in ``own``, an array.
+    """
     from relocal_pyg.models.examples import ByExamples
     from relocal_pyg.models.matcher import is_large
-    from relocal_pyg.models.occurrences import occurrences
+    from relocal_pyg.models.occurrences import ROOM, occurrences, same_place
 
     if asked.feedback is not None:
         raise UsageError("--feedback needs video files: give features as --query and --not")
-    clip, whole = asked.rows(query)
     video, step = read_features(reference, asked.key), asked.seconds_per_step
+    clip, whole = asked.rows(query, video.shape[1])
+    without = asked.none_of(reference, own)
+    left_out = len(without) > len(asked.none_of(reference, None))
     usual = "contrast" if is_large(clip, len(video)) else "pretrained"
     matcher, why = choose(asked.model, device, usual)
-    examples, count = asked.examples(), None
+    examples, count = asked.examples(video.shape[1]), None
     if examples:
         matcher = type(matcher)(ByExamples(matcher.model, examples))
     if how.every:
@@ -317,25 +359,39 @@ def find_in_features(
             examples=examples,
             seconds_per_step=step,
             least=how.least,
+            without=[(start / step, end / step) for start, end in without],
         )
         moments = [replace(m, start=m.start * step, end=m.end * step) for m in found]
     else:
-        moments = matcher.localize(
-            clip, video, top_k=how.top_k, seconds_per_step=step, query_video=whole
+        room = how.top_k + ROOM * len(without)
+        found = matcher.localize(
+            clip,
+            video,
+            top_k=room,
+            seconds_per_step=step,
+            query_video=whole,
+            nms_threshold=PLACES,
         )
+        clear = [m for m in found if not any(same_place((m.start, m.end), x) for x in without)]
+        moments = clear[: how.top_k]
+        if left_out:  # nothing is known about the rest
+            moments = [replace(moment, probability=None, presence=None) for moment in moments]
+    moments = [replace(m, start=round(m.start, 6), end=round(m.end, 6)) for m in moments]
     contributions = None
-    if how.explain and moments:
-        start, end = matcher.scored_span(moments[0])
-        contributions = matcher.explain(clip, video, (start / step, end / step), whole)
+    best = next((moment for moment in moments if likely(moment, how.least)), None)
+    if how.explain and best is not None:
+        start, end = matcher.scored_span(best)
+        contributions = matcher.explain(clip, video, (start / step, end / step), whole, step)
     facts = {
         "query": query,
-        "query_span": asked.span(len(clip)),
+        "query_span": asked.span(len(clip if whole is None else whole)),
+        "settings": {"seconds_per_step": step, "key": asked.key, "query_left_out": left_out},
         "examples": asked.plain(),
         "reference": reference,
         "matcher": why,
         "count": count,
     }
-    source = Source(place_name(reference), len(video) * step)
+    source = Source(place_name(reference), len(video) * step, id=place_name(reference))
     return Answer(moments, facts, step, contributions, lambda: source)
 
 
@@ -362,9 +418,11 @@ def find_in_video(
         probe(file)  # a wrong name is said before a network is loaded
     probe(reference, look.stream)
     also, unlike = asked.stretches()
-    judged, examples = [], asked.plain()
+    judged: list[Judged] = [(*each, False) for each in asked.none_of(reference, None)]
+    unlike = [each for each in unlike if each.whole or not same_video(str(each.path), reference)]
+    examples = asked.plain()
     for video, start, end, good in read_feedback(asked.feedback):
-        here = video in (None, reference, place_name(reference))
+        here = video in (None, place_name(reference)) or same_video(str(video), reference)
         place = reference if here else str(video)
         examples.append(dict(zip(EXAMPLE, (place, start, end, good), strict=True)))
         if here:
@@ -440,10 +498,10 @@ def print_answer(answer: Answer, verbose: bool, least: float = 0.0) -> None:
         share = f"{settings['share_seen']:.0%} of the pictures of an exhaustive search"
         if settings["share_seen"] < 1:
             print(f"looked at {settings['looked_at']}: {share}")
-        if settings["query_left_out"]:
-            print("the query's own stretch is left out (--include-query keeps it)")
         for name, value in settings.items() if verbose else ():
             say(f"  {name.replace('_', ' ')}: {value}")
+    if facts["settings"]["query_left_out"]:
+        print("the query's own stretch is left out (--include-query keeps it)")
     presence = moments[0].presence if moments else None
     if presence is not None:
         facts["presence"] = presence
@@ -478,30 +536,20 @@ def moments_table(moments: list[Moment]) -> str:
     return "\n".join(lines)
 
 
-def is_features(place: str) -> bool:
-    """Whether a place names features rather than a video file.
-
-    Example:
-        >>> is_features("x.npy"), is_features("features.h5::v_1"), is_features("x.mp4")
-        (True, True, False)
-    """
-    return place.endswith(".npy") or ("::" in place and not Path(place).exists())
-
-
 def read_features(place: str, key: str | None) -> Tensor:
     """Read ``x.npy`` or ``features.h5::VIDEO_ID`` as float32 ``[n, F]``."""
     from relocal_pyg.data.features import FeatureStore
     from relocal_pyg.io.read import read_array
     from relocal_pyg.models.base import as_features
 
-    name, _, video_id = place.rpartition("::")
-    if name and not Path(place).exists():
+    name, video_id = split_place(place)
+    if video_id:
         return FeatureStore(name, key=key).read(video_id)
     return as_features(read_array(place, FeatureError), place)
 
 
 def cut_steps(
-    features: Tensor, start: float | None, end: float | None, seconds_per_step: float
+    features: Tensor, start: float | None, end: float | None, seconds_per_step: float, place: str
 ) -> Tensor:
     """The steps that ``[start, end)`` seconds touch; all of them where both are None."""
     if start is None and end is None:
@@ -510,8 +558,9 @@ def cut_steps(
     last = len(features) * seconds_per_step if end is None else end
     if not 0 <= first < last or first >= len(features) * seconds_per_step:
         raise UsageError(
-            f"the query range {first:g}-{last:g} s is not inside its "
-            f"{len(features) * seconds_per_step:g} s"
+            f"the stretch {first:g}-{last:g} s is not inside its "
+            f"{len(features) * seconds_per_step:g} s",
+            file=place,
         )
     from relocal_pyg.moments import seconds_to_steps
 

@@ -117,8 +117,7 @@ def check_places(value: Any, *, is_option: bool) -> None:
     devices, which could hang. The text of an option is no place.
     """
     if isinstance(value, str) and not is_option:
-        name = value if os.path.lexists(value) else value.rpartition("::")[0]
-        paths = [Path(name or value)]
+        paths = [Path(value if os.path.lexists(value) else split_place(value)[0])]
     else:
         paths = [] if isinstance(value, str) else list(paths_of(value))
     for path in paths:
@@ -135,14 +134,36 @@ def check_places(value: Any, *, is_option: bool) -> None:
             raise UsageError("is neither a file nor a folder", file=path)
 
 
+def split_place(place: str) -> tuple[str, str]:
+    """A file, and which of its videos where FILE::ID says so; a file of that name comes first."""
+    parts = place.split("::")
+    files = ["::".join(parts[:number]) for number in (len(parts), *range(1, len(parts)))]
+    file = next(filter(os.path.exists, files), place.rpartition("::")[0] or place)
+    return file, place[len(file) + 2 :]
+
+
+def same_video(first: str, second: str) -> bool:
+    """Whether two places are one file, and one video of it."""
+    (file, video_id), (other, other_id) = split_place(first), split_place(second)
+    return video_id == other_id and os.path.realpath(file) == os.path.realpath(other)
+
+
+def is_features(place: str) -> bool:
+    """Whether a place names features rather than a video file.
+
+    Example:
+        >>> is_features("x.npy"), is_features("features.h5::v_1"), is_features("x.mp4")
+        (True, True, False)
+    """
+    return place.endswith(".npy") or split_place(place)[1] != ""
+
+
 def paths_of(value: Any) -> Iterator[Path]:
     """Every path in what a command was given: paths, names of files, options with fields."""
     if isinstance(value, Path):
         yield value
     elif isinstance(value, str):
-        for name in {value, value.rpartition("::")[0]}:
-            if name and "\0" not in name and len(name) < 4096 and Path(name).exists():
-                yield Path(name)
+        yield from (Path(each) for each in {value, split_place(value)[0]} if os.path.exists(each))
     elif isinstance(value, tuple | list):
         for each in value:
             yield from paths_of(each)

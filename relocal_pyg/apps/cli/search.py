@@ -12,13 +12,14 @@ import tyro
 from relocal_pyg.apps.cli.exports import (
     EXAMPLE,
     ExportOptions,
+    files_of,
     place_name,
     read_feedback,
     write_answers,
     write_exports,
 )
 from relocal_pyg.apps.cli.extract import print_extraction
-from relocal_pyg.apps.cli.find import QueryOptions, Wanted, bars_on_terminal, is_features, likely
+from relocal_pyg.apps.cli.find import PLACES, QueryOptions, Wanted, bars_on_terminal, likely
 from relocal_pyg.apps.cli.options import (
     BackboneOptions,
     Count,
@@ -30,6 +31,7 @@ from relocal_pyg.apps.cli.options import (
     Steps,
     StepSeconds,
     choose_matcher,
+    is_features,
     load_network,
     say,
 )
@@ -40,11 +42,10 @@ from relocal_pyg.formats.clips import clock
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from relocal_pyg.models.occurrences import Count as OccurrenceCount
     from relocal_pyg.moments import Moment
-    from relocal_pyg.search.index import FirstStageName, Hit
+    from relocal_pyg.search.index import FirstStageName, Hit, SearchIndex
     from relocal_pyg.video.index import FoundVideos
-    from relocal_pyg.video.query import StillQuery, VideoQuery
+    from relocal_pyg.video.query import Judged, StillQuery, VideoQuery
 
 
 def index(
@@ -163,21 +164,21 @@ def search(
     rows = query is not None and is_features(query)
     if rows:
         exports.refuse_films()
+        asked.refuse_films(network)
     stage: FirstStageName | None = None if first_stage == "none" else first_stage
     least = (0.5 if every else 0.0) if min_probability is None else min_probability
     how = Wanted(top_k, every, least, explain=False)
-    found = None
     if query is not None and rows:
-        hits, count, why = search_features(folder, query, asked, how, stage, candidates, device)
-        title = query
+        found, why, opened = search_features(folder, query, asked, how, stage, candidates, device)
     else:
         wanted = asked.video(query)
-        found, why = search_video(folder, wanted, asked, network, how, stage, candidates, device)
-        hits, count, title = found.hits, found.count, wanted.title
-    hits = [hit for hit in hits if likely(hit, least)]
+        found, why, opened = search_video(
+            folder, wanted, asked, network, how, stage, candidates, device
+        )
+    hits, title = [hit for hit in found.hits if likely(hit, least)], found.asked.title
     say(f"matcher: {why}")
-    if count is not None:
-        print(f"found: {count}")
+    if found.count is not None:
+        print(f"found: {found.count}")
     print_hits(hits)
     if exports.json_file is not None:
         write_answers(
@@ -186,19 +187,18 @@ def search(
             query=title,
             reference=str(folder),
             matcher=why,
-            count=count,
-            query_span=asked.span(len(asked.rows(title)[0])) if found is None else found.span,
+            count=found.count,
+            settings=found.settings,
+            query_span=found.span,
             examples=[*asked.plain(), *judged_files(folder, asked.feedback)],
         )
-    write_exports(exports, lambda: locate(hits, None if rows else folder), place_name(title))
-    if exports.report is not None and found is not None:
-        from relocal_pyg.video.index import IndexedVideos
+    write_exports(exports, lambda: locate(hits, folder, opened), place_name(title))
+    if exports.report is not None:
         from relocal_pyg.video.page import write_found_page
 
-        files_of = IndexedVideos.load(folder).files
-        names = (title, str(folder))
-        answers = replace(found, hits=hits)
-        write_found_page(exports.report, answers, why=why, names=names, files=files_of)
+        names, answers = (title, str(folder)), replace(found, hits=hits)
+        files = {name: Path(file) for name, file in files_of(folder).items()}
+        write_found_page(exports.report, answers, why=why, names=names, files=files)
         say(f"report: {exports.report}")
 
 
@@ -226,62 +226,78 @@ def search_features(
     first_stage: FirstStageName | None,
     candidates: int,
     device: DeviceName = "auto",
-) -> tuple[list[Hit], OccurrenceCount | None, str]:
-    """Search an index for features; the hits, their count, and which matcher gave them."""
+) -> tuple[FoundVideos, str, SearchIndex]:
+    """Search an index for features; what is found, and which matcher found it in which index."""
+    from relocal_pyg.models.occurrences import ROOM
     from relocal_pyg.search.index import SearchIndex
+    from relocal_pyg.video.index import FoundVideos, pin_hits
+    from relocal_pyg.video.query import VideoQuery, within
 
     matcher, why = choose_matcher(asked.model, device)
     opened = SearchIndex(folder, matcher)
-    clip, whole = asked.rows(query)
-    examples = asked.examples()
-    examples += [opened.example(*each) for each in judgements(asked.feedback)]
+    clip, whole = asked.rows(query, opened.channels)
+    judged = [
+        (name, within(one, opened.duration(name), name)) for name, one in judgements(asked.feedback)
+    ]
+    examples = asked.examples(opened.channels)
+    examples += [opened.example(name, *one) for name, one in judged]
+    count = None
     if how.every:
-        found, count = opened.occurrences(
-            clip, query_video=whole, examples=examples, least=how.least
+        hits, count = opened.occurrences(
+            clip, query_video=whole, examples=examples, least=how.least, without=judged
         )
-        return found, count, why
-    hits = opened.search(
-        clip,
-        how.top_k,
-        first_stage=first_stage,
-        candidates=candidates,
+    else:
+        hits = opened.search(
+            clip,
+            how.top_k + ROOM * len(judged),
+            first_stage=first_stage,
+            candidates=candidates,
+            nms_threshold=PLACES,
+            query_video=whole,
+            examples=examples,
+        )
+        hits = opened.with_probabilities(hits, clip, whole)
+    hits, count = pin_hits(hits, count, judged)
+    found = FoundVideos(
+        hits=hits if how.every else hits[: how.top_k],
+        asked=VideoQuery(Path(query)),
+        span=asked.span(len(clip if whole is None else whole)),
+        settings={"seconds_per_step": asked.seconds_per_step, "key": asked.key},
+        query=clip,
         query_video=whole,
-        examples=examples,
+        count=count,
     )
-    return opened.with_probabilities(hits, clip, whole), None, why
+    return found, why, opened
 
 
-def judgements(path: Path | None) -> list[tuple[str, float, float, bool]]:
+def judgements(path: Path | None) -> list[tuple[str, Judged]]:
     """Judged stretches of videos of an index."""
     found = read_feedback(path)
     if any(video is None for video, *_ in found):
         raise UsageError('"video" is missing: which of the index?', file=path)
-    return [(str(video), start, end, good) for video, start, end, good in found]
+    return [(str(video), (start, end, good)) for video, start, end, good in found]
 
 
 def judged_files(folder: Path, feedback: Path | None) -> list[dict[str, Any]]:
     """Judged stretches of videos of an index as examples, by their files."""
-    from relocal_pyg.video.index import IndexedVideos
-
     said = judgements(feedback)
-    files = IndexedVideos.load(folder).files if said else {}
-    each = [(str(files.get(name, name)), *stretch) for name, *stretch in said]
+    files = files_of(folder) if said else {}
+    each = [(files.get(name, name), *stretch) for name, stretch in said]
     return [dict(zip(EXAMPLE, one, strict=True)) for one in each]
 
 
-def locate(hits: Sequence[Hit], folder: Path | None) -> list[tuple[Source, Moment]]:
-    """Answers with the videos they are in; of the files of the index ``folder``, where given."""
+def locate(hits: Sequence[Hit], folder: Path, opened: SearchIndex) -> list[tuple[Source, Moment]]:
+    """Answers with the videos they are in, files where the index was made from such."""
     from relocal_pyg.video.cut import describe_source
-    from relocal_pyg.video.index import IndexedVideos
 
-    files = {} if folder is None else IndexedVideos.load(folder).files
+    files = files_of(folder)
     sources: dict[str, Source] = {}
     for name in {hit.video_id: None for hit in hits}:
-        file = files.get(name)
-        if file is not None and file.is_file():
-            sources[name] = describe_source(file, name)
+        file = files.get(name, name)
+        if name in files and Path(file).is_file():
+            sources[name] = describe_source(Path(file), name)
         else:
-            sources[name] = Source(str(file or name), id=name)
+            sources[name] = Source(file, opened.duration(name), id=name)
     return [(sources[hit.video_id], hit.moment) for hit in hits]
 
 
@@ -294,8 +310,8 @@ def search_video(
     first_stage: FirstStageName | None,
     candidates: int,
     device: DeviceName = "auto",
-) -> tuple[FoundVideos, str]:
-    """Search an index for a stretch of a video, words or a picture; and which matcher did."""
+) -> tuple[FoundVideos, str, SearchIndex]:
+    """Search an index for a stretch of a video, words or a picture, as :func:`search_features`."""
     from relocal_pyg.search.index import SearchIndex
     from relocal_pyg.video.decode import probe
     from relocal_pyg.video.index import IndexedVideos, find_in_index
@@ -325,12 +341,10 @@ def search_video(
             progress=bar,
             also=also,
             unlike=unlike,
-            judged=[
-                (name, (start, end, good)) for name, start, end, good in judgements(asked.feedback)
-            ],
+            judged=judgements(asked.feedback),
             every=how.every,
             least=how.least,
         )
     for problem in found.problems:
         say(f"damaged: {problem}")
-    return found, why
+    return found, why, opened

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import tyro
 
 from relocal_pyg.apps.cli.exports import place_name, plain_answers
-from relocal_pyg.apps.cli.find import QueryOptions, Wanted, find_in_features, is_features, likely
+from relocal_pyg.apps.cli.find import QueryOptions, Wanted, find_in_features, likely
 from relocal_pyg.apps.cli.options import (
     BackboneOptions,
     Count,
@@ -30,10 +30,12 @@ from relocal_pyg.apps.cli.options import (
     Steps,
     StepSeconds,
     choose_matcher,
+    is_features,
     load_network,
     number,
     paths_of,
     say,
+    split_place,
 )
 from relocal_pyg.errors import AnnotationError, RelocalError, RunError, UsageError, ascii_line
 from relocal_pyg.formats.clips import table_text
@@ -329,7 +331,7 @@ def _name(row: Row, model: list[str]) -> str:
     with suppress(RelocalError):  # the answer says what is wrong
         clip, asked = QueryOptions().opened(row[0])
         places |= dict.fromkeys([clip or "", *(place for place, *_ in asked.said())])
-    files = [each if Path(each).exists() else each.rpartition("::")[0] for each in places]
+    files = [split_place(each)[0] for each in places]
     return json.dumps([row, [version_of(file) for file in (*files, *model)]])
 
 

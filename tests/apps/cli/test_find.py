@@ -1,0 +1,240 @@
+"""Questions to features: what is asked, judged, left out and written agrees, or is refused."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from relocal_pyg.apps.cli import main
+from relocal_pyg.apps.cli.options import split_place
+from relocal_pyg.data.features import write_features
+from relocal_pyg.errors import FeatureError
+from relocal_pyg.models import ContrastMatcher
+from relocal_pyg.models.examples import Example, trace
+from relocal_pyg.models.occurrences import GUESS, occurrences
+from relocal_pyg.moments import tiou
+
+CHANNELS = 32
+
+
+def video(steps: int, places: list[int], seed: int) -> np.ndarray:
+    """Noise around one look, and an action of ten steps at some places."""
+    rng = np.random.default_rng
+    rows = rng(seed).normal(size=(steps, CHANNELS)) + rng(99).normal(size=CHANNELS)
+    action = rng(7).normal(size=(10, CHANNELS)) / 2 + rng(8).normal(size=CHANNELS)
+    for place in places:
+        rows[place : place + 10] += 3 * action
+    return rows.astype("f4")
+
+
+@pytest.fixture
+def place(tmp_path: Path, monkeypatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    np.save("clip.npy", video(10, [0], 2))
+    np.save("other.npy", video(60, [20], 4))
+    np.save("reference.npy", video(200, [40, 120], 1))
+    np.save("narrow.npy", np.random.default_rng(0).normal(size=(10, 16)).astype("f4"))
+    return tmp_path
+
+
+@pytest.fixture
+def index(place: Path) -> Path:
+    videos = [("a", video(200, [40, 120], 1)), ("b.mp4", video(60, [20], 4))]
+    write_features("lib.h5", [*videos, ("c", video(100, [], 5)), ("d::x", video(50, [10], 15))])
+    assert main(["index", "library", "lib.h5"]) == 0
+    return place / "library"
+
+
+def ask(*words: str) -> dict:
+    """What a command writes as JSON."""
+    assert main([*words, "--json", "found.json", "--force"]) == 0
+    return json.loads(Path("found.json").read_text())
+
+
+def spans(found: dict) -> list[tuple[float, float]]:
+    return [(each["start"], each["end"]) for each in found["moments"]]
+
+
+FIND = ("find", "clip.npy", "reference.npy")
+SELF = ("find", "reference.npy", "reference.npy", "--query-start", "40", "--query-end", "50")
+
+
+@pytest.mark.parametrize("every", [(), ("--all",)])
+def test_what_an_index_of_features_is_told_counts(index, every):
+    search = ("search", "library", "clip.npy", "--top-k", "6", *every)
+    found = ask(*search)
+    for each in found["moments"]:
+        each["good"] = {"a": False, "b.mp4": True}.get(each["video"])
+    Path("said.json").write_text(json.dumps(found))
+    told = ask(*search, "--feedback", "said.json")
+    judged = {(each["video"], each["start"]): each["good"] for each in found["moments"]}
+    assert told["moments"][0]["video"] == "b.mp4"
+    assert not any(judged.get((m["video"], m["start"])) is False for m in told["moments"])
+    if every:
+        assert told["count"]["number"] == len(told["moments"])
+
+
+def test_an_index_of_features_is_no_saved_query(index, capsys):
+    found = ask("search", "library", "clip.npy")
+    found["moments"][0]["good"] = True
+    Path("said.json").write_text(json.dumps(found))
+    assert main(["find", "said.json", "reference.npy"]) == 2
+    assert "moment 1: is of an index of features" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("model", ["contrast", "pretrained"])
+def test_an_explanation_is_of_the_moment_that_is_written(place, model):
+    step = ("--seconds-per-step", ".3", "--model", model)
+    found = ask(*FIND, *step, "--explain", "why.json")
+    why = json.loads(Path("why.json").read_text())
+    assert why["moment"]["start"] == found["moments"][0]["start"]
+    if model == "contrast":
+        assert np.sum(why["contributions"]) == pytest.approx(found["moments"][0]["score"], abs=1e-4)
+
+
+def test_nothing_that_is_written_is_nothing_to_explain(place, capsys):
+    assert main([*FIND, "--explain", "why.json", "--min-probability", "1"]) == 2
+    assert "--explain: no answer" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("find", "narrow.npy", "reference.npy"),
+        ("find", "narrow.npy", "reference.npy", "--all"),
+        (*FIND, "--query", "narrow.npy"),
+        (*FIND, "--not", "narrow.npy", "--all"),
+        ("search", "library", "narrow.npy"),
+        ("search", "library", "narrow.npy", "--all"),
+        ("search", "library", "clip.npy", "--query", "narrow.npy:2-5"),
+    ],
+)
+def test_another_width_names_the_file(index, capsys, words):
+    capsys.readouterr()
+    assert main(list(words)) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("relocal: narrow.npy: has 16 channels and not 32")
+
+
+def test_another_width_is_refused_in_python():
+    wide, narrow = torch.rand(20, 8), torch.rand(4, 6)
+    with pytest.raises(FeatureError, match="channels"):
+        occurrences(ContrastMatcher(), narrow, wide)
+    with pytest.raises(FeatureError, match="channels"):
+        trace([Example(wide[:4]), Example(narrow)], wide)
+
+
+def test_the_order_of_examples_does_not_matter():
+    """Bare clips and clips in their videos ask for different centres of the reference."""
+    draw = torch.Generator().manual_seed(0)
+    reference, long, background = (torch.rand(n, 8, generator=draw) for n in (30, 40, 1))
+    examples = [Example(torch.rand(6, 8, generator=draw)), Example(long[5:11], long)]
+    first, second = (
+        trace(each, reference, None, background[0]).similarity
+        for each in (examples, examples[::-1])
+    )
+    assert torch.allclose(first, second, atol=1e-6)
+
+
+@pytest.mark.parametrize("good", ["false", 1, 0, []])
+@pytest.mark.parametrize("where", ["moments", "examples"])
+def test_what_is_neither_true_nor_false_is_refused(place, capsys, good, where):
+    found = ask(*FIND, "--query", "other.npy:20-30")
+    found[where][0]["good"] = good
+    Path("said.json").write_text(json.dumps(found))
+    assert main(["find", "said.json", "reference.npy"]) == 2
+    assert '"good" true or false wanted' in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("every", [(), ("--all",)])
+def test_the_clip_and_what_is_not_meant_are_no_answers(place, capsys, every):
+    assert (120, 130) in spans(ask(*SELF, *every))
+    assert "the query's own stretch is left out" in capsys.readouterr().out
+    assert (40, 50) not in spans(ask(*SELF, *every))
+    assert (40, 50) in spans(ask(*SELF, *every, "--include-query"))
+    found = ask(*SELF, *every, "--not", str(place / "reference.npy:120-130"))
+    assert not any(start < 128 and end > 122 for start, end in spans(found))
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("--query-text", "a jump"),
+        ("--backbone", "c3d"),
+        ("--rate", "3"),
+        ("--no-exhaustive",),
+        ("--stream", "1"),
+        ("--cache", "cache"),
+    ],
+)
+def test_options_of_films_are_refused_for_features(index, capsys, words):
+    commands = [list(FIND)]
+    if words[0] in ("--query-text", "--backbone"):
+        commands.append(["search", "library", "clip.npy"])
+    for command in commands:
+        assert main([*command, *words]) == 2
+        assert words[0] in capsys.readouterr().err
+
+
+def test_exports_of_an_index_end_with_the_video(index):
+    words = ("search", "library", "clip.npy", "--padding", "500", "--export", "found.csv")
+    assert main([*words, "--top-k", "3"]) == 0
+    with open("found.csv") as stream:
+        ends = {row["video"]: float(row["end"]) for row in csv.DictReader(stream)}
+    assert ends == {"a": 200, "b.mp4": 60}
+
+
+def test_a_saved_query_keeps_the_clock_of_features(place, monkeypatch):
+    words = ("find", "other.npy", "reference.npy", "--query-start", "10", "--query-end", "15")
+    first = ask(*words, "--seconds-per-step", ".5")
+    Path("saved.json").write_text(json.dumps(first))
+    assert spans(ask("find", "saved.json", "reference.npy")) == spans(first)
+    write_features("lib.h5", [("one.mp4", video(60, [20], 4))])
+    Path("saved.json").write_text(json.dumps({**first, "query": "lib.h5::one.mp4"}))
+    (place / "elsewhere").mkdir()
+    monkeypatch.chdir(place / "elsewhere")  # paths begin at the folder of the JSON
+    assert main(["find", "../saved.json", "../reference.npy"]) == 0
+
+
+def test_a_stretch_is_inside_its_array(place, capsys):
+    assert ask(*FIND, "--query-end", "5000")["query_span"] == [0, 10]
+    assert main([*FIND, "--query", "other.npy:300-400"]) == 2
+    assert "other.npy: the stretch 300-400 s is not inside its 60 s" in capsys.readouterr().err
+    assert main([*FIND, "--query", "other.npy:1.2.3-4"]) == 2
+    assert "other.npy:1.2.3-4" in capsys.readouterr().err
+
+
+def test_answers_are_of_different_places(place):
+    found = torch.tensor(spans(ask(*FIND)))
+    overlaps = tiou(found[:, None], found[None]).fill_diagonal_(0)
+    assert overlaps.max() <= 0.2
+
+
+def test_a_count_by_a_bare_clip_says_that_it_is_a_guess(place, capsys):
+    assert ask(*FIND, "--all")["count"]["rule"] == GUESS
+    assert GUESS in capsys.readouterr().out
+    assert GUESS not in ask(*SELF, "--all")["count"]["rule"]
+
+
+def test_places_of_odd_names(place, monkeypatch):
+    np.save("x::y.npy", video(10, [0], 2))
+    write_features("lib.h5", [("d::x", video(50, [10], 15))])
+    assert split_place("lib.h5::d::x") == ("lib.h5", "d::x")
+    assert split_place("x::y.npy") == ("x::y.npy", "")
+    found = ask("find", "x::y.npy", "lib.h5::d::x")
+    assert {each["video"] for each in found["moments"]} == {"d::x"}
+    words = "word " * 60  # no path
+    assert main(["find", "absent.mp4", "--query-text", words]) == 2
+
+
+def test_numbers_whose_squares_overflow_are_refused(place, capsys):
+    rows = video(10, [0], 2)
+    rows[3] *= 1e30
+    np.save("large.npy", rows)
+    assert main(["find", "large.npy", "reference.npy", "--json", "-"]) == 2
+    assert "step 3 is not finite, or too large" in capsys.readouterr().err
