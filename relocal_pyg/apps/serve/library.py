@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import secrets
 import threading
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -154,13 +155,15 @@ class Collection:
                 "does not say where its videos are: run relocal index again", file=folder
             )
         self.entries: dict[str, Entry] = {}
+        names = Counter(file.name for file in self.made.files.values())
         for shard in self.index.shards:
             for video_id in shard.ids:
                 file = self.made.files.get(video_id)
                 if file is None:
                     continue
+                name = file.name if names[file.name] == 1 else f"{video_id}{file.suffix}"
                 try:
-                    self.entries[video_id] = library.add(file, file.name, uploaded=False)
+                    self.entries[video_id] = library.add(file, name, uploaded=False)
                 except VideoError:  # moved or changed since: found, but not played
                     continue
 

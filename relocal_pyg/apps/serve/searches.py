@@ -272,6 +272,14 @@ def _videos(found: FoundVideos, collection: Collection | None) -> dict[str, Any]
     return {"moments": moments, "presence": "", "matcher": collection.model.title}
 
 
+def _files(job: Job, collection: Collection | None) -> dict[str, Path]:
+    """The files that were searched, by their ids; that of a search in one video is empty."""
+    if isinstance(job.found, Found):
+        return {"": job.found.reference}
+    assert collection is not None
+    return {name: entry.path for name, entry in collection.entries.items()}
+
+
 def export(job: Job, collection: Collection | None, name: str, least: float) -> str:
     """The moments that were not said no to, as people left them, as the text of a format.
 
@@ -281,22 +289,19 @@ def export(job: Job, collection: Collection | None, name: str, least: float) -> 
     if name == "query":
         return saved_query(job, collection)
     sources: dict[str, Source] = {}
-    kept = []
+    kept, files = [], _files(job, collection)
     for shown in answer(job, collection)["moments"]:
-        judged, sure = shown["judged"], shown["probability"]
+        judged, sure, video = shown["judged"], shown["probability"], shown.get("id", "")
         if judged is False or (judged is None and sure is not None and sure < least):
             continue
-        if isinstance(job.found, Found):
-            path, name_of = job.found.reference, job.names[1]
-        else:
-            entry = None if collection is None else collection.entries.get(shown["id"])
-            path, name_of = (Path(shown["name"]) if entry is None else entry.path), shown["name"]
-        if name_of not in sources:
-            known = describe_source(path) if path.is_file() else Source(name_of)
+        called = shown.get("name", job.names[1])
+        if video not in sources:
+            there = video in files and files[video].is_file()
+            known = describe_source(files[video], video) if there else Source(called, id=video)
             # Uploads have random names; the server's folders are nobody's business.
-            sources[name_of] = replace(known, path=name_of)
+            sources[video] = replace(known, path=called)
         moment = Moment(shown["start"], shown["end"], shown["score"], probability=sure)
-        kept.append((sources[name_of], moment))
+        kept.append((sources[video], moment))
     return render(name, to_clips(kept, Path(job.names[0]).stem))
 
 
@@ -313,13 +318,13 @@ def learned(job: Job, collection: Collection | None) -> list[dict[str, Any]]:
 
 
 def saved_query(job: Job, collection: Collection | None) -> str:
-    """The JSON of answers, as ``relocal find`` writes and reads it; videos by their names."""
+    """The JSON of answers, as ``relocal find`` writes and reads it; no path of the server."""
     about, found = job.about, job.found
     assert found is not None
     moments = [
         {
             "rank": rank,
-            "video": each.get("name", Path(job.names[1]).stem),
+            "video": each.get("id", Path(job.names[1]).stem),
             **{key: each[key] for key in ("start", "end", "score", "probability")},
         }
         for rank, each in enumerate(answer(job, collection)["moments"], start=1)
@@ -363,9 +368,7 @@ def strip(path: Path, start: float, end: float, count: int) -> bytes:
 def report(job: Job, collection: Collection | None) -> str:
     """The report of a search that is done as HTML."""
     assert job.found is not None
-    entries = {} if collection is None else collection.entries
     with tempfile.TemporaryDirectory(prefix="relocal-report-") as folder:
         target = Path(folder) / "report.html"
-        files = {name: entry.path for name, entry in entries.items()}
-        write_found_page(target, job.found, names=job.names, files=files)
+        write_found_page(target, job.found, names=job.names, files=_files(job, collection))
         return target.read_text(encoding="utf-8")

@@ -93,6 +93,21 @@ def index(tmp_path: Path) -> Path:
         parts = [(30 + number, 50), (middles[name], 50), (ends[name], 50)]
         pictures = [picture for seed, count in parts for picture in texture(seed, count)]
         write(folder / f"{name}.mp4", pictures)
+    return index_of(folder, place)
+
+
+@pytest.fixture
+def days(tmp_path: Path) -> Path:
+    """An index of two films of one file name; texture 7 is in both from 2 s."""
+    folder = tmp_path / "days"
+    for day, seed in (("day1", 20), ("day2", 21)):
+        (folder / day).mkdir(parents=True)
+        write(folder / day / "cam.mp4", [*texture(seed, 50), *texture(7, 50)])
+    return index_of(folder, tmp_path / "index of days")
+
+
+def index_of(folder: Path, place: Path) -> Path:
+    """The index of a folder, made at a place."""
     made, _ = index_features(folder, place, BLOCKS, 12.5)
     store = FeatureStore(made.features)
     build_index(place, ContrastMatcher(), ((name, store.read(name), 0.08) for name in store.ids))
