@@ -40,6 +40,7 @@ from relocal_pyg.apps.serve.searches import (
     SearchQueue,
     Work,
     answer,
+    by_name,
     describe,
     learned,
     strip,
@@ -278,6 +279,8 @@ def make_app(
             known = [(library.get(e["video"]), e) for e in examples if e["good"] is good]
             return [VideoQuery(v.path, e["start"], e["end"]) for v, e in known if v]
 
+        films = [query, reference, *(library.get(each["video"]) for each in examples)]
+
         def work(progress: Callable[[str], Progress], marks: Sequence[Mark]) -> Found | FoundVideos:
             shared: dict[str, Any] = {
                 "top_k": top_k + sum(good for *_, good in marks),
@@ -287,8 +290,9 @@ def make_app(
                 "least": 0.0,
                 "cache": cache,
             }
+            found: Found | FoundVideos
             if reference is not None:
-                return find_moments(
+                found = find_moments(
                     clip,
                     reference.path,
                     model=matcher,
@@ -300,18 +304,20 @@ def make_app(
                     ),
                     **shared,
                 )
-            assert collection is not None
-            found = find_in_index(
-                clip,
-                collection.index,
-                collection.made,
-                backbone,
-                judged=[(str(name), (start, end, good)) for name, start, end, good in marks],
-                progress=lambda file: progress(query.name),
-                **shared,
-            )
-            # Answers are remembered; rows of long videos need not be.
-            return replace(found, query=found.query[:0].clone(), query_video=None)
+            else:
+                assert collection is not None
+                found = find_in_index(
+                    clip,
+                    collection.index,
+                    collection.made,
+                    backbone,
+                    judged=[(str(name), (start, end, good)) for name, start, end, good in marks],
+                    progress=lambda file: progress(query.name),
+                    **shared,
+                )
+                # Answers are remembered; rows of long videos need not be.
+                found = replace(found, query=found.query[:0].clone(), query_video=None)
+            return replace(found, problems=by_name(found.problems, films))
 
         return work
 

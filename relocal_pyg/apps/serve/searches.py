@@ -19,7 +19,7 @@ from torch.nn import functional
 
 from relocal_pyg.apps.cli.exports import EXAMPLE, answers_content
 from relocal_pyg.apps.serve.library import Collection, Entry
-from relocal_pyg.errors import RelocalError
+from relocal_pyg.errors import RelocalError, ascii_line
 from relocal_pyg.formats import Source, render, to_clips
 from relocal_pyg.formats.clips import presence_line
 from relocal_pyg.models.occurrences import same_place
@@ -190,6 +190,13 @@ def describe(entry: Entry) -> dict[str, Any]:
     }
 
 
+def by_name(problems: Sequence[str], films: Sequence[Entry | None]) -> tuple[str, ...]:
+    """Lines on damage as they are shown: the paths that they begin with are the server's."""
+    names = {f"{film.path}: ": film.name for film in films if film is not None}
+    lines = [(max(filter(line.startswith, names), key=len), line) for line in problems]
+    return tuple(ascii_line(f"{names[head]}: {line[len(head) :]}") for head, line in lines)
+
+
 def answer(job: Job, collection: Collection | None) -> dict[str, Any]:
     """Where a search stands, and what it found."""
     state: dict[str, Any] = {
@@ -206,11 +213,9 @@ def answer(job: Job, collection: Collection | None) -> dict[str, Any]:
         _one_video(job.found) if isinstance(job.found, Found) else _videos(job.found, collection)
     )
     found["moments"] = _as_left(job, found["moments"])
-    # The paths before the colon are the server's.
-    problems = [problem.split(": ", 1)[-1] for problem in job.found.problems]
     count = None if job.found.count is None else asdict(job.found.count)
-    settings = job.found.settings
-    return {**state, **found, "settings": settings, "problems": problems, "count": count}
+    told = {"settings": job.found.settings, "problems": job.found.problems, "count": count}
+    return {**state, **found, **told}
 
 
 def _as_left(job: Job, moments: list[dict[str, Any]]) -> list[dict[str, Any]]:

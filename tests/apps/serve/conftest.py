@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.client
 import json
+import os
 import shutil
 import socket
 import threading
@@ -75,6 +76,16 @@ def films(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 def old_film(tmp_path: Path) -> Path:
     """A film in a format that Chromium does not play."""
     return write(tmp_path / "old.avi", texture(3, 30), "mpeg4")
+
+
+@pytest.fixture
+def torn_film(tmp_path: Path) -> Path:
+    """A film that ends before it says; its path is no easy one."""
+    whole = write(tmp_path / "whole.mkv", [*texture(1, 25), *texture(7, 50), *texture(2, 75)])
+    torn = tmp_path / "My: Films" / os.fsdecode(b"take 2: caf\xe9.mkv")  # not UTF-8
+    torn.parent.mkdir()
+    torn.write_bytes(whole.read_bytes()[: whole.stat().st_size * 2 // 3])
+    return torn
 
 
 @pytest.fixture

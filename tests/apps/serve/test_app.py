@@ -335,6 +335,18 @@ def test_what_is_judged_during_a_search_counts_in_the_next():
     searches.close()
 
 
+def test_damage_is_told_by_the_names_that_are_shown(served, torn_film, tmp_path):
+    entry = served.library.add(torn_film, f"My: Films/{torn_film.name}", uploaded=False)
+    _, job = served.search(query=served.reference(), reference=entry.key, query_start=4)
+    done = served.outcome(job["id"])
+    assert done["state"] == "done", done["error"]
+    assert done["problems"][0].startswith("My: Films/take 2: caf_.mkv: ends at")
+    code, _, html = served.ask("GET", f"/api/searches/{job['id']}/report")
+    assert code == 200
+    assert f"<li>{done['problems'][0]}</li>".encode() in html
+    assert str(tmp_path).encode() not in html
+
+
 def test_all_answers_are_given_with_their_count(served):
     key = served.reference()
     _, job = served.search(query=key, reference=key, query_start=4, query_end=6, every=True)
