@@ -218,7 +218,7 @@ def make_app(
         if judged is not None and not isinstance(judged, bool):
             raise UsageError("judged: true, false or null wanted")
         before, left = job.marks, {**known, "start": start, "end": end, "judged": judged}
-        if judged is None and (known.get("id"), start, end) in job.places:
+        if judged is None and job.places.get((known.get("id"), start, end)) == number:
             job.edits.pop(number, None)  # as it was found
         else:
             job.edits[number] = left

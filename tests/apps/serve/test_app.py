@@ -335,6 +335,20 @@ def test_what_is_judged_during_a_search_counts_in_the_next():
     searches.close()
 
 
+def test_a_yes_is_taken_back_without_the_bounds(served):
+    key = served.reference()
+    _, job = served.search(query=key, reference=key, query_start=4, query_end=5, top_k=2)
+    found = served.outcome(job["id"])["moments"][0]
+    number, drawn = found["number"], found["end"] - 0.1
+    for said in ({"end": drawn}, {"judged": True}, {"judged": None}):
+        assert served.judge(job["id"], number, **said)[1]["end"] == drawn
+        left = next(m for m in served.outcome(job["id"])["moments"] if m["number"] == number)
+        assert (left["start"], left["end"]) == (found["start"], drawn)
+    # Drawn back it is as it was found.
+    served.judge(job["id"], number, end=found["end"])
+    assert served.searches.get(job["id"]).edits == {}
+
+
 def test_damage_is_told_by_the_names_that_are_shown(served, torn_film, tmp_path):
     entry = served.library.add(torn_film, f"My: Films/{torn_film.name}", uploaded=False)
     _, job = served.search(query=served.reference(), reference=entry.key, query_start=4)
