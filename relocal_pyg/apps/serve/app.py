@@ -204,13 +204,13 @@ def make_app(
         )
 
     async def edit(request: Request) -> Response:
+        wanted = await read_search(request)  # first: what is known may change meanwhile
         job = searches.get(request.path_params["key"])
         moments = [] if job is None or job.found is None else answer(job, collection)["moments"]
         number = request.path_params["number"]
         known = next((each for each in moments if each["number"] == number), None)
         if job is None or known is None:
             return refuse(404, "no such moment")
-        wanted = await read_search(request)
         start, end = (seconds(wanted.get(name, known[name])) for name in ("start", "end"))
         judged = wanted.get("judged", known["judged"])
         if start is None or end is None or not 0 <= start < end <= 1e6:

@@ -349,6 +349,25 @@ def test_a_yes_is_taken_back_without_the_bounds(served):
     assert served.searches.get(job["id"]).edits == {}
 
 
+def test_two_changes_of_one_moment_at_once_are_both_kept(served):
+    key = served.reference()
+    _, job = served.search(query=key, reference=key, query_start=4, query_end=5, top_k=1)
+    found = served.outcome(job["id"])["moments"][0]
+    slow = http.client.HTTPConnection("127.0.0.1", served.port, timeout=60)
+    slow.putrequest("PATCH", f"/api/searches/{job['id']}/moments/0")
+    slow.putheader("Content-Type", "application/json")
+    body = b'{"judged": true}'
+    slow.putheader("Content-Length", str(len(body)))
+    slow.endheaders(body[:1])
+    # Answered one after the other: the slow one is being read when this is.
+    assert served.ask("GET", "/api/videos")[0] == 200
+    drawn = found["end"] - 0.1
+    assert served.judge(job["id"], 0, end=drawn)[0] == 200
+    slow.send(body[1:])
+    assert json.loads(slow.getresponse().read())["end"] == drawn
+    slow.close()
+
+
 def test_damage_is_told_by_the_names_that_are_shown(served, torn_film, tmp_path):
     entry = served.library.add(torn_film, f"My: Films/{torn_film.name}", uploaded=False)
     _, job = served.search(query=served.reference(), reference=entry.key, query_start=4)
