@@ -207,10 +207,11 @@ def make_app(
         wanted = await read_search(request)  # first: what is known may change meanwhile
         job = searches.get(request.path_params["key"])
         moments = [] if job is None or job.found is None else answer(job, collection)["moments"]
-        number = request.path_params["number"]
-        known = next((each for each in moments if each["number"] == number), None)
+        asked = request.path_params["number"]
+        known = next((each for each in moments if str(each["number"]) == asked), None)
         if job is None or known is None:
             return refuse(404, "no such moment")
+        number = known["number"]
         start, end = (seconds(wanted.get(name, known[name])) for name in ("start", "end"))
         judged = wanted.get("judged", known["judged"])
         if start is None or end is None or not 0 <= start < end <= 1e6:
@@ -370,7 +371,7 @@ def make_app(
             Route("/api/searches", search, methods=["POST"]),
             Route("/api/searches/{key}", state),
             Route("/api/searches/{key}", cancel, methods=["DELETE"]),
-            Route("/api/searches/{key}/moments/{number:int}", edit, methods=["PATCH"]),
+            Route("/api/searches/{key}/moments/{number}", edit, methods=["PATCH"]),
             Route("/api/searches/{key}/export", export),
             Route("/api/searches/{key}/report", report),
         ],

@@ -163,7 +163,7 @@ class Served:
         code, _, body = self.ask("POST", "/api/searches", wanted)
         return code, json.loads(body)
 
-    def judge(self, job: str, number: int, **said: Any) -> tuple[int, dict[str, Any]]:
+    def judge(self, job: str, number: int | str, **said: Any) -> tuple[int, dict[str, Any]]:
         code, _, body = self.ask("PATCH", f"/api/searches/{job}/moments/{number}", said)
         return code, json.loads(body)
 

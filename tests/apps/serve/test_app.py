@@ -368,6 +368,15 @@ def test_two_changes_of_one_moment_at_once_are_both_kept(served):
     slow.close()
 
 
+def test_only_moments_that_are_there_are_changed(served):
+    key = served.reference()
+    _, job = served.search(query=key, reference=key, query_start=4, query_end=5, top_k=1)
+    assert len(served.outcome(job["id"])["moments"]) == 1
+    for number in ("1", "-1", "00", "0.0", "x", "9" * 5000):
+        assert served.judge(job["id"], number, judged=True)[0] == 404
+    assert served.judge(job["id"], "0")[0] == 200
+
+
 def test_damage_is_told_by_the_names_that_are_shown(served, torn_film, tmp_path):
     entry = served.library.add(torn_film, f"My: Films/{torn_film.name}", uploaded=False)
     _, job = served.search(query=served.reference(), reference=entry.key, query_start=4)
