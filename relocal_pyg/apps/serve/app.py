@@ -206,16 +206,18 @@ def make_app(
     async def edit(request: Request) -> Response:
         wanted = await read_search(request)  # first: what is known may change meanwhile
         job = searches.get(request.path_params["key"])
-        moments = [] if job is None or job.found is None else answer(job, collection)["moments"]
+        told = {"moments": []} if job is None or job.found is None else answer(job, collection)
         asked = request.path_params["number"]
-        known = next((each for each in moments if str(each["number"]) == asked), None)
+        known = next((each for each in told["moments"] if str(each["number"]) == asked), None)
         if job is None or known is None:
             return refuse(404, "no such moment")
         number = known["number"]
         start, end = (seconds(wanted.get(name, known[name])) for name in ("start", "end"))
         judged = wanted.get("judged", known["judged"])
-        if start is None or end is None or not 0 <= start < end <= 1e6:
-            raise UsageError("a moment starts at 0 s or later and ends after its start")
+        length = known.get("duration") or told.get("reference_seconds", 1e6)
+        last = max(length, known["end"])  # the last step of a video may reach past its end
+        if start is None or end is None or not 0 <= start < end <= last:
+            raise UsageError(f"a moment lies between 0 s and {last:g} s and ends after its start")
         if judged is not None and not isinstance(judged, bool):
             raise UsageError("judged: true, false or null wanted")
         before, left = job.marks, {**known, "start": start, "end": end, "judged": judged}

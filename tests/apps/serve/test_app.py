@@ -273,9 +273,6 @@ def test_what_was_judged_ranks_the_others_anew(served):
     for number, said, code in ((99, {"judged": True}, 404), (0, {"judged": 1}, 400)):
         assert served.judge(job["id"], number, **said)[0] == code
     assert served.judge(job["id"], 0, start=3, end=2)[0] == 400
-    # A stretch behind the end of the video does no harm.
-    served.judge(job["id"], 0, judged=True, start=100, end=200)
-    assert served.outcome(job["id"])["state"] == "done"
 
 
 @pytest.mark.slow
@@ -375,6 +372,21 @@ def test_only_moments_that_are_there_are_changed(served):
     for number in ("1", "-1", "00", "0.0", "x", "9" * 5000):
         assert served.judge(job["id"], number, judged=True)[0] == 404
     assert served.judge(job["id"], "0")[0] == 200
+
+
+def test_a_moment_stays_in_its_film(served, served_index):
+    place = {"reference": served.reference()}
+    for server, where in ((served, place), (served_index, {"index": True})):
+        key = server.reference()
+        _, job = server.search(query=key, query_start=1, query_end=2, top_k=1, **where)
+        done = server.outcome(job["id"])
+        length = done["moments"][0].get("duration") or done["reference_seconds"]
+        for start, end in ((0, length + 0.1), (100, 200), (-1, 2), (3, 2)):
+            code, answer = server.judge(job["id"], 0, start=start, end=end, judged=True)
+            assert code == 400
+            assert f"between 0 s and {length:g} s" in answer["error"]
+        assert server.judge(job["id"], 0, start=0, end=length)[0] == 200
+        assert server.outcome(job["id"])["state"] == "done"
 
 
 def test_damage_is_told_by_the_names_that_are_shown(served, torn_film, tmp_path):
