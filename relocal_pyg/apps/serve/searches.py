@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import io
 import json
-import queue
 import secrets
 import tempfile
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -87,9 +85,9 @@ class SearchQueue:
     """Runs searches one at a time; at most ``waiting`` wait."""
 
     def __init__(self, waiting: int = 4) -> None:
-        self._queue: queue.Queue[Job | None] = queue.Queue(waiting)
+        self._most, self._waiting = waiting, dict[str, Job]()
         self._jobs: OrderedDict[str, Job] = OrderedDict()
-        self._lock, self._closed = threading.Lock(), False
+        self._changed, self._closed = threading.Condition(), False
         self._thread = threading.Thread(target=self._run, name="relocal-search", daemon=True)
         self._thread.start()
 
@@ -98,11 +96,10 @@ class SearchQueue:
     ) -> Job | None:
         """Put a search in the queue; None where it is full."""
         job = Job(secrets.token_urlsafe(16), work, names, about or {})
-        try:
-            self._queue.put_nowait(job)
-        except queue.Full:
-            return None
-        with self._lock:
+        with self._changed:
+            if len(self._waiting) >= self._most:
+                return None
+            self._put(job)
             self._jobs[job.key] = job
             finished = [k for k, j in self._jobs.items() if j.state not in ("waiting", "running")]
             for key in finished[: max(0, len(self._jobs) - KEPT)]:
@@ -110,46 +107,52 @@ class SearchQueue:
         return job
 
     def again(self, job: Job) -> None:
-        """Search once more with what was judged; at the next judgement where the queue is full."""
-        with self._lock:
-            job.stale = job.state == "running"
+        """Search once more with what was judged."""
+        with self._changed:
+            job.stale, job.wanted = job.state == "running", True
             if job.state == "done":
-                job.state, job.wanted = "waiting", True
-                try:
-                    self._queue.put_nowait(job)
-                except queue.Full:
-                    job.state = "done"
+                self._put(job)  # however many wait: each is there once
+
+    def _put(self, job: Job) -> None:
+        job.state = "waiting"
+        self._waiting[job.key] = job
+        self._changed.notify()
 
     def get(self, key: str) -> Job | None:
         """The search of a key, or None."""
-        with self._lock:
+        with self._changed:
             return self._jobs.get(key)
 
     def jobs(self) -> list[Job]:
         """Every search that is remembered, the oldest first."""
-        with self._lock:
+        with self._changed:
             return list(self._jobs.values())
 
     def cancel(self, job: Job) -> None:
         """Stop a search at its next batch of frames; what it had found before stays."""
-        job.wanted = False
-        if job.state == "waiting":
-            job.state = "cancelled" if job.found is None else "done"
+        with self._changed:
+            job.wanted = job.stale = False
+            if self._waiting.pop(job.key, None) is not None:
+                job.state = "cancelled" if job.found is None else "done"
 
     def close(self) -> None:
         """Cancel everything; the thread ends at its next batch of frames."""
         for job in self.jobs():
             self.cancel(job)
-        self._closed = True
-        with suppress(queue.Full):  # those that wait are passed over
-            self._queue.put_nowait(None)
+        with self._changed:
+            self._closed = True
+            self._changed.notify()
         self._thread.join(timeout=0.5)
 
     def _run(self) -> None:
-        while (job := self._queue.get()) is not None and not self._closed:
-            if job.state == "waiting":
-                job.state, job.error = "running", ""
-                self._work(job)
+        while True:
+            with self._changed:
+                self._changed.wait_for(lambda: self._waiting or self._closed)
+                if self._closed:
+                    return
+                job = self._waiting.pop(next(iter(self._waiting)))
+                job.state = "running"
+            self._work(job)
 
     def _work(self, job: Job) -> None:
         def progress(title: str) -> Progress:
@@ -161,23 +164,23 @@ class SearchQueue:
             job.doing, job.share = title, 0.0
             return tick
 
-        kept: Literal["failed", "cancelled"] = "failed"
-        try:
-            while True:
+        while True:
+            ended: Literal["failed", "cancelled"] = "failed"
+            job.error = ""
+            try:
                 job.found = job.work(progress, job.marks)
-                with self._lock:
-                    if not job.stale:
-                        job.state = "done"
-                        return
-                    job.stale = False
-        except _Cancelled:
-            kept = "cancelled"
-        except RelocalError as error:
-            # Without the path, which is nobody's business in a browser.
-            job.error = error.reason
-        except Exception as error:
-            job.error = f"failed unexpectedly ({type(error).__name__})"
-        job.stale, job.state = False, kept if job.found is None else "done"
+            except _Cancelled:
+                ended = "cancelled"
+            except RelocalError as error:
+                # Without the path, which is nobody's business in a browser.
+                job.error = error.reason
+            except Exception as error:
+                job.error = f"failed unexpectedly ({type(error).__name__})"
+            with self._changed:
+                if not job.stale:
+                    job.state = ended if job.found is None else "done"
+                    return
+                job.stale = False
 
 
 def describe(entry: Entry) -> dict[str, Any]:

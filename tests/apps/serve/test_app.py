@@ -239,7 +239,10 @@ def test_the_queue_is_bounded_and_searches_can_be_stopped(served):
     code, answer = served.search(query=key, reference=key)
     assert code == 429
     assert "too many" in answer["error"]
-    for job in (running.key, waiting["id"]):
+    assert served.ask("DELETE", f"/api/searches/{waiting['id']}")[0] == 200
+    code, next_one = served.search(query=key, reference=key)  # its place is free
+    assert code == 202
+    for job in (running.key, next_one["id"]):
         assert served.ask("DELETE", f"/api/searches/{job}")[0] == 200
     go_on.set()
     assert served.outcome(running.key)["state"] == "cancelled"
@@ -399,6 +402,67 @@ def test_damage_is_told_by_the_names_that_are_shown(served, torn_film, tmp_path)
     assert code == 200
     assert f"<li>{done['problems'][0]}</li>".encode() in html
     assert str(tmp_path).encode() not in html
+
+
+def settled(job: Any) -> Any:
+    """A search when it has ended."""
+    while job.state in ("waiting", "running"):
+        threading.Event().wait(0.01)
+    return job
+
+
+def test_a_search_is_done_again_once_however_many_wait():
+    searches, seen, inside, go_on = SearchQueue(1), [], threading.Event(), threading.Event()
+
+    def hold(progress: Any, marks: Any) -> Any:
+        inside.set()
+        go_on.wait(60)
+
+    def note(progress: Any, marks: Any) -> Any:
+        seen.append(list(marks))
+        return "found"
+
+    job = settled(searches.submit(note, ("a", "b")))
+    assert searches.submit(hold, ("a", "b"))
+    assert inside.wait(60)
+    assert searches.submit(hold, ("a", "b"))
+    searches.again(job)
+    searches.cancel(job)
+    assert job.state == "done"
+    job.edits[0] = {"start": 1.0, "end": 2.0, "judged": False}
+    for _ in range(3):
+        searches.again(job)
+    assert searches.submit(hold, ("a", "b")) is None
+    go_on.set()
+    settled(job)
+    searches.close()
+    assert seen == [[], [(None, 1.0, 2.0, False)]]
+
+
+@pytest.mark.parametrize("stopped", [True, False])
+def test_what_is_judged_while_a_search_ends_is_searched(stopped):
+    searches, runs = SearchQueue(), 0
+    inside, go_on = threading.Event(), threading.Event()
+
+    def work(progress: Any, marks: Any) -> Any:
+        nonlocal runs
+        runs += 1
+        if runs == 2:
+            inside.set()
+            go_on.wait(60)
+            raise RuntimeError
+        return runs
+
+    job = settled(searches.submit(work, ("a", "b")))
+    searches.again(job)
+    assert inside.wait(60)
+    if stopped:
+        searches.cancel(job)
+    searches.again(job)
+    go_on.set()
+    settled(job)
+    searches.close()
+    assert (job.state, job.found, job.error) == ("done", 3, "")
 
 
 def test_all_answers_are_given_with_their_count(served):
