@@ -119,8 +119,8 @@ def make_app(
         return JSONResponse({"videos": indexed, "playable": playable})
 
     async def formats(request: Request) -> Response:
-        titles = {name: form.title for name, form in FORMATS.items()}
-        return JSONResponse({**titles, "query": "Query with what was said (relocal find)"})
+        offered = {name: (form.title, form.several) for name, form in FORMATS.items()}
+        return JSONResponse({**offered, "query": ("Query with what was said (relocal find)", True)})
 
     async def upload(request: Request) -> Response:
         nonlocal uploading
