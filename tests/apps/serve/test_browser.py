@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -175,6 +176,40 @@ def test_drop_mark_find_play_judge_drag_export_and_reload(
     assert severe(browser) == []
     browser.get(browser.find_element(By.ID, "report").get_attribute("href"))
     assert browser.title == "long.mp4 in reference.mp4"
+    assert severe(browser) == []
+
+
+def test_a_reload_goes_on_waiting(browser, served):
+    inside, go_on = threading.Event(), threading.Event()
+
+    def hold(progress: Any, marks: Any) -> Any:
+        inside.set()
+        go_on.wait(60)
+        raise RuntimeError
+
+    about = {"reference": None, "examples": []}
+    served.searches.submit(hold, ("a", "b"), about)
+    assert inside.wait(60)
+    browser.get(served.url)
+    wait(browser, lambda b: len(Select(b.find_element(By.ID, "reference")).options) == 2)
+    for side in ("query", "reference"):
+        Select(browser.find_element(By.ID, side)).select_by_index(1)
+    browser.find_element(By.ID, "find").click()
+    for _ in range(2):
+        wait(browser, lambda b: b.find_element(By.ID, "status").text == "Waiting …")
+        assert browser.find_element(By.ID, "cancel").is_displayed()
+        assert chosen(browser, "query") == "reference.mp4 (0:09.00)"
+        browser.refresh()
+    go_on.set()
+    assert cards(browser)
+    assert not browser.find_element(By.ID, "history").is_displayed()
+    # Without its name it can be chosen, though it is the only one.
+    browser.get("about:blank")
+    browser.get(served.url)
+    earlier = wait(browser, lambda b: b.find_elements(By.CSS_SELECTOR, "#history button"))
+    assert len(earlier) == 1
+    earlier[0].click()
+    assert cards(browser)
     assert severe(browser) == []
 
 

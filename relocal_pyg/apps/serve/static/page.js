@@ -178,6 +178,7 @@ async function follow(id) {
     byId("progress").hidden = byId("cancel").hidden = !yes;
   };
   busy(true);
+  location.hash = id;  // a reload goes on from here
   byId("progress").value = 0;
   say("Waiting …");
   const begun = performance.now();
@@ -204,6 +205,7 @@ async function follow(id) {
     say(error.message, true);
   }
   busy(false);
+  if (shown) location.hash = shown.id;
 }
 
 function title({ query_name, start, end, place }) {
@@ -213,8 +215,9 @@ function title({ query_name, start, end, place }) {
 }
 
 async function history() {
-  const all = (await ask("api/searches")).filter((each) => each.state === "done").reverse();
-  byId("history").replaceChildren(...all.map((each) => {
+  const all = (await ask("api/searches")).reverse();
+  const done = all.filter((each) => each.state === "done");
+  byId("history").replaceChildren(...done.map((each) => {
     const button = make("button", "", title(each.about));
     button.type = "button";
     button.dataset.id = each.id;
@@ -227,7 +230,7 @@ async function history() {
     });
     return button;
   }));
-  byId("history").hidden = all.length < 2;
+  byId("history").hidden = done.length < (shown ? 2 : 1);
   return all;
 }
 
@@ -468,6 +471,7 @@ function show(found, anew = false) {
   filter();
   for (const button of byId("history").children)
     button.setAttribute("aria-current", String(button.dataset.id === found.id));
+  byId("history").hidden = byId("history").children.length < 2;
   const said = [["yes", true], ["no", false]].map(([word, judged]) =>
     [word, found.moments.filter((moment) => moment.judged === judged).length]);
   byId("told").textContent = [
@@ -562,13 +566,13 @@ Promise.all([...begun, history()]).then(async ([list, index, known, all]) => {
   fill();
   SIDES.forEach((side) => choose(side, ""));
   byId("example").hidden = videos.length > 0;
-  // A reload shows what was shown.
+  // A reload shows what was shown, or goes on to wait for it.
   const kept = all.find((each) => each.id === location.hash.slice(1));
   if (kept) {
     choose("query", kept.about.query);
     choose("reference", kept.about.reference || INDEX);
     const { start, end } = kept.about;
     setClip(start || 0, end || scrubbers.query.to);
-    show(await ask(`api/searches/${kept.id}`));
+    await follow(kept.id);
   } else if (indexed) choose("reference", INDEX);
 }).catch((error) => say(error.message, true));
