@@ -26,14 +26,7 @@ from starlette.types import ASGIApp
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from relocal_pyg.apps.serve.library import Collection, Entry, Library
-from relocal_pyg.apps.serve.requests import (
-    EVERYWHERE,
-    Guard,
-    read_search,
-    receive,
-    refuse,
-    seconds,
-)
+from relocal_pyg.apps.serve.requests import EVERYWHERE, Guard, read_search, receive, refuse, seconds
 from relocal_pyg.apps.serve.searches import (
     Job,
     Mark,

@@ -239,16 +239,12 @@ def _one_video(found: Found) -> dict[str, Any]:
     count = min(len(found.similarity), _MAX_POINTS)
     curve = functional.adaptive_max_pool1d(found.similarity[None], count)[0]
     presence = found.moments[0].presence if found.moments else None
+    moments = [
+        {"start": m.start, "end": m.end, "score": round(m.score, 4), "probability": m.probability}
+        for m in found.moments
+    ]
     return {
-        "moments": [
-            {
-                "start": m.start,
-                "end": m.end,
-                "score": round(m.score, 4),
-                "probability": m.probability,
-            }
-            for m in found.moments
-        ],
+        "moments": moments,
         "presence": "" if presence is None else presence_line(presence),
         "curve": [round(value, 3) for value in curve.tolist()],
         "reference_seconds": found.reference_seconds,
@@ -307,7 +303,7 @@ def export(job: Job, collection: Collection | None, name: str, least: float) -> 
             there = video in files and files[video].is_file()
             known = describe_source(files[video], video) if there else Source(called, id=video)
             # Uploads have random names; the server's folders are nobody's business.
-            sources[video] = replace(known, path=called)
+            sources[video] = replace(known, path=called, here=False)
         moment = Moment(shown["start"], shown["end"], shown["score"], probability=sure)
         kept.append((sources[video], moment))
     return render(name, to_clips(kept, Path(job.names[0]).stem))

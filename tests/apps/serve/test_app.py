@@ -335,6 +335,19 @@ def test_what_is_judged_during_a_search_counts_in_the_next():
     searches.close()
 
 
+@pytest.mark.parametrize("name", ["otio", "fcp7-xml", "fcpxml", "elan"])
+def test_exports_link_to_the_name_of_the_video(served, films, name):
+    key = served.reference()
+    _, clip = served.upload(films["clip"].read_bytes(), "my%20clip%231.mp4")
+    _, job = served.search(query=key, reference=clip["id"], query_start=4, query_end=5, top_k=1)
+    assert served.outcome(job["id"])["state"] == "done"
+    code, _, text = served.ask("GET", f"/api/searches/{job['id']}/export?format={name}")
+    assert code == 200
+    assert b"my%20clip%231.mp4" in text
+    assert b"file:" not in text
+    assert str(Path.cwd()).encode() not in text
+
+
 def test_a_yes_is_taken_back_without_the_bounds(served):
     key = served.reference()
     _, job = served.search(query=key, reference=key, query_start=4, query_end=5, top_k=2)
