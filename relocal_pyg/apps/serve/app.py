@@ -7,6 +7,7 @@ import mimetypes
 import re
 import socket
 import tempfile
+import threading
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import replace
@@ -89,7 +90,7 @@ def make_app(
     """
     uploading = 0
     drawing = asyncio.Semaphore(_MAX_DRAWING)
-    making = asyncio.Semaphore(1)  # previews: who waits for one holds no thread
+    drawn, previewing = asyncio.Semaphore(1), asyncio.Semaphore(1)  # who waits holds no thread
     indexed = 0 if collection is None else len(collection)
 
     def video_of(request: Request) -> Entry:
@@ -154,7 +155,7 @@ def make_app(
 
     async def example(request: Request) -> Response:
         await read_search(request)  # no plain form of another page can send one
-        async with making:
+        async with drawn:
             films = await run_in_threadpool(write_example, library.uploads / "example")
         entries = [library.add(film, film.name, uploaded=True) for film in films]
         start, end = CLIP
@@ -169,14 +170,20 @@ def make_app(
         return FileResponse(entry.path, media_type=kind)
 
     async def preview(request: Request) -> Response:
-        entry = video_of(request)
+        entry, unwanted = video_of(request), threading.Event()
         try:
-            async with making:
-                path = await run_in_threadpool(library.preview, entry)
+            async with previewing:
+                making = asyncio.ensure_future(run_in_threadpool(library.preview, entry, unwanted))
+                while not (await asyncio.wait([making], timeout=0.1))[0]:
+                    if await request.is_disconnected():
+                        unwanted.set()
+                path = await making
         except OutputError as error:
             return refuse(507, error.reason)
         except RelocalError as error:
             return refuse(415, error.reason)
+        finally:
+            unwanted.set()
         return FileResponse(path, media_type="video/mp4")
 
     async def pictures(request: Request) -> Response:
@@ -252,10 +259,9 @@ def make_app(
             raise UsageError("top_k: 1 to 50 wanted")
         place = f"{indexed} videos" if reference is None or everywhere else reference.name
         work = searching(query, clip, None if everywhere else reference, top_k, every, examples)
-        about: dict[str, Any]
-        about = {"query": query.key, "query_name": query.name, "start": clip.start, "end": clip.end}
-        about |= {"reference": None if everywhere else wanted.get("reference"), "place": place}
-        about |= {"every": every, "examples": examples}
+        about: dict[str, Any] = {"query": query.key, "query_name": query.name, "place": place}
+        about |= {"reference": None if everywhere else wanted.get("reference"), "every": every}
+        about |= {"start": clip.start, "end": clip.end, "examples": examples}
         job = searches.submit(work, (query.name, place), about)
         if job is None:
             return refuse(429, "too many searches are waiting: try again when one is done")
@@ -397,6 +403,11 @@ class Connection(H11Protocol):
         super().connection_made(transport)
         self._look()
 
+    def shutdown(self) -> None:
+        """Let an answer be finished when the server ends, but not for long."""
+        super().shutdown()
+        self.loop.call_later(0.5, self.transport.abort)
+
     def _look(self) -> None:
         """Close it where nothing has changed for too long."""
         if self not in self.connections:
@@ -478,16 +489,9 @@ def run(
             raise UsageError(reason) from None
         names = [socket.gethostname()] if host in EVERYWHERE else []
         with listening:
-            app = make_app(
-                library,
-                SearchQueue(),
-                FeatureCache(Path(scratch) / "features"),
-                model,
-                network,
-                rate_hz=rate_hz,
-                collection=collection,
-                hosts=("127.0.0.1", "localhost", "::1", host, *names),
-            )
+            hosts = ("127.0.0.1", "localhost", "::1", host, *names)
+            given = library, SearchQueue(), FeatureCache(Path(scratch) / "features"), model, network
+            app = make_app(*given, rate_hz=rate_hz, collection=collection, hosts=hosts)
             if started is not None:
                 started()
             with suppress(KeyboardInterrupt):  # the usual end

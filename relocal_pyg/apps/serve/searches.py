@@ -185,12 +185,8 @@ class SearchQueue:
 
 def describe(entry: Entry) -> dict[str, Any]:
     """A video of the library."""
-    return {
-        "id": entry.key,
-        "name": entry.name,
-        "duration": entry.duration,
-        "uploaded": entry.uploaded,
-    }
+    known = {name: getattr(entry, name) for name in ("name", "duration", "uploaded")}
+    return {"id": entry.key, **known}
 
 
 def by_name(problems: Sequence[str], films: Sequence[Entry | None]) -> tuple[str, ...]:
@@ -202,14 +198,8 @@ def by_name(problems: Sequence[str], films: Sequence[Entry | None]) -> tuple[str
 
 def answer(job: Job, collection: Collection | None) -> dict[str, Any]:
     """Where a search stands, and what it found."""
-    state: dict[str, Any] = {
-        "id": job.key,
-        "about": job.about,
-        "state": job.state,
-        "doing": job.doing,
-        "share": job.share,
-        "error": job.error,
-    }
+    shown = ("about", "state", "doing", "share", "error")
+    state = {"id": job.key, **{name: getattr(job, name) for name in shown}}
     if job.found is None:
         return state
     found = (

@@ -134,6 +134,7 @@ class Served:
     searches: SearchQueue
     model: ContrastMatcher
     server: Any
+    thread: threading.Thread
     collection: Collection | None = None
 
     @property
@@ -194,7 +195,7 @@ def serving(
     server.config.log_level = "error"
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
     thread.start()
-    yield Served(listening.getsockname()[1], library, searches, model, server, collection)
+    yield Served(listening.getsockname()[1], library, searches, model, server, thread, collection)
     server.should_exit = True
     thread.join()
     listening.close()
