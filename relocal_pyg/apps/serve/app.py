@@ -178,10 +178,8 @@ def make_app(
                     if await request.is_disconnected():
                         unwanted.set()
                 path = await making
-        except OutputError as error:
-            return refuse(507, error.reason)
         except RelocalError as error:
-            return refuse(415, error.reason)
+            return refuse(507 if isinstance(error, OutputError) else 415, error.reason)
         finally:
             unwanted.set()
         return FileResponse(path, media_type="video/mp4")
@@ -199,9 +197,8 @@ def make_app(
         return Response(jpeg, media_type="image/jpeg", headers=kept)
 
     async def history(request: Request) -> Response:
-        return JSONResponse(
-            [{"id": job.key, "state": job.state, "about": job.about} for job in searches.jobs()]
-        )
+        jobs = [{"id": job.key, "state": job.state, "about": job.about} for job in searches.jobs()]
+        return JSONResponse(jobs)
 
     async def edit(request: Request) -> Response:
         wanted = await read_search(request)  # first: what is known may change meanwhile
@@ -281,9 +278,15 @@ def make_app(
             known = [(library.get(e["video"]), e) for e in examples if e["good"] is good]
             return [VideoQuery(v.path, e["start"], e["end"]) for v, e in known if v]
 
-        films = [query, reference, *(library.get(each["video"]) for each in examples)]
+        said = sorted(examples, key=lambda e: not e["good"])  # the order in which they are read
+        films = [query, *filter(None, (library.get(e["video"]) for e in said)), reference or query]
 
         def work(progress: Callable[[str], Progress], marks: Sequence[Mark]) -> Found | FoundVideos:
+            left = iter(films)
+
+            def title(file: str) -> Progress:
+                return progress(next((f.name for f in left if f.path.name == file), query.name))
+
             shared: dict[str, Any] = {
                 "top_k": top_k + sum(good for *_, good in marks),
                 "also": stretches(True),
@@ -291,6 +294,7 @@ def make_app(
                 "every": every,
                 "least": 0.0,
                 "cache": cache,
+                "progress": title,
             }
             found: Found | FoundVideos
             if reference is not None:
@@ -301,9 +305,6 @@ def make_app(
                     backbone=backbone,
                     judged=[(start, end, good) for _, start, end, good in marks],
                     rate_hz=rate_hz,
-                    progress=lambda file: progress(
-                        query.name if file == query.path.name else reference.name
-                    ),
                     **shared,
                 )
             else:
@@ -314,7 +315,6 @@ def make_app(
                     collection.made,
                     backbone,
                     judged=[(str(name), (start, end, good)) for name, start, end, good in marks],
-                    progress=lambda file: progress(query.name),
                     **shared,
                 )
                 # Answers are remembered; rows of long videos need not be.

@@ -189,9 +189,9 @@ def describe(entry: Entry) -> dict[str, Any]:
     return {"id": entry.key, **known}
 
 
-def by_name(problems: Sequence[str], films: Sequence[Entry | None]) -> tuple[str, ...]:
+def by_name(problems: Sequence[str], films: Sequence[Entry]) -> tuple[str, ...]:
     """Lines on damage as they are shown: the paths that they begin with are the server's."""
-    names = {f"{film.path}: ": film.name for film in films if film is not None}
+    names = {f"{film.path}: ": film.name for film in films}
     lines = [(max(filter(line.startswith, names), key=len), line) for line in problems]
     return tuple(ascii_line(f"{names[head]}: {line[len(head) :]}") for head, line in lines)
 

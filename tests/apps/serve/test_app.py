@@ -348,6 +348,32 @@ def test_exports_link_to_the_name_of_the_video(served, films, name):
     assert str(Path.cwd()).encode() not in text
 
 
+def test_what_is_read_has_its_own_title(served, films, monkeypatch, tmp_path):
+    (tmp_path / "other").mkdir()
+    place = tmp_path / "other" / "reference.mp4"  # the file name of the other one
+    place.write_bytes(films["reference"].read_bytes())
+    other = served.library.add(place, "other/reference.mp4", uploaded=False).key
+    _, job = served.search(query=served.reference(), reference=other, query_start=4, query_end=5)
+    served.outcome(job["id"])
+    served.judge(job["id"], 0, judged=True)
+    served.outcome(job["id"])
+    works, read = [], []
+    monkeypatch.setattr(served.searches, "submit", lambda work, *_: works.append(work))
+
+    def progress(title: str) -> Any:
+        read.append(title)
+        return lambda done, total: None
+
+    key = served.reference()
+    served.search(query=other, reference=key)
+    served.search(query=key, reference=other)
+    served.search(query=other, reference=key, like=job["id"])
+    for work in works:
+        work(progress, [])
+    first, second = "reference.mp4", "other/reference.mp4"
+    assert read == [second, first, first, second, second, second, first]
+
+
 def test_a_yes_is_taken_back_without_the_bounds(served):
     key = served.reference()
     _, job = served.search(query=key, reference=key, query_start=4, query_end=5, top_k=2)
