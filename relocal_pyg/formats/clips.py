@@ -59,6 +59,7 @@ class Source:
         variable_rate: Whether its frames are not evenly spaced.
         first_picture: Seconds of the file's clock at which its first frame appears.
         id: Its name in a collection; elsewhere the name of the file without its suffix is used.
+        here: Whether the path leads to the file; elsewhere links are the name of the file alone.
     """
 
     path: str
@@ -71,6 +72,7 @@ class Source:
     variable_rate: bool = False
     first_picture: float = 0.0
     id: str = ""
+    here: bool = True
 
     @property
     def name(self) -> str:
@@ -85,7 +87,8 @@ class Source:
     @property
     def url(self) -> str:
         """Percent-encoded ``file:`` address of the file."""
-        return "file://" + quote(os.fsencode(os.path.abspath(self.path)))
+        address = "file://" + quote(os.fsencode(os.path.abspath(self.path)))
+        return address if self.here else quote(self.name)
 
     def rate(self, what: str) -> Fraction:
         """Frames per second; a warning where frames are not evenly spaced.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from fractions import Fraction
 from itertools import islice, pairwise
 from pathlib import Path
@@ -92,6 +92,7 @@ def cut_clip(
     target: str | Path,
     reencode: bool = False,
     stream: int | None = None,
+    check: Callable[[Path], object] = lambda written: None,
 ) -> tuple[float, float]:
     """Write a part of a video as a file of its own.
 
@@ -110,6 +111,7 @@ def cut_clip(
             nothing.
         reencode: Exact instead of fast.
         stream: Number of the video stream; the default one where None.
+        check: With ``reencode`` given the unfinished file at each picture; what it raises ends it.
 
     Returns:
         Start and end, in seconds of ``source``, of what the clip shows.
@@ -125,8 +127,8 @@ def cut_clip(
     if Path(target).exists() and Path(target).samefile(check_file(source)):
         raise UsageError("the clip would overwrite the video it is cut from", file=target)
     with replace_file(target, "video") as temporary:
-        write = _encode if reencode else _copy
-        return write(source, start, end, temporary, target, stream)
+        given = (source, start, end, temporary, target, stream)
+        return _encode(*given, check) if reencode else _copy(*given)
 
 
 def _copy(
@@ -312,7 +314,13 @@ def _time(packet: Any) -> Fraction:
 
 
 def _encode(
-    source: str | Path, start: float, end: float, clip: Path, target: str | Path, number: int | None
+    source: str | Path,
+    start: float,
+    end: float,
+    clip: Path,
+    target: str | Path,
+    number: int | None,
+    check: Callable[[Path], object],
 ) -> tuple[float, float]:
     av, info = import_av(), probe(source, number)
     step = min(1 / (info.fps_nominal or 25.0), 0.1)
@@ -322,6 +330,7 @@ def _encode(
     try:
         with av.open(str(clip), "w") as output:
             for time, gone, frame in shown:
+                check(clip)
                 if first is None:
                     # What is still on the screen belongs to the clip, if it is there to be seen.
                     if time < start - float(_EPSILON) and min(gone, end) - start < step:

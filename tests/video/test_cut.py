@@ -45,6 +45,20 @@ def test_reencoding_is_frame_exact(steps_video, tmp_path, start, end, suffix):
     assert shown[1] == pytest.approx(min((wanted[-1] + 1) / 25, end), abs=1e-6)
 
 
+def test_reencoding_can_be_ended(steps_video, tmp_path):
+    sizes = []
+
+    def check(written):
+        sizes.append(written.stat().st_size if written.exists() else 0)
+        if len(sizes) == 30:
+            raise OutputError("that is enough")
+
+    with pytest.raises(OutputError, match="enough"):
+        cut_clip(steps_video, 0.0, 4.0, tmp_path / "clip.mp4", reencode=True, check=check)
+    assert len(sizes) == 30
+    assert list(tmp_path.glob("*clip*")) == []
+
+
 @pytest.mark.parametrize(("start", "end"), RANGES)
 @pytest.mark.parametrize("suffixes", [(".mp4", ".mp4"), (".mp4", ".mkv"), (".mkv", ".mp4")])
 def test_copying_starts_at_the_key_frame_before(tmp_path, write_video, start, end, suffixes):

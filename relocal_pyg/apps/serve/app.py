@@ -7,6 +7,7 @@ import mimetypes
 import re
 import socket
 import tempfile
+import threading
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import replace
@@ -26,20 +27,14 @@ from starlette.types import ASGIApp
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from relocal_pyg.apps.serve.library import Collection, Entry, Library
-from relocal_pyg.apps.serve.requests import (
-    EVERYWHERE,
-    Guard,
-    read_search,
-    receive,
-    refuse,
-    seconds,
-)
+from relocal_pyg.apps.serve.requests import EVERYWHERE, Guard, read_search, receive, refuse, seconds
 from relocal_pyg.apps.serve.searches import (
     Job,
     Mark,
     SearchQueue,
     Work,
     answer,
+    by_name,
     describe,
     learned,
     strip,
@@ -95,7 +90,7 @@ def make_app(
     """
     uploading = 0
     drawing = asyncio.Semaphore(_MAX_DRAWING)
-    making = asyncio.Semaphore(1)  # previews: who waits for one holds no thread
+    drawn, previewing = asyncio.Semaphore(1), asyncio.Semaphore(1)  # who waits holds no thread
     indexed = 0 if collection is None else len(collection)
 
     def video_of(request: Request) -> Entry:
@@ -118,8 +113,8 @@ def make_app(
         return JSONResponse({"videos": indexed, "playable": playable})
 
     async def formats(request: Request) -> Response:
-        titles = {name: form.title for name, form in FORMATS.items()}
-        return JSONResponse({**titles, "query": "Query with what was said (relocal find)"})
+        offered = {name: (form.title, form.several) for name, form in FORMATS.items()}
+        return JSONResponse({**offered, "query": ("Query with what was said (relocal find)", True)})
 
     async def upload(request: Request) -> Response:
         nonlocal uploading
@@ -160,7 +155,7 @@ def make_app(
 
     async def example(request: Request) -> Response:
         await read_search(request)  # no plain form of another page can send one
-        async with making:
+        async with drawn:
             films = await run_in_threadpool(write_example, library.uploads / "example")
         entries = [library.add(film, film.name, uploaded=True) for film in films]
         start, end = CLIP
@@ -175,14 +170,18 @@ def make_app(
         return FileResponse(entry.path, media_type=kind)
 
     async def preview(request: Request) -> Response:
-        entry = video_of(request)
+        entry, unwanted = video_of(request), threading.Event()
         try:
-            async with making:
-                path = await run_in_threadpool(library.preview, entry)
-        except OutputError as error:
-            return refuse(507, error.reason)
+            async with previewing:
+                making = asyncio.ensure_future(run_in_threadpool(library.preview, entry, unwanted))
+                while not (await asyncio.wait([making], timeout=0.1))[0]:
+                    if await request.is_disconnected():
+                        unwanted.set()
+                path = await making
         except RelocalError as error:
-            return refuse(415, error.reason)
+            return refuse(507 if isinstance(error, OutputError) else 415, error.reason)
+        finally:
+            unwanted.set()
         return FileResponse(path, media_type="video/mp4")
 
     async def pictures(request: Request) -> Response:
@@ -198,26 +197,28 @@ def make_app(
         return Response(jpeg, media_type="image/jpeg", headers=kept)
 
     async def history(request: Request) -> Response:
-        return JSONResponse(
-            [{"id": job.key, "state": job.state, "about": job.about} for job in searches.jobs()]
-        )
+        jobs = [{"id": job.key, "state": job.state, "about": job.about} for job in searches.jobs()]
+        return JSONResponse(jobs)
 
     async def edit(request: Request) -> Response:
+        wanted = await read_search(request)  # first: what is known may change meanwhile
         job = searches.get(request.path_params["key"])
-        moments = [] if job is None or job.found is None else answer(job, collection)["moments"]
-        number = request.path_params["number"]
-        known = next((each for each in moments if each["number"] == number), None)
+        told = {"moments": []} if job is None or job.found is None else answer(job, collection)
+        asked = request.path_params["number"]
+        known = next((each for each in told["moments"] if str(each["number"]) == asked), None)
         if job is None or known is None:
             return refuse(404, "no such moment")
-        wanted = await read_search(request)
+        number = known["number"]
         start, end = (seconds(wanted.get(name, known[name])) for name in ("start", "end"))
         judged = wanted.get("judged", known["judged"])
-        if start is None or end is None or not 0 <= start < end <= 1e6:
-            raise UsageError("a moment starts at 0 s or later and ends after its start")
+        length = known.get("duration") or told.get("reference_seconds", 1e6)
+        last = max(length, known["end"])  # the last step of a video may reach past its end
+        if start is None or end is None or not 0 <= start < end <= last:
+            raise UsageError(f"a moment lies between 0 s and {last:g} s and ends after its start")
         if judged is not None and not isinstance(judged, bool):
             raise UsageError("judged: true, false or null wanted")
         before, left = job.marks, {**known, "start": start, "end": end, "judged": judged}
-        if judged is None and (known.get("id"), start, end) in job.places:
+        if judged is None and job.places.get((known.get("id"), start, end)) == number:
             job.edits.pop(number, None)  # as it was found
         else:
             job.edits[number] = left
@@ -255,10 +256,9 @@ def make_app(
             raise UsageError("top_k: 1 to 50 wanted")
         place = f"{indexed} videos" if reference is None or everywhere else reference.name
         work = searching(query, clip, None if everywhere else reference, top_k, every, examples)
-        about: dict[str, Any]
-        about = {"query": query.key, "query_name": query.name, "start": clip.start, "end": clip.end}
-        about |= {"reference": None if everywhere else wanted.get("reference"), "place": place}
-        about |= {"every": every, "examples": examples}
+        about: dict[str, Any] = {"query": query.key, "query_name": query.name, "place": place}
+        about |= {"reference": None if everywhere else wanted.get("reference"), "every": every}
+        about |= {"start": clip.start, "end": clip.end, "examples": examples}
         job = searches.submit(work, (query.name, place), about)
         if job is None:
             return refuse(429, "too many searches are waiting: try again when one is done")
@@ -278,7 +278,15 @@ def make_app(
             known = [(library.get(e["video"]), e) for e in examples if e["good"] is good]
             return [VideoQuery(v.path, e["start"], e["end"]) for v, e in known if v]
 
+        said = sorted(examples, key=lambda e: not e["good"])  # the order in which they are read
+        films = [query, *filter(None, (library.get(e["video"]) for e in said)), reference or query]
+
         def work(progress: Callable[[str], Progress], marks: Sequence[Mark]) -> Found | FoundVideos:
+            left = iter(films)
+
+            def title(file: str) -> Progress:
+                return progress(next((f.name for f in left if f.path.name == file), query.name))
+
             shared: dict[str, Any] = {
                 "top_k": top_k + sum(good for *_, good in marks),
                 "also": stretches(True),
@@ -286,32 +294,32 @@ def make_app(
                 "every": every,
                 "least": 0.0,
                 "cache": cache,
+                "progress": title,
             }
+            found: Found | FoundVideos
             if reference is not None:
-                return find_moments(
+                found = find_moments(
                     clip,
                     reference.path,
                     model=matcher,
                     backbone=backbone,
                     judged=[(start, end, good) for _, start, end, good in marks],
                     rate_hz=rate_hz,
-                    progress=lambda file: progress(
-                        query.name if file == query.path.name else reference.name
-                    ),
                     **shared,
                 )
-            assert collection is not None
-            found = find_in_index(
-                clip,
-                collection.index,
-                collection.made,
-                backbone,
-                judged=[(str(name), (start, end, good)) for name, start, end, good in marks],
-                progress=lambda file: progress(query.name),
-                **shared,
-            )
-            # Answers are remembered; rows of long videos need not be.
-            return replace(found, query=found.query[:0].clone(), query_video=None)
+            else:
+                assert collection is not None
+                found = find_in_index(
+                    clip,
+                    collection.index,
+                    collection.made,
+                    backbone,
+                    judged=[(str(name), (start, end, good)) for name, start, end, good in marks],
+                    **shared,
+                )
+                # Answers are remembered; rows of long videos need not be.
+                found = replace(found, query=found.query[:0].clone(), query_video=None)
+            return replace(found, problems=by_name(found.problems, films))
 
         return work
 
@@ -364,7 +372,7 @@ def make_app(
             Route("/api/searches", search, methods=["POST"]),
             Route("/api/searches/{key}", state),
             Route("/api/searches/{key}", cancel, methods=["DELETE"]),
-            Route("/api/searches/{key}/moments/{number:int}", edit, methods=["PATCH"]),
+            Route("/api/searches/{key}/moments/{number}", edit, methods=["PATCH"]),
             Route("/api/searches/{key}/export", export),
             Route("/api/searches/{key}/report", report),
         ],
@@ -394,6 +402,11 @@ class Connection(H11Protocol):
         """Watch it from its beginning."""
         super().connection_made(transport)
         self._look()
+
+    def shutdown(self) -> None:
+        """Let an answer be finished when the server ends, but not for long."""
+        super().shutdown()
+        self.loop.call_later(0.5, self.transport.abort)
 
     def _look(self) -> None:
         """Close it where nothing has changed for too long."""
@@ -476,16 +489,9 @@ def run(
             raise UsageError(reason) from None
         names = [socket.gethostname()] if host in EVERYWHERE else []
         with listening:
-            app = make_app(
-                library,
-                SearchQueue(),
-                FeatureCache(Path(scratch) / "features"),
-                model,
-                network,
-                rate_hz=rate_hz,
-                collection=collection,
-                hosts=("127.0.0.1", "localhost", "::1", host, *names),
-            )
+            hosts = ("127.0.0.1", "localhost", "::1", host, *names)
+            given = library, SearchQueue(), FeatureCache(Path(scratch) / "features"), model, network
+            app = make_app(*given, rate_hz=rate_hz, collection=collection, hosts=hosts)
             if started is not None:
                 started()
             with suppress(KeyboardInterrupt):  # the usual end

@@ -5,10 +5,12 @@ from __future__ import annotations
 import os
 import secrets
 import threading
+from collections import Counter
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from relocal_pyg.errors import OutputError, SearchIndexError, UsageError, VideoError
+from relocal_pyg.errors import OutputError, RelocalError, SearchIndexError, UsageError, VideoError
 from relocal_pyg.models.base import Relocalizer
 from relocal_pyg.search.index import SearchIndex
 from relocal_pyg.video.cut import cut_clip
@@ -109,15 +111,26 @@ class Library:
             self._entries[entry.key] = self._by_path[path] = entry
         return entry
 
-    def preview(self, entry: Entry) -> Path:
-        """A copy of a video that every browser plays, made when it is first asked for."""
-        target = self.uploads / f"{entry.key}.mp4"
+    def preview(self, entry: Entry, unwanted: threading.Event) -> Path:
+        """A copy of a video that every browser plays; what is half made is given up if unwanted."""
+        target, taken = self.uploads / f"{entry.key}.mp4", 0
+
+        def check(written: Path) -> None:
+            nonlocal taken
+            more = written.stat().st_size - taken if written.exists() else 0
+            if unwanted.is_set() or not self.reserve(more):  # what is unwanted tells nobody
+                raise OutputError("there is no room for a preview: start relocal serve anew")
+            taken += more
+
         with self._making:
             if not target.is_file():
-                cut_clip(entry.path, 0.0, MAX_PREVIEW, target, reencode=True)
-                if not self.reserve(target.stat().st_size):
-                    target.unlink()
-                    raise OutputError("there is no room for a preview: start relocal serve anew")
+                try:
+                    cut_clip(entry.path, 0.0, MAX_PREVIEW, target, reencode=True, check=check)
+                    check(target)
+                except RelocalError:
+                    self.release(taken)
+                    target.unlink(missing_ok=True)
+                    raise
         return target
 
     def _add_folder(self, folder: Path) -> None:
@@ -128,10 +141,8 @@ class Library:
             real = Path(os.path.realpath(file))
             if not real.is_relative_to(root):
                 continue
-            try:
+            with suppress(VideoError):
                 self.add(real, file.relative_to(root).as_posix(), uploaded=False)
-            except VideoError:
-                continue
         if not self._entries:
             raise UsageError("holds no videos that can be read", file=folder)
 
@@ -154,15 +165,14 @@ class Collection:
                 "does not say where its videos are: run relocal index again", file=folder
             )
         self.entries: dict[str, Entry] = {}
-        for shard in self.index.shards:
-            for video_id in shard.ids:
-                file = self.made.files.get(video_id)
-                if file is None:
-                    continue
-                try:
-                    self.entries[video_id] = library.add(file, file.name, uploaded=False)
-                except VideoError:  # moved or changed since: found, but not played
-                    continue
+        names = Counter(file.name for file in self.made.files.values())
+        for video_id in (each for shard in self.index.shards for each in shard.ids):
+            file = self.made.files.get(video_id)
+            if file is None:
+                continue
+            name = file.name if names[file.name] == 1 else f"{video_id}{file.suffix}"
+            with suppress(VideoError):  # moved or changed since: found, but not played
+                self.entries[video_id] = library.add(file, name, uploaded=False)
 
     def __len__(self) -> int:
         return len(self.index)

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import io
 import json
-import queue
 import secrets
 import tempfile
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -19,7 +17,7 @@ from torch.nn import functional
 
 from relocal_pyg.apps.cli.exports import EXAMPLE, answers_content
 from relocal_pyg.apps.serve.library import Collection, Entry
-from relocal_pyg.errors import RelocalError
+from relocal_pyg.errors import RelocalError, ascii_line
 from relocal_pyg.formats import Source, render, to_clips
 from relocal_pyg.formats.clips import presence_line
 from relocal_pyg.models.occurrences import same_place
@@ -87,9 +85,9 @@ class SearchQueue:
     """Runs searches one at a time; at most ``waiting`` wait."""
 
     def __init__(self, waiting: int = 4) -> None:
-        self._queue: queue.Queue[Job | None] = queue.Queue(waiting)
+        self._most, self._waiting = waiting, dict[str, Job]()
         self._jobs: OrderedDict[str, Job] = OrderedDict()
-        self._lock, self._closed = threading.Lock(), False
+        self._changed, self._closed = threading.Condition(), False
         self._thread = threading.Thread(target=self._run, name="relocal-search", daemon=True)
         self._thread.start()
 
@@ -98,11 +96,10 @@ class SearchQueue:
     ) -> Job | None:
         """Put a search in the queue; None where it is full."""
         job = Job(secrets.token_urlsafe(16), work, names, about or {})
-        try:
-            self._queue.put_nowait(job)
-        except queue.Full:
-            return None
-        with self._lock:
+        with self._changed:
+            if len(self._waiting) >= self._most:
+                return None
+            self._put(job)
             self._jobs[job.key] = job
             finished = [k for k, j in self._jobs.items() if j.state not in ("waiting", "running")]
             for key in finished[: max(0, len(self._jobs) - KEPT)]:
@@ -110,46 +107,52 @@ class SearchQueue:
         return job
 
     def again(self, job: Job) -> None:
-        """Search once more with what was judged; at the next judgement where the queue is full."""
-        with self._lock:
-            job.stale = job.state == "running"
+        """Search once more with what was judged."""
+        with self._changed:
+            job.stale, job.wanted = job.state == "running", True
             if job.state == "done":
-                job.state, job.wanted = "waiting", True
-                try:
-                    self._queue.put_nowait(job)
-                except queue.Full:
-                    job.state = "done"
+                self._put(job)  # however many wait: each is there once
+
+    def _put(self, job: Job) -> None:
+        job.state = "waiting"
+        self._waiting[job.key] = job
+        self._changed.notify()
 
     def get(self, key: str) -> Job | None:
         """The search of a key, or None."""
-        with self._lock:
+        with self._changed:
             return self._jobs.get(key)
 
     def jobs(self) -> list[Job]:
         """Every search that is remembered, the oldest first."""
-        with self._lock:
+        with self._changed:
             return list(self._jobs.values())
 
     def cancel(self, job: Job) -> None:
         """Stop a search at its next batch of frames; what it had found before stays."""
-        job.wanted = False
-        if job.state == "waiting":
-            job.state = "cancelled" if job.found is None else "done"
+        with self._changed:
+            job.wanted = job.stale = False
+            if self._waiting.pop(job.key, None) is not None:
+                job.state = "cancelled" if job.found is None else "done"
 
     def close(self) -> None:
         """Cancel everything; the thread ends at its next batch of frames."""
         for job in self.jobs():
             self.cancel(job)
-        self._closed = True
-        with suppress(queue.Full):  # those that wait are passed over
-            self._queue.put_nowait(None)
+        with self._changed:
+            self._closed = True
+            self._changed.notify()
         self._thread.join(timeout=0.5)
 
     def _run(self) -> None:
-        while (job := self._queue.get()) is not None and not self._closed:
-            if job.state == "waiting":
-                job.state, job.error = "running", ""
-                self._work(job)
+        while True:
+            with self._changed:
+                self._changed.wait_for(lambda: self._waiting or self._closed)
+                if self._closed:
+                    return
+                job = self._waiting.pop(next(iter(self._waiting)))
+                job.state = "running"
+            self._work(job)
 
     def _work(self, job: Job) -> None:
         def progress(title: str) -> Progress:
@@ -161,56 +164,51 @@ class SearchQueue:
             job.doing, job.share = title, 0.0
             return tick
 
-        kept: Literal["failed", "cancelled"] = "failed"
-        try:
-            while True:
+        while True:
+            ended: Literal["failed", "cancelled"] = "failed"
+            job.error = ""
+            try:
                 job.found = job.work(progress, job.marks)
-                with self._lock:
-                    if not job.stale:
-                        job.state = "done"
-                        return
-                    job.stale = False
-        except _Cancelled:
-            kept = "cancelled"
-        except RelocalError as error:
-            # Without the path, which is nobody's business in a browser.
-            job.error = error.reason
-        except Exception as error:
-            job.error = f"failed unexpectedly ({type(error).__name__})"
-        job.stale, job.state = False, kept if job.found is None else "done"
+            except _Cancelled:
+                ended = "cancelled"
+            except RelocalError as error:
+                # Without the path, which is nobody's business in a browser.
+                job.error = error.reason
+            except Exception as error:
+                job.error = f"failed unexpectedly ({type(error).__name__})"
+            with self._changed:
+                if not job.stale:
+                    job.state = ended if job.found is None else "done"
+                    return
+                job.stale = False
 
 
 def describe(entry: Entry) -> dict[str, Any]:
     """A video of the library."""
-    return {
-        "id": entry.key,
-        "name": entry.name,
-        "duration": entry.duration,
-        "uploaded": entry.uploaded,
-    }
+    known = {name: getattr(entry, name) for name in ("name", "duration", "uploaded")}
+    return {"id": entry.key, **known}
+
+
+def by_name(problems: Sequence[str], films: Sequence[Entry]) -> tuple[str, ...]:
+    """Lines on damage as they are shown: the paths that they begin with are the server's."""
+    names = {f"{film.path}: ": film.name for film in films}
+    lines = [(max(filter(line.startswith, names), key=len), line) for line in problems]
+    return tuple(ascii_line(f"{names[head]}: {line[len(head) :]}") for head, line in lines)
 
 
 def answer(job: Job, collection: Collection | None) -> dict[str, Any]:
     """Where a search stands, and what it found."""
-    state: dict[str, Any] = {
-        "id": job.key,
-        "about": job.about,
-        "state": job.state,
-        "doing": job.doing,
-        "share": job.share,
-        "error": job.error,
-    }
+    shown = ("about", "state", "doing", "share", "error")
+    state = {"id": job.key, **{name: getattr(job, name) for name in shown}}
     if job.found is None:
         return state
     found = (
         _one_video(job.found) if isinstance(job.found, Found) else _videos(job.found, collection)
     )
     found["moments"] = _as_left(job, found["moments"])
-    # The paths before the colon are the server's.
-    problems = [problem.split(": ", 1)[-1] for problem in job.found.problems]
     count = None if job.found.count is None else asdict(job.found.count)
-    settings = job.found.settings
-    return {**state, **found, "settings": settings, "problems": problems, "count": count}
+    told = {"settings": job.found.settings, "problems": job.found.problems, "count": count}
+    return {**state, **found, **told}
 
 
 def _as_left(job: Job, moments: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -231,16 +229,12 @@ def _one_video(found: Found) -> dict[str, Any]:
     count = min(len(found.similarity), _MAX_POINTS)
     curve = functional.adaptive_max_pool1d(found.similarity[None], count)[0]
     presence = found.moments[0].presence if found.moments else None
+    moments = [
+        {"start": m.start, "end": m.end, "score": round(m.score, 4), "probability": m.probability}
+        for m in found.moments
+    ]
     return {
-        "moments": [
-            {
-                "start": m.start,
-                "end": m.end,
-                "score": round(m.score, 4),
-                "probability": m.probability,
-            }
-            for m in found.moments
-        ],
+        "moments": moments,
         "presence": "" if presence is None else presence_line(presence),
         "curve": [round(value, 3) for value in curve.tolist()],
         "reference_seconds": found.reference_seconds,
@@ -272,6 +266,14 @@ def _videos(found: FoundVideos, collection: Collection | None) -> dict[str, Any]
     return {"moments": moments, "presence": "", "matcher": collection.model.title}
 
 
+def _files(job: Job, collection: Collection | None) -> dict[str, Path]:
+    """The files that were searched, by their ids; that of a search in one video is empty."""
+    if isinstance(job.found, Found):
+        return {"": job.found.reference}
+    assert collection is not None
+    return {name: entry.path for name, entry in collection.entries.items()}
+
+
 def export(job: Job, collection: Collection | None, name: str, least: float) -> str:
     """The moments that were not said no to, as people left them, as the text of a format.
 
@@ -281,22 +283,19 @@ def export(job: Job, collection: Collection | None, name: str, least: float) -> 
     if name == "query":
         return saved_query(job, collection)
     sources: dict[str, Source] = {}
-    kept = []
+    kept, files = [], _files(job, collection)
     for shown in answer(job, collection)["moments"]:
-        judged, sure = shown["judged"], shown["probability"]
+        judged, sure, video = shown["judged"], shown["probability"], shown.get("id", "")
         if judged is False or (judged is None and sure is not None and sure < least):
             continue
-        if isinstance(job.found, Found):
-            path, name_of = job.found.reference, job.names[1]
-        else:
-            entry = None if collection is None else collection.entries.get(shown["id"])
-            path, name_of = (Path(shown["name"]) if entry is None else entry.path), shown["name"]
-        if name_of not in sources:
-            known = describe_source(path) if path.is_file() else Source(name_of)
+        called = shown.get("name", job.names[1])
+        if video not in sources:
+            there = video in files and files[video].is_file()
+            known = describe_source(files[video], video) if there else Source(called, id=video)
             # Uploads have random names; the server's folders are nobody's business.
-            sources[name_of] = replace(known, path=name_of)
+            sources[video] = replace(known, path=called, here=False)
         moment = Moment(shown["start"], shown["end"], shown["score"], probability=sure)
-        kept.append((sources[name_of], moment))
+        kept.append((sources[video], moment))
     return render(name, to_clips(kept, Path(job.names[0]).stem))
 
 
@@ -313,13 +312,13 @@ def learned(job: Job, collection: Collection | None) -> list[dict[str, Any]]:
 
 
 def saved_query(job: Job, collection: Collection | None) -> str:
-    """The JSON of answers, as ``relocal find`` writes and reads it; videos by their names."""
+    """The JSON of answers, as ``relocal find`` writes and reads it; no path of the server."""
     about, found = job.about, job.found
     assert found is not None
     moments = [
         {
             "rank": rank,
-            "video": each.get("name", Path(job.names[1]).stem),
+            "video": each.get("id", Path(job.names[1]).stem),
             **{key: each[key] for key in ("start", "end", "score", "probability")},
         }
         for rank, each in enumerate(answer(job, collection)["moments"], start=1)
@@ -363,9 +362,7 @@ def strip(path: Path, start: float, end: float, count: int) -> bytes:
 def report(job: Job, collection: Collection | None) -> str:
     """The report of a search that is done as HTML."""
     assert job.found is not None
-    entries = {} if collection is None else collection.entries
     with tempfile.TemporaryDirectory(prefix="relocal-report-") as folder:
         target = Path(folder) / "report.html"
-        files = {name: entry.path for name, entry in entries.items()}
-        write_found_page(target, job.found, names=job.names, files=files)
+        write_found_page(target, job.found, names=job.names, files=_files(job, collection))
         return target.read_text(encoding="utf-8")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.client
 import json
+import os
 import shutil
 import socket
 import threading
@@ -78,6 +79,16 @@ def old_film(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
+def torn_film(tmp_path: Path) -> Path:
+    """A film that ends before it says; its path is no easy one."""
+    whole = write(tmp_path / "whole.mkv", [*texture(1, 25), *texture(7, 50), *texture(2, 75)])
+    torn = tmp_path / "My: Films" / os.fsdecode(b"take 2: caf\xe9.mkv")  # not UTF-8
+    torn.parent.mkdir()
+    torn.write_bytes(whole.read_bytes()[: whole.stat().st_size * 2 // 3])
+    return torn
+
+
+@pytest.fixture
 def blocks() -> FunctionBackbone:
     """The network of every server here."""
     return BLOCKS
@@ -93,6 +104,21 @@ def index(tmp_path: Path) -> Path:
         parts = [(30 + number, 50), (middles[name], 50), (ends[name], 50)]
         pictures = [picture for seed, count in parts for picture in texture(seed, count)]
         write(folder / f"{name}.mp4", pictures)
+    return index_of(folder, place)
+
+
+@pytest.fixture
+def days(tmp_path: Path) -> Path:
+    """An index of two films of one file name; texture 7 is in both from 2 s."""
+    folder = tmp_path / "days"
+    for day, seed in (("day1", 20), ("day2", 21)):
+        (folder / day).mkdir(parents=True)
+        write(folder / day / "cam.mp4", [*texture(seed, 50), *texture(7, 50)])
+    return index_of(folder, tmp_path / "index of days")
+
+
+def index_of(folder: Path, place: Path) -> Path:
+    """The index of a folder, made at a place."""
     made, _ = index_features(folder, place, BLOCKS, 12.5)
     store = FeatureStore(made.features)
     build_index(place, ContrastMatcher(), ((name, store.read(name), 0.08) for name in store.ids))
@@ -108,6 +134,7 @@ class Served:
     searches: SearchQueue
     model: ContrastMatcher
     server: Any
+    thread: threading.Thread
     collection: Collection | None = None
 
     @property
@@ -137,7 +164,7 @@ class Served:
         code, _, body = self.ask("POST", "/api/searches", wanted)
         return code, json.loads(body)
 
-    def judge(self, job: str, number: int, **said: Any) -> tuple[int, dict[str, Any]]:
+    def judge(self, job: str, number: int | str, **said: Any) -> tuple[int, dict[str, Any]]:
         code, _, body = self.ask("PATCH", f"/api/searches/{job}/moments/{number}", said)
         return code, json.loads(body)
 
@@ -168,7 +195,7 @@ def serving(
     server.config.log_level = "error"
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
     thread.start()
-    yield Served(listening.getsockname()[1], library, searches, model, server, collection)
+    yield Served(listening.getsockname()[1], library, searches, model, server, thread, collection)
     server.should_exit = True
     thread.join()
     listening.close()

@@ -239,7 +239,10 @@ def test_the_queue_is_bounded_and_searches_can_be_stopped(served):
     code, answer = served.search(query=key, reference=key)
     assert code == 429
     assert "too many" in answer["error"]
-    for job in (running.key, waiting["id"]):
+    assert served.ask("DELETE", f"/api/searches/{waiting['id']}")[0] == 200
+    code, next_one = served.search(query=key, reference=key)  # its place is free
+    assert code == 202
+    for job in (running.key, next_one["id"]):
         assert served.ask("DELETE", f"/api/searches/{job}")[0] == 200
     go_on.set()
     assert served.outcome(running.key)["state"] == "cancelled"
@@ -273,9 +276,6 @@ def test_what_was_judged_ranks_the_others_anew(served):
     for number, said, code in ((99, {"judged": True}, 404), (0, {"judged": 1}, 400)):
         assert served.judge(job["id"], number, **said)[0] == code
     assert served.judge(job["id"], 0, start=3, end=2)[0] == 400
-    # A stretch behind the end of the video does no harm.
-    served.judge(job["id"], 0, judged=True, start=100, end=200)
-    assert served.outcome(job["id"])["state"] == "done"
 
 
 @pytest.mark.slow
@@ -333,6 +333,175 @@ def test_what_is_judged_during_a_search_counts_in_the_next():
     yes, no = (None, 1.0, 2.0, True), (None, 1.0, 2.0, False)
     assert seen == [[], [yes], [yes, no]]
     searches.close()
+
+
+@pytest.mark.parametrize("name", ["otio", "fcp7-xml", "fcpxml", "elan"])
+def test_exports_link_to_the_name_of_the_video(served, films, name):
+    key = served.reference()
+    _, clip = served.upload(films["clip"].read_bytes(), "my%20clip%231.mp4")
+    _, job = served.search(query=key, reference=clip["id"], query_start=4, query_end=5, top_k=1)
+    assert served.outcome(job["id"])["state"] == "done"
+    code, _, text = served.ask("GET", f"/api/searches/{job['id']}/export?format={name}")
+    assert code == 200
+    assert b"my%20clip%231.mp4" in text
+    assert b"file:" not in text
+    assert str(Path.cwd()).encode() not in text
+
+
+def test_what_is_read_has_its_own_title(served, films, monkeypatch, tmp_path):
+    (tmp_path / "other").mkdir()
+    place = tmp_path / "other" / "reference.mp4"  # the file name of the other one
+    place.write_bytes(films["reference"].read_bytes())
+    other = served.library.add(place, "other/reference.mp4", uploaded=False).key
+    _, job = served.search(query=served.reference(), reference=other, query_start=4, query_end=5)
+    served.outcome(job["id"])
+    served.judge(job["id"], 0, judged=True)
+    served.outcome(job["id"])
+    works, read = [], []
+    monkeypatch.setattr(served.searches, "submit", lambda work, *_: works.append(work))
+
+    def progress(title: str) -> Any:
+        read.append(title)
+        return lambda done, total: None
+
+    key = served.reference()
+    served.search(query=other, reference=key)
+    served.search(query=key, reference=other)
+    served.search(query=other, reference=key, like=job["id"])
+    for work in works:
+        work(progress, [])
+    first, second = "reference.mp4", "other/reference.mp4"
+    assert read == [second, first, first, second, second, second, first]
+
+
+def test_a_yes_is_taken_back_without_the_bounds(served):
+    key = served.reference()
+    _, job = served.search(query=key, reference=key, query_start=4, query_end=5, top_k=2)
+    found = served.outcome(job["id"])["moments"][0]
+    number, drawn = found["number"], found["end"] - 0.1
+    for said in ({"end": drawn}, {"judged": True}, {"judged": None}):
+        assert served.judge(job["id"], number, **said)[1]["end"] == drawn
+        left = next(m for m in served.outcome(job["id"])["moments"] if m["number"] == number)
+        assert (left["start"], left["end"]) == (found["start"], drawn)
+    # Drawn back it is as it was found.
+    served.judge(job["id"], number, end=found["end"])
+    assert served.searches.get(job["id"]).edits == {}
+
+
+def test_two_changes_of_one_moment_at_once_are_both_kept(served):
+    key = served.reference()
+    _, job = served.search(query=key, reference=key, query_start=4, query_end=5, top_k=1)
+    found = served.outcome(job["id"])["moments"][0]
+    slow = http.client.HTTPConnection("127.0.0.1", served.port, timeout=60)
+    slow.putrequest("PATCH", f"/api/searches/{job['id']}/moments/0")
+    slow.putheader("Content-Type", "application/json")
+    body = b'{"judged": true}'
+    slow.putheader("Content-Length", str(len(body)))
+    slow.endheaders(body[:1])
+    # Answered one after the other: the slow one is being read when this is.
+    assert served.ask("GET", "/api/videos")[0] == 200
+    drawn = found["end"] - 0.1
+    assert served.judge(job["id"], 0, end=drawn)[0] == 200
+    slow.send(body[1:])
+    assert json.loads(slow.getresponse().read())["end"] == drawn
+    slow.close()
+
+
+def test_only_moments_that_are_there_are_changed(served):
+    key = served.reference()
+    _, job = served.search(query=key, reference=key, query_start=4, query_end=5, top_k=1)
+    assert len(served.outcome(job["id"])["moments"]) == 1
+    for number in ("1", "-1", "00", "0.0", "x", "9" * 5000):
+        assert served.judge(job["id"], number, judged=True)[0] == 404
+    assert served.judge(job["id"], "0")[0] == 200
+
+
+def test_a_moment_stays_in_its_film(served, served_index):
+    place = {"reference": served.reference()}
+    for server, where in ((served, place), (served_index, {"index": True})):
+        key = server.reference()
+        _, job = server.search(query=key, query_start=1, query_end=2, top_k=1, **where)
+        done = server.outcome(job["id"])
+        length = done["moments"][0].get("duration") or done["reference_seconds"]
+        for start, end in ((0, length + 0.1), (100, 200), (-1, 2), (3, 2)):
+            code, answer = server.judge(job["id"], 0, start=start, end=end, judged=True)
+            assert code == 400
+            assert f"between 0 s and {length:g} s" in answer["error"]
+        assert server.judge(job["id"], 0, start=0, end=length)[0] == 200
+        assert server.outcome(job["id"])["state"] == "done"
+
+
+def test_damage_is_told_by_the_names_that_are_shown(served, torn_film, tmp_path):
+    entry = served.library.add(torn_film, f"My: Films/{torn_film.name}", uploaded=False)
+    _, job = served.search(query=served.reference(), reference=entry.key, query_start=4)
+    done = served.outcome(job["id"])
+    assert done["state"] == "done", done["error"]
+    assert done["problems"][0].startswith("My: Films/take 2: caf_.mkv: ends at")
+    code, _, html = served.ask("GET", f"/api/searches/{job['id']}/report")
+    assert code == 200
+    assert f"<li>{done['problems'][0]}</li>".encode() in html
+    assert str(tmp_path).encode() not in html
+
+
+def settled(job: Any) -> Any:
+    """A search when it has ended."""
+    while job.state in ("waiting", "running"):
+        threading.Event().wait(0.01)
+    return job
+
+
+def test_a_search_is_done_again_once_however_many_wait():
+    searches, seen, inside, go_on = SearchQueue(1), [], threading.Event(), threading.Event()
+
+    def hold(progress: Any, marks: Any) -> Any:
+        inside.set()
+        go_on.wait(60)
+
+    def note(progress: Any, marks: Any) -> Any:
+        seen.append(list(marks))
+        return "found"
+
+    job = settled(searches.submit(note, ("a", "b")))
+    assert searches.submit(hold, ("a", "b"))
+    assert inside.wait(60)
+    assert searches.submit(hold, ("a", "b"))
+    searches.again(job)
+    searches.cancel(job)
+    assert job.state == "done"
+    job.edits[0] = {"start": 1.0, "end": 2.0, "judged": False}
+    for _ in range(3):
+        searches.again(job)
+    assert searches.submit(hold, ("a", "b")) is None
+    go_on.set()
+    settled(job)
+    searches.close()
+    assert seen == [[], [(None, 1.0, 2.0, False)]]
+
+
+@pytest.mark.parametrize("stopped", [True, False])
+def test_what_is_judged_while_a_search_ends_is_searched(stopped):
+    searches, runs = SearchQueue(), 0
+    inside, go_on = threading.Event(), threading.Event()
+
+    def work(progress: Any, marks: Any) -> Any:
+        nonlocal runs
+        runs += 1
+        if runs == 2:
+            inside.set()
+            go_on.wait(60)
+            raise RuntimeError
+        return runs
+
+    job = settled(searches.submit(work, ("a", "b")))
+    searches.again(job)
+    assert inside.wait(60)
+    if stopped:
+        searches.cancel(job)
+    searches.again(job)
+    go_on.set()
+    settled(job)
+    searches.close()
+    assert (job.state, job.found, job.error) == ("done", 3, "")
 
 
 def test_all_answers_are_given_with_their_count(served):

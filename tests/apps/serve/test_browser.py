@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.support.ui import Select, WebDriverWait
 
+from relocal_pyg.formats import FORMATS
 from relocal_pyg.models import ContrastMatcher
 from relocal_pyg.models.calibrated import Calibrated
 from relocal_pyg.video import VideoQuery, find_moments, write_found_page
@@ -177,6 +179,40 @@ def test_drop_mark_find_play_judge_drag_export_and_reload(
     assert severe(browser) == []
 
 
+def test_a_reload_goes_on_waiting(browser, served):
+    inside, go_on = threading.Event(), threading.Event()
+
+    def hold(progress: Any, marks: Any) -> Any:
+        inside.set()
+        go_on.wait(60)
+        raise RuntimeError
+
+    about = {"reference": None, "examples": []}
+    served.searches.submit(hold, ("a", "b"), about)
+    assert inside.wait(60)
+    browser.get(served.url)
+    wait(browser, lambda b: len(Select(b.find_element(By.ID, "reference")).options) == 2)
+    for side in ("query", "reference"):
+        Select(browser.find_element(By.ID, side)).select_by_index(1)
+    browser.find_element(By.ID, "find").click()
+    for _ in range(2):
+        wait(browser, lambda b: b.find_element(By.ID, "status").text == "Waiting …")
+        assert browser.find_element(By.ID, "cancel").is_displayed()
+        assert chosen(browser, "query") == "reference.mp4 (0:09.00)"
+        browser.refresh()
+    go_on.set()
+    assert cards(browser)
+    assert not browser.find_element(By.ID, "history").is_displayed()
+    # Without its name it can be chosen, though it is the only one.
+    browser.get("about:blank")
+    browser.get(served.url)
+    earlier = wait(browser, lambda b: b.find_elements(By.CSS_SELECTOR, "#history button"))
+    assert len(earlier) == 1
+    earlier[0].click()
+    assert cards(browser)
+    assert severe(browser) == []
+
+
 @pytest.mark.slow
 def test_the_first_answer_takes_three_clicks(browser, served_nothing):
     browser.get(served_nothing.url)
@@ -194,7 +230,9 @@ def test_the_first_answer_takes_three_clicks(browser, served_nothing):
 
 
 @pytest.mark.slow
-def test_an_index_is_searched_and_each_answer_plays_in_its_own_video(browser, served_index):
+def test_an_index_is_searched_and_each_answer_plays_in_its_own_video(
+    browser, served_index, tmp_path
+):
     browser.get(served_index.url)
     reference = Select(wait(browser, lambda b: b.find_element(By.ID, "reference")))
     wait(browser, lambda b: len(reference.options) == 5)
@@ -218,7 +256,28 @@ def test_an_index_is_searched_and_each_answer_plays_in_its_own_video(browser, se
         wait(browser, lambda b, p=player, t=begin: t <= p.get_property("currentTime") <= t + 2.1)
         assert player.get_property("currentSrc").endswith(ids[name])
     assert found[0].find_element(By.TAG_NAME, "video").get_property("paused")
+
+    # Only what holds several videos is offered, and a table first.
+    browser.execute_cdp_cmd(
+        "Page.setDownloadBehavior", {"behavior": "allow", "downloadPath": str(tmp_path)}
+    )
+    form = Select(browser.find_element(By.ID, "format"))
+    assert form.first_selected_option.get_attribute("value") == "csv"
+    offered = {option.get_attribute("value") for option in form.options}
+    assert offered == {name for name, each in FORMATS.items() if each.several} | {"query"}
+    browser.find_element(By.ID, "save").click()
+    table = tmp_path / "moments.csv"
+    wait(browser, lambda b: table.is_file())
+    assert table.read_text().splitlines()[0] == "rank,video,start,end,score"
     assert severe(browser) == []
+    # What is refused is said.
+    for entry in served_index.library.entries():
+        entry.path.unlink()
+    form.select_by_value("otio")
+    browser.find_element(By.ID, "save").click()
+    status = browser.find_element(By.ID, "status")
+    wait(browser, lambda b: "the frame rate is not known" in status.text)
+    assert all("400" in message for message in severe(browser))
 
 
 def test_a_format_that_no_browser_plays_is_shown_as_a_preview(browser, served, old_film):

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import csv
 import json
 
 import pytest
 import torch
 
 from relocal_pyg.apps.serve import Collection, Library
+from relocal_pyg.apps.serve.searches import Job, export
 from relocal_pyg.errors import SearchIndexError, UsageError
 from relocal_pyg.models import ContrastMatcher, CosineMatcher
 from relocal_pyg.search import build_index
-from relocal_pyg.video.index import IndexedVideos
+from relocal_pyg.video.index import IndexedVideos, find_in_index
 
 
 def test_hits_of_all_videos_can_be_played(served_index, films, index):
@@ -61,6 +63,29 @@ def test_answers_in_an_index_are_judged_in_their_own_video(served_index):
     code, _, html = served_index.ask("GET", f"/api/searches/{job['id']}/report")
     assert code == 200
     assert f"Best moment: {before[0]['id']}, 0:00:0".encode() in html
+
+
+def test_videos_of_one_file_name_stay_apart(days, films, blocks, tmp_path):
+    library = Library(tmp_path)
+    collection = Collection(days, ContrastMatcher(), library)
+    names = {name: entry.name for name, entry in collection.entries.items()}
+    assert names == {"day1-cam": "day1-cam.mp4", "day2-cam": "day2-cam.mp4"}
+    found = find_in_index(films["clip"], collection.index, collection.made, blocks, top_k=4)
+    about = {"start": None, "end": None, "reference": None, "examples": []}
+    job = Job("key", lambda *_: found, ("clip.mp4", "2 videos"), about, "done", found=found)
+    videos = [hit.video_id for hit in found.hits]
+    assert set(videos) == set(names)
+    table = list(csv.DictReader(export(job, collection, "csv", 0.0).splitlines()))
+    assert [row["video"] for row in table] == videos
+    rows = list(csv.DictReader(export(job, collection, "annotations", 0.0).splitlines()))
+    assert sorted(row["video"] for row in rows) == sorted(videos)
+    assert len(json.loads(export(job, collection, "via", 0.0))["file"]) == 2
+    saved = json.loads(export(job, collection, "query", 0.0))
+    assert [moment["video"] for moment in saved["moments"]] == videos
+    # What is gone has its id as before.
+    collection.entries.pop("day1-cam")
+    table = list(csv.DictReader(export(job, collection, "csv", 0.0).splitlines()))
+    assert [row["video"] for row in table] == videos
 
 
 def test_only_an_index_that_is_open_is_searched(served, served_index):

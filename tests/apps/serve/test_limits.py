@@ -5,6 +5,9 @@ from __future__ import annotations
 import asyncio
 import http.client
 import socket
+import threading
+import time
+from contextlib import contextmanager
 
 import pytest
 
@@ -81,6 +84,74 @@ def test_previews_count_as_uploads_do(served):
     assert (code, b"no room for a preview" in body) == (507, True)
     assert list(served.library.uploads.iterdir()) == []
     assert served.library.reserve(100)
+
+
+@pytest.fixture
+def endless(monkeypatch: pytest.MonkeyPatch) -> tuple[threading.Event, threading.Event]:
+    """The first preview goes on for ever, others are made at once: when it is at it, and was."""
+    inside, ended = threading.Event(), threading.Event()
+
+    def cut_clip(source, start, end, target, *, reencode, check):
+        target.write_bytes(b"x" * 100)
+        if inside.is_set():
+            return
+        inside.set()
+        try:
+            while True:
+                check(target)
+                threading.Event().wait(0.01)
+        finally:
+            ended.set()
+
+    monkeypatch.setattr("relocal_pyg.apps.serve.library.cut_clip", cut_clip)
+    return inside, ended
+
+
+@contextmanager
+def asking_for_a_preview(served):
+    with socket.create_connection(("127.0.0.1", served.port)) as connection:
+        path = f"/api/videos/{served.reference()}/preview"
+        connection.sendall(f"GET {path} HTTP/1.1\r\nHost: localhost\r\n\r\n".encode())
+        yield connection
+
+
+def test_a_preview_that_nobody_waits_for_is_given_up(served, films, endless):
+    inside, ended = endless
+    _, clip = served.upload(films["clip"].read_bytes())
+    with asking_for_a_preview(served):
+        assert inside.wait(60)
+        # What else is made does not wait for it.
+        assert served.ask("POST", "/api/example", {})[0] == 200
+        assert not ended.is_set()
+    code, _, body = served.ask("GET", f"/api/videos/{clip['id']}/preview")
+    assert (code, body) == (200, b"x" * 100)
+    assert ended.is_set()
+    assert [file.name for file in served.library.uploads.glob("*.mp4")] == [f"{clip['id']}.mp4"]
+
+
+@pytest.mark.parametrize("served", [{"max_total": 150}], indirect=True)
+def test_room_of_a_preview_is_taken_as_it_grows(served, endless):
+    inside, ended = endless
+    with asking_for_a_preview(served):
+        assert inside.wait(60)
+        while served.library.reserve(51):
+            served.library.release(51)
+    assert ended.wait(60)
+    while not served.library.reserve(150):
+        served.ask("GET", "/favicon.ico")
+
+
+def test_a_server_that_makes_a_preview_ends_at_once_and_silently(capfd, served, endless):
+    inside, ended = endless
+    with asking_for_a_preview(served) as connection:
+        assert inside.wait(60)
+        begun = time.monotonic()
+        served.server.should_exit = True
+        assert closed(connection)
+        served.thread.join(60)
+        assert time.monotonic() - begun < 2
+    assert ended.is_set()
+    assert capfd.readouterr().err == ""
 
 
 def test_a_video_that_is_gone_is_said_to_be(served, films):

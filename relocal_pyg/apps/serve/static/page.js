@@ -4,7 +4,7 @@ const SVG = "http://www.w3.org/2000/svg";
 const SIDES = ["query", "reference"];
 // What the list of references offers for "all videos of the index"; ids are longer.
 const INDEX = "index";
-let videos = [], indexed = 0, running = null, shown = null, active = "query", backwards = null, round = 0;
+let videos = [], formats = {}, indexed = 0, running = null, shown = null, active = "query", backwards = null, round = 0;
 const scrubbers = {};
 
 function say(text, bad = false) {
@@ -12,12 +12,16 @@ function say(text, bad = false) {
   byId("status").classList.toggle("bad", bad);
 }
 
+async function fetched(path, options) {
+  const answer = await fetch(path, options);
+  if (answer.ok) return answer;
+  const { error } = await answer.json().catch(() => ({}));
+  throw new Error(error || `the server answered ${answer.status}`);
+}
+
 async function ask(path, method = "GET", body = undefined) {
   const headers = body === undefined ? {} : { "Content-Type": "application/json" };
-  const answer = await fetch(path, { method, headers, body: body && JSON.stringify(body) });
-  const content = await answer.json().catch(() => ({}));
-  if (!answer.ok) throw new Error(content.error || `the server answered ${answer.status}`);
-  return content;
+  return (await fetched(path, { method, headers, body: body && JSON.stringify(body) })).json();
 }
 
 // ---- videos, and the two players
@@ -106,14 +110,13 @@ async function upload(side, file) {
   if (!file) return;
   say(`Uploading ${file.name} …`);
   try {
-    const answer = await fetch("api/videos", {
+    const answer = await fetched("api/videos", {
       method: "POST",
       headers: { "Content-Type": "application/octet-stream",
         "X-File-Name": encodeURIComponent(file.name) },
       body: file,
     });
-    const video = await answer.json().catch(() => ({}));
-    if (!answer.ok) throw new Error(video.error || `the server answered ${answer.status}`);
+    const video = await answer.json();
     videos.push(video);
     fill();
     choose(side, video.id);
@@ -175,6 +178,7 @@ async function follow(id) {
     byId("progress").hidden = byId("cancel").hidden = !yes;
   };
   busy(true);
+  location.hash = id;  // a reload goes on from here
   byId("progress").value = 0;
   say("Waiting …");
   const begun = performance.now();
@@ -201,6 +205,7 @@ async function follow(id) {
     say(error.message, true);
   }
   busy(false);
+  if (shown) location.hash = shown.id;
 }
 
 function title({ query_name, start, end, place }) {
@@ -210,8 +215,9 @@ function title({ query_name, start, end, place }) {
 }
 
 async function history() {
-  const all = (await ask("api/searches")).filter((each) => each.state === "done").reverse();
-  byId("history").replaceChildren(...all.map((each) => {
+  const all = (await ask("api/searches")).reverse();
+  const done = all.filter((each) => each.state === "done");
+  byId("history").replaceChildren(...done.map((each) => {
     const button = make("button", "", title(each.about));
     button.type = "button";
     button.dataset.id = each.id;
@@ -224,7 +230,7 @@ async function history() {
     });
     return button;
   }));
-  byId("history").hidden = all.length < 2;
+  byId("history").hidden = done.length < (shown ? 2 : 1);
   return all;
 }
 
@@ -416,6 +422,29 @@ function filter() {
   tellSave();
 }
 
+// Answers of an index are in several videos, which not every format holds.
+function offer(several) {
+  const select = byId("format"), chosen = select.value;
+  select.replaceChildren(...Object.entries(formats).filter(([, [, all]]) => all || !several)
+    .map(([name, [words]]) => new Option(words, name)));
+  select.value = chosen;
+  if (!select.value) select.value = several ? "csv" : "webvtt";
+}
+
+async function save(event) {
+  event.preventDefault();
+  try {
+    const answer = await fetched(byId("save").href), link = make("a");
+    link.href = URL.createObjectURL(await answer.blob());
+    link.download = answer.headers.get("Content-Disposition").split('"')[1];
+    link.click();
+    setTimeout(() => URL.revokeObjectURL(link.href), 60000);
+    say("");
+  } catch (error) {
+    say(error.message, true);
+  }
+}
+
 function tellSave() {
   const least = byId("least-label").hidden ? 0 : byId("least").value / 100;
   byId("save").href = `api/searches/${shown.id}/export?format=${byId("format").value}&least=${least}`;
@@ -438,9 +467,11 @@ function show(found, anew = false) {
     `${found.settings.query_centred_by}.` +
     (found.problems.length ? ` Damage: ${found.problems.join("; ")}` : "");
   if (!anew) byId("least").value = found.about.every ? 50 : 0;
+  offer(several);
   filter();
   for (const button of byId("history").children)
     button.setAttribute("aria-current", String(button.dataset.id === found.id));
+  byId("history").hidden = byId("history").children.length < 2;
   const said = [["yes", true], ["no", false]].map(([word, judged]) =>
     [word, found.moments.filter((moment) => moment.judged === judged).length]);
   byId("told").textContent = [
@@ -525,24 +556,23 @@ byId("cancel").addEventListener("click", () => {
 });
 byId("least").addEventListener("input", filter);
 byId("format").addEventListener("change", tellSave);
+byId("save").addEventListener("click", save);
 
 const begun = ["api/videos", "api/index", "api/formats"].map((path) => ask(path));
-Promise.all([...begun, history()]).then(async ([list, index, formats, all]) => {
+Promise.all([...begun, history()]).then(async ([list, index, known, all]) => {
   videos = list;
   indexed = index.videos;
-  for (const [name, words] of Object.entries(formats))
-    byId("format").add(new Option(words, name));
-  byId("format").value = "webvtt";
+  formats = known;
   fill();
   SIDES.forEach((side) => choose(side, ""));
   byId("example").hidden = videos.length > 0;
-  // A reload shows what was shown.
+  // A reload shows what was shown, or goes on to wait for it.
   const kept = all.find((each) => each.id === location.hash.slice(1));
   if (kept) {
     choose("query", kept.about.query);
     choose("reference", kept.about.reference || INDEX);
     const { start, end } = kept.about;
     setClip(start || 0, end || scrubbers.query.to);
-    show(await ask(`api/searches/${kept.id}`));
+    await follow(kept.id);
   } else if (indexed) choose("reference", INDEX);
 }).catch((error) => say(error.message, true));
