@@ -192,8 +192,8 @@ def describe(entry: Entry) -> dict[str, Any]:
 def by_name(problems: Sequence[str], films: Sequence[Entry]) -> tuple[str, ...]:
     """Lines on damage as they are shown: the paths that they begin with are the server's."""
     names = {f"{film.path}: ": film.name for film in films}
-    lines = [(max(filter(line.startswith, names), key=len), line) for line in problems]
-    return tuple(ascii_line(f"{names[head]}: {line[len(head) :]}") for head, line in lines)
+    lines = [(max(filter(line.startswith, names), key=len, default=""), line) for line in problems]
+    return tuple(ascii_line(f"{names[head]}: {line[len(head) :]}") for head, line in lines if head)
 
 
 def answer(job: Job, collection: Collection | None) -> dict[str, Any]:

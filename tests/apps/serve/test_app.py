@@ -300,9 +300,9 @@ def test_what_was_said_is_kept_as_a_query_and_serves_elsewhere(served, films, tm
     assert str(films["folder"]) not in text.decode()
     (tmp_path / "salto.json").write_bytes(text)
     (tmp_path / "reference.mp4").symlink_to(films["reference"])
-    query, span, said = read_saved(tmp_path / "salto.json")
+    query, options, said = read_saved(tmp_path / "salto.json")
     here = str(tmp_path / "reference.mp4")
-    assert (query, span) == (here, (4.0, None))
+    assert (query, options) == (here, {"query_start": 4.0, "query_end": None})
     assert [good for _, good in said] == [True, False]
     assert all(text.startswith(f"{here}:") for text, _ in said)
 
