@@ -101,11 +101,7 @@ class Asker:
         model = ByExamples(self.model, more) if more else self.model
         video = self.protocol.features.read(name)
         return model.localize(
-            query.rows,
-            video,
-            top_k=ANSWERS,
-            nms_threshold=0.2,
-            query_video=query.video,
+            query.rows, video, top_k=ANSWERS, nms_threshold=0.2, query_video=query.video
         )
 
     def feedback(self, question: Question) -> list[Example]:
@@ -134,10 +130,7 @@ class Asker:
             spans = torch.tensor([[each.start, each.end] for each in found], dtype=torch.float64)
             table = tiou(spans[:, None], truths[None])
             scores.append(
-                (
-                    float(table[0].max() > 0.5),
-                    float((table.amax(dim=0) >= 0.5).double().mean()),
-                )
+                (float(table[0].max() > 0.5), float((table.amax(dim=0) >= 0.5).double().mean()))
             )
         return scores
 

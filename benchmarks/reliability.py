@@ -55,14 +55,8 @@ GOALS: dict[str, tuple[str, list[list[str]]]] = {
             ["tests/test_architecture.py", "-k", "can_run"],
         ],
     ),
-    "bad inputs": (
-        "41/41 as tabled, 0 tracebacks",
-        [["tests/test_bad_inputs.py"]],
-    ),
-    "fuzz": (
-        "10,000 spoilt files: 0 uncaught, 0 hanging",
-        [["tests/faults/test_fuzz.py"]],
-    ),
+    "bad inputs": ("41/41 as tabled, 0 tracebacks", [["tests/test_bad_inputs.py"]]),
+    "fuzz": ("10,000 spoilt files: 0 uncaught, 0 hanging", [["tests/faults/test_fuzz.py"]]),
     "outputs": (
         "0 of 500 outputs reach an input; nothing foreign replaced; two writers 50 of 50",
         [["tests/faults/test_outputs.py"]],

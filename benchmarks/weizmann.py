@@ -24,13 +24,7 @@ from benchmarks.accuracy.worlds import own_and_mates, scores_of_clips
 from relocal_pyg.models import Chance, ContrastMatcher, MultiGraphMatcher
 from relocal_pyg.models.base import Relocalizer
 from relocal_pyg.moments import tiou
-from relocal_pyg.video import (
-    Backbone,
-    EfficientNetLite0,
-    FeatureCache,
-    VideoQuery,
-    find_moments,
-)
+from relocal_pyg.video import Backbone, EfficientNetLite0, FeatureCache, VideoQuery, find_moments
 from relocal_pyg.video.extract import extract_video
 
 #: Pictures a second of the clips that are ranked in a folder.

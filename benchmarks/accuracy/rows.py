@@ -112,12 +112,7 @@ def answers(cell: Cell, out: Path) -> Iterator[tuple[str, Evaluation, Evaluation
 
 @torch.no_grad()
 def _test(
-    model: Relocalizer,
-    protocol: Protocol,
-    splits: list[str],
-    folder: Path,
-    title: str,
-    cell: Cell,
+    model: Relocalizer, protocol: Protocol, splits: list[str], folder: Path, title: str, cell: Cell
 ) -> None:
     if cell.nulls:
         with suppress(UsageError):  # too few validation pairs: scores alone are compared

@@ -131,10 +131,7 @@ def finer_windows(
     ends = (moments[..., None].round() + moved[:, None]).clamp(0, num_steps)
     count = moved.shape[1]
     windows = torch.stack(
-        [
-            ends[:, 0, :, None].expand(-1, -1, count),
-            ends[:, 1, None, :].expand(-1, count, -1),
-        ],
+        [ends[:, 0, :, None].expand(-1, -1, count), ends[:, 1, None, :].expand(-1, count, -1)],
         dim=-1,
     ).view(len(moments), -1, 2)
     seed = torch.arange(len(moments), device=moments.device)[:, None].expand(windows.shape[:2])

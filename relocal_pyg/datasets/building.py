@@ -78,10 +78,7 @@ def video_items(
 
 
 def split_names(
-    names: Iterable[str],
-    sizes: Mapping[str, int],
-    seed: int,
-    tied: Iterable[Collection[str]] = (),
+    names: Iterable[str], sizes: Mapping[str, int], seed: int, tied: Iterable[Collection[str]] = ()
 ) -> dict[str, list[str]]:
     """Deal names out to splits at random, the same on every machine; sorted.
 

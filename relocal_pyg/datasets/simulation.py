@@ -427,9 +427,7 @@ def simulated_anet_vrl(
     )
 
 
-def _without_overlap(
-    actions: Iterable[tuple[int, int, int]],
-) -> tuple[tuple[int, int, int], ...]:
+def _without_overlap(actions: Iterable[tuple[int, int, int]]) -> tuple[tuple[int, int, int], ...]:
     """Sort actions; where two meet, the later one starts after the earlier one's end."""
     kept: list[tuple[int, int, int]] = []
     for start, end, number in sorted(actions):

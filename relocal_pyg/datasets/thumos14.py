@@ -86,11 +86,7 @@ def thumos14_items(
 
 
 def thumos14(
-    root: str | Path,
-    features: FeatureStore,
-    *,
-    seed: int = 0,
-    proposals: str | Path | None = None,
+    root: str | Path, features: FeatureStore, *, seed: int = 0, proposals: str | Path | None = None
 ) -> Protocol:
     """THUMOS14 with classes drawn 14/6, see :func:`thumos14_items`.
 

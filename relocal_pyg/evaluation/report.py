@@ -275,11 +275,7 @@ def _choose(comparison: Comparison, labels: Sequence[str]) -> dict[int, str]:
 
 
 def _pair(
-    comparison: Comparison,
-    protocol: Protocol,
-    items: Mapping[str, Item],
-    position: int,
-    why: str,
+    comparison: Comparison, protocol: Protocol, items: Mapping[str, Item], position: int, why: str
 ) -> dict[str, object]:
     """One pair in pictures: what the template's ``pair`` takes."""
     models = [row.title for row in comparison.rows if row.kind == "model"][:MAX_MODELS]

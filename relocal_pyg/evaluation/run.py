@@ -240,11 +240,7 @@ def replay(model: Relocalizer, like: Evaluation) -> Evaluation:
         ranking = model.rank(query, reference, torch.tensor([[0.0, record.reference_steps]]))
         truths = torch.tensor(record.truths, dtype=torch.float64)
         answer = _scored(
-            ranking,
-            len(reference),
-            truths,
-            like.settings["top_k"],
-            like.settings["nms_threshold"],
+            ranking, len(reference), truths, like.settings["top_k"], like.settings["nms_threshold"]
         )
         records.append(replace(record, seconds=0.0, probability=None, presence=None, **answer))
     return replace(

@@ -11,16 +11,7 @@ from relocal_pyg.formats import frames, seconds
 from relocal_pyg.formats.clips import Clip, Source, to_clips
 from relocal_pyg.io.write import replace_file
 
-__all__ = [
-    "FORMATS",
-    "Clip",
-    "Format",
-    "Source",
-    "export_clips",
-    "format_of",
-    "render",
-    "to_clips",
-]
+__all__ = ["FORMATS", "Clip", "Format", "Source", "export_clips", "format_of", "render", "to_clips"]
 
 
 @dataclass(frozen=True)

@@ -63,10 +63,7 @@ _WORK: ContextVar[_Work] = ContextVar("work", default=_NO_WORK)
 
 @contextlib.contextmanager
 def writing(
-    outputs: Iterable[str | Path] = (),
-    *,
-    inputs: Iterable[str | Path] = (),
-    force: bool = False,
+    outputs: Iterable[str | Path] = (), *, inputs: Iterable[str | Path] = (), force: bool = False
 ) -> Iterator[None]:
     """Say once what a piece of work reads and writes; every writer called inside obeys.
 

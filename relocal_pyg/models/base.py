@@ -235,11 +235,7 @@ class Relocalizer(abc.ABC):
     ) -> dict[str, Ranking]:
         """The answers by each of :attr:`refinements`; arguments as in :meth:`rank`."""
         ranking = self.rank(
-            query,
-            reference,
-            proposals,
-            query_video=query_video,
-            seconds_per_step=seconds_per_step,
+            query, reference, proposals, query_video=query_video, seconds_per_step=seconds_per_step
         )
         before = ranking.moments if ranking.proposals is None else ranking.proposals
         plain = Ranking(before, ranking.scores, ranking.proposals)

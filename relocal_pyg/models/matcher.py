@@ -89,11 +89,7 @@ class Member(nn.Module):
         width, inner = config.hidden_channels, config.head_channels
         self.encoder = PairEncoder(NUM_NODE + NUM_PLACED, width, dropout=0.0)
         self.fusion = MultiGraphFusion(
-            width,
-            len(config.ks),
-            config.num_layers,
-            residual=True,
-            graph_conv=config.graph_conv,
+            width, len(config.ks), config.num_layers, residual=True, graph_conv=config.graph_conv
         )
         self.weigh = nn.Sequential(
             nn.Linear(NUM_KIND, inner // 2), nn.Tanh(), nn.Linear(inner // 2, 2 * NUM_MEASURES)

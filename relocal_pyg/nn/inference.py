@@ -196,10 +196,7 @@ class InferenceNetwork:
 
     @torch.no_grad()
     def __init__(
-        self,
-        network: PairNetwork,
-        graphs: Sequence[PairGraph],
-        dtype: torch.dtype | None = None,
+        self, network: PairNetwork, graphs: Sequence[PairGraph], dtype: torch.dtype | None = None
     ) -> None:
         fusion = network.fusion
         weight = fusion.layers[0].lin_in.weight
@@ -244,11 +241,7 @@ class InferenceNetwork:
         return [part.contiguous() for part in parts]
 
     def score(
-        self,
-        query: Tensor,
-        query_mask: Tensor | None,
-        states: Tensor,
-        mask: Tensor | None,
+        self, query: Tensor, query_mask: Tensor | None, states: Tensor, mask: Tensor | None
     ) -> tuple[Tensor, Tensor]:
         """Score encoded proposals against one encoded query.
 
@@ -263,12 +256,7 @@ class InferenceNetwork:
             return self.network.score_head.logits(pooled), self.network.offset_head(pooled)
 
     def score_windows(
-        self,
-        query: Tensor,
-        query_mask: Tensor,
-        rows: Tensor,
-        positions: Tensor,
-        mask: Tensor,
+        self, query: Tensor, query_mask: Tensor, rows: Tensor, positions: Tensor, mask: Tensor
     ) -> tuple[Tensor, Tensor]:
         """Encode windows by :meth:`encode`, :data:`WINDOWS` at once, and :meth:`score` them."""
         found = []
@@ -328,11 +316,7 @@ class InferenceNetwork:
 
     @torch.no_grad()
     def pooled(
-        self,
-        query: Tensor,
-        query_mask: Tensor | None,
-        states: Tensor,
-        mask: Tensor | None,
+        self, query: Tensor, query_mask: Tensor | None, states: Tensor, mask: Tensor | None
     ) -> Tensor:
         """What the heads are given, ``[M, d]``; arguments as in :meth:`score`."""
         count, shortest, start = states.shape[1], self.steps, 0

@@ -55,10 +55,7 @@ def offset_loss(offsets: Tensor, targets: Tensor, mask: Tensor | None = None) ->
 
 
 def listwise_loss(
-    scores: Tensor,
-    tious: Tensor,
-    temperature: float = 0.1,
-    target_temperature: float = 0.1,
+    scores: Tensor, tious: Tensor, temperature: float = 0.1, target_temperature: float = 0.1
 ) -> Tensor:
     """Cross entropy of the ranking of one reference's proposals against that by tIoU.
 

@@ -327,10 +327,7 @@ def propose(
 
 
 def describe(
-    video_id: str,
-    proposals: Tensor,
-    num_steps: int,
-    truths: Iterable[tuple[int, int, int]] = (),
+    video_id: str, proposals: Tensor, num_steps: int, truths: Iterable[tuple[int, int, int]] = ()
 ) -> ProposalRecord:
     """Put proposals ``[M, 2]`` beside truths ``(class number, start, end)`` of their video; steps.
 

@@ -126,8 +126,7 @@ def _add(
         features = as_features(array, video_id)
         if listed.channels not in (0, features.shape[1]):
             raise FeatureError(
-                f"has {features.shape[1]} channels, the index {listed.channels}",
-                record=video_id,
+                f"has {features.shape[1]} channels, the index {listed.channels}", record=video_id
             )
         model.check_width(features.shape[1], video_id)
         listed.channels = features.shape[1]
@@ -376,11 +375,7 @@ class SearchIndex:
         raise SearchIndexError("is not in the index", record=video_id)
 
     def duration(self, video_id: str) -> float:
-        """Seconds of a video.
-
-        Raises:
-            SearchIndexError: The index does not hold it.
-        """
+        """Seconds of a video; ``SearchIndexError`` where the index does not hold it."""
         video, step = self._video(video_id)
         return len(video) * step
 

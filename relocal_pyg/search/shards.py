@@ -72,10 +72,7 @@ def score_shard(task: ShardTask) -> Path:
     columns: dict[str, list[object]] = {name: [] for name, _ in _types()}
     for video_id in task.video_ids:
         moments = matcher.localize(
-            query,
-            store.read(video_id),
-            top_k=task.top_k,
-            seconds_per_step=task.seconds_per_step,
+            query, store.read(video_id), top_k=task.top_k, seconds_per_step=task.seconds_per_step
         )
         for rank, moment in enumerate(moments, start=1):
             row = (video_id, rank, moment.start, moment.end, moment.score)

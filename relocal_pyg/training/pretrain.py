@@ -16,14 +16,7 @@ from torch import Tensor
 
 from relocal_pyg.data.proposals import QUERY_SCALES, geometric_lengths
 from relocal_pyg.data.samples import ListDataset, WindowList, choose_proposals
-from relocal_pyg.datasets.endless import (
-    Footage,
-    FootageWorld,
-    Rows,
-    Scene,
-    World,
-    draw_world,
-)
+from relocal_pyg.datasets.endless import Footage, FootageWorld, Rows, Scene, World, draw_world
 from relocal_pyg.datasets.simulation import WorldConfig
 from relocal_pyg.datasets.synthetic import Sparse, SyntheticConfig, synthetic
 from relocal_pyg.errors import UsageError

@@ -362,10 +362,7 @@ def few_shot(
 
 
 def compare_trained(
-    protocol: Protocol,
-    pairs: PairList,
-    trained: Sequence[Trained],
-    max_nulls: int | None = None,
+    protocol: Protocol, pairs: PairList, trained: Sequence[Trained], max_nulls: int | None = None
 ) -> Comparison:
     """Put trained models, and those that need no training, in one table on a pair list.
 

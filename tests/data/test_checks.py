@@ -95,11 +95,7 @@ def test_files_that_are_no_features(tmp_path: Path) -> None:
     ],
 )
 def test_a_reader_that_hangs_or_crashes_is_an_error(
-    features: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    script: str,
-    reason: str,
+    features: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, script: str, reason: str
 ) -> None:
     shell = tmp_path / "python"
     shell.write_text(f"#!/bin/sh\n{script}\n")

@@ -28,22 +28,14 @@ from relocal_pyg.datasets.simulation import (
     simulate_features,
     simulated_anet_vrl,
 )
-from relocal_pyg.datasets.synthetic import (
-    SyntheticConfig,
-    synthetic,
-)
+from relocal_pyg.datasets.synthetic import SyntheticConfig, synthetic
 from relocal_pyg.errors import FeatureError, UsageError
 from relocal_pyg.models.matchers import ContrastMatcher
 from relocal_pyg.moments import tiou
 
 #: A few videos, for tests that do not need the statistics of many.
 SMALL = SyntheticConfig(
-    train_classes=4,
-    val_classes=2,
-    test_classes=3,
-    train_videos=3,
-    val_videos=2,
-    test_videos=2,
+    train_classes=4, val_classes=2, test_classes=3, train_videos=3, val_videos=2, test_videos=2
 )
 #: A world in which a step is nothing but what it shows.
 PLAIN = WorldConfig(variation=0, style=0, drift=0, gain=0, noise=0)

@@ -15,13 +15,7 @@ from torch import Tensor
 from relocal_pyg.data.items import Item, Protocol
 from relocal_pyg.data.pairs import PairList, make_pairs
 from relocal_pyg.errors import OutputError, RelocalError
-from relocal_pyg.evaluation import (
-    Evaluation,
-    answer_pairs,
-    best_tiou,
-    environment,
-    evaluate,
-)
+from relocal_pyg.evaluation import Evaluation, answer_pairs, best_tiou, environment, evaluate
 from relocal_pyg.evaluation.metrics import above
 from relocal_pyg.evaluation.run import overlaps_by_way
 from relocal_pyg.models.base import Ranking, TrainableRelocalizer

@@ -93,10 +93,7 @@ def test_the_command_stopped_by_a_signal_says_so_in_one_line_and_resumes(tmp_pat
     names = [f"v{number}" for number in range(12)]
     write_features(tmp_path / "f.h5", ((name, rng.standard_normal((30, 6))) for name in names))
     database = {
-        name: {
-            "duration": 30,
-            "annotations": [{"segment": [5, 15], "label": "ab"[number % 2]}],
-        }
+        name: {"duration": 30, "annotations": [{"segment": [5, 15], "label": "ab"[number % 2]}]}
         for number, name in enumerate(names)
     }
     (tmp_path / "a.json").write_text(json.dumps({"database": database}))

@@ -180,10 +180,7 @@ NAMED_WITHIN: list[tuple[list[str], list[str]]] = [
         ["find", "clip.npy", "long.npy", "--query", "more.npy:0-3", "--not", "less.npy:1-0:00:05"],
         ["more.npy", "less.npy"],
     ),
-    (
-        ["find", "clip.npy", "long.npy", "--query", "rows.h5::v:0-3"],
-        ["rows.h5"],
-    ),
+    (["find", "clip.npy", "long.npy", "--query", "rows.h5::v:0-3"], ["rows.h5"]),
     (["find", "saved.json", "long.npy"], ["clip.npy", "more.npy", "less.npy", "saved.json"]),
     (
         ["search", "index", "clip.npy", "--feedback", "judged.json"],

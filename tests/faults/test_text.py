@@ -215,9 +215,7 @@ def test_times_in_frames_are_recognised(tmp_path: Path) -> None:
     names = [f"v{i}" for i in range(5)]
     with pytest.raises(AnnotationError, match="are these frames"):
         annotated(
-            tmp_path,
-            dict.fromkeys(names, 60),
-            {name: video(20.0, (250, 500)) for name in names},
+            tmp_path, dict.fromkeys(names, 60), {name: video(20.0, (250, 500)) for name in names}
         )
     table = "video,start,end,label\n" + "".join(f"{name},2500,5000,x\n" for name in names)
     (tmp_path / "a.csv").write_text(table)

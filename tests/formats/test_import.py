@@ -195,10 +195,7 @@ def test_boris_tabular(tmp_path):
         csv.writer(stream).writerows(TABULAR)
     quarantine = Quarantine()
     found = rows(tmp_path / "a.csv", quarantine, point_width=1)
-    assert found == [
-        ("v1", 1.5, 4.0, "run", "anna", 60.0),
-        ("v1", 2.0, 3.0, "wink", "", 60.0),
-    ]
+    assert found == [("v1", 1.5, 4.0, "run", "anna", 60.0), ("v1", 2.0, 3.0, "wink", "", 60.0)]
     assert reasons(quarantine) == [
         ("line 6", "is stopped and was not started"),
         ("line 3", "is started and never stopped"),

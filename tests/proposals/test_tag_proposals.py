@@ -9,12 +9,7 @@ from relocal_pyg import proposals as room
 from relocal_pyg.data.items import Protocol
 from relocal_pyg.moments import tiou
 from relocal_pyg.proposals.actionness import ActionnessClassifier, fit_actionness
-from relocal_pyg.proposals.tag import (
-    SSN_CODE,
-    fallback_windows,
-    group,
-    tag_proposals,
-)
+from relocal_pyg.proposals.tag import SSN_CODE, fallback_windows, group, tag_proposals
 
 
 @pytest.fixture

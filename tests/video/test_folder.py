@@ -138,12 +138,7 @@ def test_an_error_stops_the_videos_that_are_running(steps_video, bad_videos, tmp
     backbone = FunctionBackbone(run, "waits", 3, (8, 8))
     with pytest.raises(VideoError, match="text"):
         extract_folder(
-            files,
-            tmp_path / "f.h5",
-            backbone,
-            100.0,
-            workers=2,
-            quarantine=Quarantine(strict=True),
+            files, tmp_path / "f.h5", backbone, 100.0, workers=2, quarantine=Quarantine(strict=True)
         )
     assert count in (0, 32)  # of 100 frames, at the first batch
     assert not list((tmp_path / "f.h5.cache").glob("*.safetensors"))

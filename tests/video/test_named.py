@@ -329,9 +329,7 @@ def test_code_of_others_is_named_by_module_or_entry_point(monkeypatch):
     assert load_named("py:their_backbones:Levels", device="cpu").name == "on-cpu"
     entry = EntryPoint("levels", "their_backbones:Levels", named.GROUP)
     monkeypatch.setattr(
-        named,
-        "entry_points",
-        lambda group, name=None: [entry] if name in (None, "levels") else [],
+        named, "entry_points", lambda group, name=None: [entry] if name in (None, "levels") else []
     )
     assert load_named("levels").name == "on-cpu"
     for name, words in (

@@ -224,9 +224,7 @@ def _judged(each: Any, path: Path, record: str) -> tuple[float, float, bool]:
     return start, end, good
 
 
-def read_saved(
-    path: Path,
-) -> tuple[str, dict[str, Any], list[tuple[str, bool]]]:
+def read_saved(path: Path) -> tuple[str, dict[str, Any], list[tuple[str, bool]]]:
     """What was looked for, and what was said of it, as the JSON of answers keeps it.
 
     The clip's file, options of the query, and stretches ``FILE:FROM-TO`` with whether they show it.

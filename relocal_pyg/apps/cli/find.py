@@ -365,12 +365,7 @@ def find_in_features(
     else:
         room = how.top_k + ROOM * len(without)
         found = matcher.localize(
-            clip,
-            video,
-            top_k=room,
-            seconds_per_step=step,
-            query_video=whole,
-            nms_threshold=PLACES,
+            clip, video, top_k=room, seconds_per_step=step, query_video=whole, nms_threshold=PLACES
         )
         clear = [m for m in found if not any(same_place((m.start, m.end), x) for x in without)]
         moments = clear[: how.top_k]

@@ -105,8 +105,7 @@ Probability = Annotated[float | None, number("P", least=0, most=1)]
 #: Models that are named, not found in a folder.
 NAMED = ("pretrained", "contrast")
 Model = Annotated[
-    Path | None,
-    tyro.conf.arg(aliases=["--matcher"], metavar="{RUN,pretrained,contrast}"),
+    Path | None, tyro.conf.arg(aliases=["--matcher"], metavar="{RUN,pretrained,contrast}")
 ]
 
 
@@ -173,12 +172,7 @@ def paths_of(value: Any) -> Iterator[Path]:
 
 
 ProtocolName = Literal[
-    "synthetic",
-    "custom",
-    "anet-vrl",
-    "anet12-80-10-10",
-    "thumos14-14-6",
-    "simulated-anet-vrl",
+    "synthetic", "custom", "anet-vrl", "anet12-80-10-10", "thumos14-14-6", "simulated-anet-vrl"
 ]
 
 
@@ -297,10 +291,7 @@ Precision = Literal["32", "bf16-mixed", "auto"]
 
 
 def choose_preset(
-    name: str,
-    steps: int | None,
-    precision: Precision | None = None,
-    changes: tuple[str, ...] = (),
+    name: str, steps: int | None, precision: Precision | None = None, changes: tuple[str, ...] = ()
 ) -> Preset:
     """A preset with the settings that the command line overrides."""
     from relocal_pyg.training.presets import PRESETS

@@ -12,13 +12,7 @@ from torch.utils.data import Dataset
 from relocal_pyg.data.items import Protocol
 from relocal_pyg.data.pair_data import PairData, resample, resample_windows
 from relocal_pyg.data.samples import TripletDataset
-from relocal_pyg.models.base import (
-    Ranking,
-    Surroundings,
-    TrainableRelocalizer,
-    arguments,
-    separate,
-)
+from relocal_pyg.models.base import Ranking, Surroundings, TrainableRelocalizer, arguments, separate
 from relocal_pyg.moments import decode_offsets
 from relocal_pyg.nn.losses import offset_loss, triplet_loss
 from relocal_pyg.nn.network import PairEncoder
