@@ -60,8 +60,9 @@ def spans(found: dict) -> list[tuple[float, float]]:
     return [(each["start"], each["end"]) for each in found["moments"]]
 
 
-FIND = ("find", "clip.npy", "reference.npy")
-SELF = ("find", "reference.npy", "reference.npy", "--query-start", "40", "--query-end", "50")
+CONTRAST = ("--model", "contrast")
+FIND = ("find", "clip.npy", "reference.npy", *CONTRAST)
+SELF = ("find", *["reference.npy"] * 2, "--query-start", "40", "--query-end", "50", *CONTRAST)
 
 
 @pytest.mark.parametrize("every", [(), ("--all",)])
@@ -90,7 +91,7 @@ def test_an_index_of_features_is_no_saved_query(index, capsys):
 @pytest.mark.parametrize("model", ["contrast", "pretrained"])
 def test_an_explanation_is_of_the_moment_that_is_written(place, model):
     step = ("--seconds-per-step", ".3", "--model", model)
-    found = ask(*FIND, *step, "--explain", "why.json")
+    found = ask(*FIND[:3], *step, "--explain", "why.json")
     why = json.loads(Path("why.json").read_text())
     assert why["moment"]["start"] == found["moments"][0]["start"]
     if model == "contrast":
@@ -141,14 +142,14 @@ def test_the_order_of_examples_does_not_matter():
     assert torch.allclose(first, second, atol=1e-6)
 
 
-@pytest.mark.parametrize("good", ["false", 1, 0, []])
-@pytest.mark.parametrize("where", ["moments", "examples"])
-def test_what_is_neither_true_nor_false_is_refused(place, capsys, good, where):
+def test_what_is_neither_true_nor_false_is_refused(place, capsys):
     found = ask(*FIND, "--query", "other.npy:20-30")
-    found[where][0]["good"] = good
-    Path("said.json").write_text(json.dumps(found))
-    assert main(["find", "said.json", "reference.npy"]) == 2
-    assert '"good" true or false wanted' in capsys.readouterr().err
+    for where in ("moments", "examples"):
+        for good in ("false", 1, 0, []):
+            told = [{**found[where][0], "good": good}]
+            Path("said.json").write_text(json.dumps({**found, where: told}))
+            assert main(["find", "said.json", "reference.npy"]) == 2
+            assert '"good" true or false wanted' in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("every", [(), ("--all",)])
@@ -190,15 +191,15 @@ def test_exports_of_an_index_end_with_the_video(index):
 
 
 def test_a_saved_query_keeps_the_clock_of_features(place, monkeypatch):
-    words = ("find", "other.npy", "reference.npy", "--query-start", "10", "--query-end", "15")
-    first = ask(*words, "--seconds-per-step", ".5")
+    stretch = ("--query-start", "10", "--query-end", "15")
+    first = ask("find", "other.npy", *FIND[2:], *stretch, "--seconds-per-step", ".5")
     Path("saved.json").write_text(json.dumps(first))
-    assert spans(ask("find", "saved.json", "reference.npy")) == spans(first)
+    assert spans(ask("find", "saved.json", "reference.npy", *CONTRAST)) == spans(first)
     write_features("lib.h5", [("one.mp4", video(60, [20], 4))])
     Path("saved.json").write_text(json.dumps({**first, "query": "lib.h5::one.mp4"}))
     (place / "elsewhere").mkdir()
     monkeypatch.chdir(place / "elsewhere")  # paths begin at the folder of the JSON
-    assert main(["find", "../saved.json", "../reference.npy"]) == 0
+    assert main(["find", "../saved.json", "../reference.npy", *CONTRAST]) == 0
 
 
 def test_a_stretch_is_inside_its_array(place, capsys):
@@ -226,7 +227,7 @@ def test_places_of_odd_names(place, monkeypatch):
     write_features("lib.h5", [("d::x", video(50, [10], 15))])
     assert split_place("lib.h5::d::x") == ("lib.h5", "d::x")
     assert split_place("x::y.npy") == ("x::y.npy", "")
-    found = ask("find", "x::y.npy", "lib.h5::d::x")
+    found = ask("find", "x::y.npy", "lib.h5::d::x", *CONTRAST)
     assert {each["video"] for each in found["moments"]} == {"d::x"}
     words = "word " * 60  # no path
     assert main(["find", "absent.mp4", "--query-text", words]) == 2
