@@ -109,7 +109,7 @@ class MultiGraphRelocalizer(TrainableRelocalizer):
             Scores ``[B]`` in ``[-1, 1]`` and offsets ``[B, 2]``.
 
         Raises:
-            FeatureError: ``x`` has another width, or its rows are no multiple of 2T.
+            FeatureError: ``x`` has another width, or its pairs another T.
         """
         x, mask = self._split(data)
         graphs = self._graphs(data)
@@ -118,10 +118,11 @@ class MultiGraphRelocalizer(TrainableRelocalizer):
 
     def _split(self, data: Data) -> tuple[Tensor, Tensor]:
         """Features ``[B, 2, T, F]`` and mask ``[B, 2, T]`` of queries and proposals."""
-        steps = self.settings.num_steps
-        if data.x.shape[-1] != self.in_channels or len(data.x) % (2 * steps):
+        steps, pairs = self.settings.num_steps, getattr(data, "num_graphs", 1)
+        wanted = [pairs * 2 * steps, self.in_channels]
+        if list(data.x.shape) != wanted:
             raise FeatureError(
-                f"x has shape {tuple(data.x.shape)}, [B * {2 * steps}, {self.in_channels}] wanted"
+                f"x has shape {list(data.x.shape)}, {wanted} wanted: {pairs} pairs of T = {steps}"
             )
         return data.x.view(-1, 2, steps, self.in_channels), data.step_mask.view(-1, 2, steps)
 

@@ -232,6 +232,21 @@ def test_wrong_input_is_named():
         MultiGraphRelocalizer(7, num_steps=0)
 
 
+def test_pairs_of_another_length_are_refused_and_not_cut_anew():
+    model = small()
+    for steps, count in ((10, 1), (10, 3), (1, 5), (4, 5)):
+        sides = torch.randn(2, 3, 7).double()
+        pairs = [PairData.from_features(*sides, num_steps=steps)] * count
+        batch = Batch.from_data_list(pairs)
+        for data in [batch, *pairs[: count == 1]]:
+            with pytest.raises(FeatureError, match=f"{count} pairs of T = 5"):
+                model(data)
+        with pytest.raises(FeatureError, match=f"{count} pairs of T = 5"):
+            model.training_losses((batch, batch))
+    alone = PairData.from_features(*sides, num_steps=5)
+    assert torch.equal(model(alone)[0], model(Batch.from_data_list([alone]))[0])
+
+
 @pytest.mark.parametrize("materialize", [False, True])
 def test_losses_of_a_batch_are_those_of_its_pairs(materialize):
     """Queries are encoded once for positives and negatives, which changes no number."""
