@@ -182,10 +182,18 @@ class MomentMAP(Metric):
                 repeating one of them (:func:`stack_moments`).
 
         Raises:
-            UsageError: Shapes do not fit, a number is not finite, or a truth is empty.
+            UsageError: Shapes do not fit, a number is not finite, a truth is empty, or what should
+                be an overlap is outside ``[0, 1]``.
         """
-        tious = pred_moments if true_moments is None else best_tiou(pred_moments, true_moments)
-        tious = tious.amax(dim=1) if tious.ndim == 2 else tious
+        if true_moments is None:
+            tious = to_tensor(pred_moments)
+            tious = tious if tious.is_floating_point() else tious.double()
+            if tious.ndim != 1 or not ((tious >= 0) & (tious <= 1)).all():
+                shape = list(tious.shape)
+                raise UsageError(f"no truths, and {shape} are no overlaps: [N] in [0, 1] wanted")
+        else:
+            tious = best_tiou(pred_moments, true_moments)
+            tious = tious.amax(dim=1) if tious.ndim == 2 else tious
         self.hits += above(tious, self.thresholds, strict=self.strict).sum(dim=0)
         self.averaged_hits += above(tious, AVERAGED, strict=self.strict).sum(dim=0)
         self.total += len(tious)

@@ -211,6 +211,33 @@ def test_bad_moments_are_refused(pred: Tensor, true: Tensor, message: str) -> No
         MomentMAP().update(pred, true)
 
 
+@pytest.mark.parametrize(
+    "overlaps",
+    [
+        torch.tensor([[0.0, 10.0], [3.0, 9.0]]),  # moments whose truths were forgotten
+        torch.tensor([[0.0, 1.0]]),
+        torch.tensor(0.5),
+        torch.tensor([0.5, math.nan]),
+        torch.tensor([0.5, 1.1]),
+        torch.tensor([-0.1]),
+        torch.tensor([0, 2]),
+        "overlaps",
+    ],
+)
+def test_only_overlaps_come_without_truths(overlaps: Any) -> None:
+    metric = MomentMAP()
+    with pytest.raises(UsageError):
+        metric.update(overlaps)
+    assert metric.total == 0
+
+
+@pytest.mark.parametrize("kind", [list, torch.tensor, torch.tensor([0]).new_tensor])
+def test_known_overlaps_are_counted_in_any_form(kind: Any) -> None:
+    metric = MomentMAP((0.5,))
+    metric.update(kind([1, 0, 1, 1]))
+    assert metric.compute() == {0.5: 0.75}
+
+
 def test_bad_options_are_refused() -> None:
     with pytest.raises(UsageError, match="thresholds"):
         MomentMAP(())
