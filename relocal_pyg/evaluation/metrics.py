@@ -151,6 +151,7 @@ class MomentMAP(Metric):
     hits: Tensor
     averaged_hits: Tensor
     total: Tensor
+    settings: Tensor
 
     def __init__(
         self,
@@ -171,6 +172,8 @@ class MomentMAP(Metric):
         averaged = torch.zeros(len(AVERAGED), dtype=torch.long)
         self.add_state("averaged_hits", default=averaged, dist_reduce_fx="sum")
         self.add_state("total", default=torch.tensor(0), dist_reduce_fx="sum")
+        # A MetricCollection lets metrics of equal states count for each other from then on.
+        self.add_state("settings", default=torch.tensor([strict, *values]), dist_reduce_fx="max")
 
     def update(self, pred_moments: Tensor, true_moments: Tensor | None = None) -> None:
         """Add the answers to some queries.
