@@ -154,16 +154,14 @@ class PairGraph:
         if mask is None:
             ones = x.new_ones(self.num_nodes, 1)
         else:
-            real = mask.unsqueeze(-1)
-            # A fill, not a product: a pad may hold anything, NaN included.
-            x, ones = x.masked_fill(~real, 0), real.to(x.dtype)
+            x, ones = zero_pads(x, mask), mask.unsqueeze(-1).to(x.dtype)
         before = after = None
         if self.weight == "laplacian" or self.normalization != "none":
             before, after = self._scales(self._sum(ones, closed))
         out = self._sum(x if before is None else x * before, closed)
         if after is not None:
             out = out * after
-        return out if mask is None else out.masked_fill(~real, 0)
+        return zero_pads(out, mask)
 
     def _sum(self, x: Tensor, closed: bool) -> Tensor:
         """Multiply by the weights before normalisation."""
@@ -195,6 +193,12 @@ register_pytree_node(
 )
 # An exported program keeps its example inputs; five plain values are safe to read back.
 torch.serialization.add_safe_globals([PairGraph])
+
+
+def zero_pads(x: Tensor, mask: Tensor | None) -> Tensor:
+    """Nodes ``[..., N, F]`` with 0 for all but the real ones, bool ``[..., N]``."""
+    # A fill, not a product: a pad may hold anything, NaN included.
+    return x if mask is None else x.masked_fill(~mask.unsqueeze(-1), 0)
 
 
 def _pattern(graph: PairGraph, device: torch.device | str | None) -> Tensor:

@@ -82,7 +82,7 @@ def resample(
     _check(features)
     length = torch.tensor(len(features), device=features.device)
     positions, mask = resample_positions(length, num_steps, mode)
-    return features[positions] * mask[:, None].to(features.dtype), mask
+    return features[positions].masked_fill_(~mask[:, None], 0), mask
 
 
 def resample_windows(
@@ -108,7 +108,7 @@ def resample_windows(
     """
     _check(reference)
     positions, mask = window_positions(len(reference), windows, num_steps, mode)
-    return reference[positions] * mask[..., None].to(reference.dtype), mask
+    return reference[positions].masked_fill_(~mask[..., None], 0), mask
 
 
 def nearest_steps(windows: Tensor, num_steps: Tensor | int) -> Tensor:

@@ -16,7 +16,7 @@ from torch_geometric.typing import Adj, OptPairTensor, OptTensor, Size
 from torch_geometric.utils import is_torch_sparse_tensor
 
 from relocal_pyg.errors import UsageError, check_number
-from relocal_pyg.graph import PairGraph
+from relocal_pyg.graph import PairGraph, zero_pads
 
 
 class SumConv(MessagePassing):
@@ -111,7 +111,8 @@ class SumConv(MessagePassing):
                 size = (x[0].size(self.node_dim), target.size(self.node_dim))
             out = self.sum_neighbors((self.lin(x[0]), None), edge_index, edge_weight, size, mask)
         else:
-            out = self.sum_neighbors(self.lin(x), edge_index, edge_weight, size, mask)
+            x = self.lin(zero_pads(x, mask))
+            out = self.sum_neighbors(x, edge_index, edge_weight, size, mask)
         return out if self.bias is None else out + self.bias
 
     def sum_neighbors(
@@ -141,7 +142,7 @@ class SumConv(MessagePassing):
         if mask is not None:
             if isinstance(x, tuple):
                 raise UsageError("a mask needs one tensor of nodes, not a bipartite pair")
-            x = x.masked_fill(~mask.unsqueeze(-1), 0)
+            x = zero_pads(x, mask)
         if isinstance(edge_index, EdgeIndex) and (
             # The fused product of a matrix sorted by column knows one direction only, and a
             # compiler no sparse matrix.
@@ -152,7 +153,7 @@ class SumConv(MessagePassing):
         # propagate_type: (x: OptPairTensor, edge_weight: OptTensor)
         out = self.propagate(edge_index, x=pair, edge_weight=edge_weight, size=size)
         out = out.to(pair[0].dtype)  # single messages are of the wider type of x and weights
-        return out if mask is None else out.masked_fill(~mask.unsqueeze(-1), 0)
+        return zero_pads(out, mask)
 
     def message(self, x_j: Tensor, edge_weight: OptTensor) -> Tensor:
         """Weigh each neighbour."""
@@ -376,8 +377,7 @@ class MultiGraphConv(nn.Module):
             UsageError: Not one graph (and weight) per branch.
         """
         active = self.branches(x, graphs, edge_weights, mask)
-        out = self.lin_out(active)
-        return out if mask is None else out.masked_fill(~mask.unsqueeze(-1), 0)
+        return zero_pads(self.lin_out(active), mask)
 
     def branches(
         self,
@@ -391,6 +391,7 @@ class MultiGraphConv(nn.Module):
         The arguments are those of :meth:`forward`. Whatever is linear, an average over nodes for
         instance, may be done on them first.
         """
+        x = zero_pads(x, mask)  # what a pad holds must not reach the gradients of the weights
         # A (X W) = (A X) W: the branches share one wide product.
         weight = torch.cat([conv.lin.weight for conv in self.convs])
         if (

@@ -79,6 +79,17 @@ def test_types_and_gradients_pass_through() -> None:
     assert torch.equal(reference.grad[:, 0].float(), wanted)
 
 
+@pytest.mark.parametrize("odd", [torch.inf, torch.nan])
+def test_pads_are_zero_whatever_the_first_step_holds(odd: float) -> None:
+    features = torch.tensor([[odd, 1.0], [2.0, 3.0]])
+    x, mask = resample(features, 4)
+    many, masks = resample_windows(features, torch.tensor([[0.0, 2.0], [0.0, 1.0]]), 4)
+    for clip, real, length in ((x, mask, 2), (many[0], masks[0], 2), (many[1], masks[1], 1)):
+        assert real.tolist() == [step < length for step in range(4)]
+        torch.testing.assert_close(clip[:length], features[:length], equal_nan=True)
+        assert torch.equal(clip[length:], torch.zeros(4 - length, 2))
+
+
 def test_wrong_shapes_and_options() -> None:
     good = torch.ones(3, 2)
     for bad in (torch.ones(3), torch.ones(0, 2), torch.ones(1, 2, 3)):

@@ -14,7 +14,7 @@ from torch_geometric.nn import GCNConv, HeteroConv
 
 from relocal_pyg.errors import UsageError
 from relocal_pyg.graph import PairGraph
-from relocal_pyg.nn import MultiGraphConv, MultiGraphFusion
+from relocal_pyg.nn import MultiGraphConv, MultiGraphFusion, SumConv
 
 KS = (1, 2, 3)
 
@@ -147,6 +147,34 @@ def test_mask_equals_the_graph_of_real_nodes(layer: str, form: str) -> None:
     out = module(dirty, graphs_of(5, form), mask=mask)
     torch.testing.assert_close(out[mask], expected, rtol=0, atol=1e-12)
     assert (out[~mask] == 0).all()
+
+
+@pytest.mark.parametrize("odd", [torch.nan, torch.inf])
+@pytest.mark.parametrize("nodes", [10, 40])  # few are multiplied one product at a time
+@pytest.mark.parametrize("form", ["graph", "coo"])
+@pytest.mark.parametrize("layer", ["conv", "sum", "cnn", "pooled"])
+def test_what_pads_hold_reaches_no_gradient(layer: str, form: str, nodes: int, odd: float) -> None:
+    module: nn.Module = {
+        "conv": MultiGraphConv(4, 4, 3),
+        "sum": SumConv(4, 4, bias=True),
+        "cnn": MultiGraphConv(4, 4, 3, graph_conv=False),
+        "pooled": MultiGraphFusion(4, 3, num_layers=1, residual=True),
+    }[layer]
+    graphs = graphs_of(nodes // 2, form, torch.float32)
+    mask = torch.rand(nodes) < 0.6
+    x = torch.randn(nodes, 4)
+    answers = []
+    for held in (0.0, odd):
+        filled = x.masked_fill(~mask[:, None], held).requires_grad_()
+        if layer == "pooled":
+            out = module.pooled(filled, graphs, mask, nodes)
+        else:
+            out = module(filled, graphs[0] if layer == "sum" else graphs, mask=mask)
+        grads = torch.autograd.grad(out.sum(), [filled, *module.parameters()])
+        answers.append([out, *grads])
+    assert answers[0][1][mask].abs().sum() > 0
+    for clean, dirty in zip(*answers, strict=True):
+        assert torch.equal(clean, dirty)
 
 
 @pytest.mark.parametrize("form", ["graph", "coo", "csr"])
