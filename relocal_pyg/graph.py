@@ -196,9 +196,20 @@ torch.serialization.add_safe_globals([PairGraph])
 
 
 def zero_pads(x: Tensor, mask: Tensor | None) -> Tensor:
-    """Nodes ``[..., N, F]`` with 0 for all but the real ones, bool ``[..., N]``."""
+    """Nodes ``[..., N, F]`` with 0 for all but the real ones, bool ``[..., N]``.
+
+    Raises:
+        UsageError: The mask is not bool, or of other nodes.
+    """
+    if mask is None:
+        return x
+    nodes, real = x.shape[:-1], mask.shape
+    fits = len(real) <= len(nodes) and real[-1:] == nodes[-1:]
+    fits = fits and all(m in (1, n) for m, n in zip(real[::-1], nodes[::-1], strict=False))
+    if mask.dtype != torch.bool or not fits:
+        raise UsageError(f"mask is {mask.dtype} {list(real)}, bool {list(nodes)} wanted")
     # A fill, not a product: a pad may hold anything, NaN included.
-    return x if mask is None else x.masked_fill(~mask.unsqueeze(-1), 0)
+    return x.masked_fill(~mask.unsqueeze(-1), 0)
 
 
 def _pattern(graph: PairGraph, device: torch.device | str | None) -> Tensor:

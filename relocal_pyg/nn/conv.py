@@ -127,7 +127,7 @@ class SumConv(MessagePassing):
 
         Raises:
             UsageError: Weights come twice, a mask meets a bipartite graph, :obj:`flow` a mean
-                that has the other, or the graph has not the nodes of :obj:`x`.
+                that has the other, or graph, weights and mask have not the sizes of each other.
         """
         if isinstance(edge_index, PairGraph):
             if edge_weight is not None:
@@ -149,6 +149,8 @@ class SumConv(MessagePassing):
             self.flow == "target_to_source" or torch.compiler.is_compiling()
         ):
             edge_index = edge_index.as_tensor()
+        if edge_weight is not None and edge_weight.shape[:1] != edge_index.shape[1:]:
+            raise UsageError(f"{edge_index.shape[1]} edges have weights {list(edge_weight.shape)}")
         pair = x if isinstance(x, tuple) else (x, x)
         # propagate_type: (x: OptPairTensor, edge_weight: OptTensor)
         out = self.propagate(edge_index, x=pair, edge_weight=edge_weight, size=size)
@@ -270,6 +272,7 @@ def _sum_pairs(x: Tensor, graph: PairGraph, mask: OptTensor) -> Tensor:
         raise UsageError(
             f"x has {x.size(-2)} nodes, a multiple of the graph's {graph.num_nodes} wanted"
         )
+    x = zero_pads(x, mask)
     pairs = x.unflatten(-2, (-1, graph.num_nodes))
     real = None if mask is None else mask.unflatten(-1, (-1, graph.num_nodes))
     return graph.matmul(pairs, real).flatten(-3, -2)
