@@ -395,11 +395,17 @@ class MultiGraphConv(nn.Module):
         instance, may be done on them first.
         """
         x = zero_pads(x, mask)  # what a pad holds must not reach the gradients of the weights
+        lins = [self.lin_in, *(conv.lin for conv in self.convs)]
         # A (X W) = (A X) W: the branches share one wide product.
-        weight = torch.cat([conv.lin.weight for conv in self.convs])
-        if (
-            # A size that is not known yet is found by calling the module itself.
-            self.lin_in.in_channels < 1
+        weight = torch.cat([lin.weight for lin in lins[1:]])
+        kinds = ("forward_pre", "forward", "backward_pre", "backward")
+        # A hook waits for a call, such as that which finds a size that is not known yet.
+        called = [any(getattr(lin, f"_{kind}_hooks") for kind in kinds) for lin in lins]
+        if any(called[1:]):
+            hidden = self.lin_in(x)
+            branches = torch.cat([lin(hidden) for lin in lins[1:]], dim=-1)
+        elif (
+            called[0]
             # Which way is cheaper is a question of the batch, which a traced graph must not ask.
             or torch.compiler.is_compiling()
             or x.numel() < MERGED_ROWS * self.hidden_channels * x.shape[-1]

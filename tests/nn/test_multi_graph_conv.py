@@ -8,6 +8,7 @@ import pickle
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import prune
 from torch_geometric import EdgeIndex
 from torch_geometric.data import Batch, Data
 from torch_geometric.nn import GCNConv, HeteroConv
@@ -190,6 +191,45 @@ def test_gradcheck(form: str) -> None:
         return torch.func.functional_call(conv, state, (x.detach(), graphs))
 
     assert torch.autograd.gradcheck(by_parameters, tuple(conv.parameters()))
+
+
+@pytest.mark.filterwarnings("ignore:.*weight_norm.*:FutureWarning")
+@pytest.mark.parametrize("nodes", [4, 40])  # few and many take different products
+@pytest.mark.parametrize("place", ["lin_in", "convs.0.lin", "convs.2.lin"])
+def test_hooks_of_the_modules_inside_are_heeded(place: str, nodes: int) -> None:
+    """Pruned or normalised weights train, and hooks see and change what they wait for."""
+    x, graphs = torch.randn(nodes, 5), graphs_of(nodes // 2, "graph")
+    matrices = [graph.dense() for graph in graphs]
+    for change in (
+        nn.utils.weight_norm,
+        lambda one, _: prune.random_unstructured(one, "weight", 0.5),
+    ):
+        conv = MultiGraphConv(5, 6, 3)
+        module = conv.get_submodule(place)
+        change(module, "weight")
+        learned = [p for name, p in module.named_parameters() if name != "bias"]
+        for _ in range(2):  # weights are made anew with every call
+            conv(x, graphs).square().sum().backward()
+            with torch.no_grad():
+                for parameter in learned:
+                    assert parameter.grad.abs().sum() > 0
+                    parameter -= 0.1 * parameter.grad
+        out = conv(x, graphs)
+        torch.testing.assert_close(out, equation(conv, x, matrices))
+    conv = MultiGraphConv(5, 6, 3)
+    plain, seen = conv(x, graphs), []
+    module = conv.get_submodule(place)
+    handles = [
+        module.register_forward_hook(lambda _, given, out: seen.append("forward")),
+        module.register_full_backward_hook(lambda *_: seen.append("backward")),
+        module.register_full_backward_pre_hook(lambda *_: seen.append("before")),
+    ]
+    torch.testing.assert_close(conv(x, graphs), plain)
+    conv(x.clone().requires_grad_(), graphs).sum().backward()
+    assert sorted(set(seen)) == ["backward", "before", "forward"]
+    for handle in handles:
+        handle.remove()
+    assert torch.equal(conv(x, graphs), plain)
 
 
 def test_reset_pickle_deepcopy_and_lazy_size() -> None:
