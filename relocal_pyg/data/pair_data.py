@@ -123,7 +123,7 @@ def nearest_steps(windows: Tensor, num_steps: Tensor | int) -> Tensor:
         [[2, 4], [7, 10], [3, 4]]
     """
     last = torch.as_tensor(num_steps, device=windows.device)
-    start, end = torch.round(windows).long().unbind(dim=-1)
+    start, end = torch.round(windows.double()).clamp(-1, 2**53).long().unbind(dim=-1)
     start = torch.minimum(start.clamp(min=0), last - 1)
     return torch.stack([start, torch.minimum(torch.maximum(end, start + 1), last)], dim=-1)
 
