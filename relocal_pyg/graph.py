@@ -196,11 +196,7 @@ torch.serialization.add_safe_globals([PairGraph])
 
 
 def zero_pads(x: Tensor, mask: Tensor | None) -> Tensor:
-    """Nodes ``[..., N, F]`` with 0 for all but the real ones, bool ``[..., N]``.
-
-    Raises:
-        UsageError: The mask is not bool, or of other nodes.
-    """
+    """Nodes ``[..., N, F]`` with 0 for all but the real ones, ``[..., N]``, which are bool."""
     if mask is None:
         return x
     nodes, real = x.shape[:-1], mask.shape

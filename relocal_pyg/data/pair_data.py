@@ -346,19 +346,11 @@ class PairData(Data):
         return hetero
 
     def subgraph(self, subset: Tensor) -> NoReturn:
-        """Refused: half of a pair has no T.
-
-        Raises:
-            UsageError: Always.
-        """
+        """Refused: half of a pair has no T."""
         raise UsageError("a pair keeps its 2T nodes: use to_hetero().subgraph(...)")
 
     def edge_subgraph(self, subset: Tensor) -> NoReturn:
-        """Refused: ``subset`` does not say which of the K edge sets it means.
-
-        Raises:
-            UsageError: Always.
-        """
+        """Refused: ``subset`` does not say which of the K edge sets it means."""
         raise UsageError("a pair has several edge sets: use to_hetero().edge_subgraph(...)")
 
     @property

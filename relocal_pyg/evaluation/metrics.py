@@ -192,8 +192,7 @@ class MomentMAP(Metric):
             tious = to_tensor(pred_moments)
             tious = tious if tious.is_floating_point() else tious.double()
             if tious.ndim != 1 or not ((tious >= 0) & (tious <= 1)).all():
-                shape = list(tious.shape)
-                raise UsageError(f"no truths, and {shape} are no overlaps: [N] in [0, 1] wanted")
+                raise UsageError(f"overlaps are {list(tious.shape)}: [N] in [0, 1] wanted")
         else:
             tious = best_tiou(pred_moments, true_moments)
             tious = tious.amax(dim=1) if tious.ndim == 2 else tious

@@ -208,12 +208,8 @@ class MultiGraphRelocalizer(TrainableRelocalizer):
             query.to(device), [reference.to(device) for reference in references], windows
         )
         counts = [len(some) for some in windows]
-        return [
-            Ranking.sort(decode_offsets(*moved), score, moved[0])
-            for *moved, score in zip(
-                windows, offsets.split(counts), scores.split(counts), strict=True
-            )
-        ]
+        each = zip(windows, offsets.split(counts), scores.split(counts), strict=True)
+        return [Ranking.sort(decode_offsets(*moved), score, moved[0]) for *moved, score in each]
 
     @torch.no_grad()
     def encode(self, reference: Tensor, proposals: Tensor) -> tuple[Tensor, Tensor]:
