@@ -161,7 +161,7 @@ def _check(features: Tensor) -> None:
 
 _EDGES = "edge_index_k"
 _WEIGHTS = "edge_weight_k"
-_NO_EDGES = "no edges: use materialize=True, or give the layer PairGraphs"
+_NO_EDGES = "no edge_index_k*: use materialize=True, or give the layer PairGraphs or adj_t_k*"
 
 
 class _EdgeSet(GlobalStorage):
@@ -277,6 +277,11 @@ class PairData(Data):
                     pair[f"{_WEIGHTS}{k}"] = weights.clone()
         return pair
 
+    def __setattr__(self, key: str, value: Any) -> None:
+        if key == "num_nodes":  # T.Pad, which knows one edge set and one end
+            raise UsageError("a pair keeps its 2T nodes: choose num_steps, or use to_hetero()")
+        super().__setattr__(key, value)
+
     @property
     def ks(self) -> tuple[int, ...]:
         """The graphs whose edges are stored, rising."""
@@ -315,12 +320,16 @@ class PairData(Data):
         return [self.get(f"{_WEIGHTS}{k}") for k in self.ks]
 
     def validate(self, raise_on_error: bool = True) -> bool:
-        """Check every edge set; ``Data.validate`` looks at ``edge_index`` alone.
+        """Check every edge set and 2T; ``Data.validate`` looks at ``edge_index`` alone.
 
         Args:
             raise_on_error: Raise ``ValueError`` at the first fault instead of warning.
         """
         sound = super().validate(raise_on_error)
+        sizes = self.ptr.diff() if "ptr" in self else torch.tensor(self.num_nodes or 0)
+        if (sizes % 2).any():
+            warn_or_raise("a pair has an odd number of nodes, 2T wanted", raise_on_error)
+            sound = False
         for k, weights in zip(self.ks, self.edge_weights(), strict=True):
             fault = self._edge_fault(self[f"{_EDGES}{k}"], weights)
             if fault is not None:
