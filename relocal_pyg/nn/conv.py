@@ -161,6 +161,7 @@ class SumConv(MessagePassing):
         """Weigh each neighbour."""
         return x_j if edge_weight is None else edge_weight.view(-1, 1) * x_j
 
+    @torch.compiler.disable  # it knows no sparse matrix
     def message_and_aggregate(
         self, edge_index: Adj, x: OptPairTensor, edge_weight: OptTensor
     ) -> Tensor:
