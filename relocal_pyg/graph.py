@@ -151,17 +151,15 @@ class PairGraph:
             closed = method == "closed_form" or (method == "auto" and not fits)
         if mask is None and not closed:
             return torch.matmul(_kept(PairGraph.dense, self, x), x)
-        if mask is None:
-            ones = x.new_ones(self.num_nodes, 1)
-        else:
-            x, ones = zero_pads(x, mask), mask.unsqueeze(-1).to(x.dtype)
-        before = after = None
+        x, kind, before, after = zero_pads(x, mask), x.dtype, None, None
         if self.weight == "laplacian" or self.normalization != "none":
-            before, after = self._scales(self._sum(ones, closed))
+            # What is divided afterwards does not always fit short floats before, nor do degrees.
+            wide = torch.float64 if kind in (torch.float64, torch.complex128) else torch.float32
+            real = x.new_ones(self.num_nodes, dtype=torch.bool) if mask is None else mask
+            before, after = self._scales(self._sum(real.unsqueeze(-1).to(wide), closed))
+            x = x.to(torch.promote_types(kind, wide))
         out = self._sum(x if before is None else x * before, closed)
-        if after is not None:
-            out = out * after
-        return zero_pads(out, mask)
+        return zero_pads((out if after is None else out * after).to(kind), mask)
 
     def _sum(self, x: Tensor, closed: bool) -> Tensor:
         """Multiply by the weights before normalisation."""
@@ -225,7 +223,7 @@ def _base_matrix(graph: PairGraph, dtype: torch.dtype, device: torch.device | st
     if graph.weight == "exponential":
         node = torch.arange(graph.num_nodes, device=device, dtype=torch.float64)
         scale = graph.scale or float(graph.num_steps)
-        decay = torch.exp(-((node[:, None] - node[None]) ** 2) / (2 * scale**2))
+        decay = torch.exp(-(((node[:, None] - node[None]) / scale) ** 2) / 2)
         return matrix * decay.to(dtype)
     return matrix
 
