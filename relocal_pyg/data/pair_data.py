@@ -256,13 +256,13 @@ class PairData(Data):
             if "index" in name or "batch" in name or name == "face":
                 raise UsageError(f"attribute {name!r}: PyG would shift it in a batch, rename it")
         query, proposal = (to_tensor(side, FeatureError) for side in (query, proposal))
+        query_x, query_mask = resample(query, num_steps, mode)
+        proposal_x, proposal_mask = resample(proposal, num_steps, mode)
         if query.shape[-1:] != proposal.shape[-1:]:
             raise FeatureError(
                 f"the query has {query.shape[-1]} channels and the proposal "
                 f"{proposal.shape[-1]}: extract both with the same backbone"
             )
-        query_x, query_mask = resample(query, num_steps, mode)
-        proposal_x, proposal_mask = resample(proposal, num_steps, mode)
         pair = cls(
             x=torch.cat([query_x, proposal_x]),
             step_mask=torch.cat([query_mask, proposal_mask]),

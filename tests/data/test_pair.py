@@ -364,6 +364,9 @@ def test_refuses_sides_of_different_width() -> None:
         PairData.from_features(torch.randn(3, 4), torch.randn(3, 5))
     with pytest.raises(FeatureError):
         PairData.from_features(torch.randn(0, 4), torch.randn(3, 4))
+    for sides in ((None, torch.randn(3, 4)), (torch.randn(3, 4), torch.tensor(1.0))):
+        with pytest.raises(FeatureError, match=r"n, F"):
+            PairData.from_features(*sides)
 
 
 @pytest.mark.parametrize("form", [np.asarray, np.float32, list, lambda x: x.tolist(), pd.DataFrame])
