@@ -340,6 +340,7 @@ class MultiGraphConv(nn.Module):
     ) -> None:
         super().__init__()
         check_number(num_graphs, "num_graphs", least=1, whole=True)
+        check_number(out_channels, "out_channels", least=0, whole=True)
         hidden = out_channels if hidden_channels is None else hidden_channels
         self.in_channels = in_channels
         self.out_channels = out_channels

@@ -253,6 +253,8 @@ def test_refuses() -> None:
         conv(x, graphs_of(4, "coo"), [None])
     with pytest.raises(UsageError):
         MultiGraphConv(5, 6, 0)
+    with pytest.raises(UsageError, match="out_channels"):
+        MultiGraphConv(5, -6, 3)
     with pytest.raises(UsageError):
         MultiGraphFusion(5, 3, num_layers=0)
 
