@@ -70,6 +70,7 @@ class MultiGraphRelocalizer(TrainableRelocalizer):
         heads = tuple(settings.get("head_channels", NetworkConfig.head_channels))
         self.in_channels = int(check_number(in_channels, "in_channels", least=1, whole=True))
         self.settings = config = NetworkConfig(**{**settings, "head_channels": heads})
+        check_number(config.margin, "margin")
         if not config.ks:
             raise UsageError("ks are empty: one k or more wanted")
         self.graphs = [

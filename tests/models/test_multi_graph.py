@@ -230,6 +230,8 @@ def test_wrong_input_is_named():
         model(Batch.from_data_list([pair]))
     with pytest.raises(UsageError):
         MultiGraphRelocalizer(7, num_steps=0)
+    with pytest.raises(UsageError, match="margin"):
+        MultiGraphRelocalizer(7, margin=float("nan"))
 
 
 def test_pairs_of_another_length_are_refused_and_not_cut_anew():
