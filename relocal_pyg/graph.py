@@ -151,19 +151,15 @@ class PairGraph:
             closed = method == "closed_form" or (method == "auto" and not fits)
         if mask is None and not closed:
             return torch.matmul(_kept(PairGraph.dense, self, x), x)
-        if mask is None:
-            ones = x.new_ones(self.num_nodes, 1)
-        else:
-            real = mask.unsqueeze(-1)
-            # A fill, not a product: a pad may hold anything, NaN included.
-            x, ones = x.masked_fill(~real, 0), real.to(x.dtype)
-        before = after = None
+        x, kind, before, after = zero_pads(x, mask), x.dtype, None, None
         if self.weight == "laplacian" or self.normalization != "none":
-            before, after = self._scales(self._sum(ones, closed))
+            # What is divided afterwards does not always fit short floats before, nor do degrees.
+            wide = torch.float64 if kind in (torch.float64, torch.complex128) else torch.float32
+            real = x.new_ones(self.num_nodes, dtype=torch.bool) if mask is None else mask
+            before, after = self._scales(self._sum(real.unsqueeze(-1).to(wide), closed))
+            x = x.to(torch.promote_types(kind, wide))
         out = self._sum(x if before is None else x * before, closed)
-        if after is not None:
-            out = out * after
-        return out if mask is None else out.masked_fill(~real, 0)
+        return zero_pads((out if after is None else out * after).to(kind), mask)
 
     def _sum(self, x: Tensor, closed: bool) -> Tensor:
         """Multiply by the weights before normalisation."""
@@ -197,6 +193,19 @@ register_pytree_node(
 torch.serialization.add_safe_globals([PairGraph])
 
 
+def zero_pads(x: Tensor, mask: Tensor | None) -> Tensor:
+    """Nodes ``[..., N, F]`` with 0 for all but the real ones, ``[..., N]``, which are bool."""
+    if mask is None:
+        return x
+    nodes, real = x.shape[:-1], mask.shape
+    fits = len(real) <= len(nodes) and real[-1:] == nodes[-1:]
+    fits = fits and all(m in (1, n) for m, n in zip(real[::-1], nodes[::-1], strict=False))
+    if mask.dtype != torch.bool or not fits:
+        raise UsageError(f"mask is {mask.dtype} {list(real)}, bool {list(nodes)} wanted")
+    # A fill, not a product: a pad may hold anything, NaN included.
+    return x.masked_fill(~mask.unsqueeze(-1), 0)
+
+
 def _pattern(graph: PairGraph, device: torch.device | str | None) -> Tensor:
     """Which nodes are joined, bool ``[2T, 2T]``."""
     node = torch.arange(graph.num_nodes, device=device)
@@ -214,7 +223,7 @@ def _base_matrix(graph: PairGraph, dtype: torch.dtype, device: torch.device | st
     if graph.weight == "exponential":
         node = torch.arange(graph.num_nodes, device=device, dtype=torch.float64)
         scale = graph.scale or float(graph.num_steps)
-        decay = torch.exp(-((node[:, None] - node[None]) ** 2) / (2 * scale**2))
+        decay = torch.exp(-(((node[:, None] - node[None]) / scale) ** 2) / 2)
         return matrix * decay.to(dtype)
     return matrix
 

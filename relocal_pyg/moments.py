@@ -14,7 +14,7 @@ import torch
 from numpy.typing import ArrayLike
 from torch import Tensor
 
-from relocal_pyg.errors import RelocalError, UsageError
+from relocal_pyg.errors import RelocalError, UsageError, check_number
 
 #: Largest ``|Tl|`` that :func:`decode_offsets` accepts: a length changed by a factor of 62.5.
 MAX_LOG_LENGTH = 4.135166556742356
@@ -208,6 +208,9 @@ def seconds_to_steps(moments: ArrayLike, seconds_per_step: float, num_steps: int
         [0, 3]
     """
     moments = _as_float(moments)
+    check_number(seconds_per_step, "seconds_per_step", above=0)
+    if not torch.isfinite(moments).all():
+        raise UsageError("a start or an end is not finite")
     steps = moments.double() / seconds_per_step
     # A boundary that should fall on a step must not spill over by rounding error.
     slack = (2 * torch.finfo(moments.dtype).eps * steps.abs()).clamp(min=1e-6)

@@ -304,3 +304,28 @@ def test_whole_numbers_are_summed_but_not_averaged() -> None:
     for other in (PairGraph(4, 2, "exponential"), PairGraph(4, 2, normalization="mean")):
         with pytest.raises(UsageError, match="whole numbers"):
             other.matmul(counts)
+
+
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("method", ["dense", "closed_form"])
+@pytest.mark.parametrize(
+    ("weight", "normalization"), [("binary", "mean"), ("binary", "sym"), ("laplacian", "none")]
+)
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.complex64])
+def test_short_and_complex_floats_are_normalised_as_others(
+    dtype: torch.dtype, weight: str, normalization: str, method: str, masked: bool
+) -> None:
+    """403 neighbours of 300 are beyond the largest float16, and their number beyond bfloat16."""
+    graph = PairGraph(400, 1, weight, normalization=normalization)  # type: ignore[arg-type]
+    x = torch.randn(800, 2, dtype=dtype) + 300
+    mask = torch.ones(800, dtype=torch.bool) if masked else None
+    out = graph.matmul(x, mask, method)  # type: ignore[arg-type]
+    wide = torch.complex128 if dtype.is_complex else torch.float64
+    wanted = graph.dense(torch.float64).to(wide) @ x.to(wide)
+    assert out.dtype == dtype
+    torch.testing.assert_close(out.to(wide), wanted, rtol=8e-3, atol=0)
+
+
+def test_the_least_scale_leaves_each_node_to_itself() -> None:
+    for scale in (1e-200, 5e-324):
+        assert torch.equal(PairGraph(5, 2, "exponential", scale=scale).dense(), torch.eye(10))

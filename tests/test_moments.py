@@ -289,3 +289,13 @@ def test_moment_is_a_value() -> None:
     assert Moment(1.0, 2.0, 0.5) == Moment(1.0, 2.0, 0.5, None)
     with pytest.raises(AttributeError):
         Moment(1.0, 2.0, 0.5).start = 3.0  # type: ignore[misc]
+
+
+def test_seconds_without_a_place_are_refused() -> None:
+    for per in (0.0, -1.0, torch.nan, torch.inf):
+        with pytest.raises(UsageError, match="seconds_per_step"):
+            seconds_to_steps([0.0, 1.0], per, 10)
+    for moment in ([0.0, torch.nan], [torch.nan, 1.0], [0.0, torch.inf]):
+        with pytest.raises(UsageError, match="finite"):
+            seconds_to_steps(moment, 1.0, 10)
+    assert seconds_to_steps([-1e30, 1e30], 1.0, 10).tolist() == [0, 10]

@@ -82,7 +82,7 @@ def resample(
     _check(features)
     length = torch.tensor(len(features), device=features.device)
     positions, mask = resample_positions(length, num_steps, mode)
-    return features[positions] * mask[:, None].to(features.dtype), mask
+    return features[positions].masked_fill_(~mask[:, None], 0), mask
 
 
 def resample_windows(
@@ -108,7 +108,7 @@ def resample_windows(
     """
     _check(reference)
     positions, mask = window_positions(len(reference), windows, num_steps, mode)
-    return reference[positions] * mask[..., None].to(reference.dtype), mask
+    return reference[positions].masked_fill_(~mask[..., None], 0), mask
 
 
 def nearest_steps(windows: Tensor, num_steps: Tensor | int) -> Tensor:
@@ -123,7 +123,7 @@ def nearest_steps(windows: Tensor, num_steps: Tensor | int) -> Tensor:
         [[2, 4], [7, 10], [3, 4]]
     """
     last = torch.as_tensor(num_steps, device=windows.device)
-    start, end = torch.round(windows).long().unbind(dim=-1)
+    start, end = torch.round(windows.double()).clamp(-1, 2**53).long().unbind(dim=-1)
     start = torch.minimum(start.clamp(min=0), last - 1)
     return torch.stack([start, torch.minimum(torch.maximum(end, start + 1), last)], dim=-1)
 
@@ -161,7 +161,7 @@ def _check(features: Tensor) -> None:
 
 _EDGES = "edge_index_k"
 _WEIGHTS = "edge_weight_k"
-_NO_EDGES = "no edges: use materialize=True, or give the layer PairGraphs"
+_NO_EDGES = "no edge_index_k*: use materialize=True, or give the layer PairGraphs or adj_t_k*"
 
 
 class _EdgeSet(GlobalStorage):
@@ -256,13 +256,13 @@ class PairData(Data):
             if "index" in name or "batch" in name or name == "face":
                 raise UsageError(f"attribute {name!r}: PyG would shift it in a batch, rename it")
         query, proposal = (to_tensor(side, FeatureError) for side in (query, proposal))
+        query_x, query_mask = resample(query, num_steps, mode)
+        proposal_x, proposal_mask = resample(proposal, num_steps, mode)
         if query.shape[-1:] != proposal.shape[-1:]:
             raise FeatureError(
                 f"the query has {query.shape[-1]} channels and the proposal "
                 f"{proposal.shape[-1]}: extract both with the same backbone"
             )
-        query_x, query_mask = resample(query, num_steps, mode)
-        proposal_x, proposal_mask = resample(proposal, num_steps, mode)
         pair = cls(
             x=torch.cat([query_x, proposal_x]),
             step_mask=torch.cat([query_mask, proposal_mask]),
@@ -276,6 +276,11 @@ class PairData(Data):
                 if weight != "binary":
                     pair[f"{_WEIGHTS}{k}"] = weights.clone()
         return pair
+
+    def __setattr__(self, key: str, value: Any) -> None:
+        if key == "num_nodes":  # T.Pad, which knows one edge set and one end
+            raise UsageError("a pair keeps its 2T nodes: choose num_steps, or use to_hetero()")
+        super().__setattr__(key, value)
 
     @property
     def ks(self) -> tuple[int, ...]:
@@ -315,12 +320,16 @@ class PairData(Data):
         return [self.get(f"{_WEIGHTS}{k}") for k in self.ks]
 
     def validate(self, raise_on_error: bool = True) -> bool:
-        """Check every edge set; ``Data.validate`` looks at ``edge_index`` alone.
+        """Check every edge set and 2T; ``Data.validate`` looks at ``edge_index`` alone.
 
         Args:
             raise_on_error: Raise ``ValueError`` at the first fault instead of warning.
         """
         sound = super().validate(raise_on_error)
+        sizes = self.ptr.diff() if "ptr" in self else torch.tensor(self.num_nodes or 0)
+        if (sizes % 2).any():
+            warn_or_raise("a pair has an odd number of nodes, 2T wanted", raise_on_error)
+            sound = False
         for k, weights in zip(self.ks, self.edge_weights(), strict=True):
             fault = self._edge_fault(self[f"{_EDGES}{k}"], weights)
             if fault is not None:
@@ -346,19 +355,11 @@ class PairData(Data):
         return hetero
 
     def subgraph(self, subset: Tensor) -> NoReturn:
-        """Refused: half of a pair has no T.
-
-        Raises:
-            UsageError: Always.
-        """
+        """Refused: half of a pair has no T."""
         raise UsageError("a pair keeps its 2T nodes: use to_hetero().subgraph(...)")
 
     def edge_subgraph(self, subset: Tensor) -> NoReturn:
-        """Refused: ``subset`` does not say which of the K edge sets it means.
-
-        Raises:
-            UsageError: Always.
-        """
+        """Refused: ``subset`` does not say which of the K edge sets it means."""
         raise UsageError("a pair has several edge sets: use to_hetero().edge_subgraph(...)")
 
     @property

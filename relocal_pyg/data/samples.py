@@ -45,15 +45,16 @@ class SeededSamples(Dataset[_Sample], Generic[_Sample]):
 
     def __init__(self, protocol: Protocol, *, num_samples: int, seed: int) -> None:
         number = int(check_number(num_samples, "num_samples", least=1, whole=True))
-        self.protocol, self.num_samples, self.seed = protocol, number, seed
+        self.protocol, self.num_samples = protocol, number
+        self.seed = int(check_number(seed, "seed", most=2**64, whole=True))
 
     def __len__(self) -> int:
         return self.num_samples
 
     def __getitem__(self, number: int) -> _Sample:
-        if not 0 <= number < self.num_samples:
+        if not -self.num_samples <= number < self.num_samples:
             raise IndexError(number)
-        return self.draw(generator(self.seed, self.stream, number))
+        return self.draw(generator(self.seed, self.stream, int(number) % self.num_samples))
 
     @abc.abstractmethod
     def draw(self, rng: np.random.Generator) -> _Sample:
@@ -169,8 +170,9 @@ class TripletDataset(PartnerSamples[tuple[PairData, PairData]]):
         super().__init__(protocol, num_samples=num_samples, seed=seed)
         if negatives not in ("class", "video"):
             raise UsageError(f"negatives is {negatives!r}: 'class' or 'video' wanted")
-        self.num_steps, self.ks, self.negatives = num_steps, tuple(ks), negatives
-        self.materialize = materialize
+        self.num_steps = int(check_number(num_steps, "num_steps", least=1, whole=True))
+        self.ks = tuple(PairGraph(self.num_steps, k).k for k in ks)
+        self.negatives, self.materialize = negatives, materialize
 
     def draw(self, rng: np.random.Generator) -> tuple[PairData, PairData]:
         """Draw a query, a positive and a negative."""
@@ -237,14 +239,15 @@ class StoredPairs(torch_geometric.data.Dataset):
         transform: Callable[[Any], Any] | None = None,
         force_reload: bool = False,
     ) -> None:
-        self._triplets = TripletDataset(
+        self._triplets = drawn = TripletDataset(
             protocol, num_samples=num_samples, seed=seed, num_steps=num_steps, ks=ks
         )
-        if kind not in ("triplets", "pairs"):
-            raise UsageError(f"kind is {kind!r}: 'triplets' or 'pairs' wanted")
+        if root is None or kind not in ("triplets", "pairs"):
+            raise UsageError(f"root {root}, kind {kind!r}: a folder, 'triplets' or 'pairs' wanted")
         self.kind = kind
-        facts = {"protocol": protocol.fingerprint, "samples": num_samples, "seed": seed}
-        self._settings = sha256_json({**facts, "num_steps": num_steps, "format": 1})[:16]
+        facts = {"protocol": protocol.fingerprint, "samples": drawn.num_samples}
+        facts |= {"seed": drawn.seed, "num_steps": drawn.num_steps, "format": 1}
+        self._settings = sha256_json(facts)[:16]
         super().__init__(str(root), transform, force_reload=force_reload)
         self._rows = read_tensors(Path(self.processed_paths[0]))
 
@@ -349,7 +352,8 @@ class ListDataset(PartnerSamples[Data]):
         surroundings: float = 1.0,
     ) -> None:
         super().__init__(protocol, num_samples=num_samples, seed=seed)
-        self.list_length, self.far_proposals = list_length, far_proposals
+        self.list_length = int(check_number(list_length, "list_length", least=1, whole=True))
+        self.far_proposals = int(check_number(far_proposals, "far_proposals", least=0, whole=True))
         self.surroundings = surroundings
         few = len(protocol.splits["train"]) < FEW_ITEMS
         self.temperature = max(target_temperature, SOFT_TARGET) if few else target_temperature

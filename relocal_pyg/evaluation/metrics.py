@@ -151,6 +151,7 @@ class MomentMAP(Metric):
     hits: Tensor
     averaged_hits: Tensor
     total: Tensor
+    settings: Tensor
 
     def __init__(
         self,
@@ -171,6 +172,8 @@ class MomentMAP(Metric):
         averaged = torch.zeros(len(AVERAGED), dtype=torch.long)
         self.add_state("averaged_hits", default=averaged, dist_reduce_fx="sum")
         self.add_state("total", default=torch.tensor(0), dist_reduce_fx="sum")
+        # A MetricCollection lets metrics of equal states count for each other from then on.
+        self.add_state("settings", default=torch.tensor([strict, *values]), dist_reduce_fx="max")
 
     def update(self, pred_moments: Tensor, true_moments: Tensor | None = None) -> None:
         """Add the answers to some queries.
@@ -182,10 +185,17 @@ class MomentMAP(Metric):
                 repeating one of them (:func:`stack_moments`).
 
         Raises:
-            UsageError: Shapes do not fit, a number is not finite, or a truth is empty.
+            UsageError: Shapes do not fit, a number is not finite, a truth is empty, or what should
+                be an overlap is outside ``[0, 1]``.
         """
-        tious = pred_moments if true_moments is None else best_tiou(pred_moments, true_moments)
-        tious = tious.amax(dim=1) if tious.ndim == 2 else tious
+        if true_moments is None:
+            tious = to_tensor(pred_moments)
+            tious = tious if tious.is_floating_point() else tious.double()
+            if tious.ndim != 1 or not ((tious >= 0) & (tious <= 1)).all():
+                raise UsageError(f"overlaps are {list(tious.shape)}: [N] in [0, 1] wanted")
+        else:
+            tious = best_tiou(pred_moments, true_moments)
+            tious = tious.amax(dim=1) if tious.ndim == 2 else tious
         self.hits += above(tious, self.thresholds, strict=self.strict).sum(dim=0)
         self.averaged_hits += above(tious, AVERAGED, strict=self.strict).sum(dim=0)
         self.total += len(tious)

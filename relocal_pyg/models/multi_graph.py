@@ -70,6 +70,7 @@ class MultiGraphRelocalizer(TrainableRelocalizer):
         heads = tuple(settings.get("head_channels", NetworkConfig.head_channels))
         self.in_channels = int(check_number(in_channels, "in_channels", least=1, whole=True))
         self.settings = config = NetworkConfig(**{**settings, "head_channels": heads})
+        check_number(config.margin, "margin")
         if not config.ks:
             raise UsageError("ks are empty: one k or more wanted")
         self.graphs = [
@@ -102,13 +103,14 @@ class MultiGraphRelocalizer(TrainableRelocalizer):
         """Score a batch of :class:`~relocal_pyg.data.PairData`.
 
         Args:
-            data: ``x`` [B 2T, F], ``step_mask`` [B 2T]; where edges are stored they are used.
+            data: ``x`` [B 2T, F], ``step_mask`` [B 2T]; where edges are stored and the network's
+                are binary and not normalised, they are used.
 
         Returns:
             Scores ``[B]`` in ``[-1, 1]`` and offsets ``[B, 2]``.
 
         Raises:
-            FeatureError: ``x`` has another width, or its rows are no multiple of 2T.
+            FeatureError: ``x`` has another width, or its pairs another T.
         """
         x, mask = self._split(data)
         graphs = self._graphs(data)
@@ -118,16 +120,25 @@ class MultiGraphRelocalizer(TrainableRelocalizer):
     def _split(self, data: Data) -> tuple[Tensor, Tensor]:
         """Features ``[B, 2, T, F]`` and mask ``[B, 2, T]`` of queries and proposals."""
         steps = self.settings.num_steps
-        if data.x.shape[-1] != self.in_channels or len(data.x) % (2 * steps):
+        # Nodes of no batch may be of any number of pairs.
+        pairs = data.num_graphs if "ptr" in data else max(len(data.x) // (2 * steps), 1)
+        wanted = [pairs * 2 * steps, self.in_channels]
+        if list(data.x.shape) != wanted:
             raise FeatureError(
-                f"x has shape {tuple(data.x.shape)}, [B * {2 * steps}, {self.in_channels}] wanted"
+                f"x has shape {list(data.x.shape)}, {wanted} wanted: {pairs} pairs of T = {steps}"
             )
         return data.x.view(-1, 2, steps, self.in_channels), data.step_mask.view(-1, 2, steps)
 
-    def _graphs(self, data: Data) -> Sequence[Any]:
-        """The edges that the data hold, or the graphs they stand for."""
+    def _graphs(self, data: Data, more: Data | None = None) -> Sequence[Any]:
+        """The stored edges, of two batches those of both, or the graphs that they stand for."""
         keys = [f"edge_index_k{k}" for k in self.settings.ks]
-        return [data[key] for key in keys] if all(key in data for key in keys) else self.graphs
+        # What is stored carries weights of its own choice, and no degrees.
+        plain = self.settings.weight == "binary" and self.settings.normalization == "none"
+        if not plain or not all(key in (more or data) and key in data for key in keys):
+            return self.graphs
+        if more is None:
+            return [data[key] for key in keys]
+        return [torch.cat([data[key], more[key] + len(data.x)], dim=1) for key in keys]
 
     # Scores without gradients
 
@@ -200,12 +211,8 @@ class MultiGraphRelocalizer(TrainableRelocalizer):
             query.to(device), [reference.to(device) for reference in references], windows
         )
         counts = [len(some) for some in windows]
-        return [
-            Ranking.sort(decode_offsets(*moved), score, moved[0])
-            for *moved, score in zip(
-                windows, offsets.split(counts), scores.split(counts), strict=True
-            )
-        ]
+        each = zip(windows, offsets.split(counts), scores.split(counts), strict=True)
+        return [Ranking.sort(decode_offsets(*moved), score, moved[0]) for *moved, score in each]
 
     @torch.no_grad()
     def encode(self, reference: Tensor, proposals: Tensor) -> tuple[Tensor, Tensor]:
@@ -316,14 +323,10 @@ class MultiGraphRelocalizer(TrainableRelocalizer):
         far, far_mask = self._split(negative)
         network, query_mask = self.network, near_mask[:, 0].repeat(2, 1)
         mask = torch.cat([near_mask[:, 1], far_mask[:, 1]])
-        graphs = [self._graphs(side) for side in (positive, negative)]
-        if graphs[0] is not self.graphs:
-            shift = len(positive.x)
-            graphs[0] = [torch.cat([p, n + shift], dim=1) for p, n in zip(*graphs, strict=True)]
         raw, offsets = network.fuse(
             network.encode_query(near[:, 0], near_mask[:, 0]).repeat(2, 1, 1),
             network.encode_proposal(torch.cat([near[:, 1], far[:, 1]]), mask),
-            graphs[0],
+            self._graphs(positive, negative),
             query_mask,
             mask,
         )

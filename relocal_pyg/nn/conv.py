@@ -16,7 +16,7 @@ from torch_geometric.typing import Adj, OptPairTensor, OptTensor, Size
 from torch_geometric.utils import is_torch_sparse_tensor
 
 from relocal_pyg.errors import UsageError, check_number
-from relocal_pyg.graph import PairGraph
+from relocal_pyg.graph import PairGraph, zero_pads
 
 
 class SumConv(MessagePassing):
@@ -111,7 +111,8 @@ class SumConv(MessagePassing):
                 size = (x[0].size(self.node_dim), target.size(self.node_dim))
             out = self.sum_neighbors((self.lin(x[0]), None), edge_index, edge_weight, size, mask)
         else:
-            out = self.sum_neighbors(self.lin(x), edge_index, edge_weight, size, mask)
+            x = self.lin(zero_pads(x, mask))
+            out = self.sum_neighbors(x, edge_index, edge_weight, size, mask)
         return out if self.bias is None else out + self.bias
 
     def sum_neighbors(
@@ -126,7 +127,7 @@ class SumConv(MessagePassing):
 
         Raises:
             UsageError: Weights come twice, a mask meets a bipartite graph, :obj:`flow` a mean
-                that has the other, or the graph has not the nodes of :obj:`x`.
+                that has the other, or graph, weights and mask have not the sizes of each other.
         """
         if isinstance(edge_index, PairGraph):
             if edge_weight is not None:
@@ -141,23 +142,26 @@ class SumConv(MessagePassing):
         if mask is not None:
             if isinstance(x, tuple):
                 raise UsageError("a mask needs one tensor of nodes, not a bipartite pair")
-            x = x.masked_fill(~mask.unsqueeze(-1), 0)
+            x = zero_pads(x, mask)
         if isinstance(edge_index, EdgeIndex) and (
             # The fused product of a matrix sorted by column knows one direction only, and a
             # compiler no sparse matrix.
             self.flow == "target_to_source" or torch.compiler.is_compiling()
         ):
             edge_index = edge_index.as_tensor()
+        if edge_weight is not None and edge_weight.shape[:1] != edge_index.shape[1:]:
+            raise UsageError(f"{edge_index.shape[1]} edges have weights {list(edge_weight.shape)}")
         pair = x if isinstance(x, tuple) else (x, x)
         # propagate_type: (x: OptPairTensor, edge_weight: OptTensor)
         out = self.propagate(edge_index, x=pair, edge_weight=edge_weight, size=size)
         out = out.to(pair[0].dtype)  # single messages are of the wider type of x and weights
-        return out if mask is None else out.masked_fill(~mask.unsqueeze(-1), 0)
+        return zero_pads(out, mask)
 
     def message(self, x_j: Tensor, edge_weight: OptTensor) -> Tensor:
         """Weigh each neighbour."""
         return x_j if edge_weight is None else edge_weight.view(-1, 1) * x_j
 
+    @torch.compiler.disable  # it knows no sparse matrix
     def message_and_aggregate(
         self, edge_index: Adj, x: OptPairTensor, edge_weight: OptTensor
     ) -> Tensor:
@@ -269,6 +273,7 @@ def _sum_pairs(x: Tensor, graph: PairGraph, mask: OptTensor) -> Tensor:
         raise UsageError(
             f"x has {x.size(-2)} nodes, a multiple of the graph's {graph.num_nodes} wanted"
         )
+    x = zero_pads(x, mask)
     pairs = x.unflatten(-2, (-1, graph.num_nodes))
     real = None if mask is None else mask.unflatten(-1, (-1, graph.num_nodes))
     return graph.matmul(pairs, real).flatten(-3, -2)
@@ -335,6 +340,7 @@ class MultiGraphConv(nn.Module):
     ) -> None:
         super().__init__()
         check_number(num_graphs, "num_graphs", least=1, whole=True)
+        check_number(out_channels, "out_channels", least=0, whole=True)
         hidden = out_channels if hidden_channels is None else hidden_channels
         self.in_channels = in_channels
         self.out_channels = out_channels
@@ -376,8 +382,7 @@ class MultiGraphConv(nn.Module):
             UsageError: Not one graph (and weight) per branch.
         """
         active = self.branches(x, graphs, edge_weights, mask)
-        out = self.lin_out(active)
-        return out if mask is None else out.masked_fill(~mask.unsqueeze(-1), 0)
+        return zero_pads(self.lin_out(active), mask)
 
     def branches(
         self,
@@ -391,11 +396,18 @@ class MultiGraphConv(nn.Module):
         The arguments are those of :meth:`forward`. Whatever is linear, an average over nodes for
         instance, may be done on them first.
         """
+        x = zero_pads(x, mask)  # what a pad holds must not reach the gradients of the weights
+        lins = [self.lin_in, *(conv.lin for conv in self.convs)]
         # A (X W) = (A X) W: the branches share one wide product.
-        weight = torch.cat([conv.lin.weight for conv in self.convs])
-        if (
-            # A size that is not known yet is found by calling the module itself.
-            self.lin_in.in_channels < 1
+        weight = torch.cat([lin.weight for lin in lins[1:]])
+        kinds = ("forward_pre", "forward", "backward_pre", "backward")
+        # A hook waits for a call, such as that which finds a size that is not known yet.
+        called = [any(getattr(lin, f"_{kind}_hooks") for kind in kinds) for lin in lins]
+        if any(called[1:]):
+            hidden = self.lin_in(x)
+            branches = torch.cat([lin(hidden) for lin in lins[1:]], dim=-1)
+        elif (
+            called[0]
             # Which way is cheaper is a question of the batch, which a traced graph must not ask.
             or torch.compiler.is_compiling()
             or x.numel() < MERGED_ROWS * self.hidden_channels * x.shape[-1]

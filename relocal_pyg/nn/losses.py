@@ -28,6 +28,7 @@ def triplet_loss(positive: Tensor, negative: Tensor, margin: float = 0.5) -> Ten
         >>> triplet_loss(torch.tensor([0.9, 0.1]), torch.tensor([0.0, 0.0])).item()
         0.4000000059604645
     """
+    _check_alike(positive, negative)
     return (margin - positive + negative).clamp(min=0).sum()
 
 
@@ -43,13 +44,13 @@ def offset_loss(offsets: Tensor, targets: Tensor, mask: Tensor | None = None) ->
         >>> offset_loss(torch.tensor([[1.0, -2.0]]), torch.zeros(1, 2)).item()
         3.0
     """
-    if offsets.shape != targets.shape:
-        raise UsageError(
-            f"offsets {tuple(offsets.shape)} and targets {tuple(targets.shape)} differ"
-        )
+    _check_alike(offsets, targets)
     distance = (offsets - targets).abs().sum(dim=-1)
     if mask is None:
         return distance.sum() / max(distance.numel(), 1)
+    _check_alike(distance, mask)
+    if mask.dtype != torch.bool:
+        raise UsageError(f"mask is {mask.dtype}, bool wanted")
     # Targets of other proposals may be infinite: they must not meet the sum.
     return torch.where(mask, distance, 0).sum() / mask.sum().clamp(min=1)
 
@@ -75,8 +76,14 @@ def listwise_loss(
         >>> listwise_loss(torch.zeros(1, 4), torch.zeros(1, 4)).item()
         1.3862943649291992
     """
+    _check_alike(scores, tious)
     target = F.softmax(tious / target_temperature, dim=-1)
     return -(target * F.log_softmax(scores / temperature, dim=-1)).sum(dim=-1).mean()
+
+
+def _check_alike(first: Tensor, second: Tensor) -> None:
+    if first.shape != second.shape:
+        raise UsageError(f"shapes {list(first.shape)} and {list(second.shape)} differ")
 
 
 def sum_over_ranks(total: Tensor) -> Tensor:

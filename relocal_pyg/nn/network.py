@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch_geometric.typing import Adj
 
 from relocal_pyg.errors import check_number
-from relocal_pyg.graph import PairGraph
+from relocal_pyg.graph import PairGraph, zero_pads
 from relocal_pyg.nn.conv import MultiGraphConv
 
 
@@ -80,8 +80,7 @@ class PairEncoder(nn.Module):
         return torch.cat([hidden_query, hidden_proposal], dim=1)
 
     def _encode(self, lstm: nn.LSTM, x: Tensor, mask: Tensor | None) -> Tensor:
-        out = self.dropout(lstm(x)[0])
-        return out if mask is None else out.masked_fill(~mask.unsqueeze(-1), 0)
+        return zero_pads(self.dropout(lstm(zero_pads(x, mask))[0]), mask)
 
 
 class MultiGraphFusion(nn.Module):
@@ -161,8 +160,7 @@ class MultiGraphFusion(nn.Module):
         for layer in layers:
             out = layer(x, graphs, edge_weights, mask)
             x = x + out if self.residual else out
-            if mask is not None:  # a residual brings pads back
-                x = x.masked_fill(~mask.unsqueeze(-1), 0)
+            x = zero_pads(x, mask)  # a residual brings pads back
         return x
 
     def pooled(
@@ -193,8 +191,8 @@ def _average(x: Tensor, mask: Tensor | None, num_nodes: int) -> Tensor:
     x = x.view(-1, num_nodes, x.shape[-1])
     if mask is None:
         return x.mean(dim=1)
-    real = mask.view(-1, num_nodes, 1)
-    return (x * real).sum(dim=1) / real.sum(dim=1).clamp(min=1)
+    real = mask.view(-1, num_nodes)
+    return zero_pads(x, real).sum(dim=1) / real.sum(dim=1, keepdim=True).clamp(min=1)
 
 
 class _Head(nn.Module):

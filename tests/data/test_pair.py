@@ -328,6 +328,29 @@ def test_without_edges_nothing_is_done_in_silence() -> None:
     assert data.num_edges == 0
 
 
+def test_transforms_that_change_the_number_of_nodes_are_refused_or_found() -> None:
+    data = pair()
+    with pytest.raises(UsageError, match="2T"):
+        T.Pad(20, 400)(data)
+    assert data.validate()
+    isolated = pair(ks=(1,))
+    isolated.edge_index_k1 = isolated.edge_index_k1[:, (isolated.edge_index_k1 != 3).all(dim=0)]
+    odd = T.RemoveIsolatedNodes()(isolated)
+    assert odd.num_nodes == 9
+    with pytest.raises(ValueError, match="odd"):
+        odd.validate()
+    with pytest.warns(UserWarning, match="odd"):
+        assert not Batch.from_data_list([odd, odd]).validate(raise_on_error=False)
+
+
+def test_sparse_matrices_are_named_where_edges_are_asked_for() -> None:
+    data = T.ToSparseTensor(layout=torch.sparse_csr)(pair())
+    with pytest.raises(UsageError, match="adj_t_k"):
+        data.edge_indices()
+    for k in KS:
+        assert torch.equal(data[f"adj_t_k{k}"].to_dense(), PairGraph(5, k).dense())
+
+
 def test_subgraphs_are_refused() -> None:
     data = pair()
     with pytest.raises(UsageError, match="to_hetero"):
@@ -341,6 +364,9 @@ def test_refuses_sides_of_different_width() -> None:
         PairData.from_features(torch.randn(3, 4), torch.randn(3, 5))
     with pytest.raises(FeatureError):
         PairData.from_features(torch.randn(0, 4), torch.randn(3, 4))
+    for sides in ((None, torch.randn(3, 4)), (torch.randn(3, 4), torch.tensor(1.0))):
+        with pytest.raises(FeatureError, match=r"n, F"):
+            PairData.from_features(*sides)
 
 
 @pytest.mark.parametrize("form", [np.asarray, np.float32, list, lambda x: x.tolist(), pd.DataFrame])

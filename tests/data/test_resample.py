@@ -11,7 +11,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from relocal_pyg.data.pair_data import resample, resample_positions, resample_windows
+from relocal_pyg.data.pair_data import nearest_steps, resample, resample_positions, resample_windows
 from relocal_pyg.errors import FeatureError, ProposalError, UsageError
 
 
@@ -77,6 +77,33 @@ def test_types_and_gradients_pass_through() -> None:
     wanted[10:12] += 1
     assert reference.grad is not None
     assert torch.equal(reference.grad[:, 0].float(), wanted)
+
+
+@pytest.mark.parametrize("kind", [torch.float32, torch.float64])
+def test_windows_far_outside_are_those_that_end_with_the_video(kind: torch.dtype) -> None:
+    """1e30 steps do not fit whole numbers of 64 bits."""
+    far = torch.tensor([[0.0, 1e30], [-1e30, 3.0], [1e30, 2e30], [-2e30, -1e30]], dtype=kind)
+    inside = [[0, 9], [0, 3], [8, 9], [0, 1]]
+    assert nearest_steps(far, 9).tolist() == inside
+    assert nearest_steps(far, torch.full((4,), 9)).tolist() == inside
+    reference = torch.randn(9, 2)
+    for found, wanted in zip(
+        resample_windows(reference, far, 4),
+        resample_windows(reference, torch.tensor(inside), 4),
+        strict=True,
+    ):
+        assert torch.equal(found, wanted)
+
+
+@pytest.mark.parametrize("odd", [torch.inf, torch.nan])
+def test_pads_are_zero_whatever_the_first_step_holds(odd: float) -> None:
+    features = torch.tensor([[odd, 1.0], [2.0, 3.0]])
+    x, mask = resample(features, 4)
+    many, masks = resample_windows(features, torch.tensor([[0.0, 2.0], [0.0, 1.0]]), 4)
+    for clip, real, length in ((x, mask, 2), (many[0], masks[0], 2), (many[1], masks[1], 1)):
+        assert real.tolist() == [step < length for step in range(4)]
+        torch.testing.assert_close(clip[:length], features[:length], equal_nan=True)
+        assert torch.equal(clip[length:], torch.zeros(4 - length, 2))
 
 
 def test_wrong_shapes_and_options() -> None:

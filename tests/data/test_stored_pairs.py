@@ -6,6 +6,7 @@ import pickle
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch_geometric.loader import DataLoader
@@ -103,6 +104,21 @@ def test_what_is_no_setting_is_refused(protocol, tmp_path: Path):
     for wrong in ({"kind": "triplet"}, {"num_samples": 0}, {"num_samples": 1.5}):
         with pytest.raises(UsageError, match=next(iter(wrong))):
             StoredPairs(tmp_path, protocol, **{"num_samples": 1, "num_steps": 6, **wrong})
+    with pytest.raises(UsageError, match="root"):
+        StoredPairs(None, protocol, num_samples=1)
+    with pytest.raises(UsageError, match="k is 0"):
+        StoredPairs(tmp_path, protocol, num_samples=1, ks=(0,))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_whole_numbers_of_numpy_name_the_same_folder(protocol, tmp_path: Path):
+    plain = {"num_samples": 2, "seed": 3, "num_steps": 6}
+    first = StoredPairs(tmp_path, protocol, **plain, ks=(1, 2))
+    kinds = {name: np.int64(value) for name, value in plain.items()}
+    again = StoredPairs(tmp_path, protocol, **kinds, ks=np.array([1, 2]))
+    assert again.processed_dir == first.processed_dir
+    assert torch.equal(again[1][0].x, first[1][0].x)
+    assert again[0][0].ks == (1, 2)
 
 
 def test_samples_can_be_drawn_again(protocol, tmp_path: Path, monkeypatch):

@@ -199,9 +199,25 @@ def test_numbers_outside_are_refused(protocol):
         assert len(data) == 2
         with pytest.raises(IndexError):
             data[2]
+        with pytest.raises(IndexError):
+            data[-3]
+
+
+def test_numbers_below_zero_count_from_the_end(protocol):
+    data = TripletDataset(protocol, num_samples=3, seed=0, num_steps=6)
+    for number in (-1, -3, np.int64(-1)):
+        for ours, theirs in zip(data[number], data[3 + number], strict=True):
+            assert torch.equal(ours.x, theirs.x)
 
 
 def test_what_is_no_setting_is_refused(protocol):
-    for wrong in ({"negatives": "hard"}, {"num_samples": -1}, {"num_samples": 2.5}):
+    wanted = {"num_samples": 2, "seed": 0}
+    settings = [{"negatives": "hard"}, {"num_samples": -1}, {"num_samples": 2.5}, {"seed": 0.5}]
+    for wrong in (*settings, {"num_steps": 0}, {"num_steps": 2.5}):
         with pytest.raises(UsageError, match=next(iter(wrong))):
-            TripletDataset(protocol, **{"num_samples": 2, "seed": 0, **wrong})
+            TripletDataset(protocol, **{**wanted, **wrong})
+    with pytest.raises(UsageError, match="k is 0"):
+        TripletDataset(protocol, **wanted, ks=(1, 0))
+    for wrong in ({"list_length": -1}, {"list_length": 0}, {"far_proposals": -1}):
+        with pytest.raises(UsageError, match=next(iter(wrong))):
+            ListDataset(protocol, **{**wanted, **wrong})

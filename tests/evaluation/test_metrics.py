@@ -108,6 +108,33 @@ def test_metric_resets_copies_pickles_and_joins_a_collection() -> None:
     assert metric.total == 0
 
 
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ({"thresholds": (0.5,)}, {"thresholds": (0.8,)}),
+        ({"thresholds": (0.8,)}, {"thresholds": (0.8,), "strict": False}),
+        ({"thresholds": (0.8, 0.5)}, {"thresholds": (0.5, 0.8)}),
+    ],
+)
+def test_a_collection_counts_each_setting_for_itself(one: Any, other: Any) -> None:
+    """The first batch is the same for both: a collection takes them for copies if it can."""
+    batches = [torch.tensor([0.95, 0.1]), torch.tensor([0.8, 0.6, 0.9])]
+    together = MetricCollection({"one": MomentMAP(**one), "other": MomentMAP(**other)})
+    alone = [MomentMAP(**one), MomentMAP(**other)]
+    for batch in batches:
+        together.update(batch)
+        for metric in alone:
+            metric.update(batch)
+    for name, metric in zip(("one", "other"), alone, strict=True):
+        assert together[name].compute() == metric.compute()
+
+
+def test_copies_in_a_collection_are_still_counted_once() -> None:
+    together = MetricCollection({"one": MomentMAP(), "average": MomentMAP(average=True)})
+    together.update(torch.tensor([0.9, 0.1]))
+    assert len(together.compute_groups) == 1
+
+
 def test_average_is_the_mean_over_five_thresholds_and_not_the_mean_tiou(
     generator: torch.Generator,
 ) -> None:
@@ -209,6 +236,33 @@ def test_a_row_that_rises_is_refused() -> None:
 def test_bad_moments_are_refused(pred: Tensor, true: Tensor, message: str) -> None:
     with pytest.raises(UsageError, match=message):
         MomentMAP().update(pred, true)
+
+
+@pytest.mark.parametrize(
+    "overlaps",
+    [
+        torch.tensor([[0.0, 10.0], [3.0, 9.0]]),  # moments whose truths were forgotten
+        torch.tensor([[0.0, 1.0]]),
+        torch.tensor(0.5),
+        torch.tensor([0.5, math.nan]),
+        torch.tensor([0.5, 1.1]),
+        torch.tensor([-0.1]),
+        torch.tensor([0, 2]),
+        "overlaps",
+    ],
+)
+def test_only_overlaps_come_without_truths(overlaps: Any) -> None:
+    metric = MomentMAP()
+    with pytest.raises(UsageError):
+        metric.update(overlaps)
+    assert metric.total == 0
+
+
+@pytest.mark.parametrize("kind", [list, torch.tensor, torch.tensor([0]).new_tensor])
+def test_known_overlaps_are_counted_in_any_form(kind: Any) -> None:
+    metric = MomentMAP((0.5,))
+    metric.update(kind([1, 0, 1, 1]))
+    assert metric.compute() == {0.5: 0.75}
 
 
 def test_bad_options_are_refused() -> None:

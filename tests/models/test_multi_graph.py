@@ -75,6 +75,43 @@ def test_batch_equals_pair_by_pair_and_stored_edges_equal_none(mask_padding):
         torch.testing.assert_close(offset[0], offsets[number], atol=1e-12, rtol=0)
 
 
+WEIGHTED = [("laplacian", "none"), ("exponential", "none"), ("exponential", "sym")]
+
+
+@pytest.mark.parametrize(("weight", "normalization"), [*WEIGHTED, ("binary", "mean")])
+def test_stored_edges_lose_no_weights(weight, normalization):
+    """Scores and losses are those of a network that is given the weights of every edge by hand."""
+    model = small(weight=weight, normalization=normalization)
+    disturb(model)
+    sides = []
+    for materialize in (False, True):
+        torch.manual_seed(3)
+        pairs = [
+            PairData.from_features(
+                torch.randn(4, 7).double(),
+                torch.randn(6, 7).double(),
+                num_steps=5,
+                materialize=materialize,
+                weight=weight,
+                offsets=torch.zeros(1, 2).double(),
+            )
+            for _ in range(3)
+        ]
+        sides.append(Batch.from_data_list(pairs))
+    network, x, mask = model.network, sides[0].x.view(3, 2, 5, 7), torch.ones(3, 5).bool()
+    edges = [graph.edge_index() for graph in model.graphs]
+    edges = [torch.cat([some + 10 * pair for pair in range(3)], dim=1) for some in edges]
+    weights = [graph.edge_weight(torch.float64).repeat(3) for graph in model.graphs]
+    hidden = network.encode_query(x[:, 0], mask), network.encode_proposal(x[:, 1], mask)
+    wanted = torch.tanh(network.fuse(*hidden, edges, mask, mask, weights)[0])
+    for bare, other in ((sides[0], sides[1]), (sides[1], sides[1]), (sides[1], sides[0])):
+        torch.testing.assert_close(model(bare)[0], wanted, atol=1e-12, rtol=0)
+        ranking = model.training_losses((bare, other))["ranking"]
+        assert ranking.item() == pytest.approx(1.5)  # the same pairs twice: the margin each
+        scores, _ = model._score_triplets(bare, other)
+        torch.testing.assert_close(scores, wanted.repeat(2), atol=1e-12, rtol=0)
+
+
 def test_rank_scores_each_proposal_as_its_own_pair():
     model = small()
     query, reference = torch.randn(4, 7).double(), torch.randn(20, 7).double()
@@ -193,6 +230,23 @@ def test_wrong_input_is_named():
         model(Batch.from_data_list([pair]))
     with pytest.raises(UsageError):
         MultiGraphRelocalizer(7, num_steps=0)
+    with pytest.raises(UsageError, match="margin"):
+        MultiGraphRelocalizer(7, margin=float("nan"))
+
+
+def test_pairs_of_another_length_are_refused_and_not_cut_anew():
+    model = small()
+    for steps, count in ((10, 1), (10, 3), (1, 5), (4, 5)):
+        sides = torch.randn(2, 3, 7).double()
+        pairs = [PairData.from_features(*sides, num_steps=steps)] * count
+        batch = Batch.from_data_list(pairs)
+        for data in [batch, *pairs[: count == 1]]:
+            with pytest.raises(FeatureError, match=f"{count} pairs of T = 5"):
+                model(data)
+        with pytest.raises(FeatureError, match=f"{count} pairs of T = 5"):
+            model.training_losses((batch, batch))
+    alone = PairData.from_features(*sides, num_steps=5)
+    assert torch.equal(model(alone)[0], model(Batch.from_data_list([alone]))[0])
 
 
 @pytest.mark.parametrize("materialize", [False, True])

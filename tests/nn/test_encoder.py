@@ -82,3 +82,14 @@ def test_gradients_and_reset() -> None:
     before = copy.deepcopy(encoder.state_dict())
     encoder.reset_parameters()
     assert all(not torch.equal(before[name], value) for name, value in encoder.state_dict().items())
+
+
+def test_what_pads_hold_reaches_no_gradient() -> None:
+    encoder, x = PairEncoder(4, 3, dropout=0.0), torch.randn(2, 5, 4)
+    mask = torch.arange(5) < torch.tensor([[3], [5]])
+    answers = []
+    for held in (0.0, torch.nan):
+        out = encoder.encode_query(x.masked_fill(~mask[..., None], held), mask)
+        answers.append([out, *torch.autograd.grad(out.sum(), encoder.query_lstm.parameters())])
+    for clean, dirty in zip(*answers, strict=True):
+        assert torch.equal(clean, dirty)

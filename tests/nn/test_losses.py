@@ -76,6 +76,20 @@ def test_masked_offsets_have_finite_gradients() -> None:
     assert torch.equal(offsets.grad, torch.tensor([[-1.0, -1.0], [0.0, 0.0]]))
 
 
+def test_nothing_is_broadcast() -> None:
+    """Three scores against a column of three are nine differences, and no error by themselves."""
+    rows, offsets = torch.rand(2, 3), torch.rand(3, 2)
+    for positive, negative in ((rows[0], rows[0, :, None]), (rows[0], rows[0, :1])):
+        with pytest.raises(UsageError, match="differ"):
+            triplet_loss(positive, negative)
+    for mask in (torch.tensor([True]), torch.ones(3, 1).bool(), torch.ones(3), torch.ones(3).int()):
+        with pytest.raises(UsageError, match="differ|bool"):
+            offset_loss(offsets, offsets + 1, mask)
+    for scores, tious in ((rows, rows[:, :1]), (rows[:1], rows), (rows[0], rows)):
+        with pytest.raises(UsageError, match="differ"):
+            listwise_loss(scores, tious)
+
+
 def test_listwise() -> None:
     scores = torch.rand(3, 5, dtype=torch.float64) * 2 - 1
     tious = torch.rand(3, 5, dtype=torch.float64)

@@ -8,13 +8,14 @@ import pickle
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import prune
 from torch_geometric import EdgeIndex
 from torch_geometric.data import Batch, Data
 from torch_geometric.nn import GCNConv, HeteroConv
 
 from relocal_pyg.errors import UsageError
 from relocal_pyg.graph import PairGraph
-from relocal_pyg.nn import MultiGraphConv, MultiGraphFusion
+from relocal_pyg.nn import MultiGraphConv, MultiGraphFusion, SumConv
 
 KS = (1, 2, 3)
 
@@ -149,6 +150,34 @@ def test_mask_equals_the_graph_of_real_nodes(layer: str, form: str) -> None:
     assert (out[~mask] == 0).all()
 
 
+@pytest.mark.parametrize("odd", [torch.nan, torch.inf])
+@pytest.mark.parametrize("nodes", [10, 40])  # few are multiplied one product at a time
+@pytest.mark.parametrize("form", ["graph", "coo"])
+@pytest.mark.parametrize("layer", ["conv", "sum", "cnn", "pooled"])
+def test_what_pads_hold_reaches_no_gradient(layer: str, form: str, nodes: int, odd: float) -> None:
+    module: nn.Module = {
+        "conv": MultiGraphConv(4, 4, 3),
+        "sum": SumConv(4, 4, bias=True),
+        "cnn": MultiGraphConv(4, 4, 3, graph_conv=False),
+        "pooled": MultiGraphFusion(4, 3, num_layers=1, residual=True),
+    }[layer]
+    graphs = graphs_of(nodes // 2, form, torch.float32)
+    mask = torch.rand(nodes) < 0.6
+    x = torch.randn(nodes, 4)
+    answers = []
+    for held in (0.0, odd):
+        filled = x.masked_fill(~mask[:, None], held).requires_grad_()
+        if layer == "pooled":
+            out = module.pooled(filled, graphs, mask, nodes)
+        else:
+            out = module(filled, graphs[0] if layer == "sum" else graphs, mask=mask)
+        grads = torch.autograd.grad(out.sum(), [filled, *module.parameters()])
+        answers.append([out, *grads])
+    assert answers[0][1][mask].abs().sum() > 0
+    for clean, dirty in zip(*answers, strict=True):
+        assert torch.equal(clean, dirty)
+
+
 @pytest.mark.parametrize("form", ["graph", "coo", "csr"])
 def test_gradcheck(form: str) -> None:
     conv = MultiGraphConv(3, 2, 3).double()
@@ -162,6 +191,45 @@ def test_gradcheck(form: str) -> None:
         return torch.func.functional_call(conv, state, (x.detach(), graphs))
 
     assert torch.autograd.gradcheck(by_parameters, tuple(conv.parameters()))
+
+
+@pytest.mark.filterwarnings("ignore:.*weight_norm.*:FutureWarning")
+@pytest.mark.parametrize("nodes", [4, 40])  # few and many take different products
+@pytest.mark.parametrize("place", ["lin_in", "convs.0.lin", "convs.2.lin"])
+def test_hooks_of_the_modules_inside_are_heeded(place: str, nodes: int) -> None:
+    """Pruned or normalised weights train, and hooks see and change what they wait for."""
+    x, graphs = torch.randn(nodes, 5), graphs_of(nodes // 2, "graph")
+    matrices = [graph.dense() for graph in graphs]
+    for change in (
+        nn.utils.weight_norm,
+        lambda one, _: prune.random_unstructured(one, "weight", 0.5),
+    ):
+        conv = MultiGraphConv(5, 6, 3)
+        module = conv.get_submodule(place)
+        change(module, "weight")
+        learned = [p for name, p in module.named_parameters() if name != "bias"]
+        for _ in range(2):  # weights are made anew with every call
+            conv(x, graphs).square().sum().backward()
+            with torch.no_grad():
+                for parameter in learned:
+                    assert parameter.grad.abs().sum() > 0
+                    parameter -= 0.1 * parameter.grad
+        out = conv(x, graphs)
+        torch.testing.assert_close(out, equation(conv, x, matrices))
+    conv = MultiGraphConv(5, 6, 3)
+    plain, seen = conv(x, graphs), []
+    module = conv.get_submodule(place)
+    handles = [
+        module.register_forward_hook(lambda _, given, out: seen.append("forward")),
+        module.register_full_backward_hook(lambda *_: seen.append("backward")),
+        module.register_full_backward_pre_hook(lambda *_: seen.append("before")),
+    ]
+    torch.testing.assert_close(conv(x, graphs), plain)
+    conv(x.clone().requires_grad_(), graphs).sum().backward()
+    assert sorted(set(seen)) == ["backward", "before", "forward"]
+    for handle in handles:
+        handle.remove()
+    assert torch.equal(conv(x, graphs), plain)
 
 
 def test_reset_pickle_deepcopy_and_lazy_size() -> None:
@@ -185,6 +253,8 @@ def test_refuses() -> None:
         conv(x, graphs_of(4, "coo"), [None])
     with pytest.raises(UsageError):
         MultiGraphConv(5, 6, 0)
+    with pytest.raises(UsageError, match="out_channels"):
+        MultiGraphConv(5, -6, 3)
     with pytest.raises(UsageError):
         MultiGraphFusion(5, 3, num_layers=0)
 

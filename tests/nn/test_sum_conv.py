@@ -14,7 +14,7 @@ from torch_geometric.nn import GCNConv, HeteroConv
 
 from relocal_pyg.errors import UsageError
 from relocal_pyg.graph import PairGraph
-from relocal_pyg.nn import SumConv
+from relocal_pyg.nn import MultiGraphConv, SumConv
 
 
 def random_graph(nodes: int = 9, edges: int = 40) -> tuple[Tensor, Tensor]:
@@ -287,6 +287,38 @@ def test_refuses() -> None:
         conv((x, x), graph)
     with pytest.raises(UsageError, match="bipartite"):
         conv((x, x), graph.edge_index(), mask=torch.ones(8, dtype=torch.bool))
+
+
+@pytest.mark.parametrize("form", ["graph", "coo"])
+@pytest.mark.parametrize("layer", ["sum", "multi"])
+def test_a_mask_of_other_nodes_is_refused(layer: str, form: str) -> None:
+    one, pairs = PairGraph(5, 2), torch.randn(3, 10, 4)
+    graph = one if form == "graph" else one.edge_index()
+    conv = SumConv(4, 4) if layer == "sum" else MultiGraphConv(4, 4, 2)
+    given = graph if layer == "sum" else [graph] * 2
+    real = torch.ones(3, 10, dtype=torch.bool)
+    wrong = [real[0, :, None], real[0, :9], real[0, 0], real[:2], real.float(), real.long()]
+    for mask in wrong:
+        with pytest.raises(UsageError, match="mask is"):
+            conv(pairs, given, mask=mask)
+    with pytest.raises(UsageError, match="mask is"):
+        conv(pairs[0], given, mask=real)
+    if form == "graph":
+        with pytest.raises(UsageError, match="mask is"):
+            conv(pairs.flatten(0, 1), given, mask=real.flatten()[:20])
+    shared = torch.rand(10) < 0.6
+    each = torch.stack([conv(pair, given, mask=shared) for pair in pairs])
+    for mask in (shared, shared[None], shared.expand(3, 10)):
+        torch.testing.assert_close(conv(pairs, given, mask=mask), each)
+
+
+def test_weights_of_other_edges_are_refused() -> None:
+    graph, conv, x = PairGraph(5, 2).edge_index(), SumConv(4, 4), torch.randn(10, 4)
+    for count in (1, graph.shape[1] - 1, graph.shape[1] + 1):
+        with pytest.raises(UsageError, match=f"{graph.shape[1]} edges"):
+            conv(x, graph, torch.ones(count))
+    with pytest.raises(UsageError, match="edges"):
+        conv(x, graph, torch.tensor(1.0))
 
 
 def test_a_bias_waits_for_no_size() -> None:

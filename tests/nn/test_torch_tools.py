@@ -175,6 +175,23 @@ def test_compiles_as_one_graph_for_any_batch(form: str) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("layer", ["sum", "multi"])
+def test_compiles_around_sparse_matrices(layer: str) -> None:
+    """A compiler knows none: the products are left out of what is compiled."""
+    conv = SumConv(5, 6) if layer == "sum" else MultiGraphConv(5, 6, 3)
+    graphs, dense = graphs_of(6, "csr"), graphs_of(6, "graph")
+    torch._dynamo.reset()
+    compiled = torch.compile(conv, backend="aot_eager")
+    x = torch.randn(3, 12, 5, requires_grad=True)
+    ours, theirs = (
+        call(x, given[0] if layer == "sum" else given)
+        for call, given in ((compiled, graphs), (conv, dense))
+    )
+    close(ours, theirs)
+    close(*(torch.autograd.grad(out.square().sum(), x)[0] for out in (ours, theirs)))
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("strict", [False, True])
 @pytest.mark.parametrize(("steps", "form"), [(6, "graph"), (95, "graph"), (6, "coo")])
 def test_exports_with_its_graphs_inside_or_given(steps: int, form: str, strict: bool) -> None:
