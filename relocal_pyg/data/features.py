@@ -166,13 +166,9 @@ def read_steps(
         raise FeatureError(f"cannot be read ({error})", file=path, record=name) from None
 
 
-#: Numbers from which on sums of squares would overflow.
-TOO_LARGE = 1e15
-
-
 def first_bad_step(values: np.ndarray[Any, Any]) -> int | None:
-    """Position of the first row with a NaN, an infinity or what would become one, or None."""
-    finite = (np.abs(values) < TOO_LARGE).all(axis=1)
+    """Position of the first row with a NaN or an infinity, or None."""
+    finite = np.isfinite(values).all(axis=1)
     return None if finite.all() else int(np.argmin(finite))
 
 
@@ -215,7 +211,7 @@ def scan(
                     block = read_steps(data, path, name, start, min(start + _BLOCK, len(data)))
                     bad = first_bad_step(block)
                     if bad is not None:
-                        raise FeatureError(f"step {start + bad} is not finite, or too large")
+                        raise FeatureError(f"step {start + bad} is not finite")
                     yield None
                 yield Record(name, int(data.shape[0]), int(data.shape[1]))
             except UnsafeFeatureError:
@@ -357,9 +353,7 @@ class FeatureStore:
         values = read_steps(data, self.path, name, first, last + 1)[:: self.subsample]
         bad = first_bad_step(values) if self.check else None
         if bad is not None:
-            raise FeatureError(
-                f"step {start + bad} is not finite, or too large", file=self.path, record=name
-            )
+            raise FeatureError(f"step {start + bad} is not finite", file=self.path, record=name)
         import torch  # looking into a file needs none
 
         return torch.from_numpy(np.ascontiguousarray(values))
@@ -462,7 +456,7 @@ def write_features(
                 values = values.astype(np.float32, copy=False)
             bad = first_bad_step(values)
             if bad is not None:
-                raise FeatureError(f"step {bad} is not finite, or too large", record=video_id)
+                raise FeatureError(f"step {bad} is not finite", record=video_id)
             width = width or values.shape[1]
             if values.shape[1] != width:
                 raise FeatureError(

@@ -17,7 +17,6 @@ from torch import Tensor, nn
 
 import relocal_pyg
 from relocal_pyg import __version__
-from relocal_pyg.data.features import TOO_LARGE
 from relocal_pyg.data.items import Protocol
 from relocal_pyg.data.proposals import default_proposals
 from relocal_pyg.errors import FeatureError, ProposalError, check_number
@@ -528,12 +527,16 @@ def separate(
     ]
 
 
+#: Numbers from which on sums of squares overflow.
+TOO_LARGE = 1e15
+
+
 def as_features(array: ArrayLike, name: str) -> Tensor:
     """Check a feature array and give it as float32 ``[n, F]``.
 
     Raises:
-        FeatureError: Not two-dimensional, empty, not real numbers, or not finite (the first bad
-            step is named).
+        FeatureError: Not two-dimensional, empty, not real numbers, or not finite or too large (the
+            first bad step is named).
     """
     tensor = to_tensor(array, FeatureError, name)
     if tensor.ndim != 2:
@@ -543,10 +546,11 @@ def as_features(array: ArrayLike, name: str) -> Tensor:
     if tensor.shape[0] == 0 or tensor.shape[1] == 0:
         raise FeatureError(f"is empty: shape {tuple(tensor.shape)}", record=name)
     tensor = tensor.float()
-    finite = (tensor.abs() < TOO_LARGE).all(dim=1)
-    if not finite.all():
-        first = int((~finite).nonzero()[0])
-        raise FeatureError(f"step {first} is not finite, or too large", record=name)
+    good = (tensor.abs() < TOO_LARGE).all(dim=1)
+    if not good.all():
+        first = int((~good).nonzero()[0])
+        reason = "too large" if tensor[first].isfinite().all() else "not finite"
+        raise FeatureError(f"step {first} is {reason}", record=name)
     return tensor
 
 
