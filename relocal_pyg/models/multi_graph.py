@@ -13,6 +13,7 @@ from torch_geometric.data import Batch, Data
 
 from relocal_pyg.data.items import Protocol
 from relocal_pyg.data.pair_data import (
+    PairData,
     resample,
     resample_positions,
     resample_windows,
@@ -120,8 +121,9 @@ class MultiGraphRelocalizer(TrainableRelocalizer):
     def _split(self, data: Data) -> tuple[Tensor, Tensor]:
         """Features ``[B, 2, T, F]`` and mask ``[B, 2, T]`` of queries and proposals."""
         steps = self.settings.num_steps
-        # Nodes of no batch may be of any number of pairs.
-        pairs = data.num_graphs if "ptr" in data else max(len(data.x) // (2 * steps), 1)
+        pairs = getattr(data, "num_graphs", 1)  # of a batch
+        if not isinstance(data, Batch | PairData):  # nodes may be of any number of pairs
+            pairs = max(len(data.x) // (2 * steps), 1)
         wanted = [pairs * 2 * steps, self.in_channels]
         if list(data.x.shape) != wanted:
             raise FeatureError(

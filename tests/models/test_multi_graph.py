@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch_geometric.data import Batch
+from torch_geometric.data import Batch, Data
 
 from relocal_pyg.data.pair_data import PairData
 from relocal_pyg.errors import CheckpointError, FeatureError, UsageError
@@ -246,6 +246,8 @@ def test_pairs_of_another_length_are_refused_and_not_cut_anew():
         with pytest.raises(FeatureError, match=f"{count} pairs of T = 5"):
             model.training_losses((batch, batch))
     alone = PairData.from_features(*sides, num_steps=5)
+    by_hand = Data(x=alone.x.repeat(3, 1), step_mask=alone.step_mask.repeat(3))
+    assert torch.equal(model(by_hand)[0], model(alone)[0].repeat(3))
     assert torch.equal(model(alone)[0], model(Batch.from_data_list([alone]))[0])
 
 
