@@ -41,7 +41,7 @@ from relocal_pyg.errors import AnnotationError, RelocalError, RunError, UsageErr
 from relocal_pyg.formats.clips import table_text
 from relocal_pyg.formats.rows import table_lines
 from relocal_pyg.io.read import parse_stretch, parse_time, read_text
-from relocal_pyg.io.record import Journal, folder_files, sha256_file
+from relocal_pyg.io.record import Journal, sha256_file
 from relocal_pyg.io.write import replace_file
 
 if TYPE_CHECKING:
@@ -257,7 +257,8 @@ def batch(
         ThreadPoolExecutor(workers) as pool,
     ):
         search = _searcher(model, network, rate, top_k, FeatureCache(out / "features"), device)
-        parts = [] if model is None else [str(model / each) for each in folder_files(model)]
+        read = () if model is None else (*model.glob("*"), *model.glob("best/*"))
+        parts = sorted(str(each) for each in read if each.suffix in (".json", ".safetensors"))
         names = {row: _name(row, parts) for row in rows}
         given = QueryOptions(model, seconds_per_step=seconds_per_step, key=key)
         done = {each["row"]: each["moments"] for each in journal.records if each}
