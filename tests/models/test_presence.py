@@ -13,14 +13,7 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from benchmarks.presence import NOTHING, answer, endless, unrelated  # noqa: E402
 from relocal_pyg.models import ContrastMatcher  # noqa: E402
-from relocal_pyg.models.presence import (  # noqa: E402
-    FACTS,
-    MOMENT_FACTS,
-    _diagonals,
-    _Pair,
-    judge,
-    moment_facts,
-)
+from relocal_pyg.models.presence import FACTS, MOMENT_FACTS, _diagonals, _Pair, judge, moment_facts  # noqa: E402
 
 PLACE = torch.tensor([[20.0, 36.0]])
 
