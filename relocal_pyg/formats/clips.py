@@ -356,9 +356,13 @@ def xml_text(root: ET.Element, doctype: str = "") -> str:
 
 def table_text(rows: Iterable[Sequence[Any]]) -> str:
     """Rows as comma-separated text with Unix line ends."""
-    stream = io.StringIO()
-    csv.writer(stream, lineterminator="\n").writerows(rows)
-    return stream.getvalue()
+    lines = []
+    for row in rows:
+        stream = io.StringIO()
+        # With this end of a line a cell that holds a lone carriage return is quoted too.
+        csv.writer(stream, lineterminator="\r\n").writerow(row)
+        lines.append(stream.getvalue().removesuffix("\r\n") + "\n")
+    return "".join(lines)
 
 
 def plain(seconds: float) -> str:

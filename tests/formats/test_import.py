@@ -477,6 +477,14 @@ def test_a_video_of_several_files(tmp_path):
     assert rows(tmp_path / "c.csv") == [("v", 1, 2, "run", "", 9), ("v", 3, 4, "run", "", 9)]
 
 
+@pytest.mark.parametrize("label", ["a\rb", "a\nb", "a\r\nb", "a\u2028b"])
+def test_a_label_of_several_lines_is_written_and_read_again(tmp_path, label):
+    spans = {"annotations": [{"segment": [3, 4], "label": label}], "duration": 9}
+    file = put(tmp_path, "a.json", {"database": {"x": spans}})
+    write_csv(tmp_path / "b.csv", read_annotations(file).values())
+    assert rows(tmp_path / "b.csv") == rows(file) == [("x", 3.0, 4.0, label, "", 9.0)]
+
+
 def test_given_tables(shared_data):
     folder = shared_data.parent / "cases" / "data"
     if not folder.is_dir():
