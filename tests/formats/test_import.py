@@ -286,6 +286,15 @@ def test_boris_project_offsets_live_and_unknown_lengths(tmp_path):
         rows(put(tmp_path, "c.boris", unknown))
 
 
+@pytest.mark.parametrize(("length", "kept"), [("10.004", 2), ("12", 0)])
+def test_observations_that_differ_on_a_duration(tmp_path, length, kept):
+    head = "Observation id,Media duration (s),Subject,Behavior,Behavior type,Start (s),Stop (s)"
+    text = f"{head},Media file name\none,10.0,,run,STATE,1,2,a.mp4\nb,9,,run,STATE,1,2,b.mp4\n"
+    text += f"two,{length},,run,STATE,3,4,a.mp4\n"
+    found = rows(put(tmp_path, "a.csv", text))
+    assert [row[5] for row in found if row[0] == "a"] == [10.004] * kept
+
+
 # VIA 3
 
 
@@ -475,6 +484,22 @@ def test_a_video_of_several_files(tmp_path):
     two = read_annotations(put(tmp_path, "b.csv", text))
     write_csv(tmp_path / "c.csv", [*one.values(), *two.values()])
     assert rows(tmp_path / "c.csv") == [("v", 1, 2, "run", "", 9), ("v", 3, 4, "run", "", 9)]
+
+
+@pytest.mark.parametrize(("other", "warned"), [(86.2, 0), (90, 1)])
+def test_files_that_differ_on_a_duration_make_one_table(tmp_path, recwarn, other, warned):
+    one = put(tmp_path, "a.csv", "video,start,end,label,duration\nx,1,2,run,86.205\n")
+    spans = {"duration": other, "annotations": [{"segment": [3, 4], "label": "run"}]}
+    two = put(tmp_path, "b.json", {"database": {"x": spans}})
+    write_csv(
+        tmp_path / "c.csv", [v for file in (one, two) for v in read_annotations(file).values()]
+    )
+    longest = max(86.205, other)
+    assert rows(tmp_path / "c.csv") == [
+        ("x", 1, 2, "run", "", longest),
+        ("x", 3, 4, "run", "", longest),
+    ]
+    assert [str(w.message)[:31] for w in recwarn] == ["x: said to be 86.205 s and 90 s"] * warned
 
 
 @pytest.mark.parametrize("label", ["a\rb", "a\nb", "a\r\nb", "a\u2028b"])
