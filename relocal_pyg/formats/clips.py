@@ -28,15 +28,7 @@ if TYPE_CHECKING:
 #: Below this probability a reference may not hold what is looked for.
 DOUBT = 0.5
 
-#: Frame rates of editing timelines; a measured rate this close to one is that one.
-TIMELINE_RATES = tuple(
-    sorted(
-        [Fraction(base) for base in (24, 25, 30, 48, 50, 60)]
-        + [Fraction(base * 1000, 1001) for base in (24, 30, 48, 60)]
-    )
-)
 _DROP_RATES = (Fraction(30000, 1001), Fraction(60000, 1001))
-_SNAP = Fraction(4, 10_000)
 
 _TIMECODE = re.compile(r"(\d{1,2}):(\d{2}):(\d{2})([:;.,])(\d{2,3})")
 # What XML 1.0 cannot hold, and what ends a line somewhere.
@@ -231,18 +223,6 @@ def one_line(text: str) -> str:
         'a b c'
     """
     return " ".join(_CONTROL.sub(" ", text).split())
-
-
-def timeline_rate(rate: float | Fraction) -> Fraction:
-    """The exact rate behind a measured or rounded one; others stay as they are.
-
-    Example:
-        >>> timeline_rate(29.97), timeline_rate(Fraction(19001, 634)), timeline_rate(12.5)
-        (Fraction(30000, 1001), Fraction(30000, 1001), Fraction(25, 2))
-    """
-    exact = Fraction(rate).limit_denominator(1_000_000)
-    nearest = min(TIMELINE_RATES, key=lambda known: abs(known - exact))
-    return nearest if abs(nearest - exact) <= _SNAP * nearest else exact
 
 
 def clip_frames(clip: Clip, rate: Fraction) -> tuple[int, int]:

@@ -15,7 +15,6 @@ from typing import Any
 
 from relocal_pyg.errors import UsageError
 from relocal_pyg.formats.clips import (
-    TIMELINE_RATES,
     Clip,
     Source,
     by_source,
@@ -27,6 +26,7 @@ from relocal_pyg.formats.clips import (
     timecode,
     xml_text,
 )
+from relocal_pyg.formats.rows import TIMELINE_RATES
 
 _MAX_EVENTS = 999
 

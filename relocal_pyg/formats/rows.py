@@ -13,6 +13,7 @@ import re
 import xml.etree.ElementTree as ET
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from fractions import Fraction
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -40,6 +41,15 @@ _ATTRIBUTES = frozenset(
         *("frame", "id", "label", "outside", "task_id"),
     ]
 )
+
+#: Frame rates of editing timelines; a measured rate this close to one is that one.
+TIMELINE_RATES = tuple(
+    sorted(
+        [Fraction(base) for base in (24, 25, 30, 48, 50, 60)]
+        + [Fraction(base * 1000, 1001) for base in (24, 30, 48, 60)]
+    )
+)
+_SNAP = Fraction(4, 10_000)
 
 
 @dataclass(frozen=True)
@@ -124,7 +134,7 @@ class Importer:
         return wanted
 
     def fps(self, stated: Any, record: str | None = None) -> float:
-        """Frames per second: as the file states, else as the options do.
+        """Frames per second: as the file states, else as the options do; rounded ones exact.
 
         Raises:
             AnnotationError: Neither does.
@@ -134,7 +144,8 @@ class Importer:
             raise self.error(
                 "counts frames and does not say how fast: relocal convert --fps", record
             )
-        return rate
+        exact = timeline_rate(rate)
+        return float(exact) if exact in TIMELINE_RATES else rate
 
     def label(self, label: str, modifiers: Iterable[str]) -> str:
         """A label with its modifiers, where they are wanted."""
@@ -229,6 +240,18 @@ def video_of(name: str) -> str:
     plain = unquote(name) if re.match(r"(file|https?|s3|gs):|\.\.?/|/data/", name) else name
     last = re.split(r"[/\\]", plain.strip())[-1]
     return re.sub(r"(?<=.)\.(?=[0-9]*[A-Za-z])[0-9A-Za-z]{2,5}$", "", last)
+
+
+def timeline_rate(rate: float | Fraction) -> Fraction:
+    """The exact rate behind a measured or rounded one; others stay as they are.
+
+    Example:
+        >>> timeline_rate(29.97), timeline_rate(Fraction(19001, 634)), timeline_rate(12.5)
+        (Fraction(30000, 1001), Fraction(30000, 1001), Fraction(25, 2))
+    """
+    exact = Fraction(rate).limit_denominator(1_000_000)
+    nearest = min(TIMELINE_RATES, key=lambda known: abs(known - exact))
+    return nearest if abs(nearest - exact) <= _SNAP * nearest else exact
 
 
 def finite(value: Any) -> float | None:

@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 
 from relocal_pyg.errors import OutputError, UsageError, VideoError
-from relocal_pyg.formats.clips import TIMELINE_RATES, Source, timeline_rate
+from relocal_pyg.formats.clips import Source
+from relocal_pyg.formats.rows import TIMELINE_RATES, timeline_rate
 from relocal_pyg.io.read import parse_time
 from relocal_pyg.io.write import replace_file
 from relocal_pyg.video.container import (

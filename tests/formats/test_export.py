@@ -23,14 +23,8 @@ from hypothesis import strategies as st
 from relocal_pyg.data.annotations import read_activitynet, read_csv
 from relocal_pyg.errors import UsageError
 from relocal_pyg.formats import FORMATS, Clip, Source, export_clips, format_of, render, to_clips
-from relocal_pyg.formats.clips import (
-    clip_frames,
-    frame_number,
-    one_line,
-    start_frame,
-    timecode,
-    timeline_rate,
-)
+from relocal_pyg.formats.clips import clip_frames, frame_number, one_line, start_frame, timecode
+from relocal_pyg.formats.rows import timeline_rate
 from relocal_pyg.moments import Moment
 
 NTSC_24, NTSC_30, NTSC_60 = (Fraction(base * 1000, 1001) for base in (24, 30, 60))

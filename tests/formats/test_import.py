@@ -403,6 +403,22 @@ def test_label_studio(tmp_path):
         rows(put(tmp_path, "d.json", [{"video": "a.mp4", "label": []}]))
 
 
+@pytest.mark.parametrize(
+    ("fps", "exact"),
+    [(23.98, 24000 / 1001), (29.97, 30000 / 1001), (59.94, 60000 / 1001), (24, 24), (1e-9, 1e-9)],
+)
+def test_a_rounded_rate_is_taken_for_the_exact_one(tmp_path, fps, exact):
+    results = [stretch(90_001, 90_100, "x")]
+    wanted = [("a", pytest.approx(90_000 / exact), pytest.approx(90_100 / exact), "x", "", None)]
+    file = put(tmp_path, "a.json", [task("a.mp4", results)])
+    assert rows(file, fps=fps) == wanted
+    assert rows(put(tmp_path, "b.json", [task("a.mp4", results, fps=fps)])) == wanted
+    shown = f'<track id="0" label="x">{box(90_000, 0)}{box(90_100, 1)}</track>'
+    meta = "<meta><task><name>a.mp4</name></task></meta>"
+    cvat = put(tmp_path, "a.xml", f"<annotations>{meta}{shown}</annotations>")
+    assert rows(cvat, fps=fps) == wanted
+
+
 def box(frame, outside):
     return f'<box frame="{frame}" outside="{outside}" xtl="0" ytl="0" xbr="1" ybr="1"/>'
 
