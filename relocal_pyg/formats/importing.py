@@ -63,12 +63,18 @@ def _saved_query(content: Mapping[str, Any], importer: Importer) -> Iterator[Row
     label = video_of(str(importer.path))
     span = content.get("query_span")
     if isinstance(span, list) and len(span) == 2 and None not in span:
-        yield Row(video_of(str(content.get("query"))), span[0], span[1], label, "query")
+        yield Row(_saved_video(content.get("query")), span[0], span[1], label, "query")
     for kind in ("examples", "moments"):
         for number, each in enumerate(_dicts(content.get(kind)), start=1):
             if each.get("good") is True:
-                video = video_of(str(each.get("video")))
+                video = _saved_video(each.get("video") or content.get("reference"))
                 yield Row(video, each.get("start"), each.get("end"), label, f"{kind} {number}")
+
+
+def _saved_video(place: object) -> str:
+    """Id of a video from its file, or from ``features.h5::ID``."""
+    features = re.fullmatch(r".*?\.\w+::(.+)", str(place), re.DOTALL)
+    return features[1] if features else video_of(str(place))
 
 
 def table_rows(text: str, importer: Importer) -> Iterator[Row] | None:

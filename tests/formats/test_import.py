@@ -356,6 +356,27 @@ def test_via_tables(tmp_path):
     assert rows(put(tmp_path, "b.csv", old)) == [("c", 1.5, 2.0, "run", "", None)]
 
 
+@pytest.mark.parametrize(
+    ("query", "reference", "ids"),
+    [
+        ("clips/salto.mp4", "films/monday.mp4", ("salto", "monday")),
+        ("lib.h5::v_1", "lib.h5::d::x.mp4", ("v_1", "d::x.mp4")),
+    ],
+)
+def test_a_saved_query(tmp_path, query, reference, ids):
+    content = {"schema": "relocal_pyg.moments/1", "query": query, "query_span": [0, 2]}
+    content |= {"reference": reference, "examples": []}
+    moments = [{"start": 4, "end": 5, "good": True}, {"start": 6, "end": 7, "good": False}]
+    moments.append({"video": reference, "start": 8, "end": 9, "good": True})
+    file = put(tmp_path, "jump.json", {**content, "moments": moments})
+    clip, film = ids
+    assert rows(file) == [
+        (clip, 0, 2, "jump", "", None),
+        (film, 4, 5, "jump", "", None),
+        (film, 8, 9, "jump", "", None),
+    ]
+
+
 # Label Studio and CVAT
 
 
