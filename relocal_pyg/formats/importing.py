@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
+import warnings
 from bisect import bisect_right
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -13,6 +14,7 @@ from functools import cache, partial
 from itertools import accumulate
 from typing import Any
 
+from relocal_pyg.errors import ascii_line
 from relocal_pyg.formats.rows import (
     MAX_ROWS,
     Importer,
@@ -122,6 +124,7 @@ class _Table:
 
 
 def _label_studio(tasks: Sequence[dict[str, Any]], importer: Importer) -> Iterator[Row]:
+    predicted = 0
     for number, task in enumerate(tasks):
         name = f"task {task.get('id', number)}"
         data = task.get("data")
@@ -130,13 +133,21 @@ def _label_studio(tasks: Sequence[dict[str, Any]], importer: Importer) -> Iterat
         texts = (text for text in (data.get("video"), *data.values(), "") if isinstance(text, str))
         address = re.sub(".*/data/upload/(.*/)?[0-9a-f]{8}-", "/data/", next(texts))
         video = video_of(address).rpartition("?d=")[2]
-        done = [a for a in _dicts(task.get("annotations")) if not a.get("was_cancelled")]
+        given = _dicts(task.get("annotations"))
+        done = [answer for answer in given if not answer.get("was_cancelled")]
+        guessed = [] if given else _dicts(task.get("predictions"))[:1]
+        predicted += len(guessed)
+        if given and not done:
+            importer.reject(name, "was skipped by its annotator")
         for other in done[1:]:
             importer.reject(f"{name} annotation {other.get('id', '')}", "is of a further annotator")
-        for answer in done[:1] or _dicts(task.get("predictions"))[:1]:
+        for answer in done[:1] or guessed:
             for place, result in enumerate(_dicts(answer.get("result"))):
                 record = f"{name} result {result.get('id', place)}"
                 yield from _label_studio_rows(result, video, data.get("fps"), importer, record)
+    if predicted:
+        text = f"{importer.path}: predictions were read of tasks without annotations: {predicted}"
+        warnings.warn(ascii_line(text), stacklevel=2)
 
 
 def _label_studio_rows(

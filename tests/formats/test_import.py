@@ -424,6 +424,21 @@ def test_label_studio(tmp_path):
         rows(put(tmp_path, "d.json", [{"video": "a.mp4", "label": []}]))
 
 
+def test_predictions_count_only_where_nobody_answered(tmp_path):
+    cancelled = {"id": 1, "was_cancelled": True, "result": []}
+    tasks = [
+        {"id": number, "data": {"video": f"{name}.mp4", "fps": 10}, "annotations": given}
+        for number, (name, given) in enumerate([("a", []), ("b", [cancelled])])
+    ]
+    for each in tasks:
+        each["predictions"] = [{"result": [stretch(11, 20, "x")]}]
+    quarantine = Quarantine()
+    with pytest.warns(UserWarning, match="predictions were read of tasks without annotations: 1"):
+        found = rows(put(tmp_path, "a.json", tasks), quarantine)
+    assert found == [("a", 1.0, 2.0, "x", "", None)]
+    assert reasons(quarantine) == [("task 1", "was skipped by its annotator")]
+
+
 @pytest.mark.parametrize(
     ("fps", "exact"),
     [(23.98, 24000 / 1001), (29.97, 30000 / 1001), (59.94, 60000 / 1001), (24, 24), (1e-9, 1e-9)],
@@ -655,6 +670,7 @@ def annotations(draw):
     return list({(clip.start, clip.end, clip.label): clip for clip in clips}.values())
 
 
+@pytest.mark.filterwarnings("ignore:.*predictions were read")
 @given(annotations())
 @settings(max_examples=15, deadline=None)
 def test_round_trips_lose_nothing(tmp_path_factory, clips):
