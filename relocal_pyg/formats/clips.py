@@ -328,9 +328,8 @@ def json_text(value: Any) -> str:
 def xml_text(root: ET.Element, doctype: str = "") -> str:
     """XML, indented, with its declaration and a document type by name."""
     ET.indent(root, " ")
-    head = '<?xml version="1.0" encoding="UTF-8"?>\n' + (
-        f"<!DOCTYPE {doctype}>\n" if doctype else ""
-    )
+    head = '<?xml version="1.0" encoding="UTF-8"?>\n'
+    head += f"<!DOCTYPE {doctype}>\n" if doctype else ""
     return head + ET.tostring(root, encoding="unicode") + "\n"
 
 

@@ -6,7 +6,6 @@ counts from it (EDL, OTIO, FCPXML) and stated where it does not (Final Cut Pro 7
 
 from __future__ import annotations
 
-import json
 import xml.etree.ElementTree as ET
 from collections.abc import Sequence
 from fractions import Fraction
@@ -143,7 +142,7 @@ def otio(clips: Sequence[Clip]) -> str:
     track = {"OTIO_SCHEMA": "Track.1", "name": "V1", "kind": "Video", "children": children}
     stack = {"OTIO_SCHEMA": "Stack.1", "name": "tracks", "children": [track]}
     timeline = {"OTIO_SCHEMA": "Timeline.1", "name": clips[0].source.name, "tracks": stack}
-    return json.dumps(timeline, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+    return json_text(timeline)
 
 
 def xmeml(clips: Sequence[Clip]) -> str:
@@ -304,6 +303,7 @@ def cvat(clips: Sequence[Clip]) -> str:
     spans = [clip_frames(clip, rate) for clip in clips]
     frames = source.frame_count or max(stop for _, stop in spans)
     width, height = (str(side) for side in source.size)
+    picture = {"xtl": "0.00", "ytl": "0.00", "xbr": f"{width}.00", "ybr": f"{height}.00"}
     root = ET.Element("annotations")
     ET.SubElement(root, "version").text = "1.1"
     task = ET.SubElement(ET.SubElement(root, "meta"), "task")
@@ -317,19 +317,8 @@ def cvat(clips: Sequence[Clip]) -> str:
         # A frame after the end hides the box; where the video ends there is no such frame.
         marks += [(stop, "1")] if stop < frames else [(stop - 1, "0")] if stop - 1 > first else []
         for frame, outside in marks:
-            ET.SubElement(
-                track,
-                "box",
-                frame=str(frame),
-                outside=outside,
-                occluded="0",
-                keyframe="1",
-                xtl="0.00",
-                ytl="0.00",
-                xbr=f"{width}.00",
-                ybr=f"{height}.00",
-                z_order="0",
-            )
+            facts = {"frame": str(frame), "outside": outside, "occluded": "0", "keyframe": "1"}
+            ET.SubElement(track, "box", facts | picture, z_order="0")
     return xml_text(root)
 
 

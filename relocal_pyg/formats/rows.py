@@ -144,8 +144,7 @@ class Importer:
             raise self.error(
                 "counts frames and does not say how fast: relocal convert --fps", record
             )
-        exact = timeline_rate(rate)
-        return float(exact) if exact in TIMELINE_RATES else rate
+        return float(timeline_rate(rate)) or rate
 
     def label(self, label: str, modifiers: Iterable[str]) -> str:
         """A label with its modifiers, where they are wanted."""

@@ -189,13 +189,8 @@ def elan(clips: Sequence[Clip]) -> str:
                 TIME_SLOT_REF2=slots[clip.end],
             )
             ET.SubElement(annotation, "ANNOTATION_VALUE").text = one_line(clip.label)
-    ET.SubElement(
-        root,
-        "LINGUISTIC_TYPE",
-        GRAPHIC_REFERENCES="false",
-        LINGUISTIC_TYPE_ID="default-lt",
-        TIME_ALIGNABLE="true",
-    )
+    kind = {"GRAPHIC_REFERENCES": "false", "LINGUISTIC_TYPE_ID": "default-lt"}
+    ET.SubElement(root, "LINGUISTIC_TYPE", kind, TIME_ALIGNABLE="true")
     return xml_text(root)
 
 
