@@ -131,8 +131,9 @@ def _label_studio(tasks: Sequence[dict[str, Any]], importer: Importer) -> Iterat
         if not isinstance(data, dict):
             raise importer.error("has no data: export as JSON, not JSON-MIN", name)
         texts = (text for text in (data.get("video"), *data.values(), "") if isinstance(text, str))
-        address = re.sub(".*/data/upload/(.*/)?[0-9a-f]{8}-", "/data/", next(texts))
-        video = video_of(address).rpartition("?d=")[2]
+        address = next(texts)
+        served = r".*/data/(upload/(.*/)?[0-9a-f]{8}-|local-files/\?d=)"
+        video = importer.id_of(address, re.sub(served, "/data/", address))
         given = _dicts(task.get("annotations"))
         done = [answer for answer in given if not answer.get("was_cancelled")]
         guessed = [] if given else _dicts(task.get("predictions"))[:1]
@@ -179,7 +180,7 @@ def _via(content: Mapping[str, Any], importer: Importer) -> Iterator[Row]:
         view = content["view"].get(view_id)
         fids = view.get("fid_list") if isinstance(view, dict) else None
         files = [content["file"].get(str(f)) for f in (fids if isinstance(fids, list) else [])]
-        names = [video_of(str(file.get("fname", ""))) for file in _dicts(files)]
+        names = [importer.id_of(str(file.get("fname", ""))) for file in _dicts(files)]
         return importer.video(names) if names else None
 
     for key, entry in content["metadata"].items():
@@ -223,7 +224,7 @@ def _via_records(
             times = [parse_seconds(end) for end in ends if end]
         place = _loads(cells.get("spatial_coordinates"))
         label = _via_label(values, attributes, importer)
-        ids = [video_of(str(name)) for name in names]
+        ids = [importer.id_of(str(name)) for name in names]
         video = partial(importer.video, ids) if ids else lambda: None
         yield from _via_rows(video, Row("", times, None, label, record), place, importer)
 
@@ -292,7 +293,7 @@ class _Observation:
         importer: Importer,
         ordered: bool = True,
     ) -> None:
-        self.names = [video_of(file) for file in files]
+        self.names = [importer.id_of(file) for file in files]
         self.lengths, self.offset, self.importer = lengths, offset, importer
         # Where each begins; not a number after one of unknown length.
         first = 0.0 if ordered or len(files) == 1 else math.nan

@@ -10,9 +10,10 @@ from __future__ import annotations
 import csv
 import math
 import re
+import warnings
 import xml.etree.ElementTree as ET
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from functools import cache
 from pathlib import Path
@@ -20,7 +21,7 @@ from typing import Any
 from urllib.parse import unquote
 from xml.parsers import expat
 
-from relocal_pyg.errors import AnnotationError, UsageError, check_number
+from relocal_pyg.errors import AnnotationError, UsageError, ascii_line, check_number
 from relocal_pyg.io.read import NOTHING, lines_of, parse_time
 
 #: Annotations, and lines of a table, that one file may hold.
@@ -107,15 +108,27 @@ class Importer:
         path: The file.
         options: What it leaves open.
         reject: Takes the name of a record that is set aside, and why.
+        addresses: The address that gave each id of a video, as :meth:`id_of` met it.
     """
 
     path: str | Path
     options: ImportOptions
     reject: Callable[[str, str], None]
+    addresses: dict[str, str] = field(default_factory=dict)
 
     def error(self, reason: str, record: str | None = None) -> AnnotationError:
         """An error that names the file."""
         return AnnotationError(reason, file=self.path, record=record)
+
+    def id_of(self, address: str, short: str | None = None) -> str:
+        """Id of a video by its address, or a shorter one; a warning where another has the same."""
+        name = video_of(short or address)
+        first = self.addresses.setdefault(name, address)
+        if first not in ("", address):
+            self.addresses[name] = ""  # said once
+            text = f"{self.path}: {first} and {address} are both taken for the video {name}"
+            warnings.warn(ascii_line(text), stacklevel=2)
+        return name
 
     def video(self, names: Sequence[str]) -> str:
         """The one video, or that of several which the options name.
@@ -365,7 +378,7 @@ def _elan(root: ET.Element, importer: Importer) -> Iterator[Row]:
     if len(films) == 1 and importer.options.media is None:  # the others are its sound
         media = films
     addresses = (m.get("RELATIVE_MEDIA_URL") or m.get("MEDIA_URL") or "" for m in media)
-    names = [video_of(address) for address in addresses]
+    names = [(importer.id_of if media == films else video_of)(address) for address in addresses]
     video = importer.video(names or [Path(importer.path).stem])
     origin = 0.0
     if names:  # what comes before time 0 of the document
@@ -428,7 +441,9 @@ def _cvat(root: ET.Element, importer: Importer) -> Iterator[Row]:
     tasks = [*root.iterfind("meta/task"), *root.iterfind("meta/project/tasks/task")]
     tasks += root.iterfind("meta/job")
     videos = {
-        task.findtext("id", ""): video_of(task.findtext("source") or task.findtext("name") or "")
+        task.findtext("id", ""): importer.id_of(
+            task.findtext("source") or task.findtext("name") or ""
+        )
         for task in tasks
     }
     tracks = root.findall("track")

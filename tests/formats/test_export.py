@@ -642,6 +642,15 @@ def test_several_videos(tmp_path):
         render("srt", found)
 
 
+@pytest.mark.parametrize("name", ["csv", "annotations", "activitynet", "via", "label-studio"])
+def test_two_videos_of_one_name_are_not_made_one(name):
+    films = [Source(f"/cam{number}/day.mp4", 60.0, Fraction(25), 1500) for number in (1, 2)]
+    clips = [Clip(film, 1.0, 2.0, "m", "run") for film in films]
+    with pytest.raises(UsageError, match="two videos have one name"):
+        render(name, clips)
+    assert render("otio", clips).count("/cam2/day.mp4") == 1  # whole paths stand there
+
+
 def test_names_that_no_file_format_can_hold(tmp_path):
     source = Source("/films/\udcff\n\x01|.mp4", 60.0, Fraction(25), 1500, None, (64, 36))
     clips = [Clip(source, 1.0, 1.0, "\udcff\x00a", "\u2028\ud800b\tc", 1, 0.5, 0.25, "\ud800")]

@@ -440,6 +440,24 @@ def test_predictions_count_only_where_nobody_answered(tmp_path):
 
 
 @pytest.mark.parametrize(
+    ("one", "two"),
+    [
+        ("/data/local-files/?d=cam1/day.mp4", "/data/local-files/?d=cam2/day.mp4"),
+        ("/data/upload/1/0a1b2c3d-day.mp4", "/data/upload/1/4e5f6a7b-day.mp4"),
+        ("s3://films/cam1/day.mp4", "s3://films/cam2/day.mp4"),
+    ],
+)
+def test_two_addresses_of_one_id_are_said(tmp_path, one, two):
+    tasks = [task(each, [stretch(1, 10, "x")], fps=10) for each in (one, two, two, one)]
+    with pytest.warns(UserWarning, match="are both taken for the video day") as said:
+        rows(put(tmp_path, "a.json", tasks))
+    assert len(said) == 1
+    assert one in str(said[0].message)
+    assert two in str(said[0].message)
+    rows(put(tmp_path, "b.json", tasks[1:3]))  # one address twice is one video
+
+
+@pytest.mark.parametrize(
     ("fps", "exact"),
     [(23.98, 24000 / 1001), (29.97, 30000 / 1001), (59.94, 60000 / 1001), (24, 24), (1e-9, 1e-9)],
 )
