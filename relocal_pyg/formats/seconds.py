@@ -231,16 +231,12 @@ def via(clips: Sequence[Clip]) -> str:
             "av": {"1": one_line(clip.label)},
         }
     editor = {f"{name}_metadata_editor_visible": True for name in ("file", "temporal_segment")}
+    attribute = {"aname": "label", "anchor_id": "FILE1_Z2_XY0", "type": 1, "desc": "What happens"}
+    attribute |= {"options": {}, "default_option_id": ""}
+    marks = {"pid": "ID", "rev": "REV_ID", "rev_timestamp": "REV_TIMESTAMP"}  # VIA fills them in
+    about = {"project_name": "relocal", "creator": "relocal", "created": 0, "vid_list": [*views]}
     project = {
-        "project": {
-            "pid": "__VIA_PROJECT_ID__",
-            "rev": "__VIA_PROJECT_REV_ID__",
-            "rev_timestamp": "__VIA_PROJECT_REV_TIMESTAMP__",
-            "project_name": "relocal",
-            "creator": "relocal",
-            "created": 0,
-            "vid_list": list(views),
-        },
+        "project": {key: f"__VIA_PROJECT_{mark}__" for key, mark in marks.items()} | about,
         "config": {
             "file": {"loc_prefix": {str(place): "" for place in range(1, 5)}},
             "ui": {
@@ -251,16 +247,7 @@ def via(clips: Sequence[Clip]) -> str:
                 "gtimeline_visible_row_count": "4",
             },
         },
-        "attribute": {
-            "1": {
-                "aname": "label",
-                "anchor_id": "FILE1_Z2_XY0",
-                "type": 1,
-                "desc": "What happens",
-                "options": {},
-                "default_option_id": "",
-            }
-        },
+        "attribute": {"1": attribute},
         "file": files,
         "metadata": metadata,
         "view": views,
