@@ -70,8 +70,10 @@ def describe_source(path: str | Path, video_id: str = "", duration: float | None
     length = info.duration
     if duration is not None and (length is None or abs(duration - length) > 1):
         length, count = duration, 0  # such as a clock that starts again
-    if rate is not None and length is not None and (variable or not count):
-        count = round((length - info.start) * float(rate))
+    shown = None if rate is None or length is None else (length - info.start) * float(rate)
+    # An edit list may leave out some of the frames that the header counts.
+    if shown is not None and (variable or not count or abs(count - shown) > 1):
+        count = round(shown)
     return Source(
         path=str(path),
         duration=length,
