@@ -50,19 +50,19 @@ def ffmpeg_chapters(clips: Sequence[Clip]) -> str:
     """Chapters for ``ffmpeg -i VIDEO -i FILE -map 0 -map_chapters 1 -c copy OUT``, milliseconds.
 
     MP4 lets each chapter run to the next: gaps are chapters named ``-``, and where clips overlap
-    the earlier one ends at the start of the later.
+    the earlier one ends at the start of the later; those that start as one are one.
     """
     spans: list[tuple[int, int, str]] = []
     last = 0
-    starts = [_milliseconds(clip.start) for clip in clips]
-    for clip, start, following in zip(clips, starts, [*starts[1:], None], strict=True):
-        end = max(_milliseconds(clip.end), start + 1)
+    groups: dict[int, list[Clip]] = {}
+    for clip in clips:
+        groups.setdefault(_milliseconds(clip.start), []).append(clip)
+    for (start, group), following in zip(groups.items(), [*groups, None][1:], strict=True):
+        end = max(_milliseconds(max(clip.end for clip in group)), start + 1)
         end = end if following is None else min(end, following)
-        if end <= start:
-            continue  # one that starts with it stands for both
         if start > last:
             spans.append((last, start, "-"))
-        spans.append((start, end, clip.name))
+        spans.append((start, end, ", ".join(clip.name for clip in group)))
         last = end
     duration = clips[0].source.duration
     if duration is not None and _milliseconds(duration) > last:
@@ -94,7 +94,7 @@ def youtube_chapters(clips: Sequence[Clip]) -> str:
         if start - before >= YOUTUBE_SECONDS and start <= latest:
             chapters.append((start, name))
             continue
-        joined += start > before
+        joined += start > before or text != "Start"
         chapters[-1] = before, name if text == "Start" else f"{text}, {name}"
     if joined:
         warnings.warn(

@@ -282,11 +282,13 @@ def test_chapters_in_ffmpeg(tmp_path_factory, clips):
     for (_, end, _), (start, _, _) in zip(chapters, chapters[1:], strict=False):
         assert start == end  # what MP4 asks for
     starts = [round(clip.start * 1000) for clip in clips] + [None]
-    wanted = [
-        (clip.start, clip.end if following is None else min(clip.end, following / 1000), clip.name)
-        for clip, start, following in zip(clips, starts, starts[1:], strict=False)
-        if start != following
-    ]
+    times = [*dict.fromkeys(starts[:-1]), None]
+    wanted = []
+    for start, following in zip(times, times[1:], strict=False):
+        group = [clip for clip, at in zip(clips, starts, strict=False) if at == start]
+        end = max(clip.end for clip in group)
+        end = end if following is None else min(end, following / 1000)
+        wanted.append((start / 1000, end, ", ".join(clip.name for clip in group)))
     found = {round(start * 1000): (end, facts["title"]) for start, end, facts in chapters}
     for start, end, name in wanted:
         assert found[round(start * 1000)][0] == pytest.approx(end, abs=2 * MILLISECOND)
@@ -323,6 +325,16 @@ def test_youtube_says_what_it_will_not_show(holiday):
     assert text == "0:00 Start\n0:20 moment 1, moment 2\n0:40 moment 3\n"
     with pytest.warns(UserWarning, match="from 3 on"):
         assert render("youtube", holiday) == "0:00 moment 1\n"
+
+
+def test_moments_that_start_as_one_share_a_chapter(holiday):
+    spans = [(1.0, 9.0), (1.0, 4.0), (30.0, 31.0)]
+    found = to_clips([(holiday[0].source, Moment(*span, 0.5)) for span in spans], "x")
+    chapters = re.findall(r"START=(\d+)\nEND=(\d+)\ntitle=(m.*)", render("ffmpeg-chapters", found))
+    assert chapters == [("1000", "9000", "moment 1, moment 2"), ("30000", "31000", "moment 3")]
+    with pytest.warns(UserWarning, match="2 moments joined") as said:
+        assert render("youtube", found) == "0:00 moment 1, moment 2\n0:30 moment 3\n"
+    assert len(said) == 2  # and that there are too few
 
 
 @given(clips())
