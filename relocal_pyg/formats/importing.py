@@ -131,7 +131,7 @@ def _label_studio(tasks: Sequence[dict[str, Any]], importer: Importer) -> Iterat
         if not isinstance(data, dict):
             raise importer.error("has no data: export as JSON, not JSON-MIN", name)
         texts = (text for text in (data.get("video"), *data.values(), "") if isinstance(text, str))
-        address = next(texts)
+        address = re.sub(r"""(?s)\A\s*<.*?\bsrc=["'](.*?)["'].*""", r"\1", next(texts))
         served = r".*/data/(upload/(.*/)?[0-9a-f]{8}-|local-files/\?d=)"
         video = importer.id_of(address, re.sub(served, "/data/", address))
         given = _dicts(task.get("annotations"))
@@ -376,7 +376,7 @@ class _Observation:
 def _boris_project(content: Mapping[str, Any], importer: Importer) -> Iterator[Row]:
     behaviours = content["behaviors_conf"]
     entries = behaviours.values() if isinstance(behaviours, dict) else []
-    kinds = {entry.get("code"): str(entry.get("type")) for entry in _dicts(list(entries))}
+    kinds = {str(entry.get("code")): str(entry.get("type")) for entry in _dicts(list(entries))}
     for name, given in content["observations"].items():
         record = f"observation {name!r}"
         given = given if isinstance(given, dict) else {}

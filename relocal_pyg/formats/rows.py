@@ -249,6 +249,8 @@ def video_of(name: str) -> str:
         >>> video_of("file:///C:/films/my%20film.mp4"), video_of("C:\\films\\day 1.5.mov")
         ('my film', 'day 1.5')
     """
+    if re.match("https?:", name):  # elsewhere these are letters of a name
+        name = re.sub("[?#].*", "", name)
     plain = unquote(name) if re.match(r"(file|https?|s3|gs):|\.\.?/|/data/", name) else name
     last = re.split(r"[/\\]", plain.strip())[-1]
     return re.sub(r"(?<=.)\.(?=[0-9]*[A-Za-z])[0-9A-Za-z]{2,5}$", "", last)

@@ -286,6 +286,17 @@ def test_boris_project_offsets_live_and_unknown_lengths(tmp_path):
         rows(put(tmp_path, "c.boris", unknown))
 
 
+def test_a_code_that_is_no_text(tmp_path):
+    content = project(
+        events=[[1.0, "", "a", "", ""], [2.0, "", "s", "", ""], [3.0, "", "s", "", ""]]
+    )
+    content["behaviors_conf"]["9"] = {"code": ["a"], "type": "State event"}
+    quarantine = Quarantine()
+    assert len(rows(put(tmp_path, "a.boris", content), quarantine)) == 1
+    reason = "'a' is none of the project's behaviours"
+    assert reasons(quarantine) == [("observation 'o' event 0", reason)]
+
+
 @pytest.mark.parametrize(("length", "kept"), [("10.004", 2), ("12", 0)])
 def test_observations_that_differ_on_a_duration(tmp_path, length, kept):
     head = "Observation id,Media duration (s),Subject,Behavior,Behavior type,Start (s),Stop (s)"
@@ -422,6 +433,21 @@ def test_label_studio(tmp_path):
     ]
     with pytest.raises(AnnotationError, match="not JSON-MIN"):
         rows(put(tmp_path, "d.json", [{"video": "a.mp4", "label": []}]))
+
+
+@pytest.mark.parametrize(
+    ("address", "name"),
+    [
+        ("https://h.org/films/day.mp4?dl=0", "day"),
+        ("http://h.org/day%231.mp4#t=3", "day#1"),
+        ("what?.mp4", "what?"),
+        ("<video src='/data/upload/z.mp4' width=\"9\"/>", "z"),
+        ('<div><video controls src="https://h.org/a/z.mp4?x=1"></video></div>', "z"),
+    ],
+)
+def test_addresses_of_the_web(tmp_path, address, name):
+    file = put(tmp_path, "a.json", [task(address, [stretch(1, 10, "x")], fps=10)])
+    assert rows(file) == [(name, 0.0, 1.0, "x", "", None)]
 
 
 def test_predictions_count_only_where_nobody_answered(tmp_path):
