@@ -171,8 +171,9 @@ class VideoCollector:
         if self._counted > MAX_ROWS:
             raise AnnotationError(f"holds over {MAX_ROWS:,} actions: split it", file=self.path)
 
-    def reject(self, record: str, reason: str) -> None:
-        """Set a record aside."""
+    def reject(self, record: str, reason: str, actions: int = 0) -> None:
+        """Set a record aside; the number of actions that go with it is said."""
+        reason += f" (actions left out with it: {actions})" if actions else ""
         self.count()
         self._rejected += 1
         self.quarantine.add(self.path, record, reason)
@@ -198,12 +199,13 @@ class VideoCollector:
         video_id = tidy(video_id)
         problem = id_problem(video_id)
         if problem:
-            self.reject(video_id or "''", f"the id {problem}")
+            self.reject(video_id or "''", f"the id {problem}", len(rows))
             return
         if not needs_duration and duration is None:
             length = math.inf
         elif positive(duration) is None:
-            self.reject(video_id, f"the duration is {_show(duration)}: seconds wanted")
+            reason = f"the duration is {_show(duration)}: seconds wanted"
+            self.reject(video_id, reason, len(rows))
             return
         else:
             length = float(duration)
@@ -325,7 +327,7 @@ def read_annotations(
     for video_id, group in videos.items():
         durations = sorted({row.duration for row in group if row.duration is not None})
         if durations and durations[-1] - durations[0] > _SAME_DURATION:
-            collect.reject(video_id, f"has several durations: {durations[:3]}")
+            collect.reject(video_id, f"has several durations: {durations[:3]}", len(group))
             continue
         collect.video(
             video_id,
@@ -485,7 +487,7 @@ def read_csv(
             if len({*values, ""}) > 2
         ]
         if several:
-            collect.reject(video_id, several[0])
+            collect.reject(video_id, several[0], len(rows))
             continue
         duration, subset = (max(values) for values in facts)
         collect.video(
