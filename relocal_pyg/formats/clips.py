@@ -16,11 +16,12 @@ import xml.etree.ElementTree as ET
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
+from pathlib import PurePath
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 from relocal_pyg.errors import UsageError, check_number
-from relocal_pyg.formats.rows import video_of
+from relocal_pyg.formats.rows import safe_name
 
 if TYPE_CHECKING:
     from relocal_pyg.moments import Moment
@@ -68,13 +69,14 @@ class Source:
 
     @property
     def name(self) -> str:
-        """File name, on one line."""
-        return one_line(re.split(r"[/\\]", self.path)[-1]) or "video"
+        """File name, on one line, its blanks as they are."""
+        return _CONTROL.sub(" ", re.split(r"[/\\]", self.path)[-1]) or "video"
 
     @property
     def video_id(self) -> str:
-        """What annotations call the video."""
-        return one_line(self.id or video_of(self.name))
+        """What annotations call the video: the id that its file has in a folder."""
+        file = re.split(r"[/\\]", self.path)[-1]
+        return _CONTROL.sub(" ", self.id) or safe_name(PurePath(file).stem) or "video"
 
     @property
     def url(self) -> str:

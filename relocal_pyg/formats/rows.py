@@ -22,7 +22,7 @@ from urllib.parse import unquote
 from xml.parsers import expat
 
 from relocal_pyg.errors import AnnotationError, UsageError, ascii_line, check_number
-from relocal_pyg.io.read import NOTHING, lines_of, parse_time
+from relocal_pyg.io.read import NOTHING, lines_of, parse_time, tidy
 
 #: Annotations, and lines of a table, that one file may hold.
 MAX_ROWS = 250_000
@@ -252,8 +252,15 @@ def video_of(name: str) -> str:
     if re.match("https?:", name):  # elsewhere these are letters of a name
         name = re.sub("[?#].*", "", name)
     plain = unquote(name) if re.match(r"(file|https?|s3|gs):|\.\.?/|/data/", name) else name
-    last = re.split(r"[/\\]", plain.strip())[-1]
-    return re.sub(r"(?<=.)\.(?=[0-9]*[A-Za-z])[0-9A-Za-z]{2,5}$", "", last)
+    last = tidy(re.split(r"[/\\]", plain)[-1])
+    suffix = r"(?<=.)\.(mpeg-4|dvr-ms|26[45]|(?=[0-9]*[a-z])[0-9a-z]{2,5})$"
+    return safe_name(re.sub(suffix, "", last, flags=re.IGNORECASE | re.ASCII))
+
+
+def safe_name(stem: str) -> str:
+    """Composed text of at most 255 bytes; what cannot be printed, and slashes, are ``_``."""
+    safe = "".join(c if c.isprintable() and c not in "/\\" else "_" for c in tidy(stem))
+    return safe.encode()[:255].decode(errors="ignore")
 
 
 def timeline_rate(rate: float | Fraction) -> Fraction:
