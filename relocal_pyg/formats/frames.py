@@ -229,27 +229,15 @@ def fcpxml(clips: Sequence[Clip]) -> str:
     library = ET.SubElement(root, "library")
     event = ET.SubElement(library, "event", name="relocal")
     project = ET.SubElement(event, "project", name=clips[0].source.name)
-    sequence = ET.SubElement(
-        project,
-        "sequence",
-        format="r1",
-        duration=time(rows[-1][3] + rows[-1][2] - rows[-1][1]),
-        tcStart="0s",
-        tcFormat=_mode(start_frame(clips[0].source, rate)[1]),
-    )
+    length, mode = rows[-1][3] + rows[-1][2] - rows[-1][1], start_frame(clips[0].source, rate)[1]
+    layout = {"format": "r1", "duration": time(length), "tcStart": "0s", "tcFormat": _mode(mode)}
+    sequence = ET.SubElement(project, "sequence", layout)
     spine = ET.SubElement(sequence, "spine")
     for clip, first, stop, at in rows:
         begin, drop = start_frame(clip.source, rate)
-        item = ET.SubElement(
-            spine,
-            "asset-clip",
-            ref=assets[clip.source.path],
-            name=one_line(clip.name),
-            offset=time(at),
-            start=time(begin + first),
-            duration=time(stop - first),
-            tcFormat=_mode(drop),
-        )
+        span = {"offset": time(at), "start": time(begin + first), "duration": time(stop - first)}
+        what = {"ref": assets[clip.source.path], "name": one_line(clip.name)}
+        item = ET.SubElement(spine, "asset-clip", what | span, tcFormat=_mode(drop))
         marker = {"start": time(begin + first), "duration": time(1), "value": clip.caption}
         ET.SubElement(item, "marker", marker, note=one_line(clip.label))
     return xml_text(root, "fcpxml")

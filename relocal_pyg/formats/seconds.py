@@ -181,12 +181,10 @@ def elan(clips: Sequence[Clip]) -> str:
         name = "relocal" if lane == 1 else f"relocal-{lane}"
         tier = ET.SubElement(root, "TIER", LINGUISTIC_TYPE_REF="default-lt", TIER_ID=name)
         for clip in row:
+            facts = {"TIME_SLOT_REF1": slots[clip.start], "TIME_SLOT_REF2": slots[clip.end]}
+            facts = {"ANNOTATION_ID": f"a{next(numbers)}", **facts}
             annotation = ET.SubElement(
-                ET.SubElement(tier, "ANNOTATION"),
-                "ALIGNABLE_ANNOTATION",
-                ANNOTATION_ID=f"a{next(numbers)}",
-                TIME_SLOT_REF1=slots[clip.start],
-                TIME_SLOT_REF2=slots[clip.end],
+                ET.SubElement(tier, "ANNOTATION"), "ALIGNABLE_ANNOTATION", facts
             )
             ET.SubElement(annotation, "ANNOTATION_VALUE").text = one_line(clip.label)
     kind = {"GRAPHIC_REFERENCES": "false", "LINGUISTIC_TYPE_ID": "default-lt"}
