@@ -6,6 +6,7 @@ counts from it (EDL, OTIO, FCPXML) and stated where it does not (Final Cut Pro 7
 
 from __future__ import annotations
 
+import warnings
 import xml.etree.ElementTree as ET
 from collections.abc import Sequence
 from fractions import Fraction
@@ -42,7 +43,7 @@ def resolve_markers(clips: Sequence[Clip], timeline_start: str = "01:00:00:00") 
             timecode.
     """
     rate = _shared_rate(clips, "Resolve markers", TIMELINE_RATES)
-    begin, drop = frame_number(timeline_start, rate)
+    begin, drop = _same_day(clips, rate, *frame_number(timeline_start, rate))
     lines = [f"TITLE: {clips[0].source.name}", _count_mode(drop), ""]
     for number, clip in enumerate(clips, start=1):
         first, stop = clip_frames(clip, rate)
@@ -66,10 +67,14 @@ def cut_list(clips: Sequence[Clip]) -> str:
     rate = _shared_rate(clips, "a cut list", TIMELINE_RATES)
     if len(clips) > _MAX_EVENTS:
         raise UsageError(f"a cut list holds {_MAX_EVENTS} cuts, these are {len(clips)}")
-    drop = start_frame(clips[0].source, rate)[1]
+    begins = {
+        source.path: _same_day(group, rate, *start_frame(source, rate))
+        for source, group in by_source(clips)
+    }
+    drop = begins[clips[0].source.path][1]
     lines = [f"TITLE: {clips[0].source.name}", _count_mode(drop), ""]
     for number, (clip, first, stop, at) in enumerate(_in_a_row(clips, rate), start=1):
-        begin, source_drop = start_frame(clip.source, rate)
+        begin, source_drop = begins[clip.source.path]
         times = [timecode(begin + frame, rate, source_drop) for frame in (first, stop)]
         times += [timecode(frame, rate, drop) for frame in (at, at + stop - first)]
         lines += [
@@ -338,6 +343,16 @@ def _in_a_row(clips: Sequence[Clip], rate: Fraction) -> list[tuple[Clip, int, in
     spans = [clip_frames(clip, rate) for clip in clips]
     starts = accumulate((stop - first for first, stop in spans), initial=0)
     return [(clip, *span, at) for clip, span, at in zip(clips, spans, starts, strict=False)]
+
+
+def _same_day(clips: Sequence[Clip], rate: Fraction, begin: int, drop: bool) -> tuple[int, bool]:
+    """Where clips of one video are counted from; 0 where their timecode would pass midnight."""
+    midnight, _ = frame_number("24:00:00;00" if drop else "24:00:00:00", rate)
+    if begin and begin + max(clip_frames(clip, rate)[1] for clip in clips) >= midnight:
+        text = f"{clips[0].source.path}: timecode passes midnight, counted from 0: export .otio"
+        warnings.warn(text, stacklevel=2)
+        begin = 0
+    return begin, drop
 
 
 def _count_mode(drop: bool) -> str:

@@ -717,6 +717,23 @@ def test_a_start_timecode_that_cannot_be_is_left_aside():
     assert " 00:00:01:00 00:00:02:00 " in text
 
 
+@pytest.mark.parametrize("code", ["23:00:00:00", "23:00:00;00"])
+def test_a_timecode_that_passes_midnight_is_counted_from_0(code):
+    source = Source("a.mp4", 9000.0, NTSC_30, 269_730, timecode=code)
+    clips = [Clip(source, start, start + 2, "m", "r") for start in (3500.0, 7300.0)]
+    early = render("cut-list", clips[:1])
+    assert early.splitlines()[3].split()[4].startswith("23:58:")
+    with pytest.warns(UserWarning, match="passes midnight, counted from 0: export .otio") as said:
+        text = render("cut-list", clips)
+    assert len(said) == 1
+    timeline = otio.adapters.read_from_string(text, "cmx_3600", rate=float(NTSC_30))
+    starts = [clip.source_range.start_time.value for clip in timeline.find_clips()]
+    assert starts == [clip_frames(clip, NTSC_30)[0] for clip in clips]
+    with pytest.warns(UserWarning, match="passes midnight"):
+        text = render("resolve-markers", clips, timeline_start=code)
+    assert [line.split()[4][:2] for line in text.splitlines() if " V " in line] == ["00", "02"]
+
+
 def test_every_timing_of_the_issue_is_drawn():
     assert {(float(rate), tc) for rate, tc in TIMINGS} >= {
         (float(NTSC_30), "01:00:00;00"),
