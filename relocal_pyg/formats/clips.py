@@ -33,7 +33,7 @@ _DROP_RATES = (Fraction(30000, 1001), Fraction(60000, 1001))
 
 _TIMECODE = re.compile(r"(\d{1,2}):(\d{2}):(\d{2})([:;.,])(\d{2,3})")
 # What XML 1.0 cannot hold, and what ends a line somewhere.
-_CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff\ufffe\uffff]+")
+_CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff\ufffe\uffff]")
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,7 @@ class Source:
     @property
     def name(self) -> str:
         """File name, on one line, its blanks as they are."""
-        return _CONTROL.sub(" ", re.split(r"[/\\]", self.path)[-1]) or "video"
+        return _CONTROL.sub("_", re.split(r"[/\\]", self.path)[-1]) or "video"
 
     @property
     def video_id(self) -> str:

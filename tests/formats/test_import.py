@@ -627,7 +627,7 @@ def test_given_tables(shared_data):
     [
         *("a  b.mp4", "at 3.04.05\u202fPM.mov", "a\u00a0b.mp4", "\u200eRTL\u200f.mp4", " x .mp4"),
         *("f\u200bx.mp4", "x.264", "film.mpeg-4", "x.DVR-MS", "day.part1.mp4", "e\u0301.m2ts"),
-        *("Dr.Who.mp4", "50%25.mp4", "q?.mp4", "x" * 300 + ".mp4"),
+        *("Dr.Who.mp4", "50%25.mp4", "q?.mp4", "x" * 300 + ".mp4", "a\n\x01b.mp4"),
     ],
 )
 @pytest.mark.parametrize(
@@ -637,7 +637,7 @@ def test_given_tables(shared_data):
 @pytest.mark.filterwarnings("ignore:.*predictions were read")
 def test_a_file_has_one_id_in_a_folder_out_and_in(tmp_path, name, suffix, form):
     source = Source(f"/films/{name}", 9.0, Fraction(25), 225)
-    assert source.name == name
+    assert source.name == re.sub("[\n\x01]", "_", name)
     assert source.video_id == video_id(f"/films/{name}")
     export_clips(tmp_path / f"a{suffix}", [Clip(source, 1.0, 2.0, "m", "run")], form)
     (row,) = rows(tmp_path / f"a{suffix}")
