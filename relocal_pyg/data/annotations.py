@@ -31,6 +31,8 @@ from relocal_pyg.io.write import replace_file, write_json
 
 #: What no text file can hold.
 _UNWRITABLE = re.compile("[\0\ud800-\udfff]")
+#: Seconds by which two programs may differ on how long one video is.
+_SAME_DURATION = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,8 +171,9 @@ class VideoCollector:
         if self._counted > MAX_ROWS:
             raise AnnotationError(f"holds over {MAX_ROWS:,} actions: split it", file=self.path)
 
-    def reject(self, record: str, reason: str) -> None:
-        """Set a record aside."""
+    def reject(self, record: str, reason: str, actions: int = 0) -> None:
+        """Set a record aside; the number of actions that go with it is said."""
+        reason += f" (actions left out with it: {actions})" if actions else ""
         self.count()
         self._rejected += 1
         self.quarantine.add(self.path, record, reason)
@@ -196,12 +199,13 @@ class VideoCollector:
         video_id = tidy(video_id)
         problem = id_problem(video_id)
         if problem:
-            self.reject(video_id or "''", f"the id {problem}")
+            self.reject(video_id or "''", f"the id {problem}", len(rows))
             return
         if not needs_duration and duration is None:
             length = math.inf
         elif positive(duration) is None:
-            self.reject(video_id, f"the duration is {_show(duration)}: seconds wanted")
+            reason = f"the duration is {_show(duration)}: seconds wanted"
+            self.reject(video_id, reason, len(rows))
             return
         else:
             length = float(duration)
@@ -321,13 +325,13 @@ def read_annotations(
         videos.setdefault(row.video, []).append(row)
     refuse_twins(videos, path, AnnotationError)
     for video_id, group in videos.items():
-        durations = {row.duration for row in group} - {None}
-        if len(durations) > 1:
-            collect.reject(video_id, f"has several durations: {sorted(map(str, durations))[:3]}")
+        durations = sorted({row.duration for row in group if row.duration is not None})
+        if durations and durations[-1] - durations[0] > _SAME_DURATION:
+            collect.reject(video_id, f"has several durations: {durations[:3]}", len(group))
             continue
         collect.video(
             video_id,
-            next(iter(durations), None),
+            durations[-1] if durations else None,
             [(row.start, row.end, row.label) for row in group],
             subset="",
             subjects=[row.subject for row in group],
@@ -339,18 +343,24 @@ def read_annotations(
 def write_csv(path: str | Path, videos: Iterable[Video]) -> None:
     """Write the table that :func:`read_csv` reads; seconds to the microsecond.
 
-    A video may come several times, from several files: what one says of its duration holds for all,
-    and an action that two hold is written once.
+    A video may come several times, from several files: the longest duration that one says holds for
+    all (a warning where they are over a second apart), and an action that two hold is written once.
 
     Raises:
         OutputError: The file cannot be written.
     """
     videos = list(videos)
-    durations = {video.video_id: video.duration for video in videos if video.duration is not None}
+    durations = dict[str, list[float]]()
+    for video in videos:
+        if video.duration is not None:
+            durations.setdefault(video.video_id, []).append(video.duration)
+    for name, lengths in durations.items():
+        if max(lengths) - min(lengths) > _SAME_DURATION:
+            text = f"{name}: said to be {min(lengths):g} s and {max(lengths):g} s: is it one video?"
+            warnings.warn(ascii_line(text), stacklevel=2)
     rows: list[Sequence[str]] = [("video", "start", "end", "label", "subject", "duration")]
     for video in videos:
-        length = durations.get(video.video_id) if video.duration is None else video.duration
-        duration = "" if length is None else plain(length)
+        duration = plain(max(durations[video.video_id])) if video.video_id in durations else ""
         for segment in video.segments:
             who = segment.subject or video.subject or ""
             times = plain(segment.start), plain(segment.end)
@@ -477,7 +487,7 @@ def read_csv(
             if len({*values, ""}) > 2
         ]
         if several:
-            collect.reject(video_id, several[0])
+            collect.reject(video_id, several[0], len(rows))
             continue
         duration, subset = (max(values) for values in facts)
         collect.video(

@@ -96,13 +96,18 @@ def render(name: str, clips: Sequence[Clip], timeline_start: str = "01:00:00:00"
 
     Raises:
         UsageError: There are no clips (csv, srt and webvtt are then empty), they are of several
-            videos where the format holds one, or what it needs of a video is not known.
+            videos where the format holds one, or of one name where it names them, or what it needs
+            of a video is not known.
     """
     if not clips and name not in ("csv", "srt", "webvtt"):
         raise UsageError(f"there are no moments to write as {name}")
     form = FORMATS[name]
-    if not form.several and len({clip.source.path for clip in clips}) > 1:
+    videos = {clip.source.path: clip.source.video_id for clip in clips}
+    if not form.several and len(videos) > 1:
         raise UsageError(f"{name} holds moments of one video: write a file for each")
+    # Editors are given paths; tables and annotation programs know a video by its name alone.
+    if form.suffixes[0] in (".csv", ".json") and len(set(videos.values())) < len(videos):
+        raise UsageError(f"two videos have one name: {name} cannot tell them apart")
     options = {"timeline_start": timeline_start} if name == "resolve-markers" else {}
     return form.render(clips, **options)
 

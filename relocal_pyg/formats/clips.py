@@ -16,11 +16,12 @@ import xml.etree.ElementTree as ET
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
+from pathlib import PurePath
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 from relocal_pyg.errors import UsageError, check_number
-from relocal_pyg.formats.rows import video_of
+from relocal_pyg.formats.rows import safe_name
 
 if TYPE_CHECKING:
     from relocal_pyg.moments import Moment
@@ -28,19 +29,11 @@ if TYPE_CHECKING:
 #: Below this probability a reference may not hold what is looked for.
 DOUBT = 0.5
 
-#: Frame rates of editing timelines; a measured rate this close to one is that one.
-TIMELINE_RATES = tuple(
-    sorted(
-        [Fraction(base) for base in (24, 25, 30, 48, 50, 60)]
-        + [Fraction(base * 1000, 1001) for base in (24, 30, 48, 60)]
-    )
-)
 _DROP_RATES = (Fraction(30000, 1001), Fraction(60000, 1001))
-_SNAP = Fraction(4, 10_000)
 
 _TIMECODE = re.compile(r"(\d{1,2}):(\d{2}):(\d{2})([:;.,])(\d{2,3})")
 # What XML 1.0 cannot hold, and what ends a line somewhere.
-_CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff\ufffe\uffff]+")
+_CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff\ufffe\uffff]")
 
 
 @dataclass(frozen=True)
@@ -76,13 +69,14 @@ class Source:
 
     @property
     def name(self) -> str:
-        """File name, on one line."""
-        return one_line(re.split(r"[/\\]", self.path)[-1]) or "video"
+        """File name, on one line, its blanks as they are."""
+        return _CONTROL.sub("_", re.split(r"[/\\]", self.path)[-1]) or "video"
 
     @property
     def video_id(self) -> str:
-        """What annotations call the video."""
-        return one_line(self.id or video_of(self.name))
+        """What annotations call the video: the id that its file has in a folder."""
+        file = re.split(r"[/\\]", self.path)[-1]
+        return _CONTROL.sub(" ", self.id) or safe_name(PurePath(file).stem) or "video"
 
     @property
     def url(self) -> str:
@@ -233,18 +227,6 @@ def one_line(text: str) -> str:
     return " ".join(_CONTROL.sub(" ", text).split())
 
 
-def timeline_rate(rate: float | Fraction) -> Fraction:
-    """The exact rate behind a measured or rounded one; others stay as they are.
-
-    Example:
-        >>> timeline_rate(29.97), timeline_rate(Fraction(19001, 634)), timeline_rate(12.5)
-        (Fraction(30000, 1001), Fraction(30000, 1001), Fraction(25, 2))
-    """
-    exact = Fraction(rate).limit_denominator(1_000_000)
-    nearest = min(TIMELINE_RATES, key=lambda known: abs(known - exact))
-    return nearest if abs(nearest - exact) <= _SNAP * nearest else exact
-
-
 def clip_frames(clip: Clip, rate: Fraction) -> tuple[int, int]:
     """First frame of a clip and the frame after its last; at least one frame, inside the video."""
     begin = Fraction(clip.source.first_picture)
@@ -348,17 +330,20 @@ def json_text(value: Any) -> str:
 def xml_text(root: ET.Element, doctype: str = "") -> str:
     """XML, indented, with its declaration and a document type by name."""
     ET.indent(root, " ")
-    head = '<?xml version="1.0" encoding="UTF-8"?>\n' + (
-        f"<!DOCTYPE {doctype}>\n" if doctype else ""
-    )
+    head = '<?xml version="1.0" encoding="UTF-8"?>\n'
+    head += f"<!DOCTYPE {doctype}>\n" if doctype else ""
     return head + ET.tostring(root, encoding="unicode") + "\n"
 
 
 def table_text(rows: Iterable[Sequence[Any]]) -> str:
     """Rows as comma-separated text with Unix line ends."""
-    stream = io.StringIO()
-    csv.writer(stream, lineterminator="\n").writerows(rows)
-    return stream.getvalue()
+    lines = []
+    for row in rows:
+        stream = io.StringIO()
+        # With this end of a line a cell that holds a lone carriage return is quoted too.
+        csv.writer(stream, lineterminator="\r\n").writerow(row)
+        lines.append(stream.getvalue().removesuffix("\r\n") + "\n")
+    return "".join(lines)
 
 
 def plain(seconds: float) -> str:

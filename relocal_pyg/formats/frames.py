@@ -6,7 +6,7 @@ counts from it (EDL, OTIO, FCPXML) and stated where it does not (Final Cut Pro 7
 
 from __future__ import annotations
 
-import json
+import warnings
 import xml.etree.ElementTree as ET
 from collections.abc import Sequence
 from fractions import Fraction
@@ -15,7 +15,6 @@ from typing import Any
 
 from relocal_pyg.errors import UsageError
 from relocal_pyg.formats.clips import (
-    TIMELINE_RATES,
     Clip,
     Source,
     by_source,
@@ -27,6 +26,7 @@ from relocal_pyg.formats.clips import (
     timecode,
     xml_text,
 )
+from relocal_pyg.formats.rows import TIMELINE_RATES
 
 _MAX_EVENTS = 999
 
@@ -43,7 +43,7 @@ def resolve_markers(clips: Sequence[Clip], timeline_start: str = "01:00:00:00") 
             timecode.
     """
     rate = _shared_rate(clips, "Resolve markers", TIMELINE_RATES)
-    begin, drop = frame_number(timeline_start, rate)
+    begin, drop = _same_day(clips, rate, *frame_number(timeline_start, rate))
     lines = [f"TITLE: {clips[0].source.name}", _count_mode(drop), ""]
     for number, clip in enumerate(clips, start=1):
         first, stop = clip_frames(clip, rate)
@@ -67,10 +67,14 @@ def cut_list(clips: Sequence[Clip]) -> str:
     rate = _shared_rate(clips, "a cut list", TIMELINE_RATES)
     if len(clips) > _MAX_EVENTS:
         raise UsageError(f"a cut list holds {_MAX_EVENTS} cuts, these are {len(clips)}")
-    drop = start_frame(clips[0].source, rate)[1]
+    begins = {
+        source.path: _same_day(group, rate, *start_frame(source, rate))
+        for source, group in by_source(clips)
+    }
+    drop = begins[clips[0].source.path][1]
     lines = [f"TITLE: {clips[0].source.name}", _count_mode(drop), ""]
     for number, (clip, first, stop, at) in enumerate(_in_a_row(clips, rate), start=1):
-        begin, source_drop = start_frame(clip.source, rate)
+        begin, source_drop = begins[clip.source.path]
         times = [timecode(begin + frame, rate, source_drop) for frame in (first, stop)]
         times += [timecode(frame, rate, drop) for frame in (at, at + stop - first)]
         lines += [
@@ -143,7 +147,7 @@ def otio(clips: Sequence[Clip]) -> str:
     track = {"OTIO_SCHEMA": "Track.1", "name": "V1", "kind": "Video", "children": children}
     stack = {"OTIO_SCHEMA": "Stack.1", "name": "tracks", "children": [track]}
     timeline = {"OTIO_SCHEMA": "Timeline.1", "name": clips[0].source.name, "tracks": stack}
-    return json.dumps(timeline, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+    return json_text(timeline)
 
 
 def xmeml(clips: Sequence[Clip]) -> str:
@@ -230,27 +234,15 @@ def fcpxml(clips: Sequence[Clip]) -> str:
     library = ET.SubElement(root, "library")
     event = ET.SubElement(library, "event", name="relocal")
     project = ET.SubElement(event, "project", name=clips[0].source.name)
-    sequence = ET.SubElement(
-        project,
-        "sequence",
-        format="r1",
-        duration=time(rows[-1][3] + rows[-1][2] - rows[-1][1]),
-        tcStart="0s",
-        tcFormat=_mode(start_frame(clips[0].source, rate)[1]),
-    )
+    length, mode = rows[-1][3] + rows[-1][2] - rows[-1][1], start_frame(clips[0].source, rate)[1]
+    layout = {"format": "r1", "duration": time(length), "tcStart": "0s", "tcFormat": _mode(mode)}
+    sequence = ET.SubElement(project, "sequence", layout)
     spine = ET.SubElement(sequence, "spine")
     for clip, first, stop, at in rows:
         begin, drop = start_frame(clip.source, rate)
-        item = ET.SubElement(
-            spine,
-            "asset-clip",
-            ref=assets[clip.source.path],
-            name=one_line(clip.name),
-            offset=time(at),
-            start=time(begin + first),
-            duration=time(stop - first),
-            tcFormat=_mode(drop),
-        )
+        span = {"offset": time(at), "start": time(begin + first), "duration": time(stop - first)}
+        what = {"ref": assets[clip.source.path], "name": one_line(clip.name)}
+        item = ET.SubElement(spine, "asset-clip", what | span, tcFormat=_mode(drop))
         marker = {"start": time(begin + first), "duration": time(1), "value": clip.caption}
         ET.SubElement(item, "marker", marker, note=one_line(clip.label))
     return xml_text(root, "fcpxml")
@@ -304,6 +296,7 @@ def cvat(clips: Sequence[Clip]) -> str:
     spans = [clip_frames(clip, rate) for clip in clips]
     frames = source.frame_count or max(stop for _, stop in spans)
     width, height = (str(side) for side in source.size)
+    picture = {"xtl": "0.00", "ytl": "0.00", "xbr": f"{width}.00", "ybr": f"{height}.00"}
     root = ET.Element("annotations")
     ET.SubElement(root, "version").text = "1.1"
     task = ET.SubElement(ET.SubElement(root, "meta"), "task")
@@ -317,19 +310,8 @@ def cvat(clips: Sequence[Clip]) -> str:
         # A frame after the end hides the box; where the video ends there is no such frame.
         marks += [(stop, "1")] if stop < frames else [(stop - 1, "0")] if stop - 1 > first else []
         for frame, outside in marks:
-            ET.SubElement(
-                track,
-                "box",
-                frame=str(frame),
-                outside=outside,
-                occluded="0",
-                keyframe="1",
-                xtl="0.00",
-                ytl="0.00",
-                xbr=f"{width}.00",
-                ybr=f"{height}.00",
-                z_order="0",
-            )
+            facts = {"frame": str(frame), "outside": outside, "occluded": "0", "keyframe": "1"}
+            ET.SubElement(track, "box", facts | picture, z_order="0")
     return xml_text(root)
 
 
@@ -361,6 +343,16 @@ def _in_a_row(clips: Sequence[Clip], rate: Fraction) -> list[tuple[Clip, int, in
     spans = [clip_frames(clip, rate) for clip in clips]
     starts = accumulate((stop - first for first, stop in spans), initial=0)
     return [(clip, *span, at) for clip, span, at in zip(clips, spans, starts, strict=False)]
+
+
+def _same_day(clips: Sequence[Clip], rate: Fraction, begin: int, drop: bool) -> tuple[int, bool]:
+    """Where clips of one video are counted from; 0 where their timecode would pass midnight."""
+    midnight, _ = frame_number("24:00:00;00" if drop else "24:00:00:00", rate)
+    if begin and begin + max(clip_frames(clip, rate)[1] for clip in clips) >= midnight:
+        text = f"{clips[0].source.path}: timecode passes midnight, counted from 0: export .otio"
+        warnings.warn(text, stacklevel=2)
+        begin = 0
+    return begin, drop
 
 
 def _count_mode(drop: bool) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
+import warnings
 from bisect import bisect_right
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -13,6 +14,7 @@ from functools import cache, partial
 from itertools import accumulate
 from typing import Any
 
+from relocal_pyg.errors import ascii_line
 from relocal_pyg.formats.rows import (
     MAX_ROWS,
     Importer,
@@ -63,12 +65,18 @@ def _saved_query(content: Mapping[str, Any], importer: Importer) -> Iterator[Row
     label = video_of(str(importer.path))
     span = content.get("query_span")
     if isinstance(span, list) and len(span) == 2 and None not in span:
-        yield Row(video_of(str(content.get("query"))), span[0], span[1], label, "query")
+        yield Row(_saved_video(content.get("query")), span[0], span[1], label, "query")
     for kind in ("examples", "moments"):
         for number, each in enumerate(_dicts(content.get(kind)), start=1):
             if each.get("good") is True:
-                video = video_of(str(each.get("video")))
+                video = _saved_video(each.get("video") or content.get("reference"))
                 yield Row(video, each.get("start"), each.get("end"), label, f"{kind} {number}")
+
+
+def _saved_video(place: object) -> str:
+    """Id of a video from its file, or from ``features.h5::ID``."""
+    features = re.fullmatch(r".*?\.\w+::(.+)", str(place), re.DOTALL)
+    return features[1] if features else video_of(str(place))
 
 
 def table_rows(text: str, importer: Importer) -> Iterator[Row] | None:
@@ -116,21 +124,31 @@ class _Table:
 
 
 def _label_studio(tasks: Sequence[dict[str, Any]], importer: Importer) -> Iterator[Row]:
+    predicted = 0
     for number, task in enumerate(tasks):
         name = f"task {task.get('id', number)}"
         data = task.get("data")
         if not isinstance(data, dict):
             raise importer.error("has no data: export as JSON, not JSON-MIN", name)
         texts = (text for text in (data.get("video"), *data.values(), "") if isinstance(text, str))
-        address = re.sub(".*/data/upload/(.*/)?[0-9a-f]{8}-", "/data/", next(texts))
-        video = video_of(address).rpartition("?d=")[2]
-        done = [a for a in _dicts(task.get("annotations")) if not a.get("was_cancelled")]
+        address = re.sub(r"""(?s)\A\s*<.*?\bsrc=["'](.*?)["'].*""", r"\1", next(texts))
+        served = r".*/data/(upload/(.*/)?[0-9a-f]{8}-|local-files/\?d=)"
+        video = importer.id_of(address, re.sub(served, "/data/", address))
+        given = _dicts(task.get("annotations"))
+        done = [answer for answer in given if not answer.get("was_cancelled")]
+        guessed = [] if given else _dicts(task.get("predictions"))[:1]
+        predicted += len(guessed)
+        if given and not done:
+            importer.reject(name, "was skipped by its annotator")
         for other in done[1:]:
             importer.reject(f"{name} annotation {other.get('id', '')}", "is of a further annotator")
-        for answer in done[:1] or _dicts(task.get("predictions"))[:1]:
+        for answer in done[:1] or guessed:
             for place, result in enumerate(_dicts(answer.get("result"))):
                 record = f"{name} result {result.get('id', place)}"
                 yield from _label_studio_rows(result, video, data.get("fps"), importer, record)
+    if predicted:
+        text = f"{importer.path}: predictions were read of tasks without annotations: {predicted}"
+        warnings.warn(ascii_line(text), stacklevel=2)
 
 
 def _label_studio_rows(
@@ -162,7 +180,7 @@ def _via(content: Mapping[str, Any], importer: Importer) -> Iterator[Row]:
         view = content["view"].get(view_id)
         fids = view.get("fid_list") if isinstance(view, dict) else None
         files = [content["file"].get(str(f)) for f in (fids if isinstance(fids, list) else [])]
-        names = [video_of(str(file.get("fname", ""))) for file in _dicts(files)]
+        names = [importer.id_of(str(file.get("fname", ""))) for file in _dicts(files)]
         return importer.video(names) if names else None
 
     for key, entry in content["metadata"].items():
@@ -206,7 +224,7 @@ def _via_records(
             times = [parse_seconds(end) for end in ends if end]
         place = _loads(cells.get("spatial_coordinates"))
         label = _via_label(values, attributes, importer)
-        ids = [video_of(str(name)) for name in names]
+        ids = [importer.id_of(str(name)) for name in names]
         video = partial(importer.video, ids) if ids else lambda: None
         yield from _via_rows(video, Row("", times, None, label, record), place, importer)
 
@@ -275,7 +293,7 @@ class _Observation:
         importer: Importer,
         ordered: bool = True,
     ) -> None:
-        self.names = [video_of(file) for file in files]
+        self.names = [importer.id_of(file) for file in files]
         self.lengths, self.offset, self.importer = lengths, offset, importer
         # Where each begins; not a number after one of unknown length.
         first = 0.0 if ordered or len(files) == 1 else math.nan
@@ -358,7 +376,7 @@ class _Observation:
 def _boris_project(content: Mapping[str, Any], importer: Importer) -> Iterator[Row]:
     behaviours = content["behaviors_conf"]
     entries = behaviours.values() if isinstance(behaviours, dict) else []
-    kinds = {entry.get("code"): str(entry.get("type")) for entry in _dicts(list(entries))}
+    kinds = {str(entry.get("code")): str(entry.get("type")) for entry in _dicts(list(entries))}
     for name, given in content["observations"].items():
         record = f"observation {name!r}"
         given = given if isinstance(given, dict) else {}

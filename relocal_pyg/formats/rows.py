@@ -10,17 +10,19 @@ from __future__ import annotations
 import csv
 import math
 import re
+import warnings
 import xml.etree.ElementTree as ET
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from fractions import Fraction
 from functools import cache
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
 from xml.parsers import expat
 
-from relocal_pyg.errors import AnnotationError, UsageError, check_number
-from relocal_pyg.io.read import NOTHING, lines_of, parse_time
+from relocal_pyg.errors import AnnotationError, UsageError, ascii_line, check_number
+from relocal_pyg.io.read import NOTHING, lines_of, parse_time, tidy
 
 #: Annotations, and lines of a table, that one file may hold.
 MAX_ROWS = 250_000
@@ -40,6 +42,15 @@ _ATTRIBUTES = frozenset(
         *("frame", "id", "label", "outside", "task_id"),
     ]
 )
+
+#: Frame rates of editing timelines; a measured rate this close to one is that one.
+TIMELINE_RATES = tuple(
+    sorted(
+        [Fraction(base) for base in (24, 25, 30, 48, 50, 60)]
+        + [Fraction(base * 1000, 1001) for base in (24, 30, 48, 60)]
+    )
+)
+_SNAP = Fraction(4, 10_000)
 
 
 @dataclass(frozen=True)
@@ -97,15 +108,27 @@ class Importer:
         path: The file.
         options: What it leaves open.
         reject: Takes the name of a record that is set aside, and why.
+        addresses: The address that gave each id of a video, as :meth:`id_of` met it.
     """
 
     path: str | Path
     options: ImportOptions
     reject: Callable[[str, str], None]
+    addresses: dict[str, str] = field(default_factory=dict)
 
     def error(self, reason: str, record: str | None = None) -> AnnotationError:
         """An error that names the file."""
         return AnnotationError(reason, file=self.path, record=record)
+
+    def id_of(self, address: str, short: str | None = None) -> str:
+        """Id of a video by its address, or a shorter one; a warning where another has the same."""
+        name = video_of(short or address)
+        first = self.addresses.setdefault(name, address)
+        if first not in ("", address):
+            self.addresses[name] = ""  # said once
+            text = f"{self.path}: {first} and {address} are both taken for the video {name}"
+            warnings.warn(ascii_line(text), stacklevel=2)
+        return name
 
     def video(self, names: Sequence[str]) -> str:
         """The one video, or that of several which the options name.
@@ -124,7 +147,7 @@ class Importer:
         return wanted
 
     def fps(self, stated: Any, record: str | None = None) -> float:
-        """Frames per second: as the file states, else as the options do.
+        """Frames per second: as the file states, else as the options do; rounded ones exact.
 
         Raises:
             AnnotationError: Neither does.
@@ -134,7 +157,7 @@ class Importer:
             raise self.error(
                 "counts frames and does not say how fast: relocal convert --fps", record
             )
-        return rate
+        return float(timeline_rate(rate)) or rate
 
     def label(self, label: str, modifiers: Iterable[str]) -> str:
         """A label with its modifiers, where they are wanted."""
@@ -226,9 +249,30 @@ def video_of(name: str) -> str:
         >>> video_of("file:///C:/films/my%20film.mp4"), video_of("C:\\films\\day 1.5.mov")
         ('my film', 'day 1.5')
     """
+    if re.match("https?:", name):  # elsewhere these are letters of a name
+        name = re.sub("[?#].*", "", name)
     plain = unquote(name) if re.match(r"(file|https?|s3|gs):|\.\.?/|/data/", name) else name
-    last = re.split(r"[/\\]", plain.strip())[-1]
-    return re.sub(r"(?<=.)\.(?=[0-9]*[A-Za-z])[0-9A-Za-z]{2,5}$", "", last)
+    last = tidy(re.split(r"[/\\]", plain)[-1])
+    suffix = r"(?<=.)\.(mpeg-4|dvr-ms|26[45]|(?=[0-9]*[a-z])[0-9a-z]{2,5})$"
+    return safe_name(re.sub(suffix, "", last, flags=re.IGNORECASE | re.ASCII))
+
+
+def safe_name(stem: str) -> str:
+    """Composed text of at most 255 bytes; what cannot be printed, and slashes, are ``_``."""
+    safe = "".join(c if c.isprintable() and c not in "/\\" else "_" for c in tidy(stem))
+    return safe.encode()[:255].decode(errors="ignore")
+
+
+def timeline_rate(rate: float | Fraction) -> Fraction:
+    """The exact rate behind a measured or rounded one; others stay as they are.
+
+    Example:
+        >>> timeline_rate(29.97), timeline_rate(Fraction(19001, 634)), timeline_rate(12.5)
+        (Fraction(30000, 1001), Fraction(30000, 1001), Fraction(25, 2))
+    """
+    exact = Fraction(rate).limit_denominator(1_000_000)
+    nearest = min(TIMELINE_RATES, key=lambda known: abs(known - exact))
+    return nearest if abs(nearest - exact) <= _SNAP * nearest else exact
 
 
 def finite(value: Any) -> float | None:
@@ -343,7 +387,7 @@ def _elan(root: ET.Element, importer: Importer) -> Iterator[Row]:
     if len(films) == 1 and importer.options.media is None:  # the others are its sound
         media = films
     addresses = (m.get("RELATIVE_MEDIA_URL") or m.get("MEDIA_URL") or "" for m in media)
-    names = [video_of(address) for address in addresses]
+    names = [(importer.id_of if media == films else video_of)(address) for address in addresses]
     video = importer.video(names or [Path(importer.path).stem])
     origin = 0.0
     if names:  # what comes before time 0 of the document
@@ -406,7 +450,9 @@ def _cvat(root: ET.Element, importer: Importer) -> Iterator[Row]:
     tasks = [*root.iterfind("meta/task"), *root.iterfind("meta/project/tasks/task")]
     tasks += root.iterfind("meta/job")
     videos = {
-        task.findtext("id", ""): video_of(task.findtext("source") or task.findtext("name") or "")
+        task.findtext("id", ""): importer.id_of(
+            task.findtext("source") or task.findtext("name") or ""
+        )
         for task in tasks
     }
     tracks = root.findall("track")

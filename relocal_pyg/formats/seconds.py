@@ -50,19 +50,19 @@ def ffmpeg_chapters(clips: Sequence[Clip]) -> str:
     """Chapters for ``ffmpeg -i VIDEO -i FILE -map 0 -map_chapters 1 -c copy OUT``, milliseconds.
 
     MP4 lets each chapter run to the next: gaps are chapters named ``-``, and where clips overlap
-    the earlier one ends at the start of the later.
+    the earlier one ends at the start of the later; those that start as one are one.
     """
     spans: list[tuple[int, int, str]] = []
     last = 0
-    starts = [_milliseconds(clip.start) for clip in clips]
-    for clip, start, following in zip(clips, starts, [*starts[1:], None], strict=True):
-        end = max(_milliseconds(clip.end), start + 1)
+    groups: dict[int, list[Clip]] = {}
+    for clip in clips:
+        groups.setdefault(_milliseconds(clip.start), []).append(clip)
+    for (start, group), following in zip(groups.items(), [*groups, None][1:], strict=True):
+        end = max(_milliseconds(max(clip.end for clip in group)), start + 1)
         end = end if following is None else min(end, following)
-        if end <= start:
-            continue  # one that starts with it stands for both
         if start > last:
             spans.append((last, start, "-"))
-        spans.append((start, end, clip.name))
+        spans.append((start, end, ", ".join(clip.name for clip in group)))
         last = end
     duration = clips[0].source.duration
     if duration is not None and _milliseconds(duration) > last:
@@ -94,7 +94,7 @@ def youtube_chapters(clips: Sequence[Clip]) -> str:
         if start - before >= YOUTUBE_SECONDS and start <= latest:
             chapters.append((start, name))
             continue
-        joined += start > before
+        joined += start > before or text != "Start"
         chapters[-1] = before, name if text == "Start" else f"{text}, {name}"
     if joined:
         warnings.warn(
@@ -181,21 +181,14 @@ def elan(clips: Sequence[Clip]) -> str:
         name = "relocal" if lane == 1 else f"relocal-{lane}"
         tier = ET.SubElement(root, "TIER", LINGUISTIC_TYPE_REF="default-lt", TIER_ID=name)
         for clip in row:
+            facts = {"TIME_SLOT_REF1": slots[clip.start], "TIME_SLOT_REF2": slots[clip.end]}
+            facts = {"ANNOTATION_ID": f"a{next(numbers)}", **facts}
             annotation = ET.SubElement(
-                ET.SubElement(tier, "ANNOTATION"),
-                "ALIGNABLE_ANNOTATION",
-                ANNOTATION_ID=f"a{next(numbers)}",
-                TIME_SLOT_REF1=slots[clip.start],
-                TIME_SLOT_REF2=slots[clip.end],
+                ET.SubElement(tier, "ANNOTATION"), "ALIGNABLE_ANNOTATION", facts
             )
             ET.SubElement(annotation, "ANNOTATION_VALUE").text = one_line(clip.label)
-    ET.SubElement(
-        root,
-        "LINGUISTIC_TYPE",
-        GRAPHIC_REFERENCES="false",
-        LINGUISTIC_TYPE_ID="default-lt",
-        TIME_ALIGNABLE="true",
-    )
+    kind = {"GRAPHIC_REFERENCES": "false", "LINGUISTIC_TYPE_ID": "default-lt"}
+    ET.SubElement(root, "LINGUISTIC_TYPE", kind, TIME_ALIGNABLE="true")
     return xml_text(root)
 
 
@@ -236,16 +229,12 @@ def via(clips: Sequence[Clip]) -> str:
             "av": {"1": one_line(clip.label)},
         }
     editor = {f"{name}_metadata_editor_visible": True for name in ("file", "temporal_segment")}
+    attribute = {"aname": "label", "anchor_id": "FILE1_Z2_XY0", "type": 1, "desc": "What happens"}
+    attribute |= {"options": {}, "default_option_id": ""}
+    marks = {"pid": "ID", "rev": "REV_ID", "rev_timestamp": "REV_TIMESTAMP"}  # VIA fills them in
+    about = {"project_name": "relocal", "creator": "relocal", "created": 0, "vid_list": [*views]}
     project = {
-        "project": {
-            "pid": "__VIA_PROJECT_ID__",
-            "rev": "__VIA_PROJECT_REV_ID__",
-            "rev_timestamp": "__VIA_PROJECT_REV_TIMESTAMP__",
-            "project_name": "relocal",
-            "creator": "relocal",
-            "created": 0,
-            "vid_list": list(views),
-        },
+        "project": {key: f"__VIA_PROJECT_{mark}__" for key, mark in marks.items()} | about,
         "config": {
             "file": {"loc_prefix": {str(place): "" for place in range(1, 5)}},
             "ui": {
@@ -256,16 +245,7 @@ def via(clips: Sequence[Clip]) -> str:
                 "gtimeline_visible_row_count": "4",
             },
         },
-        "attribute": {
-            "1": {
-                "aname": "label",
-                "anchor_id": "FILE1_Z2_XY0",
-                "type": 1,
-                "desc": "What happens",
-                "options": {},
-                "default_option_id": "",
-            }
-        },
+        "attribute": {"1": attribute},
         "file": files,
         "metadata": metadata,
         "view": views,

@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 
 from relocal_pyg.errors import OutputError, UsageError, VideoError
-from relocal_pyg.formats.clips import TIMELINE_RATES, Source, timeline_rate
+from relocal_pyg.formats.clips import Source
+from relocal_pyg.formats.rows import TIMELINE_RATES, timeline_rate
 from relocal_pyg.io.read import parse_time
 from relocal_pyg.io.write import replace_file
 from relocal_pyg.video.container import (
@@ -69,8 +70,10 @@ def describe_source(path: str | Path, video_id: str = "", duration: float | None
     length = info.duration
     if duration is not None and (length is None or abs(duration - length) > 1):
         length, count = duration, 0  # such as a clock that starts again
-    if rate is not None and length is not None and (variable or not count):
-        count = round((length - info.start) * float(rate))
+    shown = None if rate is None or length is None else (length - info.start) * float(rate)
+    # An edit list may leave out some of the frames that the header counts.
+    if shown is not None and (variable or not count or abs(count - shown) > 1):
+        count = round(shown)
     return Source(
         path=str(path),
         duration=length,

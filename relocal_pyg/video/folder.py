@@ -39,7 +39,7 @@ from relocal_pyg.errors import (
     VideoError,
     check_number,
 )
-from relocal_pyg.io.read import tidy
+from relocal_pyg.formats.rows import safe_name
 from relocal_pyg.io.write import check_output, forced, replace_file, writing
 from relocal_pyg.video.backbones import Backbone
 from relocal_pyg.video.decode import unreported, warn_of
@@ -343,9 +343,7 @@ def video_id(path: str | Path) -> str:
         >>> video_id("clips/my holiday.mp4"), video_id("a\\b.mkv")
         ('my holiday', 'a_b')
     """
-    stem = tidy(Path(path).stem)
-    safe = "".join(c if c.isprintable() and c not in "/\\" else "_" for c in stem)
-    safe = safe.encode()[:255].decode(errors="ignore")
+    safe = safe_name(Path(path).stem)
     return "_" if safe in ("", ".", "..") else safe
 
 

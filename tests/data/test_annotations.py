@@ -117,6 +117,19 @@ def test_bad_ids_are_set_aside(tmp_path: Path, video_id: str) -> None:
     assert quarantine.summary().isprintable()
 
 
+def test_the_actions_of_a_video_that_is_left_out_are_counted(tmp_path: Path) -> None:
+    database = {"v": entry(GOOD), "a/b": entry(GOOD, GOOD), "w": entry(GOOD, duration=-1)}
+    quarantine = Quarantine()
+    read_activitynet(write(tmp_path, database), quarantine=quarantine)
+    text = "video,start,end,label,duration\na,1,2,x,9\nb,1,2,x,5\nb,3,4,x,6\nb,4,5,x,6\n"
+    read_csv(table(tmp_path, text), quarantine=quarantine)
+    assert [entry.reason.partition(" (")[2] for entry in quarantine.records] == [
+        "actions left out with it: 2)",
+        "actions left out with it: 1)",
+        "actions left out with it: 3)",
+    ]
+
+
 def test_a_duplicate_counts_once_and_is_reported(tmp_path: Path) -> None:
     quarantine = Quarantine()
     videos = read_activitynet(write(tmp_path, {"a": entry(GOOD, GOOD)}), quarantine=quarantine)

@@ -23,14 +23,8 @@ from hypothesis import strategies as st
 from relocal_pyg.data.annotations import read_activitynet, read_csv
 from relocal_pyg.errors import UsageError
 from relocal_pyg.formats import FORMATS, Clip, Source, export_clips, format_of, render, to_clips
-from relocal_pyg.formats.clips import (
-    clip_frames,
-    frame_number,
-    one_line,
-    start_frame,
-    timecode,
-    timeline_rate,
-)
+from relocal_pyg.formats.clips import clip_frames, frame_number, one_line, start_frame, timecode
+from relocal_pyg.formats.rows import timeline_rate
 from relocal_pyg.moments import Moment
 
 NTSC_24, NTSC_30, NTSC_60 = (Fraction(base * 1000, 1001) for base in (24, 30, 60))
@@ -288,11 +282,13 @@ def test_chapters_in_ffmpeg(tmp_path_factory, clips):
     for (_, end, _), (start, _, _) in zip(chapters, chapters[1:], strict=False):
         assert start == end  # what MP4 asks for
     starts = [round(clip.start * 1000) for clip in clips] + [None]
-    wanted = [
-        (clip.start, clip.end if following is None else min(clip.end, following / 1000), clip.name)
-        for clip, start, following in zip(clips, starts, starts[1:], strict=False)
-        if start != following
-    ]
+    times = [*dict.fromkeys(starts[:-1]), None]
+    wanted = []
+    for start, following in zip(times, times[1:], strict=False):
+        group = [clip for clip, at in zip(clips, starts, strict=False) if at == start]
+        end = max(clip.end for clip in group)
+        end = end if following is None else min(end, following / 1000)
+        wanted.append((start / 1000, end, ", ".join(clip.name for clip in group)))
     found = {round(start * 1000): (end, facts["title"]) for start, end, facts in chapters}
     for start, end, name in wanted:
         assert found[round(start * 1000)][0] == pytest.approx(end, abs=2 * MILLISECOND)
@@ -329,6 +325,16 @@ def test_youtube_says_what_it_will_not_show(holiday):
     assert text == "0:00 Start\n0:20 moment 1, moment 2\n0:40 moment 3\n"
     with pytest.warns(UserWarning, match="from 3 on"):
         assert render("youtube", holiday) == "0:00 moment 1\n"
+
+
+def test_moments_that_start_as_one_share_a_chapter(holiday):
+    spans = [(1.0, 9.0), (1.0, 4.0), (30.0, 31.0)]
+    found = to_clips([(holiday[0].source, Moment(*span, 0.5)) for span in spans], "x")
+    chapters = re.findall(r"START=(\d+)\nEND=(\d+)\ntitle=(m.*)", render("ffmpeg-chapters", found))
+    assert chapters == [("1000", "9000", "moment 1, moment 2"), ("30000", "31000", "moment 3")]
+    with pytest.warns(UserWarning, match="2 moments joined") as said:
+        assert render("youtube", found) == "0:00 moment 1, moment 2\n0:30 moment 3\n"
+    assert len(said) == 2  # and that there are too few
 
 
 @given(clips())
@@ -648,6 +654,15 @@ def test_several_videos(tmp_path):
         render("srt", found)
 
 
+@pytest.mark.parametrize("name", ["csv", "annotations", "activitynet", "via", "label-studio"])
+def test_two_videos_of_one_name_are_not_made_one(name):
+    films = [Source(f"/cam{number}/day.mp4", 60.0, Fraction(25), 1500) for number in (1, 2)]
+    clips = [Clip(film, 1.0, 2.0, "m", "run") for film in films]
+    with pytest.raises(UsageError, match="two videos have one name"):
+        render(name, clips)
+    assert render("otio", clips).count("/cam2/day.mp4") == 1  # whole paths stand there
+
+
 def test_names_that_no_file_format_can_hold(tmp_path):
     source = Source("/films/\udcff\n\x01|.mp4", 60.0, Fraction(25), 1500, None, (64, 36))
     clips = [Clip(source, 1.0, 1.0, "\udcff\x00a", "\u2028\ud800b\tc", 1, 0.5, 0.25, "\ud800")]
@@ -700,6 +715,23 @@ def test_a_start_timecode_that_cannot_be_is_left_aside():
     with pytest.warns(UserWarning, match="counted from 0"):
         text = render("cut-list", to_clips([(source, Moment(1, 2, 0.5))], "x"))
     assert " 00:00:01:00 00:00:02:00 " in text
+
+
+@pytest.mark.parametrize("code", ["23:00:00:00", "23:00:00;00"])
+def test_a_timecode_that_passes_midnight_is_counted_from_0(code):
+    source = Source("a.mp4", 9000.0, NTSC_30, 269_730, timecode=code)
+    clips = [Clip(source, start, start + 2, "m", "r") for start in (3500.0, 7300.0)]
+    early = render("cut-list", clips[:1])
+    assert early.splitlines()[3].split()[4].startswith("23:58:")
+    with pytest.warns(UserWarning, match="passes midnight, counted from 0: export .otio") as said:
+        text = render("cut-list", clips)
+    assert len(said) == 1
+    timeline = otio.adapters.read_from_string(text, "cmx_3600", rate=float(NTSC_30))
+    starts = [clip.source_range.start_time.value for clip in timeline.find_clips()]
+    assert starts == [clip_frames(clip, NTSC_30)[0] for clip in clips]
+    with pytest.warns(UserWarning, match="passes midnight"):
+        text = render("resolve-markers", clips, timeline_start=code)
+    assert [line.split()[4][:2] for line in text.splitlines() if " V " in line] == ["00", "02"]
 
 
 def test_every_timing_of_the_issue_is_drawn():

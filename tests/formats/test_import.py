@@ -17,6 +17,7 @@ from relocal_pyg.data.annotations import Quarantine, read_annotations, write_csv
 from relocal_pyg.errors import AnnotationError, RelocalError, UsageError
 from relocal_pyg.formats import Clip, Source, export_clips
 from relocal_pyg.formats.rows import ImportOptions, read_xml
+from relocal_pyg.video.folder import video_id
 
 
 def rows(path, quarantine=None, **options):
@@ -286,6 +287,26 @@ def test_boris_project_offsets_live_and_unknown_lengths(tmp_path):
         rows(put(tmp_path, "c.boris", unknown))
 
 
+def test_a_code_that_is_no_text(tmp_path):
+    content = project(
+        events=[[1.0, "", "a", "", ""], [2.0, "", "s", "", ""], [3.0, "", "s", "", ""]]
+    )
+    content["behaviors_conf"]["9"] = {"code": ["a"], "type": "State event"}
+    quarantine = Quarantine()
+    assert len(rows(put(tmp_path, "a.boris", content), quarantine)) == 1
+    reason = "'a' is none of the project's behaviours"
+    assert reasons(quarantine) == [("observation 'o' event 0", reason)]
+
+
+@pytest.mark.parametrize(("length", "kept"), [("10.004", 2), ("12", 0)])
+def test_observations_that_differ_on_a_duration(tmp_path, length, kept):
+    head = "Observation id,Media duration (s),Subject,Behavior,Behavior type,Start (s),Stop (s)"
+    text = f"{head},Media file name\none,10.0,,run,STATE,1,2,a.mp4\nb,9,,run,STATE,1,2,b.mp4\n"
+    text += f"two,{length},,run,STATE,3,4,a.mp4\n"
+    found = rows(put(tmp_path, "a.csv", text))
+    assert [row[5] for row in found if row[0] == "a"] == [10.004] * kept
+
+
 # VIA 3
 
 
@@ -347,6 +368,27 @@ def test_via_tables(tmp_path):
     assert rows(put(tmp_path, "b.csv", old)) == [("c", 1.5, 2.0, "run", "", None)]
 
 
+@pytest.mark.parametrize(
+    ("query", "reference", "ids"),
+    [
+        ("clips/salto.mp4", "films/monday.mp4", ("salto", "monday")),
+        ("lib.h5::v_1", "lib.h5::d::x.mp4", ("v_1", "d::x.mp4")),
+    ],
+)
+def test_a_saved_query(tmp_path, query, reference, ids):
+    content = {"schema": "relocal_pyg.moments/1", "query": query, "query_span": [0, 2]}
+    content |= {"reference": reference, "examples": []}
+    moments = [{"start": 4, "end": 5, "good": True}, {"start": 6, "end": 7, "good": False}]
+    moments.append({"video": reference, "start": 8, "end": 9, "good": True})
+    file = put(tmp_path, "jump.json", {**content, "moments": moments})
+    clip, film = ids
+    assert rows(file) == [
+        (clip, 0, 2, "jump", "", None),
+        (film, 4, 5, "jump", "", None),
+        (film, 8, 9, "jump", "", None),
+    ]
+
+
 # Label Studio and CVAT
 
 
@@ -392,6 +434,70 @@ def test_label_studio(tmp_path):
     ]
     with pytest.raises(AnnotationError, match="not JSON-MIN"):
         rows(put(tmp_path, "d.json", [{"video": "a.mp4", "label": []}]))
+
+
+@pytest.mark.parametrize(
+    ("address", "name"),
+    [
+        ("https://h.org/films/day.mp4?dl=0", "day"),
+        ("http://h.org/day%231.mp4#t=3", "day#1"),
+        ("what?.mp4", "what?"),
+        ("<video src='/data/upload/z.mp4' width=\"9\"/>", "z"),
+        ('<div><video controls src="https://h.org/a/z.mp4?x=1"></video></div>', "z"),
+    ],
+)
+def test_addresses_of_the_web(tmp_path, address, name):
+    file = put(tmp_path, "a.json", [task(address, [stretch(1, 10, "x")], fps=10)])
+    assert rows(file) == [(name, 0.0, 1.0, "x", "", None)]
+
+
+def test_predictions_count_only_where_nobody_answered(tmp_path):
+    cancelled = {"id": 1, "was_cancelled": True, "result": []}
+    tasks = [
+        {"id": number, "data": {"video": f"{name}.mp4", "fps": 10}, "annotations": given}
+        for number, (name, given) in enumerate([("a", []), ("b", [cancelled])])
+    ]
+    for each in tasks:
+        each["predictions"] = [{"result": [stretch(11, 20, "x")]}]
+    quarantine = Quarantine()
+    with pytest.warns(UserWarning, match="predictions were read of tasks without annotations: 1"):
+        found = rows(put(tmp_path, "a.json", tasks), quarantine)
+    assert found == [("a", 1.0, 2.0, "x", "", None)]
+    assert reasons(quarantine) == [("task 1", "was skipped by its annotator")]
+
+
+@pytest.mark.parametrize(
+    ("one", "two"),
+    [
+        ("/data/local-files/?d=cam1/day.mp4", "/data/local-files/?d=cam2/day.mp4"),
+        ("/data/upload/1/0a1b2c3d-day.mp4", "/data/upload/1/4e5f6a7b-day.mp4"),
+        ("s3://films/cam1/day.mp4", "s3://films/cam2/day.mp4"),
+    ],
+)
+def test_two_addresses_of_one_id_are_said(tmp_path, one, two):
+    tasks = [task(each, [stretch(1, 10, "x")], fps=10) for each in (one, two, two, one)]
+    with pytest.warns(UserWarning, match="are both taken for the video day") as said:
+        rows(put(tmp_path, "a.json", tasks))
+    assert len(said) == 1
+    assert one in str(said[0].message)
+    assert two in str(said[0].message)
+    rows(put(tmp_path, "b.json", tasks[1:3]))  # one address twice is one video
+
+
+@pytest.mark.parametrize(
+    ("fps", "exact"),
+    [(23.98, 24000 / 1001), (29.97, 30000 / 1001), (59.94, 60000 / 1001), (24, 24), (1e-9, 1e-9)],
+)
+def test_a_rounded_rate_is_taken_for_the_exact_one(tmp_path, fps, exact):
+    results = [stretch(90_001, 90_100, "x")]
+    wanted = [("a", pytest.approx(90_000 / exact), pytest.approx(90_100 / exact), "x", "", None)]
+    file = put(tmp_path, "a.json", [task("a.mp4", results)])
+    assert rows(file, fps=fps) == wanted
+    assert rows(put(tmp_path, "b.json", [task("a.mp4", results, fps=fps)])) == wanted
+    shown = f'<track id="0" label="x">{box(90_000, 0)}{box(90_100, 1)}</track>'
+    meta = "<meta><task><name>a.mp4</name></task></meta>"
+    cvat = put(tmp_path, "a.xml", f"<annotations>{meta}{shown}</annotations>")
+    assert rows(cvat, fps=fps) == wanted
 
 
 def box(frame, outside):
@@ -477,6 +583,30 @@ def test_a_video_of_several_files(tmp_path):
     assert rows(tmp_path / "c.csv") == [("v", 1, 2, "run", "", 9), ("v", 3, 4, "run", "", 9)]
 
 
+@pytest.mark.parametrize(("other", "warned"), [(86.2, 0), (90, 1)])
+def test_files_that_differ_on_a_duration_make_one_table(tmp_path, recwarn, other, warned):
+    one = put(tmp_path, "a.csv", "video,start,end,label,duration\nx,1,2,run,86.205\n")
+    spans = {"duration": other, "annotations": [{"segment": [3, 4], "label": "run"}]}
+    two = put(tmp_path, "b.json", {"database": {"x": spans}})
+    write_csv(
+        tmp_path / "c.csv", [v for file in (one, two) for v in read_annotations(file).values()]
+    )
+    longest = max(86.205, other)
+    assert rows(tmp_path / "c.csv") == [
+        ("x", 1, 2, "run", "", longest),
+        ("x", 3, 4, "run", "", longest),
+    ]
+    assert [str(w.message)[:31] for w in recwarn] == ["x: said to be 86.205 s and 90 s"] * warned
+
+
+@pytest.mark.parametrize("label", ["a\rb", "a\nb", "a\r\nb", "a\u2028b"])
+def test_a_label_of_several_lines_is_written_and_read_again(tmp_path, label):
+    spans = {"annotations": [{"segment": [3, 4], "label": label}], "duration": 9}
+    file = put(tmp_path, "a.json", {"database": {"x": spans}})
+    write_csv(tmp_path / "b.csv", read_annotations(file).values())
+    assert rows(tmp_path / "b.csv") == rows(file) == [("x", 3.0, 4.0, label, "", 9.0)]
+
+
 def test_given_tables(shared_data):
     folder = shared_data.parent / "cases" / "data"
     if not folder.is_dir():
@@ -490,6 +620,28 @@ def test_given_tables(shared_data):
 
 
 # Whatever comes
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("a  b.mp4", "at 3.04.05\u202fPM.mov", "a\u00a0b.mp4", "\u200eRTL\u200f.mp4", " x .mp4"),
+        *("f\u200bx.mp4", "x.264", "film.mpeg-4", "x.DVR-MS", "day.part1.mp4", "e\u0301.m2ts"),
+        *("Dr.Who.mp4", "50%25.mp4", "q?.mp4", "x" * 300 + ".mp4", "a\n\x01b.mp4"),
+    ],
+)
+@pytest.mark.parametrize(
+    ("suffix", "form"),
+    [(".eaf", "elan"), (".json", "via"), (".json", "label-studio"), (".csv", "annotations")],
+)
+@pytest.mark.filterwarnings("ignore:.*predictions were read")
+def test_a_file_has_one_id_in_a_folder_out_and_in(tmp_path, name, suffix, form):
+    source = Source(f"/films/{name}", 9.0, Fraction(25), 225)
+    assert source.name == re.sub("[\n\x01]", "_", name)
+    assert source.video_id == video_id(f"/films/{name}")
+    export_clips(tmp_path / f"a{suffix}", [Clip(source, 1.0, 2.0, "m", "run")], form)
+    (row,) = rows(tmp_path / f"a{suffix}")
+    assert row[0] == video_id(f"/films/{name}")
 
 
 def test_what_was_exported_of_features_is_read(tmp_path):
@@ -585,6 +737,7 @@ def annotations(draw):
     return list({(clip.start, clip.end, clip.label): clip for clip in clips}.values())
 
 
+@pytest.mark.filterwarnings("ignore:.*predictions were read")
 @given(annotations())
 @settings(max_examples=15, deadline=None)
 def test_round_trips_lose_nothing(tmp_path_factory, clips):

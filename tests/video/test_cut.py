@@ -1,12 +1,14 @@
 from __future__ import annotations
 
+import shutil
+import subprocess
 from fractions import Fraction
 
 import numpy as np
 import pytest
 
 from relocal_pyg.errors import OutputError, UsageError, VideoError
-from relocal_pyg.video.cut import cut_clip
+from relocal_pyg.video.cut import cut_clip, describe_source
 from relocal_pyg.video.decode import frames, probe
 
 av = pytest.importorskip("av")
@@ -109,6 +111,19 @@ def test_uneven_times_and_turned_pictures_survive(tmp_path, write_video):
         assert [t for t, _ in shown[:4]] == pytest.approx(times[:4], abs=2e-3)
         assert np.median(np.abs(shown[0][1].astype(int) - upright)) < 12
         assert probe(target).rotation == 90
+
+
+@pytest.mark.skipif(shutil.which("ffmpeg") is None, reason="no ffmpeg")
+def test_frames_before_the_edit_list_of_a_trimmed_file_are_not_counted(tmp_path, write_video):
+    whole = write_video(tmp_path / "x.mp4", moving(120), options={"g": "50"})
+    assert describe_source(whole).frame_count == 120
+    command = ["ffmpeg", "-v", "error", "-ss", "1.3", "-i", str(whole), "-c", "copy"]
+    subprocess.run([*command, str(tmp_path / "cut.mp4")], check=True)
+    with av.open(str(tmp_path / "cut.mp4")) as container:
+        assert container.streams.video[0].frames > 3.5 * 25 + 1
+    source = describe_source(tmp_path / "cut.mp4")
+    assert source.duration == pytest.approx(3.5, abs=0.01)
+    assert abs(source.frame_count - 3.5 * 25) <= 1
 
 
 def test_odd_sides_lose_a_row(tmp_path, write_video):
