@@ -546,7 +546,8 @@ def as_features(array: ArrayLike, name: str) -> Tensor:
     if tensor.shape[0] == 0 or tensor.shape[1] == 0:
         raise FeatureError(f"is empty: shape {tuple(tensor.shape)}", record=name)
     tensor = tensor.float()
-    good = (tensor.abs() < TOO_LARGE).all(dim=1)
+    # NaN is no less than anything; no copy of the rows is made.
+    good = (tensor.amax(dim=1) < TOO_LARGE) & (tensor.amin(dim=1) > -TOO_LARGE)
     if not good.all():
         first = int((~good).nonzero()[0])
         reason = "too large" if tensor[first].isfinite().all() else "not finite"

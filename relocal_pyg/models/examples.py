@@ -69,12 +69,14 @@ class Trace:
             where no example has a video around it.
         other: Mean similarity of the rest of their videos; of the reference's other steps.
         level: Similarity from which on a step shows it.
+        guessed: Whether no example says what it is to be told apart from.
     """
 
     similarity: Tensor
     own: float
     other: float
     level: float
+    guessed: bool = False
 
 
 class ByExamples(Wrapper):
@@ -242,7 +244,7 @@ def level_of(similarity: Tensor) -> Trace:
         below = below / count
         best = int((count * (len(values) - count) * (above - below).square()).argmax())
         high, low = float(above[best]), float(below[best])
-    return Trace(similarity, high, low, low + BARE_SHARE * (high - low))
+    return Trace(similarity, high, low, low + BARE_SHARE * (high - low), guessed=True)
 
 
 def _rest(example: Example) -> tuple[int, int] | None:

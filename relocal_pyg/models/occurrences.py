@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from relocal_pyg.models.base import Relocalizer
-from relocal_pyg.models.examples import Example, Trace, has_rest, trace
+from relocal_pyg.models.examples import Example, Trace, trace
 from relocal_pyg.models.similarity import BLOCK, Rows, pair_centres
 from relocal_pyg.moments import Moment
 
@@ -105,7 +105,7 @@ def occurrences(
         if not any(same_place(span, other) for other in without)
     ]
     rule = "similarity between the rest of the query's video and the query itself"
-    rule = rule if any(map(has_rest, wanted)) else GUESS
+    rule = GUESS if seen.guessed else rule
     if not spans:
         return [], count_of([], least, rule)
     places = torch.tensor(spans, dtype=torch.float32)
@@ -142,6 +142,9 @@ def occurrences(
 
 #: How many answers may lie in one place that is left out: so many more are asked for.
 ROOM = 10
+#: Of two answers with a larger tIoU only the better is given: people want other places, not other
+#: cuts of one place.
+APART = 0.2
 
 
 def same_place(first: tuple[float, float], second: tuple[float, float]) -> bool:

@@ -366,18 +366,18 @@ class SearchIndex:
                 )
                 raise FeatureError(reason, record=name)
 
-    def _video(self, video_id: str) -> tuple[Tensor, float]:
-        """Features of a video, and the duration of a step."""
+    def _place(self, video_id: str) -> tuple[Shard, int]:
+        """The shard of a video, and its number there."""
         for shard in self.shards:
             if video_id in shard.ids:
-                number = shard.ids.index(video_id)
-                return shard.video(number), float(shard.seconds_per_step[number])
+                return shard, shard.ids.index(video_id)
         raise SearchIndexError("is not in the index", record=video_id)
 
     def duration(self, video_id: str) -> float:
         """Seconds of a video; ``SearchIndexError`` where the index does not hold it."""
-        video, step = self._video(video_id)
-        return len(video) * step
+        shard, number = self._place(video_id)
+        steps = int(shard.first_step[number + 1] - shard.first_step[number])
+        return steps * float(shard.seconds_per_step[number])
 
     def example(self, video_id: str, start: float, end: float, good: bool) -> Example:
         """A stretch of a video, in seconds, that somebody said yes or no to.
@@ -385,7 +385,8 @@ class SearchIndex:
         Raises:
             SearchIndexError: The index does not hold the video.
         """
-        video, step = self._video(video_id)
+        shard, number = self._place(video_id)
+        video, step = shard.video(number), float(shard.seconds_per_step[number])
         first, last = seconds_to_steps([start, end], step, len(video)).tolist()
         return Example(video[first:last], video, good, alone=False)
 

@@ -22,7 +22,7 @@ from relocal_pyg.models.checkpoint import load_model
 from relocal_pyg.models.examples import ByExamples, Example
 from relocal_pyg.models.matcher import MultiGraphMatcher, is_large
 from relocal_pyg.models.matchers import ContrastMatcher
-from relocal_pyg.models.occurrences import ROOM, Count, occurrences, same_place
+from relocal_pyg.models.occurrences import APART, ROOM, Count, occurrences, same_place
 from relocal_pyg.models.similarity import (
     Rows,
     best_cosines,
@@ -132,7 +132,7 @@ def find_moments(
     backbone: Backbone | None = None,
     top_k: int = 5,
     rate_hz: float | None = None,
-    nms_threshold: float = 0.2,
+    nms_threshold: float = APART,
     cache: FeatureCache | str | Path | None = None,
     progress: Callable[[str], Progress] | None = None,
     explain: bool = False,
@@ -167,8 +167,7 @@ def find_moments(
         backbone: EfficientNet-Lite0 where None. A trained model needs the one it was trained with.
         top_k: How many moments at most.
         rate_hz: Frames per second given to the backbone, instead of what follows from the query.
-        nms_threshold: Of two moments with a larger tIoU only the better is given. Low, because
-            people want other places, not other cuts of one place.
+        nms_threshold: Of two moments with a larger tIoU only the better is given.
         cache: Features of videos met before, or the folder that keeps them.
         progress: Called with a title for each file; what it gives is told the seconds done.
         explain: Say which steps made the score of the best moment (of probability ``least`` or

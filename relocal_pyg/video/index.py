@@ -14,7 +14,7 @@ from relocal_pyg.data.annotations import Quarantine
 from relocal_pyg.errors import SearchIndexError, UsageError, check_number
 from relocal_pyg.io.read import read_json
 from relocal_pyg.io.write import also_reads, write_json
-from relocal_pyg.models.occurrences import ROOM, Count
+from relocal_pyg.models.occurrences import APART, ROOM, Count
 from relocal_pyg.moments import tiou
 from relocal_pyg.search.index import FirstStageName, Hit, SearchIndex
 from relocal_pyg.video.backbones import Backbone
@@ -224,7 +224,7 @@ def find_in_index(
     top_k: int = 10,
     first_stage: FirstStageName | None = "scan",
     candidates: int = 1000,
-    nms_threshold: float = 0.2,
+    nms_threshold: float = APART,
     cache: FeatureCache | None = None,
     progress: Callable[[str], Progress] | None = None,
     also: Sequence[str | Path | VideoQuery] = (),
@@ -247,8 +247,7 @@ def find_in_index(
         top_k: How many moments at most; those much shorter or longer than the clip are left out.
         first_stage: See :meth:`relocal_pyg.search.SearchIndex.search`.
         candidates: See :meth:`relocal_pyg.search.SearchIndex.search`.
-        nms_threshold: Of two moments of one video with a larger tIoU only the better is given; low,
-            because people want other places, not other cuts of one place.
+        nms_threshold: Of two moments of one video with a larger tIoU only the better is given.
         cache: Features of videos met before.
         progress: Called with the name of the file; what it gives is told the seconds done.
         also: Further examples of what is looked for.

@@ -60,10 +60,6 @@ if TYPE_CHECKING:
     from relocal_pyg.video.query import Judged, StillQuery, VideoQuery
 
 
-#: Of two answers with a larger tIoU only the better is given: people want other places.
-PLACES = 0.2
-
-
 @dataclass(frozen=True)
 class QueryOptions:
     """What is looked for, and with which model."""
@@ -160,15 +156,12 @@ class QueryOptions:
             options = "--query-text, --query-image, --backbone, --pool, --weights and --pca"
             raise UsageError(f"{options} need video files, these are features")
 
-    def none_of(self, reference: str, own: str | None) -> list[tuple[float, float]]:
-        """Seconds of a reference that are no answer: what is not meant, and the clip in ``own``."""
-        said = [(place, start, end) for place, start, end, good in self.said() if not good]
-        if own is not None and (self.query_start, self.query_end) != (None, None):
-            said.append((own, self.query_start, self.query_end))
+    def none_of(self, reference: str) -> list[tuple[float, float]]:
+        """Seconds of a reference that are not meant."""
         return [
             (start or 0.0, math.inf if end is None else end)
-            for place, start, end in said
-            if (start, end) != (None, None) and same_video(place, reference)
+            for place, start, end, good in self.said()
+            if not good and (start, end) != (None, None) and same_video(place, reference)
         ]
 
     def stretches(self) -> tuple[list[VideoQuery], list[VideoQuery]]:
@@ -295,8 +288,8 @@ def find(
     least = (0.5 if every else 0.0) if min_probability is None else min_probability
     how = Wanted(top_k, every, least, wanted)
     if clip is not None and is_features(clip):
-        own = None if look.include_query else clip
-        answer = find_in_features(clip, reference, asked, how, device, own=own)
+        own = look.include_query
+        answer = find_in_features(clip, reference, asked, how, device, include_query=own)
     else:
         look_for = asked.video(clip)
         answer = find_in_video(look_for, reference, asked, network, look, how, cache, device)
@@ -329,22 +322,21 @@ def find_in_features(
     how: Wanted,
     device: DeviceName = "auto",
     choose: Callable[..., tuple[Calibrated, str]] = choose_matcher,
-    own: str | None = None,
+    include_query: bool = False,
 ) -> Answer:
-    """Search one array of features for another; ``choose`` gives the model.
-
-    The clip is no answer in ``own``, an array.
-    """
+    """Search one array of features for another; ``choose`` gives the model."""
     from relocal_pyg.models.examples import ByExamples
     from relocal_pyg.models.matcher import is_large
-    from relocal_pyg.models.occurrences import ROOM, occurrences, same_place
+    from relocal_pyg.models.occurrences import APART, ROOM, occurrences, same_place
 
     if asked.feedback is not None:
         raise UsageError("--feedback needs video files: give features as --query and --not")
     video, step = read_features(reference, asked.key), asked.seconds_per_step
     clip, whole = asked.rows(query, video.shape[1])
-    without = asked.none_of(reference, own)
-    left_out = len(without) > len(asked.none_of(reference, None))
+    span, without = asked.span(len(clip if whole is None else whole)), asked.none_of(reference)
+    part = (asked.query_start, asked.query_end) != (None, None)
+    left_out = part and not include_query and same_video(query, reference)
+    without += [span] if left_out else []
     usual = "contrast" if is_large(clip, len(video)) else "pretrained"
     matcher, why = choose(asked.model, device, usual)
     examples, count = asked.examples(video.shape[1]), None
@@ -365,7 +357,7 @@ def find_in_features(
     else:
         room = how.top_k + ROOM * len(without)
         found = matcher.localize(
-            clip, video, top_k=room, seconds_per_step=step, query_video=whole, nms_threshold=PLACES
+            clip, video, top_k=room, seconds_per_step=step, query_video=whole, nms_threshold=APART
         )
         clear = [m for m in found if not any(same_place((m.start, m.end), x) for x in without)]
         moments = clear[: how.top_k]
@@ -379,7 +371,7 @@ def find_in_features(
         contributions = matcher.explain(clip, video, (start / step, end / step), whole, step)
     facts = {
         "query": query,
-        "query_span": asked.span(len(clip if whole is None else whole)),
+        "query_span": span,
         "settings": {"seconds_per_step": step, "key": asked.key, "query_left_out": left_out},
         "examples": asked.plain(),
         "reference": reference,
@@ -413,7 +405,7 @@ def find_in_video(
         probe(file)  # a wrong name is said before a network is loaded
     probe(reference, look.stream)
     also, unlike = asked.stretches()
-    judged: list[Judged] = [(*each, False) for each in asked.none_of(reference, None)]
+    judged: list[Judged] = [(*each, False) for each in asked.none_of(reference)]
     unlike = [each for each in unlike if each.whole or not same_video(str(each.path), reference)]
     examples = asked.plain()
     for video, start, end, good in read_feedback(asked.feedback):

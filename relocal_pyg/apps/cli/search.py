@@ -19,7 +19,7 @@ from relocal_pyg.apps.cli.exports import (
     write_exports,
 )
 from relocal_pyg.apps.cli.extract import print_extraction
-from relocal_pyg.apps.cli.find import PLACES, QueryOptions, Wanted, bars_on_terminal, likely
+from relocal_pyg.apps.cli.find import QueryOptions, Wanted, bars_on_terminal, likely
 from relocal_pyg.apps.cli.options import (
     BackboneOptions,
     Count,
@@ -228,7 +228,7 @@ def search_features(
     device: DeviceName = "auto",
 ) -> tuple[FoundVideos, str, SearchIndex]:
     """Search an index for features; what is found, and which matcher found it in which index."""
-    from relocal_pyg.models.occurrences import ROOM
+    from relocal_pyg.models.occurrences import APART, ROOM
     from relocal_pyg.search.index import SearchIndex
     from relocal_pyg.video.index import FoundVideos, pin_hits
     from relocal_pyg.video.query import VideoQuery, within
@@ -252,7 +252,7 @@ def search_features(
             how.top_k + ROOM * len(judged),
             first_stage=first_stage,
             candidates=candidates,
-            nms_threshold=PLACES,
+            nms_threshold=APART,
             query_video=whole,
             examples=examples,
         )

@@ -76,7 +76,7 @@ def _searcher(
     def answer(asked: QueryOptions, query: str | None, reference: str) -> list[Moment]:
         if query is not None and is_features(query):
             how = Wanted(top_k, every=False, least=0.0, explain=False)
-            return find_in_features(query, reference, asked, how, device, choose, query).moments
+            return find_in_features(query, reference, asked, how, device, choose).moments
         from relocal_pyg.video.find import find_moments
 
         backbone, rate_hz = loaded()
