@@ -95,10 +95,10 @@ def endless(monkeypatch: pytest.MonkeyPatch) -> tuple[threading.Event, threading
         target.write_bytes(b"x" * 100)
         if inside.is_set():
             return
-        inside.set()
         try:
             while True:
                 check(target)
+                inside.set()
                 threading.Event().wait(0.01)
         finally:
             ended.set()
@@ -134,8 +134,7 @@ def test_room_of_a_preview_is_taken_as_it_grows(served, endless):
     inside, ended = endless
     with asking_for_a_preview(served):
         assert inside.wait(60)
-        while served.library.reserve(51):
-            served.library.release(51)
+        assert not served.library.reserve(51)
     assert ended.wait(60)
     while not served.library.reserve(150):
         served.ask("GET", "/favicon.ico")
