@@ -7,7 +7,7 @@ import os
 import threading
 import time
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor, as_completed, wait
 from dataclasses import dataclass, field
 from functools import partial
@@ -40,6 +40,7 @@ from relocal_pyg.errors import (
     check_number,
 )
 from relocal_pyg.formats.rows import safe_name
+from relocal_pyg.io.read import version_of
 from relocal_pyg.io.write import check_output, forced, replace_file, writing
 from relocal_pyg.video.backbones import Backbone
 from relocal_pyg.video.decode import unreported, warn_of
@@ -167,13 +168,16 @@ def extract_folder(
             warn_of(files[name])(problem)
 
     with writing([output], inputs=files.values()):
-        if check_output(output, kind).exists() and not drop:
+        there = check_output(output, kind).exists() and not drop
+        if there:
             _refuse_to_drop(output, files)
         began = time.monotonic()
         _in_threads(files, extract, settle, workers, progress)
         took = time.monotonic() - began
         if not done:
             raise VideoError(f"no video could be used: {quarantine.summary()}", file=output)
+        if there:
+            _refuse_to_drop(output, done)  # what was read before and cannot be now
         digests = {name: done[name].digest for name in sorted(done)}
         _assemble(output, store, digests, key or KEYS[0], kind)
     reused = sum(outcome.reused for outcome in done.values())
@@ -214,15 +218,17 @@ def find_videos(
         found = list(dict.fromkeys(Path(video) for video in videos))
     if not found:
         raise UsageError("no videos were given")
-    before = {str(path): name for name, path in (known or {}).items()}
+    before: dict[str, list[str]] = defaultdict(list)  # of one file by its links too
+    for name, path in sorted((known or {}).items()):
+        before[str(path)].append(name)
     files: dict[str, Path] = {}
     fresh: dict[str, list[Path]] = defaultdict(list)
     for file in sorted(found):
-        name = before.get(os.path.realpath(file))
-        if name is None or name in files:
-            fresh[video_id(file)].append(file)
+        own, names = video_id(file), before.get(os.path.realpath(file))
+        if names:
+            files[names.pop(names.index(own) if own in names else 0)] = file
         else:
-            files[name] = file
+            fresh[own].append(file)
     for name, group in fresh.items():
         taken = {*files, *(known or {}), *(fresh.keys() - {name})}
         for names in _distinct(name, group, root):
@@ -238,7 +244,7 @@ def _distinct(name: str, group: list[Path], root: Path) -> Iterator[list[str]]:
         yield [name]
     places = [
         "-".join(file.parent.relative_to(root).parts)
-        if file.is_relative_to(root)
+        if file.parent.is_relative_to(root)
         else file.parent.name
         for file in group
     ]
@@ -316,15 +322,6 @@ def settled_files(
             return
         if not ready:
             time.sleep(min(max(settle / 4, 0.05), 1.0))
-
-
-def version_of(file: str | Path) -> Version | None:
-    """Size in bytes and time of change in nanoseconds of a file; None where there is none."""
-    try:
-        status = os.stat(file)
-    except OSError:
-        return None
-    return status.st_size, status.st_mtime_ns
 
 
 def passed_over(folder: Path) -> dict[str, int]:
@@ -411,16 +408,16 @@ def _in_threads(
         bar.close()
 
 
-def _refuse_to_drop(output: str | Path, files: Mapping[str, Path]) -> None:
+def _refuse_to_drop(output: str | Path, kept: Collection[str]) -> None:
     try:
         with open_features(output) as file:
-            lost = sorted(set(video_names(file, output)) - set(files))
+            lost = sorted(set(video_names(file, output)) - set(kept))
     except FeatureError:  # forced over something else
         return
     if lost and not forced():
         raise OutputError(
-            f"holds {len(lost)} videos that are not among these, {lost[0]!r} first: choose another "
-            "name, or drop them with --force",
+            f"holds {len(lost)} videos that are not among these, or can no longer be read, "
+            f"{lost[0]!r} first: choose another name, or drop them with --force",
             file=output,
         )
 

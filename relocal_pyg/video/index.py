@@ -58,12 +58,15 @@ class IndexedVideos:
     @property
     def features(self) -> Path:
         """The HDF5 file of the features."""
-        return self.index.with_name(f"{self.index.name}.features.h5")
+        record = self.record_of(self.index)
+        return record.with_name(record.name.removesuffix(".videos.json") + ".features.h5")
 
     @classmethod
     def record_of(cls, index: Path) -> Path:
-        """The file that keeps this record."""
-        return index.with_name(f"{index.name}.videos.json")
+        """The file that keeps this record: beside the index, or beside what it is a link to."""
+        given, real = os.path.abspath(index), os.path.realpath(index)
+        beside, there = (Path(f"{place}.videos.json") for place in (given, real))
+        return there if there.is_file() and not beside.is_file() else beside
 
     @classmethod
     def load(cls, index: str | Path) -> IndexedVideos:
@@ -75,7 +78,8 @@ class IndexedVideos:
         file = cls.record_of(Path(index))
         if not file.is_file():
             raise SearchIndexError(
-                "was made from features, not from video files: the query has to be features too",
+                "was made from features, not from video files: the query has to be features too; "
+                f"or it was moved without {file.name}, which belongs beside it",
                 file=index,
             )
         record = read_json(file, SearchIndexError)

@@ -2,13 +2,14 @@ from __future__ import annotations
 
 import json
 
+import h5py
 import numpy as np
 import pytest
 
 from relocal_pyg.apps.cli.exports import ExportOptions
 from relocal_pyg.apps.cli.search import index, search
 from relocal_pyg.data.features import write_features
-from relocal_pyg.errors import SearchIndexError
+from relocal_pyg.errors import FeatureError, SearchIndexError
 
 
 def test_index_then_search_finds_the_planted_moment(tmp_path, capsys):
@@ -33,3 +34,27 @@ def test_index_then_search_finds_the_planted_moment(tmp_path, capsys):
     assert "v4" in capsys.readouterr().out.splitlines()[2]
     with pytest.raises(SearchIndexError, match="no index here"):
         search(tmp_path / "nothing", str(tmp_path / "q.npy"))
+    # Other features under a known name are not searched, and that is said.
+    videos["v1"] = videos["v1"][:20]
+    videos["v2"] = videos["v2"] + 0.5 * action
+    write_features(tmp_path / "c.h5", list(videos.items()))
+    index(tmp_path / "index", tmp_path / "c.h5", seconds_per_step=2.0)
+    told = capsys.readouterr().out
+    assert "0 videos added, 6 there before" in told
+    assert "answered as before: v1, v2; build the index anew" in told
+
+
+def test_a_video_that_cannot_be_used_does_not_keep_the_others_out(tmp_path, capsys):
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        for name, level in (("a", 1), ("b", np.nan), ("c", 2)):
+            file[f"{name}/features"] = np.full((9, 4), level, "f4")
+        file["d/features"] = np.ones(4, "f4")
+    index(tmp_path / "index", tmp_path / "a.h5")
+    told = capsys.readouterr().out
+    assert "2 videos added, 0 there before" in told
+    assert "a.h5: b: step 0 is not finite" in told
+    assert "a.h5: d: " in told
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        file["b/features"] = np.full((9, 4), np.nan, "f4")
+    with pytest.raises(FeatureError, match="no video could be used"):
+        index(tmp_path / "other", tmp_path / "a.h5")

@@ -35,7 +35,7 @@ from relocal_pyg.apps.cli.options import (
     load_network,
     say,
 )
-from relocal_pyg.errors import UsageError, ascii_line
+from relocal_pyg.errors import FeatureError, UsageError, ascii_line
 from relocal_pyg.formats import Source
 from relocal_pyg.formats.clips import clock
 
@@ -64,7 +64,7 @@ def index(
 ) -> None:
     """Make FOLDER a search index of the videos of FEATURES, or add them to the one it holds.
 
-    Videos that the index holds already are left out.
+    Videos that the index holds already are left out; those whose features are others now are named.
 
     Args:
         folder: The index.
@@ -81,13 +81,15 @@ def index(
         seconds_per_step: Features: duration of one step.
         key: Name of the feature array inside a video's group.
     """
+    from relocal_pyg.data.annotations import Quarantine
     from relocal_pyg.data.features import FeatureStore
     from relocal_pyg.search.index import SearchIndex, add_videos, build_index
     from relocal_pyg.video.folder import VIDEO_SUFFIXES
 
     matcher, why = choose_matcher(model, device)
+    there = (folder / "index.json").exists()  # perhaps without a video: a run was killed early
+    opened = SearchIndex(folder, matcher, verify=False) if there else None
     if features.is_dir() or features.suffix.lower() in VIDEO_SUFFIXES:
-        from relocal_pyg.data.annotations import Quarantine
         from relocal_pyg.video.index import IndexedVideos, index_features
 
         quarantine = Quarantine()
@@ -108,19 +110,35 @@ def index(
         features, seconds_per_step = made.features, backbone.clip_stride / made.rate_hz
     say(f"matcher: {why}")
     store = FeatureStore(features, key=key)
-    known: set[str] = set()
-    there = (folder / "index.json").exists()  # perhaps without a video: a run was killed early
-    if there:
-        opened = SearchIndex(folder, matcher, verify=False)
-        known = {name for shard in opened.shards for name in shard.ids}
+    changed, unusable = [], Quarantine()
 
     def videos() -> Iterator[tuple[str, Tensor, float]]:
         for video_id in store.ids:
-            if video_id not in known:
-                yield video_id, store.read(video_id), seconds_per_step
+            try:
+                rows = store.read(video_id)
+            except FeatureError as error:
+                unusable.add(features, video_id, error.reason, error=FeatureError)
+                continue
+            if opened is None or video_id not in opened.places:
+                yield video_id, rows, seconds_per_step
+            elif not same_rows(rows, opened.video(video_id)[0]):
+                changed.append(video_id)
 
     added = (add_videos if there else build_index)(folder, matcher, videos())
-    say(f"{added} videos added, {len(known)} there before: {folder}")
+    say(f"{added} videos added, {0 if opened is None else len(opened)} there before: {folder}")
+    if 0 < len(unusable) == len(store.ids):
+        raise FeatureError(f"no video could be used: {unusable.summary()}", file=features)
+    for record in unusable.records:
+        say(f"left out: {record.file}: {record.record}: {record.reason}")
+    if changed:
+        say(f"changed since, and answered as before: {', '.join(changed)}; build the index anew")
+
+
+def same_rows(rows: Tensor, others: Tensor) -> bool:
+    """Whether features are the same but for what another machine or number type makes of them."""
+    if rows.shape != others.shape:
+        return False
+    return float((rows.float() - others).norm()) <= 0.01 * float(others.norm())
 
 
 def search(
