@@ -375,7 +375,8 @@ class SearchIndex:
         hits = []
         for place in kept:
             shard, number = self.shards[int(found.shard[place])], int(found.video[place])
-            start, end = (found.moments[place] * shard.seconds_per_step[number]).tolist()
+            step, span = shard.seconds_per_step[number], found.moments[place].tolist()
+            start, end = (round(each * step, 6) for each in span)
             hits.append(Hit(shard.ids[number], start, end, float(found.scores[place])))
         return hits
 
@@ -457,7 +458,7 @@ class SearchIndex:
             rule = count.rule
             for each in moments:
                 chances.append(each.probability or 0.0)
-                span = each.start * step, each.end * step
+                span = [round(edge * step, 6) for edge in (each.start, each.end)]
                 hits.append(Hit(name, *span, each.score, chances[-1], each.presence))
         hits = [hit for hit, chance in zip(hits, chances, strict=True) if chance >= least]
         return sorted(hits, key=lambda hit: -(hit.probability or 0)), count_of(chances, least, rule)

@@ -26,6 +26,7 @@ from relocal_pyg.data.features import (
     H5_ERRORS,
     KEYS,
     MAX_BYTES,
+    check_key,
     checked_dataset,
     open_features,
     video_names,
@@ -40,7 +41,7 @@ from relocal_pyg.errors import (
     check_number,
 )
 from relocal_pyg.formats.rows import safe_name
-from relocal_pyg.io.read import version_of
+from relocal_pyg.io.read import id_problem, version_of
 from relocal_pyg.io.write import check_output, forced, replace_file, writing
 from relocal_pyg.video.backbones import Backbone
 from relocal_pyg.video.decode import unreported, warn_of
@@ -142,6 +143,7 @@ def extract_folder(
     check_number(workers, "workers", least=1, whole=True)
     if key == TIMES_KEY:
         raise UsageError(f"the features cannot be called {key!r}: the times are")
+    check_key(key or None)
     files = find_videos(videos)
     kind = f"features of {backbone.name} at {f'{rate_hz:g} Hz' if rate_hz else 'its own rate'}"
     quarantine = Quarantine() if quarantine is None else quarantine
@@ -202,9 +204,12 @@ def find_videos(
         known: Ids that files were given before, which they keep; paths absolute, links resolved.
 
     Raises:
-        UsageError: There are none.
+        UsageError: There are none, or an id that was given cannot be a name.
     """
     if isinstance(videos, Mapping):
+        for name in videos:
+            if problem := id_problem(name):
+                raise UsageError(problem, record=name)
         return dict(sorted(videos.items()))
     root = Path()
     if isinstance(videos, str | Path):
@@ -351,6 +356,8 @@ def read_times(path: str | Path, video: str) -> Tensor:
         FeatureError: The file is damaged, or holds no such video or no times.
     """
     with open_features(path) as file:
+        if video not in video_names(file, path):
+            raise FeatureError("is not among the videos of this file", file=path, record=video)
         data = checked_dataset(file, path, video, TIMES_KEY, MAX_BYTES)
         try:
             return torch.from_numpy(np.asarray(data[:], dtype=np.float64))

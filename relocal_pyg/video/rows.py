@@ -288,9 +288,10 @@ class FeatureCache:
         with writing(force=True), replace_file(self._file(video.digest)) as temporary:
             save_blocks(temporary, tensors, {"content": json.dumps(content)})
         if self.most is not None:
-            stored = [each for each in self.folder.iterdir() if _ENTRY.fullmatch(each.name)]
-            for old in sorted(stored, key=lambda each: each.stat().st_mtime)[: -self.most]:
-                old.unlink()
+            with self.lock(""):  # other threads put too
+                stored = [each for each in self.folder.iterdir() if _ENTRY.fullmatch(each.name)]
+                for old in sorted(stored, key=lambda each: each.stat().st_mtime)[: -self.most]:
+                    old.unlink()
 
     def _file(self, digest: str) -> Path:
         return self.folder / f"{digest}.safetensors"

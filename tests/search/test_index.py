@@ -309,6 +309,20 @@ def test_arguments_that_mean_nothing_are_refused(tmp_path):
     assert index.recall([query], 50, nms_threshold=0.9, candidates=10**6) == 1
 
 
+def test_times_are_those_of_steps_to_the_microsecond(tmp_path):
+    """Also where a number of 32 bits does not hold them."""
+    lasts, steps = 0.32, 123456.789
+    rows = {name: features for name, features, _ in videos(2)}
+    build_index(tmp_path, ContrastMatcher(), zip(rows, rows.values(), (lasts, steps), strict=True))
+    index = SearchIndex(tmp_path, ContrastMatcher())
+    hits = index.search(rows["v0"][3:8], 50) + index.occurrences(rows["v0"][3:8], least=0)[0]
+    assert {hit.video_id for hit in hits} == {"v0", "v1"}
+    for hit in hits:
+        step = lasts if hit.video_id == "v0" else steps
+        for time in (hit.start, hit.end):
+            assert time == round(round(time / step) * step, 6)
+
+
 def test_an_empty_index_answers_nothing(tmp_path):
     build_index(tmp_path, ContrastMatcher(), [])
     index = SearchIndex(tmp_path, ContrastMatcher())

@@ -78,6 +78,8 @@ def test_everything_lands_in_a_feature_file(folder, tmp_path):
         # At 25 frames a second the grid falls on frames.
         torch.testing.assert_close(times[:, 0], alone.times, rtol=0, atol=1e-6)
     write_features(tmp_path / "b.h5", [("a", np.ones((2, 2)))])
+    with pytest.raises(FeatureError, match="z: is not among the videos"):
+        read_times(output, "z")
     with pytest.raises(FeatureError, match="'times'"):
         read_times(tmp_path / "b.h5", "a")
 
@@ -272,6 +274,11 @@ def test_usage(folder, tmp_path):
         extract_folder(tmp_path / "empty", tmp_path / "f.h5", backbone)
     with pytest.raises(UsageError, match="no videos"):
         extract_folder([], tmp_path / "f.h5", backbone)
+    with pytest.raises(UsageError, match="plain name"):
+        extract_folder(folder, tmp_path / "f.h5", backbone, key="a/b")
+    with pytest.raises(UsageError, match="'/'"):
+        extract_folder({"../a": folder / "a.mp4"}, tmp_path / "f.h5", backbone)
+    assert not (tmp_path / "f.h5.cache").exists()  # said before anything is read
     (folder / "sub" / "a.mkv").write_bytes((folder / "a.mp4").read_bytes())
     assert {"a.mp4", "a.mkv"} <= set(find_videos(folder))
     assert "a" not in find_videos(folder)
