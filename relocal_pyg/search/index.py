@@ -458,8 +458,8 @@ class SearchIndex:
             rule = count.rule
             for each in moments:
                 chances.append(each.probability or 0.0)
-                span = [round(edge * step, 6) for edge in (each.start, each.end)]
-                hits.append(Hit(name, *span, each.score, chances[-1], each.presence))
+                start, end = (round(edge * step, 6) for edge in (each.start, each.end))
+                hits.append(Hit(name, start, end, each.score, chances[-1], each.presence))
         hits = [hit for hit, chance in zip(hits, chances, strict=True) if chance >= least]
         return sorted(hits, key=lambda hit: -(hit.probability or 0)), count_of(chances, least, rule)
 

@@ -53,7 +53,6 @@ class RowFile:
 
     def __init__(self, file: BinaryIO, offset: int, dim: int, repeats: Whole) -> None:
         self._file, self._offset, self.dim = file, offset, dim
-        self._lock = threading.Lock()
         self.repeats = repeats
         self._ends = repeats.cumsum()
 
@@ -80,12 +79,13 @@ class RowFile:
             return torch.empty(0, self.dim)
         index = np.searchsorted(self._ends, np.arange(first, last), side="right")
         low, count = int(index[0]), int(index[-1] - index[0]) + 1
-        with self._lock:
-            self._file.seek(self._offset + 4 * low * self.dim)
-            block = np.fromfile(self._file, np.float32, count * self.dim)
-        if block.size < count * self.dim:
+        block = np.empty((count, self.dim), np.float32)
+        # Not by the file's own position, which is that of every reader.
+        if (
+            os.preadv(self._file.fileno(), [block], self._offset + 4 * low * self.dim)
+            < block.nbytes
+        ):
             raise OSError("the file of feature rows ends early")
-        block = block.reshape(count, self.dim)
         return torch.from_numpy(block if count == len(index) else block[index - low])
 
     def tensor(self) -> Tensor:
