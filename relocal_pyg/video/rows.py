@@ -81,10 +81,8 @@ class RowFile:
         low, count = int(index[0]), int(index[-1] - index[0]) + 1
         block = np.empty((count, self.dim), np.float32)
         # Not by the file's own position, which is that of every reader.
-        if (
-            os.preadv(self._file.fileno(), [block], self._offset + 4 * low * self.dim)
-            < block.nbytes
-        ):
+        place = self._offset + 4 * low * self.dim
+        if os.preadv(self._file.fileno(), [block.data], place) < block.nbytes:
             raise OSError("the file of feature rows ends early")
         return torch.from_numpy(block if count == len(index) else block[index - low])
 
