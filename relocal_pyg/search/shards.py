@@ -22,6 +22,8 @@ from relocal_pyg.io.write import replace_file
 
 #: Seconds after which a worker that has said nothing is given up.
 PATIENCE = 3600.0
+_NUMBERS = dict.fromkeys(("start", "end", "score"), "float64")
+_COLUMNS = {"video_id": "string", "rank": "int32", **_NUMBERS}
 #: Seconds that a worker is given to end.
 _GRACE = 10.0
 
@@ -73,16 +75,15 @@ def score_shard(task: ShardTask) -> Path:
     matcher = ContrastMatcher() if task.model is None else load_model(task.model)
     query = read_array(task.query, FeatureError)
     store = FeatureStore(task.features, key=task.key)
-    columns: dict[str, list[object]] = {name: [] for name, _ in _types()}
+    rows = []
     for video_id in task.video_ids:
         moments = matcher.localize(
             query, store.read(video_id), top_k=task.top_k, seconds_per_step=task.seconds_per_step
         )
-        for rank, moment in enumerate(moments, start=1):
-            row = (video_id, rank, moment.start, moment.end, moment.score)
-            for name, value in zip(columns, row, strict=True):
-                columns[name].append(value)
-    table = pa.table(columns, schema=pa.schema(_types()))
+        for rank, m in enumerate(moments, start=1):
+            row = (video_id, rank, m.start, m.end, m.score)
+            rows.append(dict(zip(_COLUMNS, row, strict=True)))
+    table = pa.Table.from_pylist(rows, schema=pa.schema(list(_COLUMNS.items())))
     with replace_file(task.out) as temporary:
         pq.write_table(table, temporary)
     return task.out
@@ -243,16 +244,3 @@ def merge_shards(parts: Sequence[Path], out: Path) -> Path:
     with replace_file(out) as temporary:
         pq.write_table(table, temporary)
     return out
-
-
-def _types() -> list[tuple[str, Any]]:
-    import pyarrow as pa
-
-    number = pa.float64()
-    return [
-        ("video_id", pa.string()),
-        ("rank", pa.int32()),
-        ("start", number),
-        ("end", number),
-        ("score", number),
-    ]

@@ -59,6 +59,7 @@ VIDEO_SUFFIXES = (
 TIMES_KEY = "times"
 #: Size and time of change of a file.
 Version = tuple[int, int]
+_Outcome = tuple[str, bool, tuple[str, ...]]  # digest, whether it was reused, problems
 
 
 @dataclass(frozen=True)
@@ -84,13 +85,6 @@ class Extraction:
 
 class _Interrupted(Exception):
     """The run ends before this video does."""
-
-
-@dataclass(frozen=True)
-class _Outcome:
-    digest: str
-    reused: bool
-    problems: tuple[str, ...]
 
 
 def extract_folder(
@@ -157,7 +151,7 @@ def extract_folder(
             video = read(files[name], backbone, rate_hz, progress=tick)
         except VideoError as error:
             return error
-        return _Outcome(video.digest, video.reused, video.problems)
+        return video.digest, video.reused, video.problems  # not its open file
 
     done: dict[str, _Outcome] = {}
 
@@ -166,7 +160,7 @@ def extract_folder(
             quarantine.add(files[name], name, outcome.reason, error=VideoError)
             return
         done[name] = outcome
-        for problem in outcome.problems:
+        for problem in outcome[2]:
             warn_of(files[name])(problem)
 
     with writing([output], inputs=files.values()):
@@ -180,10 +174,10 @@ def extract_folder(
             raise VideoError(f"no video could be used: {quarantine.summary()}", file=output)
         if there:
             _refuse_to_drop(output, done)  # what was read before and cannot be now
-        digests = {name: done[name].digest for name in sorted(done)}
+        digests = {name: done[name][0] for name in sorted(done)}
         _assemble(output, store, digests, key or KEYS[0], kind)
-    reused = sum(outcome.reused for outcome in done.values())
-    problems = {name: outcome.problems for name, outcome in done.items() if outcome.problems}
+    reused = sum(again for _, again, _ in done.values())
+    problems = {name: met for name, (_, _, met) in done.items() if met}
     folder = isinstance(videos, str | Path) and Path(videos).is_dir()
     skipped = passed_over(Path(videos)) if folder else {}  # type: ignore[arg-type]
     return Extraction(digests, len(done) - reused, reused, problems, skipped, took)
@@ -382,20 +376,18 @@ def _in_threads(
     def one(name: str) -> _Outcome | VideoError:
         shown = 0
 
-        def advance(share: float) -> None:
-            nonlocal shown
-            with lock:
-                bar.update(round(sizes[name] * share) - shown)
-            shown = round(sizes[name] * share)
-
         def tick(seconds: float, duration: float | None) -> None:
+            nonlocal shown
             if stop.is_set():
                 raise _Interrupted
-            if duration:
-                advance(min(seconds / duration, 1.0))
+            now = round(sizes[name] * min(seconds / duration, 1.0)) if duration else shown
+            with lock:
+                bar.update(now - shown)
+            shown = now
 
         outcome = extract(name, tick)
-        advance(1.0)
+        with lock:
+            bar.update(sizes[name] - shown)
         return outcome
 
     threads = torch.get_num_threads()

@@ -267,13 +267,8 @@ class FeatureCache:
 
     def put(self, video: VideoFeatures) -> None:
         """Store features under their digest."""
-        content: dict[str, Any] = {
-            "seconds_per_step": video.seconds_per_step,
-            "duration": video.duration,
-            "digest": video.digest,
-            "settings": video.settings,
-            "problems": list(video.problems),
-        }
+        kept = ("seconds_per_step", "duration", "digest", "settings", "problems")
+        content = {name: getattr(video, name) for name in kept}
         content["checksum"] = _checksum(video.blocks, video.shown, content)
         rows, count = video.blocks.shortened(1), len(video.blocks.repeats)
         blocks = (each.numpy().tobytes() for each in rows.split(BLOCK))

@@ -246,38 +246,27 @@ def search_features(
     device: DeviceName = "auto",
 ) -> tuple[FoundVideos, str, SearchIndex]:
     """Search an index for features; what is found, and which matcher found it in which index."""
-    from relocal_pyg.models.occurrences import APART, ROOM
     from relocal_pyg.search.index import SearchIndex
-    from relocal_pyg.video.index import FoundVideos, pin_hits
-    from relocal_pyg.video.query import VideoQuery, within
+    from relocal_pyg.video.index import FoundVideos, find_rows
+    from relocal_pyg.video.query import VideoQuery
 
     matcher, why = choose_matcher(asked.model, device)
     opened = SearchIndex(folder, matcher)
     clip, whole = asked.rows(query, opened.channels)
-    judged = [
-        (name, within(one, opened.duration(name), name)) for name, one in judgements(asked.feedback)
-    ]
-    examples = asked.examples(opened.channels)
-    examples += [opened.example(name, *one) for name, one in judged]
-    count = None
-    if how.every:
-        hits, count = opened.occurrences(
-            clip, query_video=whole, examples=examples, least=how.least, without=judged
-        )
-    else:
-        hits = opened.search(
-            clip,
-            how.top_k + ROOM * len(judged),
-            first_stage=first_stage,
-            candidates=candidates,
-            nms_threshold=APART,
-            query_video=whole,
-            examples=examples,
-        )
-        hits = opened.with_probabilities(hits, clip, whole)
-    hits, count = pin_hits(hits, count, judged)
+    hits, count = find_rows(
+        clip,
+        opened,
+        whole,
+        asked.examples(opened.channels),
+        judgements(asked.feedback),
+        top_k=how.top_k,
+        first_stage=first_stage,
+        candidates=candidates,
+        every=how.every,
+        least=how.least,
+    )
     found = FoundVideos(
-        hits=hits if how.every else hits[: how.top_k],
+        hits=hits,
         asked=VideoQuery(Path(query)),
         span=asked.span(len(clip if whole is None else whole)),
         settings={"seconds_per_step": asked.seconds_per_step, "key": asked.key},

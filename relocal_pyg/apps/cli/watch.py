@@ -183,7 +183,7 @@ def watch(
     about = {
         "query": query and os.path.realpath(query),
         "content": sorted({sha256_file(each) for each in shown if each.is_file()}),
-        **_plain(asked),
+        **{name: str(v) if isinstance(v, Path) else v for name, v in asdict(asked).items()},
         "network": network.plain(),
         **{"top_k": top_k, "rate": rate, "min_probability": min_probability},
     }
@@ -238,10 +238,6 @@ def _run(command: str, record: dict[str, Any], journal: Journal, number_of: int)
     journal.append({"ran": number_of, "exit": done.returncode})
     if done.returncode:
         warnings.warn(f"--run ended with {done.returncode} for {record['file']}", stacklevel=2)
-
-
-def _plain(options: Any) -> dict[str, Any]:
-    return {name: str(v) if isinstance(v, Path) else v for name, v in asdict(options).items()}
 
 
 def batch(
