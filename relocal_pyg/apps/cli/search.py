@@ -19,7 +19,7 @@ from relocal_pyg.apps.cli.exports import (
     write_exports,
 )
 from relocal_pyg.apps.cli.extract import print_extraction
-from relocal_pyg.apps.cli.find import QueryOptions, Wanted, bars_on_terminal, likely
+from relocal_pyg.apps.cli.find import QueryOptions, bars_on_terminal, likely
 from relocal_pyg.apps.cli.options import (
     BackboneOptions,
     Count,
@@ -43,7 +43,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from relocal_pyg.moments import Moment
-    from relocal_pyg.search.index import FirstStageName, Hit, SearchIndex
+    from relocal_pyg.search.index import Hit, SearchIndex
     from relocal_pyg.video.index import FoundVideos
     from relocal_pyg.video.query import Judged, StillQuery, VideoQuery
 
@@ -177,22 +177,41 @@ def search(
             (approximate, faster on large indexes), or all of them.
         candidates: How many proposals the model looks at after a first stage.
     """
+    from relocal_pyg.search.index import SearchIndex
+    from relocal_pyg.video.index import IndexedVideos, find_in_index
+
     exports.formats()  # a wrong name is said before anything is searched
     query, asked = asked.opened(query)
+    least = (0.5 if every else 0.0) if min_probability is None else min_probability
+    how: dict[str, Any] = {
+        "judged": judgements(asked.feedback),
+        "top_k": top_k,
+        "first_stage": None if first_stage == "none" else first_stage,
+        "candidates": candidates,
+        "every": every,
+        "least": least,
+    }
     rows = query is not None and is_features(query)
     if rows:
         exports.refuse_films()
         asked.refuse_films(network)
-    stage: FirstStageName | None = None if first_stage == "none" else first_stage
-    least = (0.5 if every else 0.0) if min_probability is None else min_probability
-    how = Wanted(top_k, every, least, explain=False)
-    if query is not None and rows:
-        found, why, opened = search_features(folder, query, asked, how, stage, candidates, device)
+    wanted = None if rows else look_at(asked, query)
+    matcher, why = choose_matcher(asked.model, device)
+    opened = SearchIndex(folder, matcher)
+    if wanted is None:
+        found = search_features(opened, str(query), asked, how)
     else:
-        wanted = asked.video(query)
-        found, why, opened = search_video(
-            folder, wanted, asked, network, how, stage, candidates, device
-        )
+        made = IndexedVideos.load(folder)
+        if network == BackboneOptions():
+            network = BackboneOptions.of(made.network)
+        backbone, _ = load_network(network, None, asked.model, matcher, device)
+        also, unlike = asked.stretches()
+        with bars_on_terminal() as bar:
+            found = find_in_index(
+                wanted, opened, made, backbone, progress=bar, also=also, unlike=unlike, **how
+            )
+        for problem in found.problems:
+            say(f"damaged: {problem}")
     hits, title = [hit for hit in found.hits if likely(hit, least)], found.asked.title
     say(f"matcher: {why}")
     if found.count is not None:
@@ -236,36 +255,29 @@ def print_hits(hits: Sequence[Hit]) -> None:
         )
 
 
+def look_at(asked: QueryOptions, query: str | None) -> VideoQuery | StillQuery:
+    """What is looked for; a wrong name is said before an index is read."""
+    from relocal_pyg.video.decode import probe
+    from relocal_pyg.video.query import VideoQuery
+
+    wanted, (also, unlike) = asked.video(query), asked.stretches()
+    for each in (wanted, *also, *unlike):
+        file = each.path if isinstance(each, VideoQuery) else each.image
+        if file is not None:
+            probe(file)
+    return wanted
+
+
 def search_features(
-    folder: Path,
-    query: str,
-    asked: QueryOptions,
-    how: Wanted,
-    first_stage: FirstStageName | None,
-    candidates: int,
-    device: DeviceName = "auto",
-) -> tuple[FoundVideos, str, SearchIndex]:
-    """Search an index for features; what is found, and which matcher found it in which index."""
-    from relocal_pyg.search.index import SearchIndex
+    opened: SearchIndex, query: str, asked: QueryOptions, how: dict[str, Any]
+) -> FoundVideos:
+    """Search an index for features; ``how`` as for :func:`relocal_pyg.video.index.find_rows`."""
     from relocal_pyg.video.index import FoundVideos, find_rows
     from relocal_pyg.video.query import VideoQuery
 
-    matcher, why = choose_matcher(asked.model, device)
-    opened = SearchIndex(folder, matcher)
     clip, whole = asked.rows(query, opened.channels)
-    hits, count = find_rows(
-        clip,
-        opened,
-        whole,
-        asked.examples(opened.channels),
-        judgements(asked.feedback),
-        top_k=how.top_k,
-        first_stage=first_stage,
-        candidates=candidates,
-        every=how.every,
-        least=how.least,
-    )
-    found = FoundVideos(
+    hits, count = find_rows(clip, opened, whole, asked.examples(opened.channels), **how)
+    return FoundVideos(
         hits=hits,
         asked=VideoQuery(Path(query)),
         span=asked.span(len(clip if whole is None else whole)),
@@ -274,7 +286,6 @@ def search_features(
         query_video=whole,
         count=count,
     )
-    return found, why, opened
 
 
 def judgements(path: Path | None) -> list[tuple[str, Judged]]:
@@ -306,52 +317,3 @@ def locate(hits: Sequence[Hit], folder: Path, opened: SearchIndex) -> list[tuple
         else:
             sources[name] = Source(file, opened.duration(name), id=name)
     return [(sources[hit.video_id], hit.moment) for hit in hits]
-
-
-def search_video(
-    folder: Path,
-    query: VideoQuery | StillQuery,
-    asked: QueryOptions,
-    network: BackboneOptions,
-    how: Wanted,
-    first_stage: FirstStageName | None,
-    candidates: int,
-    device: DeviceName = "auto",
-) -> tuple[FoundVideos, str, SearchIndex]:
-    """Search an index for a stretch of a video, words or a picture, as :func:`search_features`."""
-    from relocal_pyg.search.index import SearchIndex
-    from relocal_pyg.video.decode import probe
-    from relocal_pyg.video.index import IndexedVideos, find_in_index
-    from relocal_pyg.video.query import VideoQuery
-
-    file = query.path if isinstance(query, VideoQuery) else query.image
-    if file is not None:
-        probe(file)  # a wrong name is said before an index is read
-    also, unlike = asked.stretches()
-    for example in (*also, *unlike):
-        probe(example.path)
-    model = asked.model
-    matcher, why = choose_matcher(model, device)
-    opened, made = SearchIndex(folder, matcher), IndexedVideos.load(folder)
-    if network == BackboneOptions():
-        network = BackboneOptions.of(made.network)
-    backbone, _ = load_network(network, None, model, matcher, device)
-    with bars_on_terminal() as bar:
-        found = find_in_index(
-            query,
-            opened,
-            made,
-            backbone,
-            top_k=how.top_k,
-            first_stage=first_stage,
-            candidates=candidates,
-            progress=bar,
-            also=also,
-            unlike=unlike,
-            judged=judgements(asked.feedback),
-            every=how.every,
-            least=how.least,
-        )
-    for problem in found.problems:
-        say(f"damaged: {problem}")
-    return found, why, opened
