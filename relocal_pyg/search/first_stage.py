@@ -58,21 +58,15 @@ class FirstStage:
         elif use_faiss:
             rows = self._search(query, query_video, count)
         else:
-            rows = self._of_best_videos(self._scan(query, query_video, count))
+            rows = self._scan(query, query_video, count)
+            if (most := self.model.max_videos) is not None:  # that the model compares in a search
+                firsts = [shard.first_proposal[:-1] for shard in self.shards]
+                firsts = [own + first for own, first in zip(firsts, self.first, strict=False)]
+                video = np.searchsorted(np.concatenate(firsts), rows, side="right")
+                videos, where = np.unique(video, return_index=True)
+                rows = rows[np.isin(video, videos[np.argsort(where)[:most]])]
         shard = np.searchsorted(self.first, rows, side="right") - 1
         return [rows[shard == number] - self.first[number] for number in range(len(self.shards))]
-
-    def _of_best_videos(self, rows: np.ndarray) -> np.ndarray:
-        """Rows, best first, without those of more videos than the model compares in a search."""
-        most = self.model.max_videos
-        if most is None:
-            return rows
-        firsts = [shard.first_proposal[:-1] for shard in self.shards]
-        firsts = [own + first for own, first in zip(firsts, self.first, strict=False)]
-        video = np.searchsorted(np.concatenate(firsts), rows, side="right")
-        videos, where = np.unique(video, return_index=True)
-        best = videos[np.argsort(where)[:most]]
-        return rows[np.isin(video, best)]
 
     def _scan(self, query: Tensor, query_video: Tensor | None, count: int) -> np.ndarray:
         """Rows of the best proposals, best first; the scores of one shard are held at a time."""

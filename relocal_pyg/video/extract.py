@@ -375,16 +375,13 @@ class _Work:
                 yield item
                 self.ends[start] = item[1]
 
-        return grid(watched(), self.rate, start, stop, self.early())
+        early = 0.0 if self.skip() == "DEFAULT" else 0.5 / self.rate
+        return grid(watched(), self.rate, start, stop, early)
 
     def skip(self) -> str:
         """Which frames need not be decoded, see :func:`relocal_pyg.video.decode.droppable`."""
         some = (self.stated or 0.0) >= _LONG and self.backbone.clip_frames == 1
         return droppable(self.path, self.rate, self.stream) if some else "DEFAULT"
-
-    def early(self) -> float:
-        """See :func:`relocal_pyg.video.decode.grid`."""
-        return 0.0 if self.skip() == "DEFAULT" else 0.5 / self.rate
 
     def pictures(
         self,

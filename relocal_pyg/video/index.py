@@ -107,13 +107,8 @@ class IndexedVideos:
         Raises:
             OutputError: It cannot be written.
         """
-        files = {name: str(place) for name, place in sorted(self.files.items())}
-        record = {
-            "rate_hz": self.rate_hz,
-            "backbone": self.backbone,
-            "network": self.network,
-            "files": files,
-        }
+        record = {name: getattr(self, name) for name in ("rate_hz", "backbone", "network")}
+        record["files"] = {name: str(place) for name, place in sorted(self.files.items())}
         write_json(self.record_of(self.index), record)
 
     def check(self, backbone: Backbone) -> None:

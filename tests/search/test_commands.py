@@ -32,6 +32,12 @@ def test_index_then_search_finds_the_planted_moment(tmp_path, capsys):
     assert abs(hits[0]["start"] - 32) <= 6
     assert abs(hits[0]["end"] - 48) <= 6
     assert "v4" in capsys.readouterr().out.splitlines()[2]
+    # About as long as the query, not pieces of one answer; as where the index is of films.
+    search(tmp_path / "index", str(tmp_path / "q.npy"), exports=exports, top_k=30)
+    lengths = [hit["end"] - hit["start"] for hit in json.loads(out.read_text())["moments"]]
+    assert len(lengths) > 6
+    assert min(lengths) >= 0.4 * 16
+    assert max(lengths) <= 2.5 * 16
     with pytest.raises(SearchIndexError, match="no index here"):
         search(tmp_path / "nothing", str(tmp_path / "q.npy"))
     # Other features under a known name are not searched, and that is said.

@@ -213,6 +213,7 @@ def search(
         for problem in found.problems:
             say(f"damaged: {problem}")
     hits, title = [hit for hit in found.hits if likely(hit, least)], found.asked.title
+    files = files_of(folder)
     say(f"matcher: {why}")
     if found.count is not None:
         print(f"found: {found.count}")
@@ -227,15 +228,21 @@ def search(
             count=found.count,
             settings=found.settings,
             query_span=found.span,
-            examples=[*asked.plain(), *judged_files(folder, asked.feedback)],
+            examples=[
+                *asked.plain(),
+                *(
+                    dict(zip(EXAMPLE, (files.get(name, name), *said), strict=True))
+                    for name, said in how["judged"]
+                ),
+            ],
         )
-    write_exports(exports, lambda: locate(hits, folder, opened), place_name(title))
+    write_exports(exports, lambda: locate(hits, files, opened), place_name(title))
     if exports.report is not None:
         from relocal_pyg.video.page import write_found_page
 
         names, answers = (title, str(folder)), replace(found, hits=hits)
-        files = {name: Path(file) for name, file in files_of(folder).items()}
-        write_found_page(exports.report, answers, why=why, names=names, files=files)
+        places = {name: Path(file) for name, file in files.items()}
+        write_found_page(exports.report, answers, why=why, names=names, files=places)
         say(f"report: {exports.report}")
 
 
@@ -296,19 +303,12 @@ def judgements(path: Path | None) -> list[tuple[str, Judged]]:
     return [(str(video), (start, end, good)) for video, start, end, good in found]
 
 
-def judged_files(folder: Path, feedback: Path | None) -> list[dict[str, Any]]:
-    """Judged stretches of videos of an index as examples, by their files."""
-    said = judgements(feedback)
-    files = files_of(folder) if said else {}
-    each = [(files.get(name, name), *stretch) for name, stretch in said]
-    return [dict(zip(EXAMPLE, one, strict=True)) for one in each]
-
-
-def locate(hits: Sequence[Hit], folder: Path, opened: SearchIndex) -> list[tuple[Source, Moment]]:
+def locate(
+    hits: Sequence[Hit], files: dict[str, str], opened: SearchIndex
+) -> list[tuple[Source, Moment]]:
     """Answers with the videos they are in, files where the index was made from such."""
     from relocal_pyg.video.cut import describe_source
 
-    files = files_of(folder)
     sources: dict[str, Source] = {}
     for name in {hit.video_id: None for hit in hits}:
         file = files.get(name, name)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import math
 import os
 import shlex
 import subprocess
@@ -37,6 +38,7 @@ from relocal_pyg.apps.cli.options import (
     say,
     split_place,
 )
+from relocal_pyg.apps.cli.search import look_at
 from relocal_pyg.errors import (
     AnnotationError,
     OutputError,
@@ -116,14 +118,12 @@ def _searcher(
             asked.rows(query, channels)
             asked.examples(channels)
             return
-        wanted, (also, unlike) = asked.video(query), asked.stretches()
+        wanted = look_at(asked, query)
         if isinstance(wanted, StillQuery):
             Asked.still(wanted, loaded()[0], 1.0)
-        for clip in (*also, *unlike, *([] if isinstance(wanted, StillQuery) else [wanted])):
-            end = probe(clip.path).duration
-            if clip.start is not None and end is not None and clip.start >= end:
-                reason = f"the query starts at {clip.start:g} s, its video ends at {end:g} s"
-                raise UsageError(reason, file=clip.path)
+        elif wanted.start and wanted.start >= (end := probe(wanted.path).duration or math.inf):
+            reason = f"the query starts at {wanted.start:g} s, its video ends at {end:g} s"
+            raise UsageError(reason, file=wanted.path)
 
     return answer, check
 

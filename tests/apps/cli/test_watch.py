@@ -153,6 +153,7 @@ def test_what_is_wrong_with_the_query_is_not_put_down_to_the_files(tmp_path, cap
         ["--query", str(tmp_path / "nothing.mp4")],
         ["--query", str(tmp_path / "b.mp4")],
         ["--query", nan],
+        ["--query-image", str(tmp_path / "b.mp4")],
         ["--query", str(tmp_path / "query.npy"), "--query-start", "50"],
         ["--query", str(tmp_path / "query.npy"), "--not", nothing],
         ["--query", str(tmp_path / "query.npy"), "--query", str(tmp_path / "wide.npy")],
