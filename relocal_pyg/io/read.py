@@ -243,6 +243,15 @@ def parse_stretch(text: str) -> tuple[str, float | None, float | None]:
     return match[1], start, end
 
 
+def version_of(file: str | Path) -> tuple[int, int] | None:
+    """Size in bytes and time of change in nanoseconds of a file; None where there is none."""
+    try:
+        status = os.stat(file)
+    except OSError:
+        return None
+    return status.st_size, status.st_mtime_ns
+
+
 def id_problem(video_id: str) -> str | None:
     r"""Say why a video id must not be used as a name, or None where it may.
 

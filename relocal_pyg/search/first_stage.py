@@ -58,30 +58,15 @@ class FirstStage:
         elif use_faiss:
             rows = self._search(query, query_video, count)
         else:
-            rows = self._of_best_videos(self._scan(query, query_video, count))
+            rows = self._scan(query, query_video, count)
+            if (most := self.model.max_videos) is not None:  # that the model compares in a search
+                firsts = [shard.first_proposal[:-1] for shard in self.shards]
+                firsts = [own + first for own, first in zip(firsts, self.first, strict=False)]
+                video = np.searchsorted(np.concatenate(firsts), rows, side="right")
+                videos, where = np.unique(video, return_index=True)
+                rows = rows[np.isin(video, videos[np.argsort(where)[:most]])]
         shard = np.searchsorted(self.first, rows, side="right") - 1
         return [rows[shard == number] - self.first[number] for number in range(len(self.shards))]
-
-    def _of_best_videos(self, rows: np.ndarray) -> np.ndarray:
-        """Rows, best first, without those of more videos than the model compares in a search."""
-        most = self.model.max_videos
-        if most is None:
-            return rows
-        video = self._video_of(rows)
-        videos, where = np.unique(video, return_index=True)
-        best = videos[np.argsort(where)[:most]]
-        return rows[np.isin(video, best)]
-
-    def _video_of(self, rows: np.ndarray) -> np.ndarray:
-        """Number of each row's video, counted through all shards."""
-        video, videos = np.empty_like(rows), 0
-        shards = np.searchsorted(self.first, rows, side="right") - 1
-        for number, shard in enumerate(self.shards):
-            own = shards == number
-            place = rows[own] - self.first[number]
-            video[own] = videos + np.searchsorted(shard.first_proposal, place, side="right") - 1
-            videos += len(shard.ids)
-        return video
 
     def _scan(self, query: Tensor, query_video: Tensor | None, count: int) -> np.ndarray:
         """Rows of the best proposals, best first; the scores of one shard are held at a time."""
@@ -101,11 +86,11 @@ class FirstStage:
         steps, means = torch.from_numpy(np.diff(shard.first_step)), shard.rows("means")
         own, usual = centres(query, means, steps, query_video, self.background)
         directions = functional.normalize(query.mean(dim=0) - own, dim=1)
-        parts = []
-        for start, end, rows in _blocks(shard):
-            video = torch.from_numpy(
-                np.searchsorted(shard.first_step, np.arange(start, end), side="right") - 1
-            )
+        parts, size = [], max(1, VALUES // shard.channels)
+        for start in range(0, int(shard.first_step[-1]), size):
+            rows = shard.rows("features", start, start + size)
+            places = np.arange(start, start + len(rows))
+            video = torch.from_numpy(np.searchsorted(shard.first_step, places, side="right") - 1)
             rows = rows - usual[video]
             product = (
                 rows @ directions[0]
@@ -200,12 +185,3 @@ def terms(inside: Tensor, around: Tensor, lengths: Tensor) -> Tensor:
     columns = [inside, around, inside**2, around**2, inside * around]
     columns += [log, inside * log, around * log, torch.ones_like(log)]
     return torch.stack([column.double() for column in columns], dim=1)
-
-
-def _blocks(shard: Shard) -> Iterator[tuple[int, int, Tensor]]:
-    """Feature rows of a shard, a bounded number at a time: first row, past row, rows."""
-    total = int(shard.first_step[-1])
-    size = max(1, VALUES // shard.channels)
-    for start in range(0, total, size):
-        end = min(start + size, total)
-        yield start, end, shard.rows("features", start, end)

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -21,7 +20,13 @@ from relocal_pyg.data.proposals import (
     geometric_lengths,
     sliding_windows,
 )
-from relocal_pyg.errors import FeatureError, SearchIndexError, UsageError, check_number
+from relocal_pyg.errors import (
+    FeatureError,
+    ProposalError,
+    SearchIndexError,
+    UsageError,
+    check_number,
+)
 from relocal_pyg.io.read import id_problem
 from relocal_pyg.io.write import own_folder
 from relocal_pyg.models.base import Relocalizer, as_features, as_proposals
@@ -30,7 +35,14 @@ from relocal_pyg.models.examples import ByExamples, Example, has_rest, level_of,
 from relocal_pyg.models.occurrences import Count, count_of, occurrences
 from relocal_pyg.moments import Moment, clip_moments, nms, seconds_to_steps
 from relocal_pyg.search.first_stage import FirstStage
-from relocal_pyg.search.storage import Shard, ShardList, VideoEntry, write_shard
+from relocal_pyg.search.storage import (
+    LARGEST,
+    STATE_TYPES,
+    Shard,
+    ShardList,
+    VideoEntry,
+    write_shard,
+)
 
 #: A shard is written when its videos take so many bytes: bounds the memory of building.
 SHARD_BYTES = 128 * 2**20
@@ -68,14 +80,18 @@ def build_index(
         How many videos were added.
 
     Raises:
-        UsageError: The folder holds an index, or an id is unusable or comes twice.
+        UsageError: The folder holds an index, an argument is out of range, or an id is unusable or
+            comes twice.
         FeatureError: Features are unusable or differ in width.
+        ProposalError: A video has no proposal inside it.
         OutputError: The folder cannot be written.
     """
     with own_folder(folder, "index") as place:
         if ShardList.exists(place):
             raise UsageError(f"{folder} holds an index: add to it, or choose another folder")
         kept = str(state_dtype).removeprefix("torch.")
+        if kept not in STATE_TYPES:
+            raise UsageError(f"state_dtype is {kept}, one of {', '.join(STATE_TYPES)} wanted")
         ShardList(fingerprint(model), model.title, kept).save(place)
         return _add(place, model, videos, proposals)
 
@@ -118,7 +134,7 @@ def _add(
         fault = id_problem(video_id)
         if fault is None and video_id in known:
             fault = "is in the index already"
-        if fault is None and not 0 < seconds_per_step < math.inf:
+        if fault is None and not 0 < seconds_per_step <= LARGEST:
             fault = f"has steps of {seconds_per_step} seconds"
         if fault is not None:
             raise UsageError(fault, record=video_id)
@@ -132,6 +148,8 @@ def _add(
         listed.channels = features.shape[1]
         windows = clip_moments(as_proposals(proposals(len(features))), len(features))
         windows = windows[windows[:, 0] < windows[:, 1]]
+        if not len(windows):
+            raise ProposalError("no proposal lies inside the video", record=video_id)
         kept = model.encode(features, windows)
         if kept is None:
             kept = windows.new_zeros(len(windows), 0, 0), windows.new_zeros(len(windows))
@@ -212,8 +230,7 @@ class Hit:
         return Moment(self.start, self.end, self.score, probability=self.probability)
 
 
-@dataclass(frozen=True)
-class _Found:
+class _Found(NamedTuple):
     """Scored moments: numbers of shard and video ``[M]``, moments ``[M, 2]`` in steps, ``[M]``."""
 
     shard: Tensor
@@ -221,9 +238,10 @@ class _Found:
     moments: Tensor
     scores: Tensor
 
-    def join(self, other: _Found) -> _Found:
-        pairs = zip(vars(self).values(), vars(other).values(), strict=True)
-        return _Found(*(torch.cat(pair) for pair in pairs))
+    @classmethod
+    def join(cls, parts: Iterable[_Found]) -> _Found:
+        """What several looks found."""
+        return cls(*map(torch.cat, zip(*parts, strict=True)))
 
 
 class _Asked(NamedTuple):
@@ -246,6 +264,7 @@ class SearchIndex:
     Attributes:
         background: Mean step ``[F]`` of all its videos: a clip, or a video that is all action, has
             no surroundings of its own to be told apart from.
+        places: The shard of each video, and its number there, by its id.
 
     Raises:
         SearchIndexError: No index there, damaged, of another format, or made with another model.
@@ -270,19 +289,19 @@ class SearchIndex:
             if (kept := self.model.encode(*one)) is not None:
                 states = kept[0].shape[1], kept[0].shape[2]
         self.shards = [Shard(folder, one, listed, states, verify=verify) for one in listed.shards]
-        steps = [torch.from_numpy(np.diff(shard.first_step)).double() for shard in self.shards]
-        total = sum(
-            (
-                count @ shard.rows("means").double()
-                for count, shard in zip(steps, self.shards, strict=True)
-            ),
-            torch.zeros(listed.channels, dtype=torch.float64),
-        )
-        self.background = (total / max(sum(float(count.sum()) for count in steps), 1)).float()
+        self.places = {
+            name: (shard, number) for shard in self.shards for number, name in enumerate(shard.ids)
+        }
+        total, steps = torch.zeros(listed.channels, dtype=torch.float64), 0.0
+        for shard in self.shards:
+            count = torch.from_numpy(np.diff(shard.first_step)).double()
+            total += count @ shard.rows("means").double()
+            steps += float(count.sum())
+        self.background = (total / max(steps, 1)).float()
         self.first_stage = FirstStage(self.shards, self.model, self.background)
 
     def __len__(self) -> int:
-        return sum(len(shard.ids) for shard in self.shards)
+        return len(self.places)
 
     def search(
         self,
@@ -319,15 +338,16 @@ class SearchIndex:
 
         Raises:
             FeatureError: The query is unusable or of another width.
-            UsageError: faiss is asked for and not installed.
+            UsageError: An argument is out of range, or faiss is asked for and not installed.
         """
         check_number(top_k, "top_k", least=1, whole=True)
         check_number(candidates, "candidates", least=1, whole=True)
-        clip = as_features(query, "query")
+        check_number(nms_threshold, "nms_threshold", least=0, most=1)
+        if first_stage not in ("scan", "faiss", None):
+            raise UsageError(f"first_stage is {first_stage!r}, 'scan', 'faiss' or None wanted")
+        clip, around = self._sides(query, query_video, examples)
         if not self.shards:
             return []
-        around = None if query_video is None else as_features(query_video, "query_video")
-        self._check_widths(clip, around, examples)
         if first_stage is None:
             rows = [np.arange(int(shard.first_proposal[-1])) for shard in self.shards]
         else:
@@ -347,54 +367,64 @@ class SearchIndex:
         if first_stage is not None:
             more = self._others(found, kept, rows, candidates)
             if any(map(len, more)):
-                found = found.join(self._look(asked, more))
+                found = _Found.join([found, self._look(asked, more)])
                 kept = self._best(found, nms_threshold, top_k)
         for shares in model.rounds:
             found = self._look_closer(asked, found, kept, shares)
             kept = self._best(found, nms_threshold, top_k)
-        return [self._hit(found, place) for place in kept]
+        hits = []
+        for place in kept:
+            shard, number = self.shards[int(found.shard[place])], int(found.video[place])
+            step, span = shard.seconds_per_step[number], found.moments[place].tolist()
+            start, end = (round(each * step, 6) for each in span)
+            hits.append(Hit(shard.ids[number], start, end, float(found.scores[place])))
+        return hits
 
-    def _check_widths(
-        self, clip: Tensor, around: Tensor | None, examples: Sequence[Example]
-    ) -> None:
+    def _sides(
+        self, query: ArrayLike, query_video: ArrayLike | None, examples: Sequence[Example]
+    ) -> tuple[Tensor, Tensor | None]:
+        """The query and its video, as wide as the features of the index, as the examples are."""
+        clip = as_features(query, "query")
+        around = None if query_video is None else as_features(query_video, "query_video")
         sides = {"query": clip, "query_video": around}
         sides |= {f"example {place}": one.rows for place, one in enumerate(examples, start=1)}
         for name, side in sides.items():
-            if side is not None and side.shape[1] != self.channels:
-                reason = (
-                    f"has {side.shape[1]} channels, the index {self.channels}: use one backbone"
-                )
-                raise FeatureError(reason, record=name)
+            if self.shards and side is not None and side.shape[1] != self.channels:
+                reason = f"has {side.shape[1]} channels, the index {self.channels}"
+                raise FeatureError(f"{reason}: use one backbone", record=name)
+        return clip, around
 
-    def _place(self, video_id: str) -> tuple[Shard, int]:
-        """The shard of a video, and its number there."""
-        for shard in self.shards:
-            if video_id in shard.ids:
-                return shard, shard.ids.index(video_id)
-        raise SearchIndexError("is not in the index", record=video_id)
+    def video(self, video_id: str) -> tuple[Tensor, float]:
+        """Features ``[n, F]`` of a video, and the seconds of a step; errors as :meth:`duration`."""
+        if video_id not in self.places:
+            raise SearchIndexError("is not in the index", record=video_id)
+        shard, number = self.places[video_id]
+        return shard.video(number), float(shard.seconds_per_step[number])
 
     def duration(self, video_id: str) -> float:
         """Seconds of a video; ``SearchIndexError`` where the index does not hold it."""
-        shard, number = self._place(video_id)
-        steps = int(shard.first_step[number + 1] - shard.first_step[number])
-        return steps * float(shard.seconds_per_step[number])
+        video, step = self.video(video_id)
+        return len(video) * step
 
     def example(self, video_id: str, start: float, end: float, good: bool) -> Example:
         """A stretch of a video, in seconds, that somebody said yes or no to.
 
         Raises:
             SearchIndexError: The index does not hold the video.
+            UsageError: The stretch is empty, or begins outside the video.
         """
-        shard, number = self._place(video_id)
-        video, step = shard.video(number), float(shard.seconds_per_step[number])
+        video, step = self.video(video_id)
+        if not 0 <= start < min(end, len(video) * step):
+            reason = f"the stretch {start:g}-{end:g} s is not inside its {len(video) * step:g} s"
+            raise UsageError(reason, record=video_id)
         first, last = seconds_to_steps([start, end], step, len(video)).tolist()
         return Example(video[first:last], video, good, alone=False)
 
     def occurrences(
         self,
-        query: Tensor,
+        query: ArrayLike,
         *,
-        query_video: Tensor | None = None,
+        query_video: ArrayLike | None = None,
         examples: Sequence[Example] = (),
         least: float = 0.5,
         without: Sequence[tuple[str, tuple[float, float, bool]]] = (),
@@ -404,13 +434,9 @@ class SearchIndex:
         Arguments as of :func:`relocal_pyg.models.occurrences.occurrences`; ``without`` is by the id
         of the video, in seconds.
         """
-        self._check_widths(query, query_video, examples)
-        wanted = (Example(query, query_video), *examples)
-        videos = [
-            (shard.ids[number], shard.video(number), float(shard.seconds_per_step[number]))
-            for shard in self.shards
-            for number in range(len(shard.ids))
-        ]
+        clip, around = self._sides(query, query_video, examples)
+        wanted = (Example(clip, around), *examples)
+        videos = [(name, *self.video(name)) for name in self.places]
         traces = [trace(wanted, video, None, self.background) for _, video, _ in videos]
         if traces and not any(map(has_rest, wanted)):
             # One level for all: each video by itself has steps that are more similar than others.
@@ -420,9 +446,9 @@ class SearchIndex:
         for (name, video, step), seen in zip(videos, traces, strict=True):
             moments, count = occurrences(
                 self.calibrated,
-                query,
+                clip,
                 video,
-                query_video=query_video,
+                query_video=around,
                 examples=examples,
                 background=self.background,
                 least=0,
@@ -432,33 +458,34 @@ class SearchIndex:
             rule = count.rule
             for each in moments:
                 chances.append(each.probability or 0.0)
-                span = each.start * step, each.end * step
-                hits.append(Hit(name, *span, each.score, chances[-1], each.presence))
+                start, end = (round(edge * step, 6) for edge in (each.start, each.end))
+                hits.append(Hit(name, start, end, each.score, chances[-1], each.presence))
         hits = [hit for hit, chance in zip(hits, chances, strict=True) if chance >= least]
         return sorted(hits, key=lambda hit: -(hit.probability or 0)), count_of(chances, least, rule)
 
-    def recall(
-        self, queries: Sequence[ArrayLike], top_k: int = 10, **options: int | FirstStageName
-    ) -> float:
+    def recall(self, queries: Sequence[ArrayLike], top_k: int = 10, **options: Any) -> float:
         """Share of the exhaustive answers that a first stage finds; options of :meth:`search`."""
         found = wanted = 0
         for query in queries:
-            exhaustive = _places(self.search(query, top_k, first_stage=None))
-            quick = _places(self.search(query, top_k, **options))  # type: ignore[arg-type]
+            # Where they lie, without the last bits that depend on what else was in a batch.
+            quick, exhaustive = (
+                {(hit.video_id, round(hit.start, 2), round(hit.end, 2)) for hit in hits}
+                for stage in ({}, {"first_stage": None})
+                for hits in [self.search(query, top_k, **{**options, **stage})]
+            )
             found += len(exhaustive & quick)
             wanted += len(exhaustive)
         return found / max(wanted, 1)
 
     def _look(self, asked: _Asked, rows: Sequence[np.ndarray]) -> _Found:
         """Score some proposals of each shard."""
-        parts = [self._score(asked, *some) for some in enumerate(rows) if len(some[1])]
-        return _Found(*(torch.cat(column) for column in zip(*parts, strict=True)))
+        return _Found.join(self._score(asked, *some) for some in enumerate(rows) if len(some[1]))
 
     def _look_closer(
         self, asked: _Asked, found: _Found, kept: Sequence[int], shares: Sequence[float]
     ) -> _Found:
         """What was found, and finer windows around the moments that were kept."""
-        parts = []
+        parts = [found]
         for number in sorted(set(found.shard[kept].tolist())):
             shard = self.shards[number]
             own = [place for place in kept if int(found.shard[place]) == number]
@@ -470,18 +497,15 @@ class SearchIndex:
                 videos.append(np.full(len(windows[-1]), video))
             everything = np.concatenate(videos), torch.cat(windows)
             if len(everything[0]):
-                moments, scores, of_video = self._answer(asked, shard, *everything)
-                parts.append((torch.full((len(scores),), number), of_video, moments, scores))
-        columns = zip(vars(found).values(), *parts, strict=True)
-        return _Found(*(torch.cat(column) for column in columns))
+                parts.append(self._answer(asked, number, *everything))
+        return _Found.join(parts)
 
     def _best(self, found: _Found, threshold: float, top_k: int) -> list[int]:
         # Far apart on one axis, moments of different videos never overlap.
         firsts = torch.tensor([0] + [len(shard.ids) for shard in self.shards]).cumsum(dim=0)
         place = (firsts[found.shard] + found.video).double() * (float(found.moments.max()) + 1)
         line = found.moments.double() + place[:, None]
-        kept: list[int] = nms(line, found.scores, threshold, limit=top_k).tolist()
-        return kept
+        return list(nms(line, found.scores, threshold, limit=top_k).tolist())
 
     def _others(
         self, found: _Found, kept: Sequence[int], rows: Sequence[np.ndarray], limit: int
@@ -498,15 +522,8 @@ class SearchIndex:
             count += len(others[number][-1])
         return [np.concatenate([np.empty(0, np.int64), *parts]) for parts in others]
 
-    def _hit(self, found: _Found, place: int) -> Hit:
-        shard, video = self.shards[int(found.shard[place])], int(found.video[place])
-        start, end = (found.moments[place] * shard.seconds_per_step[video]).tolist()
-        return Hit(shard.ids[video], start, end, float(found.scores[place]))
-
-    def _score(
-        self, asked: _Asked, number: int, rows: np.ndarray
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Shard, video, refined moments in steps, and scores of some proposals of a shard."""
+    def _score(self, asked: _Asked, number: int, rows: np.ndarray) -> _Found:
+        """Score some proposals of a shard."""
         shard, rows = self.shards[number], np.sort(rows)
         video, proposals = shard.video_of_proposal[rows], shard.take("proposals", rows)
         found, start = [], 0
@@ -518,24 +535,17 @@ class SearchIndex:
                 states = shard.take("states", rows[start:end])
                 lengths = shard.take("lengths", rows[start:end])
                 moments, scores = self.model.score_encoded(asked.query, states, lengths, part[1])
-                owners = torch.from_numpy(part[0])
-                steps = torch.from_numpy(np.diff(shard.first_step))[owners]
-                found.append((_inside(moments.cpu(), steps), scores.cpu(), owners))
+                found.append(self._found(number, part[0], moments, scores))
             else:
-                found.append(self._answer(asked, shard, *part))
+                found.append(self._answer(asked, number, *part))
             start = end
-        moments, scores, owners = (torch.cat(column) for column in zip(*found, strict=True))
-        return torch.full((len(scores),), number), owners, moments, scores
+        return _Found.join(found)
 
-    def _answer(
-        self, asked: _Asked, shard: Shard, video: np.ndarray, proposals: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Moments inside their videos, scores and videos of proposals ``[M, 2]`` (steps).
-
-        ``video`` is the number of each proposal's video in its shard, ``[M]``, in order.
-        """
+    def _answer(self, asked: _Asked, number: int, video: np.ndarray, proposals: Tensor) -> _Found:
+        """Score proposals ``[M, 2]`` (steps) of a shard's videos, whose numbers are in order."""
+        shard = self.shards[number]
         numbers, counts = np.unique(video, return_counts=True)
-        videos = [shard.video(number) for number in numbers]
+        videos = [shard.video(each) for each in numbers]
         rankings = asked.model.rank_videos(
             asked.query,
             videos,
@@ -543,11 +553,18 @@ class SearchIndex:
             query_video=asked.around,
             background=self.background,
         )
-        moments = torch.cat([ranking.moments for ranking in rankings]).cpu()
-        scores = torch.cat([ranking.scores for ranking in rankings]).cpu()
-        owners = np.repeat(np.arange(len(numbers)), [len(ranking.scores) for ranking in rankings])
-        steps = torch.tensor([len(features) for features in videos])[owners]
-        return _inside(moments, steps), scores, torch.from_numpy(numbers[owners])
+        moments = torch.cat([ranking.moments for ranking in rankings])
+        scores = torch.cat([ranking.scores for ranking in rankings])
+        owners = np.repeat(numbers, [len(ranking.scores) for ranking in rankings])
+        return self._found(number, owners, moments, scores)
+
+    def _found(self, number: int, video: np.ndarray, moments: Tensor, scores: Tensor) -> _Found:
+        """Moments of a shard's videos, cut to these."""
+        steps = torch.from_numpy(np.diff(self.shards[number].first_step)[video, None])
+        moments = moments.cpu().clamp(min=0)
+        moments = torch.minimum(moments, steps.to(moments))
+        shard = torch.full((len(scores),), number)
+        return _Found(shard, torch.from_numpy(video), moments, scores.cpu())
 
     def with_probabilities(
         self, hits: Sequence[Hit], query: Tensor, query_video: Tensor | None = None
@@ -563,13 +580,10 @@ class SearchIndex:
         """
         if not isinstance(self.calibrated, Calibrated):
             return list(hits)
-        places = {
-            name: (shard, number) for shard in self.shards for number, name in enumerate(shard.ids)
-        }
         told: dict[Hit, Hit] = {}
         for video_id in dict.fromkeys(hit.video_id for hit in hits):
-            shard, number = places[video_id]
-            features = shard.video(number)
+            own = [hit for hit in hits if hit.video_id == video_id]
+            features, step = self.video(video_id)
             ranking = self.calibrated.rank(
                 query,
                 features,
@@ -577,8 +591,6 @@ class SearchIndex:
                 query_video=query_video,
                 background=self.background,
             )
-            own = [hit for hit in hits if hit.video_id == video_id]
-            step = shard.seconds_per_step[number]
             spans = torch.tensor([[hit.start, hit.end] for hit in own], dtype=torch.float64) / step
             scores = torch.tensor([hit.score for hit in own], dtype=torch.float64)
             assert ranking.probabilities is not None
@@ -586,13 +598,3 @@ class SearchIndex:
             for hit, chance in zip(own, chances.tolist(), strict=True):
                 told[hit] = replace(hit, probability=chance, presence=presence)
         return [told[hit] for hit in hits]
-
-
-def _places(hits: Sequence[Hit]) -> set[tuple[str, float, float]]:
-    """Where hits lie, without the last bits that depend on what else was in a batch."""
-    return {(hit.video_id, round(hit.start, 2), round(hit.end, 2)) for hit in hits}
-
-
-def _inside(moments: Tensor, steps: Tensor) -> Tensor:
-    """Moments ``[M, 2]`` cut to their videos of ``[M]`` steps."""
-    return torch.minimum(moments.clamp(min=0), steps[:, None].to(moments))

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from multiprocessing import get_context
 from multiprocessing.connection import wait
 from multiprocessing.process import BaseProcess
@@ -13,11 +16,14 @@ from typing import Any
 
 import torch
 
-from relocal_pyg.errors import FeatureError, RelocalError, RunError, UsageError
+from relocal_pyg.errors import FeatureError, RelocalError, RunError, UsageError, check_number
+from relocal_pyg.io.read import version_of
 from relocal_pyg.io.write import replace_file
 
 #: Seconds after which a worker that has said nothing is given up.
 PATIENCE = 3600.0
+_NUMBERS = dict.fromkeys(("start", "end", "score"), "float64")
+_COLUMNS = {"video_id": "string", "rank": "int32", **_NUMBERS}
 #: Seconds that a worker is given to end.
 _GRACE = 10.0
 
@@ -69,30 +75,38 @@ def score_shard(task: ShardTask) -> Path:
     matcher = ContrastMatcher() if task.model is None else load_model(task.model)
     query = read_array(task.query, FeatureError)
     store = FeatureStore(task.features, key=task.key)
-    columns: dict[str, list[object]] = {name: [] for name, _ in _types()}
+    rows = []
     for video_id in task.video_ids:
         moments = matcher.localize(
             query, store.read(video_id), top_k=task.top_k, seconds_per_step=task.seconds_per_step
         )
-        for rank, moment in enumerate(moments, start=1):
-            row = (video_id, rank, moment.start, moment.end, moment.score)
-            for name, value in zip(columns, row, strict=True):
-                columns[name].append(value)
-    table = pa.table(columns, schema=pa.schema(_types()))
+        for rank, m in enumerate(moments, start=1):
+            row = (video_id, rank, m.start, m.end, m.score)
+            rows.append(dict(zip(_COLUMNS, row, strict=True)))
+    table = pa.Table.from_pylist(rows, schema=pa.schema(list(_COLUMNS.items())))
     with replace_file(task.out) as temporary:
         pq.write_table(table, temporary)
     return task.out
 
 
 def make_tasks(whole: ShardTask, folder: Path, num_shards: int) -> list[ShardTask]:
-    """Cut a task into shards of consecutive videos, each with a file in ``folder``."""
+    """Cut a task into shards of consecutive videos, each with a file in ``folder``.
+
+    The file's name says what is asked of which versions of which files: an answer to something else
+    is never taken for that of a shard.
+    """
     ids = whole.video_ids
     num_shards = max(1, min(num_shards, len(ids)))
     bounds = [len(ids) * number // num_shards for number in range(num_shards + 1)]
-    return [
-        replace(whole, video_ids=ids[start:end], out=folder / f"part-{number:05d}.parquet")
-        for number, (start, end) in enumerate(zip(bounds, bounds[1:], strict=False))
-    ]
+    given = [path for path in (whole.features, whole.query, whole.model) if path is not None]
+    files = sorted(each for path in given for each in (path, *path.rglob("*")))
+    versions = [(os.fspath(file), version_of(file)) for file in files]
+    tasks = []
+    for number, (start, end) in enumerate(pairwise(bounds)):
+        task = replace(whole, video_ids=ids[start:end], out=folder)
+        asked = hashlib.sha256(repr((task, versions)).encode("utf-8", "replace")).hexdigest()
+        tasks.append(replace(task, out=folder / f"part-{number:05d}-{asked[:16]}.parquet"))
+    return tasks
 
 
 def score_shards(
@@ -100,17 +114,19 @@ def score_shards(
 ) -> Path:
     """Score a corpus by local processes and merge the shards into ``whole.out``.
 
-    A shard whose file is there already is not scored again, so that a killed run goes on.
-    ``patience`` is how many seconds a worker may take for a shard; one worker works in this
-    process.
+    A shard whose file is there already is not scored again, so that a killed run goes on; one of
+    another query, model or version of the features is. ``patience`` is how many seconds a worker
+    may take for a shard; one worker works in this process.
 
     Returns:
         ``whole.out``; the same bytes for every number of shards and workers.
 
     Raises:
         RelocalError: As :func:`score_shard`.
+        UsageError: ``workers`` is less than 1.
         RunError: A worker was killed, or took longer than ``patience`` for a shard.
     """
+    check_number(workers, "workers", least=1, whole=True)
     folder = whole.out.with_name(whole.out.name + ".parts")
     tasks = make_tasks(whole, folder, num_shards)
     left = [task for task in tasks if not task.out.exists()]
@@ -228,16 +244,3 @@ def merge_shards(parts: Sequence[Path], out: Path) -> Path:
     with replace_file(out) as temporary:
         pq.write_table(table, temporary)
     return out
-
-
-def _types() -> list[tuple[str, Any]]:
-    import pyarrow as pa
-
-    number = pa.float64()
-    return [
-        ("video_id", pa.string()),
-        ("rank", pa.int32()),
-        ("start", number),
-        ("end", number),
-        ("score", number),
-    ]

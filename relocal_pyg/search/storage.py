@@ -142,9 +142,8 @@ class Shard:
         try:
             manifest = sha256_file(folder / MANIFEST)
         except OSError as error:
-            raise SearchIndexError(
-                f"cannot be read ({error.strerror})", file=folder / MANIFEST
-            ) from None
+            reason = f"cannot be read ({error.strerror})"
+            raise SearchIndexError(reason, file=folder / MANIFEST) from None
         if manifest != listed.manifest:
             raise SearchIndexError("is not the one that the index lists", file=folder / MANIFEST)
         try:
@@ -188,24 +187,16 @@ class Shard:
         if not isinstance(record, dict) or not wanted <= set(record):
             raise SearchIndexError("is not a shard of a search index", file=file)
         if record["format"] != FORMAT:
-            raise SearchIndexError(
-                f"has format {record['format']!r}, this version reads {FORMAT}", file=file
-            )
+            reason = f"has format {record['format']!r}, this version reads {FORMAT}"
+            raise SearchIndexError(reason, file=file)
         if record["fingerprint"] != fingerprint or record["ids"] != ids:
             raise SearchIndexError("is not the one that the index lists", file=file)
-        for name, kinds in (
-            ("seconds_per_step", (int, float)),
-            ("steps", (int,)),
-            ("proposals", (int,)),
-        ):
-            values = record[name]
+        for name in ("seconds_per_step", "steps", "proposals"):
+            values, kinds = record[name], (int, float) if name == "seconds_per_step" else (int,)
             sound = isinstance(values, list) and len(values) == len(ids)
-            if not sound or not all(
-                type(value) in kinds and 0 < value <= LARGEST for value in values
-            ):
-                raise SearchIndexError(
-                    "is damaged: a count is out of range", file=file, record=name
-                )
+            if not sound or not all(type(each) in kinds and 0 < each <= LARGEST for each in values):
+                reason = "is damaged: a count is out of range"
+                raise SearchIndexError(reason, file=file, record=name)
 
     def _map(self, name: str, state_type: str, shape: tuple[int, int] | None) -> np.ndarray:
         file, (dimensions, kind) = self.folder / f"{name}.npy", ARRAYS[name]
@@ -296,13 +287,10 @@ class ShardList:
         if not isinstance(record, dict) or type(record.get("format")) is not int:
             raise SearchIndexError("is not a search index", file=file)
         layout, told = record.pop("format"), record.pop("sha256", None)
-        if layout > FORMAT:
-            raise SearchIndexError(
-                f"format {layout} is newer than this version reads ({FORMAT}): upgrade relocal_pyg",
-                file=file,
-            )
-        if layout < FORMAT:
-            reason = f"format {layout} is older than this version reads ({FORMAT}): build it anew"
+        if layout != FORMAT:
+            newer = layout > FORMAT
+            age, advice = ("newer", "upgrade relocal_pyg") if newer else ("older", "build it anew")
+            reason = f"format {layout} is {age} than this version reads ({FORMAT}): {advice}"
             raise SearchIndexError(reason, file=file)
         if told != _digest(record):
             raise SearchIndexError("is damaged: its SHA-256 is not the one it names", file=file)

@@ -140,7 +140,11 @@ def extract_video(
         OutputError: The cache or the temporary folder cannot be written.
     """
     check_number(batch_frames, "batch_frames", least=1, whole=True)
-    rate = _frame_rate(path, backbone, rate_hz, stream)
+    rate = rate_hz
+    if rate is None:
+        rate = DEFAULT_RATE_HZ
+        if backbone.clip_frames > 1:
+            rate = min(max(probe(path, stream).fps_nominal or 25.0, 1.0), 120.0)
     check_rate(rate)
     settings = _settings(backbone, rate, stream)
     digest = "" if cache is None else _digest(path, settings)
@@ -371,16 +375,13 @@ class _Work:
                 yield item
                 self.ends[start] = item[1]
 
-        return grid(watched(), self.rate, start, stop, self.early())
+        early = 0.0 if self.skip() == "DEFAULT" else 0.5 / self.rate
+        return grid(watched(), self.rate, start, stop, early)
 
     def skip(self) -> str:
         """Which frames need not be decoded, see :func:`relocal_pyg.video.decode.droppable`."""
         some = (self.stated or 0.0) >= _LONG and self.backbone.clip_frames == 1
         return droppable(self.path, self.rate, self.stream) if some else "DEFAULT"
-
-    def early(self) -> float:
-        """See :func:`relocal_pyg.video.decode.grid`."""
-        return 0.0 if self.skip() == "DEFAULT" else 0.5 / self.rate
 
     def pictures(
         self,
@@ -526,16 +527,6 @@ def _ahead(
     finally:
         stop.set()
         thread.join(timeout=0.3)
-
-
-def _frame_rate(
-    path: str | Path, backbone: Backbone, rate_hz: float | None, stream: int | None
-) -> float:
-    if rate_hz is not None:
-        return rate_hz
-    if backbone.clip_frames == 1:
-        return DEFAULT_RATE_HZ
-    return min(max(probe(path, stream).fps_nominal or 25.0, 1.0), 120.0)
 
 
 def _settings(backbone: Backbone, rate_hz: float, stream: int | None) -> dict[str, Any]:

@@ -7,7 +7,7 @@ import os
 import threading
 import time
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor, as_completed, wait
 from dataclasses import dataclass, field
 from functools import partial
@@ -26,6 +26,7 @@ from relocal_pyg.data.features import (
     H5_ERRORS,
     KEYS,
     MAX_BYTES,
+    check_key,
     checked_dataset,
     open_features,
     video_names,
@@ -40,6 +41,7 @@ from relocal_pyg.errors import (
     check_number,
 )
 from relocal_pyg.formats.rows import safe_name
+from relocal_pyg.io.read import id_problem, version_of
 from relocal_pyg.io.write import check_output, forced, replace_file, writing
 from relocal_pyg.video.backbones import Backbone
 from relocal_pyg.video.decode import unreported, warn_of
@@ -57,6 +59,7 @@ VIDEO_SUFFIXES = (
 TIMES_KEY = "times"
 #: Size and time of change of a file.
 Version = tuple[int, int]
+_Outcome = tuple[str, bool, tuple[str, ...]]  # digest, whether it was reused, problems
 
 
 @dataclass(frozen=True)
@@ -82,13 +85,6 @@ class Extraction:
 
 class _Interrupted(Exception):
     """The run ends before this video does."""
-
-
-@dataclass(frozen=True)
-class _Outcome:
-    digest: str
-    reused: bool
-    problems: tuple[str, ...]
 
 
 def extract_folder(
@@ -141,6 +137,7 @@ def extract_folder(
     check_number(workers, "workers", least=1, whole=True)
     if key == TIMES_KEY:
         raise UsageError(f"the features cannot be called {key!r}: the times are")
+    check_key(key or None)
     files = find_videos(videos)
     kind = f"features of {backbone.name} at {f'{rate_hz:g} Hz' if rate_hz else 'its own rate'}"
     quarantine = Quarantine() if quarantine is None else quarantine
@@ -154,7 +151,7 @@ def extract_folder(
             video = read(files[name], backbone, rate_hz, progress=tick)
         except VideoError as error:
             return error
-        return _Outcome(video.digest, video.reused, video.problems)
+        return video.digest, video.reused, video.problems  # not its open file
 
     done: dict[str, _Outcome] = {}
 
@@ -163,21 +160,24 @@ def extract_folder(
             quarantine.add(files[name], name, outcome.reason, error=VideoError)
             return
         done[name] = outcome
-        for problem in outcome.problems:
+        for problem in outcome[2]:
             warn_of(files[name])(problem)
 
     with writing([output], inputs=files.values()):
-        if check_output(output, kind).exists() and not drop:
+        there = check_output(output, kind).exists() and not drop
+        if there:
             _refuse_to_drop(output, files)
         began = time.monotonic()
         _in_threads(files, extract, settle, workers, progress)
         took = time.monotonic() - began
         if not done:
             raise VideoError(f"no video could be used: {quarantine.summary()}", file=output)
-        digests = {name: done[name].digest for name in sorted(done)}
+        if there:
+            _refuse_to_drop(output, done)  # what was read before and cannot be now
+        digests = {name: done[name][0] for name in sorted(done)}
         _assemble(output, store, digests, key or KEYS[0], kind)
-    reused = sum(outcome.reused for outcome in done.values())
-    problems = {name: outcome.problems for name, outcome in done.items() if outcome.problems}
+    reused = sum(again for _, again, _ in done.values())
+    problems = {name: met for name, (_, _, met) in done.items() if met}
     folder = isinstance(videos, str | Path) and Path(videos).is_dir()
     skipped = passed_over(Path(videos)) if folder else {}  # type: ignore[arg-type]
     return Extraction(digests, len(done) - reused, reused, problems, skipped, took)
@@ -198,9 +198,12 @@ def find_videos(
         known: Ids that files were given before, which they keep; paths absolute, links resolved.
 
     Raises:
-        UsageError: There are none.
+        UsageError: There are none, or an id that was given cannot be a name.
     """
     if isinstance(videos, Mapping):
+        for name in videos:
+            if problem := id_problem(name):
+                raise UsageError(problem, record=name)
         return dict(sorted(videos.items()))
     root = Path()
     if isinstance(videos, str | Path):
@@ -214,15 +217,17 @@ def find_videos(
         found = list(dict.fromkeys(Path(video) for video in videos))
     if not found:
         raise UsageError("no videos were given")
-    before = {str(path): name for name, path in (known or {}).items()}
+    before: dict[str, list[str]] = defaultdict(list)  # of one file by its links too
+    for name, path in sorted((known or {}).items()):
+        before[str(path)].append(name)
     files: dict[str, Path] = {}
     fresh: dict[str, list[Path]] = defaultdict(list)
     for file in sorted(found):
-        name = before.get(os.path.realpath(file))
-        if name is None or name in files:
-            fresh[video_id(file)].append(file)
+        own, names = video_id(file), before.get(os.path.realpath(file))
+        if names:
+            files[names.pop(names.index(own) if own in names else 0)] = file
         else:
-            files[name] = file
+            fresh[own].append(file)
     for name, group in fresh.items():
         taken = {*files, *(known or {}), *(fresh.keys() - {name})}
         for names in _distinct(name, group, root):
@@ -238,7 +243,7 @@ def _distinct(name: str, group: list[Path], root: Path) -> Iterator[list[str]]:
         yield [name]
     places = [
         "-".join(file.parent.relative_to(root).parts)
-        if file.is_relative_to(root)
+        if file.parent.is_relative_to(root)
         else file.parent.name
         for file in group
     ]
@@ -318,15 +323,6 @@ def settled_files(
             time.sleep(min(max(settle / 4, 0.05), 1.0))
 
 
-def version_of(file: str | Path) -> Version | None:
-    """Size in bytes and time of change in nanoseconds of a file; None where there is none."""
-    try:
-        status = os.stat(file)
-    except OSError:
-        return None
-    return status.st_size, status.st_mtime_ns
-
-
 def passed_over(folder: Path) -> dict[str, int]:
     """How many files of a folder are not taken for videos, by suffix, the most frequent first."""
     counts = Counter(file.suffix.lower() or "no suffix" for file in _files(folder))
@@ -354,6 +350,8 @@ def read_times(path: str | Path, video: str) -> Tensor:
         FeatureError: The file is damaged, or holds no such video or no times.
     """
     with open_features(path) as file:
+        if video not in video_names(file, path):
+            raise FeatureError("is not among the videos of this file", file=path, record=video)
         data = checked_dataset(file, path, video, TIMES_KEY, MAX_BYTES)
         try:
             return torch.from_numpy(np.asarray(data[:], dtype=np.float64))
@@ -378,20 +376,18 @@ def _in_threads(
     def one(name: str) -> _Outcome | VideoError:
         shown = 0
 
-        def advance(share: float) -> None:
-            nonlocal shown
-            with lock:
-                bar.update(round(sizes[name] * share) - shown)
-            shown = round(sizes[name] * share)
-
         def tick(seconds: float, duration: float | None) -> None:
+            nonlocal shown
             if stop.is_set():
                 raise _Interrupted
-            if duration:
-                advance(min(seconds / duration, 1.0))
+            now = round(sizes[name] * min(seconds / duration, 1.0)) if duration else shown
+            with lock:
+                bar.update(now - shown)
+            shown = now
 
         outcome = extract(name, tick)
-        advance(1.0)
+        with lock:
+            bar.update(sizes[name] - shown)
         return outcome
 
     threads = torch.get_num_threads()
@@ -411,16 +407,16 @@ def _in_threads(
         bar.close()
 
 
-def _refuse_to_drop(output: str | Path, files: Mapping[str, Path]) -> None:
+def _refuse_to_drop(output: str | Path, kept: Collection[str]) -> None:
     try:
         with open_features(output) as file:
-            lost = sorted(set(video_names(file, output)) - set(files))
+            lost = sorted(set(video_names(file, output)) - set(kept))
     except FeatureError:  # forced over something else
         return
     if lost and not forced():
         raise OutputError(
-            f"holds {len(lost)} videos that are not among these, {lost[0]!r} first: choose another "
-            "name, or drop them with --force",
+            f"holds {len(lost)} videos that are not among these, or can no longer be read, "
+            f"{lost[0]!r} first: choose another name, or drop them with --force",
             file=output,
         )
 

@@ -14,6 +14,7 @@ from relocal_pyg.data.annotations import Quarantine
 from relocal_pyg.errors import SearchIndexError, UsageError, check_number
 from relocal_pyg.io.read import read_json
 from relocal_pyg.io.write import also_reads, write_json
+from relocal_pyg.models.examples import Example
 from relocal_pyg.models.occurrences import APART, ROOM, Count
 from relocal_pyg.moments import tiou
 from relocal_pyg.search.index import FirstStageName, Hit, SearchIndex
@@ -58,12 +59,15 @@ class IndexedVideos:
     @property
     def features(self) -> Path:
         """The HDF5 file of the features."""
-        return self.index.with_name(f"{self.index.name}.features.h5")
+        record = self.record_of(self.index)
+        return record.with_name(record.name.removesuffix(".videos.json") + ".features.h5")
 
     @classmethod
     def record_of(cls, index: Path) -> Path:
-        """The file that keeps this record."""
-        return index.with_name(f"{index.name}.videos.json")
+        """The file that keeps this record: beside the index, or beside what it is a link to."""
+        given, real = os.path.abspath(index), os.path.realpath(index)
+        beside, there = (Path(f"{place}.videos.json") for place in (given, real))
+        return there if there.is_file() and not beside.is_file() else beside
 
     @classmethod
     def load(cls, index: str | Path) -> IndexedVideos:
@@ -75,7 +79,8 @@ class IndexedVideos:
         file = cls.record_of(Path(index))
         if not file.is_file():
             raise SearchIndexError(
-                "was made from features, not from video files: the query has to be features too",
+                "was made from features, not from video files: the query has to be features too; "
+                f"or it was moved without {file.name}, which belongs beside it",
                 file=index,
             )
         record = read_json(file, SearchIndexError)
@@ -102,13 +107,8 @@ class IndexedVideos:
         Raises:
             OutputError: It cannot be written.
         """
-        files = {name: str(place) for name, place in sorted(self.files.items())}
-        record = {
-            "rate_hz": self.rate_hz,
-            "backbone": self.backbone,
-            "network": self.network,
-            "files": files,
-        }
+        record = {name: getattr(self, name) for name in ("rate_hz", "backbone", "network")}
+        record["files"] = {name: str(place) for name, place in sorted(self.files.items())}
         write_json(self.record_of(self.index), record)
 
     def check(self, backbone: Backbone) -> None:
@@ -284,9 +284,60 @@ def find_in_index(
     rows, whole = asked.rows, asked.whole
     around = None if whole is None else whole.features
     examples = read_examples(also, unlike, extract)
+    hits, count = find_rows(
+        rows,
+        index,
+        around,
+        examples,
+        judged,
+        top_k=top_k,
+        first_stage=first_stage,
+        candidates=candidates,
+        nms_threshold=nms_threshold,
+        every=every,
+        least=least,
+        sure=isinstance(asked_for, VideoQuery),
+    )
+    return FoundVideos(
+        hits=hits,
+        asked=asked_for,
+        span=asked.span,
+        settings={
+            "backbone": backbone.name,
+            "frames_per_second": made.rate_hz,
+            "seconds_per_step": backbone.clip_stride / made.rate_hz,
+            "query_steps": len(rows),
+            "query_centred_by": "the library" if around is None else "its own video",
+            "videos": len(index),
+        },
+        query=rows,
+        query_video=around,
+        problems=tuple(problems),
+        count=count,
+    )
+
+
+def find_rows(
+    rows: Tensor,
+    index: SearchIndex,
+    around: Tensor | None,
+    examples: Sequence[Example],
+    judged: Sequence[tuple[str, Judged]],
+    *,
+    top_k: int,
+    first_stage: FirstStageName | None,
+    candidates: int,
+    nms_threshold: float = APART,
+    every: bool,
+    least: float,
+    sure: bool = True,
+) -> tuple[list[Hit], Count | None]:
+    """What :func:`find_in_index` finds, for features ``[m, F]`` and those of their whole video.
+
+    Hits with a yes come first, those with a no are left out; ``sure`` wants probabilities.
+    """
     judged = [(name, within(one, index.duration(name), name)) for name, one in judged]
-    examples += [index.example(name, *stretch) for name, stretch in judged]
-    step = backbone.clip_stride / made.rate_hz
+    examples = [*examples, *(index.example(name, *stretch) for name, stretch in judged)]
     count = None
     if every:
         hits, count = index.occurrences(
@@ -305,35 +356,14 @@ def find_in_index(
         # About as long as the query, where there are such: an index holds windows of every length,
         # and short ones inside an action would fill the list with pieces of one answer.
         low, high = SCALES[0] * len(rows), SCALES[1] * max(len(rows), SHORTEST_WINDOW)
-        hits = [hit for hit in hits if low * step <= hit.end - hit.start <= high * step] or hits
+        places = {hit: index.places[hit.video_id] for hit in hits}
+        steps = {
+            hit: round((hit.end - hit.start) / shard.seconds_per_step[number], 3)
+            for hit, (shard, number) in places.items()
+        }
+        hits = [hit for hit in hits if low <= steps[hit] <= high] or hits
         hits = _places(hits, nms_threshold, top_k + ROOM * len(judged))
-        if isinstance(asked_for, VideoQuery):
-            hits = index.with_probabilities(hits, rows, around)
-    hits, count = pin_hits(hits, count, judged)
-    hits = hits if every else hits[:top_k]
-    return FoundVideos(
-        hits=hits,
-        asked=asked_for,
-        span=asked.span,
-        settings={
-            "backbone": backbone.name,
-            "frames_per_second": made.rate_hz,
-            "seconds_per_step": step,
-            "query_steps": len(rows),
-            "query_centred_by": "the library" if around is None else "its own video",
-            "videos": len(index),
-        },
-        query=rows,
-        query_video=around,
-        problems=tuple(problems),
-        count=count,
-    )
-
-
-def pin_hits(
-    hits: Sequence[Hit], count: Count | None, judged: Sequence[tuple[str, Judged]]
-) -> tuple[list[Hit], Count | None]:
-    """Hits, those with a yes first and those with a no left out; and their count."""
+        hits = index.with_probabilities(hits, rows, around) if sure else hits
     others = [
         hit
         for hit in hits
@@ -345,7 +375,8 @@ def pin_hits(
         for name in {name: None for name, _ in judged}
         for moment in pinned([one for other, one in judged if other == name], ())
     ]
-    return [*yes, *others], None if count is None else count.more(len(yes))
+    hits = [*yes, *others]
+    return (hits[:top_k], None) if count is None else (hits, count.more(len(yes)))
 
 
 def _places(hits: list[Hit], threshold: float, top_k: int) -> list[Hit]:

@@ -53,7 +53,6 @@ class RowFile:
 
     def __init__(self, file: BinaryIO, offset: int, dim: int, repeats: Whole) -> None:
         self._file, self._offset, self.dim = file, offset, dim
-        self._lock = threading.Lock()
         self.repeats = repeats
         self._ends = repeats.cumsum()
 
@@ -80,12 +79,11 @@ class RowFile:
             return torch.empty(0, self.dim)
         index = np.searchsorted(self._ends, np.arange(first, last), side="right")
         low, count = int(index[0]), int(index[-1] - index[0]) + 1
-        with self._lock:
-            self._file.seek(self._offset + 4 * low * self.dim)
-            block = np.fromfile(self._file, np.float32, count * self.dim)
-        if block.size < count * self.dim:
+        block = np.empty((count, self.dim), np.float32)
+        # Not by the file's own position, which is that of every reader.
+        place = self._offset + 4 * low * self.dim
+        if os.preadv(self._file.fileno(), [block.data], place) < block.nbytes:
             raise OSError("the file of feature rows ends early")
-        block = block.reshape(count, self.dim)
         return torch.from_numpy(block if count == len(index) else block[index - low])
 
     def tensor(self) -> Tensor:
@@ -269,13 +267,8 @@ class FeatureCache:
 
     def put(self, video: VideoFeatures) -> None:
         """Store features under their digest."""
-        content: dict[str, Any] = {
-            "seconds_per_step": video.seconds_per_step,
-            "duration": video.duration,
-            "digest": video.digest,
-            "settings": video.settings,
-            "problems": list(video.problems),
-        }
+        kept = ("seconds_per_step", "duration", "digest", "settings", "problems")
+        content = {name: getattr(video, name) for name in kept}
         content["checksum"] = _checksum(video.blocks, video.shown, content)
         rows, count = video.blocks.shortened(1), len(video.blocks.repeats)
         blocks = (each.numpy().tobytes() for each in rows.split(BLOCK))
@@ -288,9 +281,10 @@ class FeatureCache:
         with writing(force=True), replace_file(self._file(video.digest)) as temporary:
             save_blocks(temporary, tensors, {"content": json.dumps(content)})
         if self.most is not None:
-            stored = [each for each in self.folder.iterdir() if _ENTRY.fullmatch(each.name)]
-            for old in sorted(stored, key=lambda each: each.stat().st_mtime)[: -self.most]:
-                old.unlink()
+            with self.lock(""):  # other threads put too
+                stored = [each for each in self.folder.iterdir() if _ENTRY.fullmatch(each.name)]
+                for old in sorted(stored, key=lambda each: each.stat().st_mtime)[: -self.most]:
+                    old.unlink()
 
     def _file(self, digest: str) -> Path:
         return self.folder / f"{digest}.safetensors"

@@ -2,13 +2,14 @@ from __future__ import annotations
 
 import json
 
+import h5py
 import numpy as np
 import pytest
 
 from relocal_pyg.apps.cli.exports import ExportOptions
 from relocal_pyg.apps.cli.search import index, search
 from relocal_pyg.data.features import write_features
-from relocal_pyg.errors import SearchIndexError
+from relocal_pyg.errors import FeatureError, SearchIndexError
 
 
 def test_index_then_search_finds_the_planted_moment(tmp_path, capsys):
@@ -33,3 +34,44 @@ def test_index_then_search_finds_the_planted_moment(tmp_path, capsys):
     assert "v4" in capsys.readouterr().out.splitlines()[2]
     with pytest.raises(SearchIndexError, match="no index here"):
         search(tmp_path / "nothing", str(tmp_path / "q.npy"))
+    # Other features under a known name are not searched, and that is said.
+    videos["v1"] = videos["v1"][:20]
+    videos["v2"] = videos["v2"] + 0.5 * action
+    write_features(tmp_path / "c.h5", list(videos.items()))
+    index(tmp_path / "index", tmp_path / "c.h5", seconds_per_step=2.0)
+    told = capsys.readouterr().out
+    assert "0 videos added, 6 there before" in told
+    assert "answered as before: v1, v2; build the index anew" in told
+
+
+def test_a_video_that_cannot_be_used_does_not_keep_the_others_out(tmp_path, capsys):
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        for name, level in (("a", 1), ("b", np.nan), ("c", 2)):
+            file[f"{name}/features"] = np.full((9, 4), level, "f4")
+        file["d/features"] = np.ones(4, "f4")
+    index(tmp_path / "index", tmp_path / "a.h5")
+    told = capsys.readouterr().out
+    assert "2 videos added, 0 there before" in told
+    assert "a.h5: b: step 0 is not finite" in told
+    assert "a.h5: d: " in told
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        file["b/features"] = np.full((9, 4), np.nan, "f4")
+    with pytest.raises(FeatureError, match="no video could be used"):
+        index(tmp_path / "other", tmp_path / "a.h5")
+
+
+def test_pieces_of_one_answer_are_no_answers(tmp_path):
+    """As where the index is of films."""
+    draw = np.random.default_rng(0)
+    action = 2 * draw.normal(size=16)
+    video = draw.normal(size=(600, 16))
+    video[300:330] += action
+    write_features(tmp_path / "a.h5", [("a", video.astype("f4"))])
+    np.save(tmp_path / "q.npy", (draw.normal(size=(30, 16)) + action).astype("f4"))
+    index(tmp_path / "index", tmp_path / "a.h5", seconds_per_step=2.0)
+    exports = ExportOptions(json_file=tmp_path / "hits.json")
+    search(tmp_path / "index", str(tmp_path / "q.npy"), exports=exports, top_k=5)
+    hits = json.loads((tmp_path / "hits.json").read_text())["moments"]
+    assert (hits[0]["start"], hits[0]["end"]) == pytest.approx((600, 660), abs=8)
+    assert len(hits) == 5
+    assert all(0.4 * 60 <= hit["end"] - hit["start"] <= 2.5 * 60 for hit in hits)

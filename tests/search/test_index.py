@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 import torch
 
-from relocal_pyg.errors import FeatureError, SearchIndexError, UsageError
+from relocal_pyg.errors import FeatureError, ProposalError, SearchIndexError, UsageError
 from relocal_pyg.models import (
     MATR,
+    Calibrated,
     ContrastMatcher,
     FrameLevel,
     MultiGraphMatcher,
@@ -18,7 +19,7 @@ from relocal_pyg.models.base import Ranking
 from relocal_pyg.models.similarity import inside_and_around, step_similarity
 from relocal_pyg.moments import clip_moments, nms
 from relocal_pyg.search import SearchIndex, add_videos, build_index
-from relocal_pyg.search.index import fingerprint, index_proposals
+from relocal_pyg.search.index import Hit, fingerprint, index_proposals
 
 
 def videos(count: int, first: int = 0):
@@ -274,9 +275,60 @@ def test_an_index_can_be_searched_while_videos_are_added(tmp_path, monkeypatch, 
         assert [hit.score for hit in hits] == pytest.approx([row[0] for row in wanted], abs=1e-5)
 
 
+@pytest.mark.parametrize(
+    ("error", "change"),
+    [
+        (UsageError, {"state_dtype": torch.float64}),
+        (UsageError, {"videos": [("a", np.ones((9, 8)), 1e9)]}),
+        (ProposalError, {"proposals": lambda steps: [[steps, steps + 4]]}),
+    ],
+)
+def test_what_could_not_be_opened_is_not_written(tmp_path, error, change):
+    model, place = ContrastMatcher(), tmp_path / "index"
+    with pytest.raises(error):
+        build_index(place, model, **{"videos": videos(2), **change})
+    if place.exists():
+        assert len(SearchIndex(place, model)) == 0
+
+
+def test_arguments_that_mean_nothing_are_refused(tmp_path):
+    build_index(tmp_path, ContrastMatcher(), videos(4))
+    index = SearchIndex(tmp_path, Calibrated(ContrastMatcher()))
+    query = next(videos(1))[1][3:9].numpy()
+    for wrong in ({"first_stage": "none"}, {"nms_threshold": float("nan")}, {"nms_threshold": -1}):
+        with pytest.raises(UsageError, match=next(iter(wrong))):
+            index.search(query, **wrong)
+    for span in ((500, 600), (4, 2), (-1, 3)):
+        with pytest.raises(UsageError, match="v0: the stretch"):
+            index.example("v0", *span, True)
+    with pytest.raises(SearchIndexError, match="elsewhere: is not in the index"):
+        index.with_probabilities([Hit("elsewhere", 0, 1, 0.5)], torch.from_numpy(query))
+    hits, count = index.occurrences(query)
+    assert (hits, count) == index.occurrences(torch.from_numpy(query))
+    # Both sides with the same options: with no cut of candidates nothing is lost.
+    assert index.recall([query], 50, nms_threshold=0.9, candidates=10**6) == 1
+
+
+def test_times_are_those_of_steps_to_the_microsecond(tmp_path):
+    """Also where a number of 32 bits does not hold them."""
+    lasts, steps = 0.32, 123456.789
+    rows = {name: features for name, features, _ in videos(2)}
+    build_index(tmp_path, ContrastMatcher(), zip(rows, rows.values(), (lasts, steps), strict=True))
+    index = SearchIndex(tmp_path, ContrastMatcher())
+    hits = index.search(rows["v0"][3:8], 50) + index.occurrences(rows["v0"][3:8], least=0)[0]
+    assert {hit.video_id for hit in hits} == {"v0", "v1"}
+    for hit in hits:
+        step = lasts if hit.video_id == "v0" else steps
+        for time in (hit.start, hit.end):
+            assert time == round(round(time / step) * step, 6)
+
+
 def test_an_empty_index_answers_nothing(tmp_path):
     build_index(tmp_path, ContrastMatcher(), [])
-    assert SearchIndex(tmp_path, ContrastMatcher()).search(np.ones((3, 5))) == []
+    index = SearchIndex(tmp_path, ContrastMatcher())
+    assert index.search(np.ones((3, 5))) == []
+    hits, count = index.occurrences(np.ones((3, 5)))
+    assert (hits, count.number) == ([], 0)
 
 
 @pytest.mark.parametrize("first_stage", ["scan", None])

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from relocal_pyg.data.features import write_features
-from relocal_pyg.errors import FeatureError, RunError
+from relocal_pyg.errors import FeatureError, RunError, UsageError
 from relocal_pyg.models import ContrastMatcher, MultiGraphRelocalizer
 from relocal_pyg.search.shards import (
     ShardTask,
@@ -88,6 +88,19 @@ def test_a_killed_run_goes_on(task, monkeypatch):
     monkeypatch.setattr("relocal_pyg.search.shards.score_shard", counted)
     assert score_shards(task, 4).read_bytes() == wanted
     assert scored == [done[i].out.name for i in (0, 1, 3)]
+
+
+def test_shards_of_another_question_are_not_taken(task, tmp_path):
+    """Of another query, number of shards or features, under the same name."""
+    score_shards(task, 3)
+    whole = dataclasses.replace(task, out=tmp_path / "fresh.parquet")
+    assert score_shards(task, 2).read_bytes() == score_shards(whole, 1).read_bytes()
+    np.save(tmp_path / "query.npy", np.random.default_rng(1).normal(size=(7, 8)).astype("f4"))
+    other = dataclasses.replace(task, out=tmp_path / "other.parquet")
+    assert score_shards(task, 2).read_bytes() == score_shards(other, 2).read_bytes()
+    assert score_shards(other, 1).read_bytes() != whole.out.read_bytes()
+    with pytest.raises(UsageError, match="workers"):
+        score_shards(task, 2, workers=0)
 
 
 @pytest.mark.slow

@@ -3,6 +3,8 @@ from __future__ import annotations
 import json
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -249,6 +251,14 @@ def test_a_cache_is_kept_in_a_folder_of_its_own(tmp_path, steps_video):
     (tmp_path / "cache" / "model.safetensors").unlink()
     (tmp_path / "cache" / "manifest.json").unlink()  # as caches were before
     assert FeatureCache(tmp_path / "cache").get(digests[1]) is not None
+
+
+def test_threads_that_fill_a_small_cache_do_not_meet(tmp_path, steps_video):
+    video = extract_video(steps_video, mean_colour(), 5, cache=FeatureCache(tmp_path / "first"))
+    cache = FeatureCache(tmp_path / "cache", most=2)
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(lambda n: cache.put(replace(video, digest=f"{n:064x}")), range(40)))
+    assert len(list((tmp_path / "cache").glob("*.safetensors"))) == 2
 
 
 def test_a_cache_file_is_what_the_library_reads(tmp_path, steps_video):

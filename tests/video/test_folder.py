@@ -13,6 +13,7 @@ from relocal_pyg.data.annotations import Quarantine
 from relocal_pyg.data.features import FeatureStore, write_features
 from relocal_pyg.errors import FeatureError, OutputError, UsageError, VideoError
 from relocal_pyg.io.read import id_problem
+from relocal_pyg.io.write import writing
 from relocal_pyg.video.backbones import FunctionBackbone
 from relocal_pyg.video.decode import VideoWarning
 from relocal_pyg.video.extract import extract_video
@@ -77,6 +78,8 @@ def test_everything_lands_in_a_feature_file(folder, tmp_path):
         # At 25 frames a second the grid falls on frames.
         torch.testing.assert_close(times[:, 0], alone.times, rtol=0, atol=1e-6)
     write_features(tmp_path / "b.h5", [("a", np.ones((2, 2)))])
+    with pytest.raises(FeatureError, match="z: is not among the videos"):
+        read_times(output, "z")
     with pytest.raises(FeatureError, match="'times'"):
         read_times(tmp_path / "b.h5", "a")
 
@@ -190,6 +193,19 @@ def test_damaged_videos_are_used_and_named(folder, tmp_path, write_video):
         assert done.reused == (6 if reused else 0)
 
 
+def test_features_of_a_film_that_can_no_longer_be_read_are_not_lost(folder, tmp_path):
+    output, backbone = tmp_path / "features.h5", Counting().backbone()
+    extract_folder(folder, output, backbone, 12.5)
+    before = output.read_bytes()
+    (folder / "a.mp4").write_bytes(b"a copy that broke off")
+    with pytest.raises(OutputError, match="can no longer be read, 'a' first"):
+        extract_folder(folder, output, backbone, 12.5)
+    assert output.read_bytes() == before
+    with writing(force=True):
+        extract_folder(folder, output, backbone, 12.5)
+    assert FeatureStore(output).ids == ["b", "c", "d", "e"]
+
+
 def test_only_bad_files_is_an_error(bad_videos, tmp_path):
     output = tmp_path / "f.h5"
     with pytest.raises(VideoError, match="no video could be used.*is empty"):
@@ -220,6 +236,16 @@ def test_every_video_has_an_id_of_its_own(tmp_path):
     (tmp_path / "b.mp4").write_bytes(b"x")
     assert find_videos(tmp_path, known)["b"] == tmp_path / "b.3g2"
     assert {"b.3g2", "b.mp4"} <= set(find_videos(tmp_path))
+    # One by itself neither, nor a file that is there by a link too.
+    assert find_videos(tmp_path / "day1" / "park.mp4", {"park": tmp_path / "x"}).keys() == {
+        "park.mp4"
+    }
+    (tmp_path / "day3").mkdir()
+    (tmp_path / "day3" / "film.mp4").write_bytes(b"x")
+    (tmp_path / "day3" / "a link.mp4").symlink_to("film.mp4")
+    first = find_videos(tmp_path / "day3")
+    assert len(first) == 2
+    assert find_videos(tmp_path / "day3", {k: v.resolve() for k, v in first.items()}) == first
 
 
 @pytest.mark.parametrize("count", [2, 3, 12])
@@ -248,6 +274,11 @@ def test_usage(folder, tmp_path):
         extract_folder(tmp_path / "empty", tmp_path / "f.h5", backbone)
     with pytest.raises(UsageError, match="no videos"):
         extract_folder([], tmp_path / "f.h5", backbone)
+    with pytest.raises(UsageError, match="plain name"):
+        extract_folder(folder, tmp_path / "f.h5", backbone, key="a/b")
+    with pytest.raises(UsageError, match="'/'"):
+        extract_folder({"../a": folder / "a.mp4"}, tmp_path / "f.h5", backbone)
+    assert not (tmp_path / "f.h5.cache").exists()  # said before anything is read
     (folder / "sub" / "a.mkv").write_bytes((folder / "a.mp4").read_bytes())
     assert {"a.mp4", "a.mkv"} <= set(find_videos(folder))
     assert "a" not in find_videos(folder)

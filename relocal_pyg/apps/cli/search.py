@@ -19,7 +19,7 @@ from relocal_pyg.apps.cli.exports import (
     write_exports,
 )
 from relocal_pyg.apps.cli.extract import print_extraction
-from relocal_pyg.apps.cli.find import QueryOptions, Wanted, bars_on_terminal, likely
+from relocal_pyg.apps.cli.find import QueryOptions, bars_on_terminal, likely
 from relocal_pyg.apps.cli.options import (
     BackboneOptions,
     Count,
@@ -35,7 +35,7 @@ from relocal_pyg.apps.cli.options import (
     load_network,
     say,
 )
-from relocal_pyg.errors import UsageError, ascii_line
+from relocal_pyg.errors import FeatureError, UsageError, ascii_line
 from relocal_pyg.formats import Source
 from relocal_pyg.formats.clips import clock
 
@@ -43,7 +43,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from relocal_pyg.moments import Moment
-    from relocal_pyg.search.index import FirstStageName, Hit, SearchIndex
+    from relocal_pyg.search.index import Hit, SearchIndex
     from relocal_pyg.video.index import FoundVideos
     from relocal_pyg.video.query import Judged, StillQuery, VideoQuery
 
@@ -64,7 +64,7 @@ def index(
 ) -> None:
     """Make FOLDER a search index of the videos of FEATURES, or add them to the one it holds.
 
-    Videos that the index holds already are left out.
+    Videos that the index holds already are left out; those whose features are others now are named.
 
     Args:
         folder: The index.
@@ -81,13 +81,15 @@ def index(
         seconds_per_step: Features: duration of one step.
         key: Name of the feature array inside a video's group.
     """
+    from relocal_pyg.data.annotations import Quarantine
     from relocal_pyg.data.features import FeatureStore
     from relocal_pyg.search.index import SearchIndex, add_videos, build_index
     from relocal_pyg.video.folder import VIDEO_SUFFIXES
 
     matcher, why = choose_matcher(model, device)
+    there = (folder / "index.json").exists()  # perhaps without a video: a run was killed early
+    opened = SearchIndex(folder, matcher, verify=False) if there else None
     if features.is_dir() or features.suffix.lower() in VIDEO_SUFFIXES:
-        from relocal_pyg.data.annotations import Quarantine
         from relocal_pyg.video.index import IndexedVideos, index_features
 
         quarantine = Quarantine()
@@ -108,19 +110,35 @@ def index(
         features, seconds_per_step = made.features, backbone.clip_stride / made.rate_hz
     say(f"matcher: {why}")
     store = FeatureStore(features, key=key)
-    known: set[str] = set()
-    there = (folder / "index.json").exists()  # perhaps without a video: a run was killed early
-    if there:
-        opened = SearchIndex(folder, matcher, verify=False)
-        known = {name for shard in opened.shards for name in shard.ids}
+    changed, unusable = [], Quarantine()
 
     def videos() -> Iterator[tuple[str, Tensor, float]]:
         for video_id in store.ids:
-            if video_id not in known:
-                yield video_id, store.read(video_id), seconds_per_step
+            try:
+                rows = store.read(video_id)
+            except FeatureError as error:
+                unusable.add(features, video_id, error.reason, error=FeatureError)
+                continue
+            if opened is None or video_id not in opened.places:
+                yield video_id, rows, seconds_per_step
+            elif not same_rows(rows, opened.video(video_id)[0]):
+                changed.append(video_id)
 
     added = (add_videos if there else build_index)(folder, matcher, videos())
-    say(f"{added} videos added, {len(known)} there before: {folder}")
+    say(f"{added} videos added, {0 if opened is None else len(opened)} there before: {folder}")
+    if 0 < len(unusable) == len(store.ids):
+        raise FeatureError(f"no video could be used: {unusable.summary()}", file=features)
+    for record in unusable.records:
+        say(f"left out: {record.file}: {record.record}: {record.reason}")
+    if changed:
+        say(f"changed since, and answered as before: {', '.join(changed)}; build the index anew")
+
+
+def same_rows(rows: Tensor, others: Tensor) -> bool:
+    """Whether features are the same but for what another machine or number type makes of them."""
+    if rows.shape != others.shape:
+        return False
+    return float((rows.float() - others).norm()) <= 0.01 * float(others.norm())
 
 
 def search(
@@ -159,23 +177,43 @@ def search(
             (approximate, faster on large indexes), or all of them.
         candidates: How many proposals the model looks at after a first stage.
     """
+    from relocal_pyg.search.index import SearchIndex
+    from relocal_pyg.video.index import IndexedVideos, find_in_index
+
     exports.formats()  # a wrong name is said before anything is searched
     query, asked = asked.opened(query)
+    least = (0.5 if every else 0.0) if min_probability is None else min_probability
+    how: dict[str, Any] = {
+        "judged": judgements(asked.feedback),
+        "top_k": top_k,
+        "first_stage": None if first_stage == "none" else first_stage,
+        "candidates": candidates,
+        "every": every,
+        "least": least,
+    }
     rows = query is not None and is_features(query)
     if rows:
         exports.refuse_films()
         asked.refuse_films(network)
-    stage: FirstStageName | None = None if first_stage == "none" else first_stage
-    least = (0.5 if every else 0.0) if min_probability is None else min_probability
-    how = Wanted(top_k, every, least, explain=False)
-    if query is not None and rows:
-        found, why, opened = search_features(folder, query, asked, how, stage, candidates, device)
+    wanted = None if rows else look_at(asked, query)
+    matcher, why = choose_matcher(asked.model, device)
+    opened = SearchIndex(folder, matcher)
+    if wanted is None:
+        found = search_features(opened, str(query), asked, how)
     else:
-        wanted = asked.video(query)
-        found, why, opened = search_video(
-            folder, wanted, asked, network, how, stage, candidates, device
-        )
+        made = IndexedVideos.load(folder)
+        if network == BackboneOptions():
+            network = BackboneOptions.of(made.network)
+        backbone, _ = load_network(network, None, asked.model, matcher, device)
+        also, unlike = asked.stretches()
+        with bars_on_terminal() as bar:
+            found = find_in_index(
+                wanted, opened, made, backbone, progress=bar, also=also, unlike=unlike, **how
+            )
+        for problem in found.problems:
+            say(f"damaged: {problem}")
     hits, title = [hit for hit in found.hits if likely(hit, least)], found.asked.title
+    files = files_of(folder)
     say(f"matcher: {why}")
     if found.count is not None:
         print(f"found: {found.count}")
@@ -190,15 +228,21 @@ def search(
             count=found.count,
             settings=found.settings,
             query_span=found.span,
-            examples=[*asked.plain(), *judged_files(folder, asked.feedback)],
+            examples=[
+                *asked.plain(),
+                *(
+                    dict(zip(EXAMPLE, (files.get(name, name), *said), strict=True))
+                    for name, said in how["judged"]
+                ),
+            ],
         )
-    write_exports(exports, lambda: locate(hits, folder, opened), place_name(title))
+    write_exports(exports, lambda: locate(hits, files, opened), place_name(title))
     if exports.report is not None:
         from relocal_pyg.video.page import write_found_page
 
         names, answers = (title, str(folder)), replace(found, hits=hits)
-        files = {name: Path(file) for name, file in files_of(folder).items()}
-        write_found_page(exports.report, answers, why=why, names=names, files=files)
+        places = {name: Path(file) for name, file in files.items()}
+        write_found_page(exports.report, answers, why=why, names=names, files=places)
         say(f"report: {exports.report}")
 
 
@@ -218,48 +262,30 @@ def print_hits(hits: Sequence[Hit]) -> None:
         )
 
 
-def search_features(
-    folder: Path,
-    query: str,
-    asked: QueryOptions,
-    how: Wanted,
-    first_stage: FirstStageName | None,
-    candidates: int,
-    device: DeviceName = "auto",
-) -> tuple[FoundVideos, str, SearchIndex]:
-    """Search an index for features; what is found, and which matcher found it in which index."""
-    from relocal_pyg.models.occurrences import APART, ROOM
-    from relocal_pyg.search.index import SearchIndex
-    from relocal_pyg.video.index import FoundVideos, pin_hits
-    from relocal_pyg.video.query import VideoQuery, within
+def look_at(asked: QueryOptions, query: str | None) -> VideoQuery | StillQuery:
+    """What is looked for; a wrong name is said before an index is read."""
+    from relocal_pyg.video.decode import probe
+    from relocal_pyg.video.query import VideoQuery
 
-    matcher, why = choose_matcher(asked.model, device)
-    opened = SearchIndex(folder, matcher)
+    wanted, (also, unlike) = asked.video(query), asked.stretches()
+    for each in (wanted, *also, *unlike):
+        file = each.path if isinstance(each, VideoQuery) else each.image
+        if file is not None:
+            probe(file)
+    return wanted
+
+
+def search_features(
+    opened: SearchIndex, query: str, asked: QueryOptions, how: dict[str, Any]
+) -> FoundVideos:
+    """Search an index for features; ``how`` as for :func:`relocal_pyg.video.index.find_rows`."""
+    from relocal_pyg.video.index import FoundVideos, find_rows
+    from relocal_pyg.video.query import VideoQuery
+
     clip, whole = asked.rows(query, opened.channels)
-    judged = [
-        (name, within(one, opened.duration(name), name)) for name, one in judgements(asked.feedback)
-    ]
-    examples = asked.examples(opened.channels)
-    examples += [opened.example(name, *one) for name, one in judged]
-    count = None
-    if how.every:
-        hits, count = opened.occurrences(
-            clip, query_video=whole, examples=examples, least=how.least, without=judged
-        )
-    else:
-        hits = opened.search(
-            clip,
-            how.top_k + ROOM * len(judged),
-            first_stage=first_stage,
-            candidates=candidates,
-            nms_threshold=APART,
-            query_video=whole,
-            examples=examples,
-        )
-        hits = opened.with_probabilities(hits, clip, whole)
-    hits, count = pin_hits(hits, count, judged)
-    found = FoundVideos(
-        hits=hits if how.every else hits[: how.top_k],
+    hits, count = find_rows(clip, opened, whole, asked.examples(opened.channels), **how)
+    return FoundVideos(
+        hits=hits,
         asked=VideoQuery(Path(query)),
         span=asked.span(len(clip if whole is None else whole)),
         settings={"seconds_per_step": asked.seconds_per_step, "key": asked.key},
@@ -267,7 +293,6 @@ def search_features(
         query_video=whole,
         count=count,
     )
-    return found, why, opened
 
 
 def judgements(path: Path | None) -> list[tuple[str, Judged]]:
@@ -278,19 +303,12 @@ def judgements(path: Path | None) -> list[tuple[str, Judged]]:
     return [(str(video), (start, end, good)) for video, start, end, good in found]
 
 
-def judged_files(folder: Path, feedback: Path | None) -> list[dict[str, Any]]:
-    """Judged stretches of videos of an index as examples, by their files."""
-    said = judgements(feedback)
-    files = files_of(folder) if said else {}
-    each = [(files.get(name, name), *stretch) for name, stretch in said]
-    return [dict(zip(EXAMPLE, one, strict=True)) for one in each]
-
-
-def locate(hits: Sequence[Hit], folder: Path, opened: SearchIndex) -> list[tuple[Source, Moment]]:
+def locate(
+    hits: Sequence[Hit], files: dict[str, str], opened: SearchIndex
+) -> list[tuple[Source, Moment]]:
     """Answers with the videos they are in, files where the index was made from such."""
     from relocal_pyg.video.cut import describe_source
 
-    files = files_of(folder)
     sources: dict[str, Source] = {}
     for name in {hit.video_id: None for hit in hits}:
         file = files.get(name, name)
@@ -299,52 +317,3 @@ def locate(hits: Sequence[Hit], folder: Path, opened: SearchIndex) -> list[tuple
         else:
             sources[name] = Source(file, opened.duration(name), id=name)
     return [(sources[hit.video_id], hit.moment) for hit in hits]
-
-
-def search_video(
-    folder: Path,
-    query: VideoQuery | StillQuery,
-    asked: QueryOptions,
-    network: BackboneOptions,
-    how: Wanted,
-    first_stage: FirstStageName | None,
-    candidates: int,
-    device: DeviceName = "auto",
-) -> tuple[FoundVideos, str, SearchIndex]:
-    """Search an index for a stretch of a video, words or a picture, as :func:`search_features`."""
-    from relocal_pyg.search.index import SearchIndex
-    from relocal_pyg.video.decode import probe
-    from relocal_pyg.video.index import IndexedVideos, find_in_index
-    from relocal_pyg.video.query import VideoQuery
-
-    file = query.path if isinstance(query, VideoQuery) else query.image
-    if file is not None:
-        probe(file)  # a wrong name is said before an index is read
-    also, unlike = asked.stretches()
-    for example in (*also, *unlike):
-        probe(example.path)
-    model = asked.model
-    matcher, why = choose_matcher(model, device)
-    opened, made = SearchIndex(folder, matcher), IndexedVideos.load(folder)
-    if network == BackboneOptions():
-        network = BackboneOptions.of(made.network)
-    backbone, _ = load_network(network, None, model, matcher, device)
-    with bars_on_terminal() as bar:
-        found = find_in_index(
-            query,
-            opened,
-            made,
-            backbone,
-            top_k=how.top_k,
-            first_stage=first_stage,
-            candidates=candidates,
-            progress=bar,
-            also=also,
-            unlike=unlike,
-            judged=judgements(asked.feedback),
-            every=how.every,
-            least=how.least,
-        )
-    for problem in found.problems:
-        say(f"damaged: {problem}")
-    return found, why, opened

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import math
 import os
 import shlex
 import subprocess
@@ -19,7 +20,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import tyro
 
 from relocal_pyg.apps.cli.exports import place_name, plain_answers
-from relocal_pyg.apps.cli.find import QueryOptions, Wanted, find_in_features, likely
+from relocal_pyg.apps.cli.find import QueryOptions, Wanted, find_in_features, likely, read_features
 from relocal_pyg.apps.cli.options import (
     BackboneOptions,
     Count,
@@ -37,10 +38,18 @@ from relocal_pyg.apps.cli.options import (
     say,
     split_place,
 )
-from relocal_pyg.errors import AnnotationError, RelocalError, RunError, UsageError, ascii_line
+from relocal_pyg.apps.cli.search import look_at
+from relocal_pyg.errors import (
+    AnnotationError,
+    OutputError,
+    RelocalError,
+    RunError,
+    UsageError,
+    ascii_line,
+)
 from relocal_pyg.formats.clips import table_text
 from relocal_pyg.formats.rows import table_lines
-from relocal_pyg.io.read import parse_stretch, parse_time, read_text
+from relocal_pyg.io.read import parse_stretch, parse_time, read_text, version_of
 from relocal_pyg.io.record import Journal, sha256_file
 from relocal_pyg.io.write import replace_file
 
@@ -63,8 +72,14 @@ def _searcher(
     top_k: int,
     cache: FeatureCache,
     device: DeviceName,
-) -> Callable[[QueryOptions, str | None, str], list[Moment]]:
-    """What answers a query in a reference as "relocal find" does, loading everything once."""
+) -> tuple[
+    Callable[[QueryOptions, str | None, str], list[Moment]],
+    Callable[[QueryOptions, str | None], None],
+]:
+    """What answers a query in a reference as "relocal find" does, loading everything once.
+
+    And what refuses a query that no reference could be searched for.
+    """
     known = functools.cache(choose_matcher)
 
     def choose(wanted: Path | None, device: DeviceName, usual: str = "") -> tuple[Calibrated, str]:
@@ -93,7 +108,24 @@ def _searcher(
             cache=cache,
         ).moments
 
-    return answer
+    def check(asked: QueryOptions, query: str | None) -> None:
+        from relocal_pyg.video.decode import probe
+        from relocal_pyg.video.query import Asked, StillQuery
+
+        if query is not None and is_features(query):
+            asked.refuse_films(network)
+            channels = read_features(query, asked.key).shape[1]
+            asked.rows(query, channels)
+            asked.examples(channels)
+            return
+        wanted = look_at(asked, query)
+        if isinstance(wanted, StillQuery):
+            Asked.still(wanted, loaded()[0], 1.0)
+        elif wanted.start and wanted.start >= (end := probe(wanted.path).duration or math.inf):
+            reason = f"the query starts at {wanted.start:g} s, its video ends at {end:g} s"
+            raise UsageError(reason, file=wanted.path)
+
+    return answer, check
 
 
 def watch(
@@ -133,11 +165,13 @@ def watch(
         once: End when the files that are there have been searched.
         device: Where the networks run; "auto" takes a graphics processor where there is one.
     """
-    from relocal_pyg.video.folder import VIDEO_SUFFIXES, settled_files, version_of
+    from relocal_pyg.video.folder import VIDEO_SUFFIXES, settled_files
     from relocal_pyg.video.rows import FeatureCache
 
     if asked.feedback is not None:
         raise UsageError("--feedback is of one search: name stretches with --query and --not")
+    if not folder.is_dir():
+        raise UsageError("is no folder", file=folder)
     query = None
     if asked.also and asked.query_text is None and asked.query_image is None:
         query, start, end = parse_stretch(asked.also[0])
@@ -149,49 +183,51 @@ def watch(
     about = {
         "query": query and os.path.realpath(query),
         "content": sorted({sha256_file(each) for each in shown if each.is_file()}),
-        **_plain(asked),
+        **{name: str(v) if isinstance(v, Path) else v for name, v in asdict(asked).items()},
         "network": network.plain(),
         **{"top_k": top_k, "rate": rate, "min_probability": min_probability},
     }
     answered = {"file": str, "size": int, "changed": int}
-    with (
-        tempfile.TemporaryDirectory(prefix="relocal-watch-") as features,
-        closing(Journal(out / "answers.jsonl", about, answered, {"ran": int})) as journal,
-        suppress(KeyboardInterrupt),  # the usual end
-    ):
-        answer = _searcher(
-            asked.model, network, rate, top_k, FeatureCache(features, most=4), device
-        )
-        done = {tuple(map(each.get, answered)) for each in journal.records}
-        told_of = {each.get("ran") for each in journal.records}
-        for number_of, told in enumerate(list(journal.records)):
-            if run is not None and told.get("moments") and number_of not in told_of:
-                _run(run, told, journal, number_of)
-
-        def wanted(file: Path, version: tuple[int, int]) -> bool:
-            return (file.relative_to(folder).as_posix(), *version) not in done
-
-        suffixes = (".npy",) if query and is_features(query) else VIDEO_SUFFIXES
-        for file, version in settled_files(
-            folder, wanted, settle=settle, once=once, suffixes=suffixes
+    with tempfile.TemporaryDirectory(prefix="relocal-watch-") as features:
+        cache = FeatureCache(features, most=4)
+        answer, check = _searcher(asked.model, network, rate, top_k, cache, device)
+        check(asked, query)  # before a file is said to have been searched for it
+        with (
+            closing(Journal(out / "answers.jsonl", about, answered, {"ran": int})) as journal,
+            suppress(KeyboardInterrupt),  # the usual end
         ):
-            name = file.relative_to(folder).as_posix()
-            record: dict[str, Any] = {"file": name, "size": version[0], "changed": version[1]}
-            try:
-                found = answer(asked, query, str(file))
-            except RelocalError as error:
-                record["error"] = error.reason
-            else:
-                record["moments"] = plain_answers(
-                    (name, each) for each in found if likely(each, min_probability)
-                )
-            if version_of(file) != version:  # grown or gone meanwhile
-                continue
-            journal.append(record)
-            done.add((name, *version))
-            print(json.dumps(record), flush=True)
-            if run is not None and record.get("moments"):
-                _run(run, record, journal, len(journal.records) - 1)
+            done = {tuple(map(each.get, answered)) for each in journal.records}
+            told_of = {each.get("ran") for each in journal.records}
+            for number_of, told in enumerate(list(journal.records)):
+                if run is not None and told.get("moments") and number_of not in told_of:
+                    _run(run, told, journal, number_of)
+
+            def wanted(file: Path, version: tuple[int, int]) -> bool:
+                return (file.relative_to(folder).as_posix(), *version) not in done
+
+            suffixes = (".npy",) if query and is_features(query) else VIDEO_SUFFIXES
+            for file, version in settled_files(
+                folder, wanted, settle=settle, once=once, suffixes=suffixes
+            ):
+                name = file.relative_to(folder).as_posix()
+                record: dict[str, Any] = {"file": name, "size": version[0], "changed": version[1]}
+                try:
+                    found = answer(asked, query, str(file))
+                except OutputError:  # of this machine, not of the file
+                    raise
+                except RelocalError as error:
+                    record["error"] = error.reason
+                else:
+                    record["moments"] = plain_answers(
+                        (name, each) for each in found if likely(each, min_probability)
+                    )
+                if version_of(file) != version:  # grown or gone meanwhile
+                    continue
+                journal.append(record)
+                done.add((name, *version))
+                print(json.dumps(record), flush=True)
+                if run is not None and record.get("moments"):
+                    _run(run, record, journal, len(journal.records) - 1)
 
 
 def _run(command: str, record: dict[str, Any], journal: Journal, number_of: int) -> None:
@@ -202,10 +238,6 @@ def _run(command: str, record: dict[str, Any], journal: Journal, number_of: int)
     journal.append({"ran": number_of, "exit": done.returncode})
     if done.returncode:
         warnings.warn(f"--run ended with {done.returncode} for {record['file']}", stacklevel=2)
-
-
-def _plain(options: Any) -> dict[str, Any]:
-    return {name: str(v) if isinstance(v, Path) else v for name, v in asdict(options).items()}
 
 
 def batch(
@@ -256,7 +288,8 @@ def batch(
         closing(Journal(out / "journal.jsonl", about, {"row": str, "moments": list})) as journal,
         ThreadPoolExecutor(workers) as pool,
     ):
-        search = _searcher(model, network, rate, top_k, FeatureCache(out / "features"), device)
+        cache = FeatureCache(out / "features")
+        search, _ = _searcher(model, network, rate, top_k, cache, device)
         read = () if model is None else (*model.glob("*"), *model.glob("best/*"))
         parts = sorted(str(each) for each in read if each.suffix in (".json", ".safetensors"))
         names = {row: _name(row, parts) for row in rows}
@@ -326,8 +359,6 @@ def _read_rows(table: Path) -> list[Row]:
 
 def _name(row: Row, model: list[str]) -> str:
     """What a row asks of which versions of its files: another version is another question."""
-    from relocal_pyg.video.folder import version_of
-
     places = dict.fromkeys(row[::3])
     with suppress(RelocalError):  # the answer says what is wrong
         clip, asked = QueryOptions().opened(row[0])

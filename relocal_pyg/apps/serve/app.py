@@ -22,7 +22,8 @@ from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import FileResponse, JSONResponse, Response
-from starlette.routing import Route
+from starlette.routing import Mount, Route
+from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
@@ -59,7 +60,6 @@ MAX_CONNECTIONS = 64
 #: Seconds after which a connection without a request is closed, and one that takes nothing of an
 #: answer: a player that is paused takes nothing, and asks again.
 IDLE, STALLED = 10.0, 300.0
-_STATIC = Path(__file__).parent / "static"
 _MAX_UPLOADS = 2
 #: Rows of pictures drawn at once; others wait.
 _MAX_DRAWING = 2
@@ -342,12 +342,6 @@ def make_app(
     async def favicon(request: Request) -> Response:
         return Response(status_code=204)
 
-    def static(name: str, kind: str) -> Route:
-        async def serve(request: Request) -> Response:
-            return FileResponse(_STATIC / name, media_type=kind)
-
-        return Route("/" if name == "index.html" else f"/{name}", serve)
-
     @asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
         yield
@@ -355,10 +349,6 @@ def make_app(
 
     return Starlette(
         routes=[
-            static("index.html", "text/html"),
-            static("page.css", "text/css"),
-            static("page.js", "text/javascript"),
-            static("scrubber.js", "text/javascript"),
             Route("/favicon.ico", favicon),
             Route("/api/videos", videos),
             Route("/api/videos", upload, methods=["POST"]),
@@ -375,6 +365,7 @@ def make_app(
             Route("/api/searches/{key}/moments/{number}", edit, methods=["PATCH"]),
             Route("/api/searches/{key}/export", export),
             Route("/api/searches/{key}/report", report),
+            Mount("/", StaticFiles(directory=Path(__file__).parent / "static", html=True)),
         ],
         middleware=[Middleware(Guard, hosts=hosts)],
         exception_handlers=dict.fromkeys((HTTPException, RelocalError, TimeoutError), _refusal),

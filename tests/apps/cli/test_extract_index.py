@@ -15,7 +15,7 @@ av = pytest.importorskip("av")
 
 from relocal_pyg.apps.cli import main  # noqa: E402
 from relocal_pyg.errors import SearchIndexError  # noqa: E402
-from relocal_pyg.models import ContrastMatcher  # noqa: E402
+from relocal_pyg.models import ContrastMatcher, CosineMatcher  # noqa: E402
 from relocal_pyg.search import build_index  # noqa: E402
 from relocal_pyg.video import FunctionBackbone  # noqa: E402
 from relocal_pyg.video.index import IndexedVideos, index_features  # noqa: E402
@@ -124,7 +124,9 @@ def test_the_right_video_and_time_are_found(tmp_path: Path, blocks: None, capsys
     assert "5 frames a second" in capsys.readouterr().err
 
 
-def test_another_backbone_or_no_record_is_refused(tmp_path: Path, blocks: None, capsys):
+def test_another_backbone_or_no_record_is_refused(
+    tmp_path: Path, blocks: None, capsys, monkeypatch: pytest.MonkeyPatch
+):
     write(tmp_path / "a.mp4", texture(1, 30))
     made, _ = index_features(tmp_path / "a.mp4", tmp_path / "index", BLOCKS)
     assert made.rate_hz == 3.125
@@ -139,6 +141,19 @@ def test_another_backbone_or_no_record_is_refused(tmp_path: Path, blocks: None, 
     (tmp_path / "nothing").mkdir()
     assert main(["search", str(tmp_path / "nothing"), str(tmp_path / "b.mp4")]) == 2
     assert "b.mp4: does not exist" in capsys.readouterr().err
+    # By any name.
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere" / "link").symlink_to(tmp_path / "index")
+    (tmp_path / "index").mkdir()
+    monkeypatch.chdir(tmp_path / "index")
+    for name in (".", "../index/", "../elsewhere/link"):
+        assert IndexedVideos.load(name).features.samefile(made.features)
+    # Another model is refused before a film is read.
+    build_index(tmp_path / "index", CosineMatcher(), [])
+    made.features.unlink()
+    assert main(["index", str(tmp_path / "index"), str(tmp_path / "a.mp4")]) == 2
+    assert "another model" in capsys.readouterr().err
+    assert not made.features.exists()
     IndexedVideos.record_of(tmp_path / "index").write_text("{}")
     with pytest.raises(SearchIndexError, match="damaged"):
         IndexedVideos.load(tmp_path / "index")

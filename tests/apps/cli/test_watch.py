@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from relocal_pyg.apps.cli import main
+from relocal_pyg.errors import OutputError
 from relocal_pyg.models import load_model
 from relocal_pyg.video import folder as folders
 
@@ -136,6 +137,43 @@ def test_a_line_that_is_no_record_is_named_and_can_be_emptied(tmp_path, capsys, 
         place.write_text("notes of somebody")
         assert command() == 2
         assert place.read_text() == "notes of somebody"
+
+
+def test_what_is_wrong_with_the_query_is_not_put_down_to_the_files(tmp_path, capsys, monkeypatch):
+    """A file that was answered with an error is never looked at again."""
+    (tmp_path / "in").mkdir()
+    save(tmp_path / "in" / "a.npy", 1)
+    save(tmp_path / "query.npy", 0, 6)
+    np.save(tmp_path / "nan.npy", np.full((4, 8), np.nan))
+    np.save(tmp_path / "wide.npy", np.ones((4, 9)))
+    nothing, nan = str(tmp_path / "nothing.npy"), str(tmp_path / "nan.npy")
+    (tmp_path / "b.mp4").write_bytes(b"no film")
+    for query in (
+        ["--query", nothing],
+        ["--query", str(tmp_path / "nothing.mp4")],
+        ["--query", str(tmp_path / "b.mp4")],
+        ["--query", nan],
+        ["--query-image", str(tmp_path / "b.mp4")],
+        ["--query", str(tmp_path / "query.npy"), "--query-start", "50"],
+        ["--query", str(tmp_path / "query.npy"), "--not", nothing],
+        ["--query", str(tmp_path / "query.npy"), "--query", str(tmp_path / "wide.npy")],
+        [],
+    ):
+        place = ["watch", str(tmp_path / "in"), "--out", str(tmp_path / "out"), "--once"]
+        assert main([*place, "--settle", "0", *query]) == 2
+        assert capsys.readouterr().err.count("\n") == 1
+    assert main(["watch", str(tmp_path / "query.npy"), "--query", nan, "--once"]) == 2
+    assert "is no folder" in capsys.readouterr().err
+
+    def full(*_, **__):
+        raise OutputError("feature rows cannot be kept", file="/tmp")
+
+    with monkeypatch.context() as patch:  # a full disk is no fault of the file
+        patch.setattr("relocal_pyg.apps.cli.watch.find_in_features", full)
+        assert watch(tmp_path, "--once") == 2
+    capsys.readouterr()
+    assert watch(tmp_path, "--once") == 0
+    assert "moments" in json.loads(capsys.readouterr().out)
 
 
 @pytest.mark.filterwarnings("default")
