@@ -31,6 +31,9 @@ class Format:
     several: bool = False
 
 
+#: Formats that say in words of their own that nothing was found.
+MAY_BE_EMPTY = ("csv", "srt", "webvtt")
+
 #: Every format by name; a suffix that several share means the first of them.
 FORMATS: dict[str, Format] = {
     "webvtt": Format((".vtt",), seconds.webvtt, "WebVTT subtitles"),
@@ -95,11 +98,11 @@ def render(name: str, clips: Sequence[Clip], timeline_start: str = "01:00:00:00"
     timeline.
 
     Raises:
-        UsageError: There are no clips (csv, srt and webvtt are then empty), they are of several
-            videos where the format holds one, or of one name where it names them, or what it needs
+        UsageError: There are no clips and the format is none of :data:`MAY_BE_EMPTY`, they are of
+            several videos where it holds one, or of one name where it names them, or what it needs
             of a video is not known.
     """
-    if not clips and name not in ("csv", "srt", "webvtt"):
+    if not clips and name not in MAY_BE_EMPTY:
         raise UsageError(f"there are no moments to write as {name}")
     form = FORMATS[name]
     videos = {clip.source.path: clip.source.video_id for clip in clips}

@@ -432,7 +432,7 @@ class SearchIndex:
             rule = count.rule
             for each in moments:
                 chances.append(each.probability or 0.0)
-                span = each.start * step, each.end * step
+                span = round(each.start * step, 6), round(each.end * step, 6)
                 hits.append(Hit(name, *span, each.score, chances[-1], each.presence))
         hits = [hit for hit, chance in zip(hits, chances, strict=True) if chance >= least]
         return sorted(hits, key=lambda hit: -(hit.probability or 0)), count_of(chances, least, rule)
@@ -500,7 +500,8 @@ class SearchIndex:
 
     def _hit(self, found: _Found, place: int) -> Hit:
         shard, video = self.shards[int(found.shard[place])], int(found.video[place])
-        start, end = (found.moments[place] * shard.seconds_per_step[video]).tolist()
+        step = shard.seconds_per_step[video]
+        start, end = (round(each * step, 6) for each in found.moments[place].tolist())
         return Hit(shard.ids[video], start, end, float(found.scores[place]))
 
     def _score(

@@ -114,6 +114,10 @@ class QueryOptions:
         also_reads(paths_of([query, *(place for place, *_ in asked.said())]))
         return query, asked
 
+    def name(self, query: str | None) -> str:
+        """What is looked for is called, of a query as it was given: a file's name or the words."""
+        return self.query_text or place_name(str(self.query_image or query))
+
     def said(self) -> list[tuple[str, float | None, float | None, bool]]:
         """Further examples and what is not meant: a file, seconds of it, whether it shows it."""
         from relocal_pyg.io.read import parse_stretch
@@ -276,6 +280,7 @@ def find(
         clip, reference = None, query
         if asked.query_text is None and asked.query_image is None:
             raise UsageError("REFERENCE is missing: QUERY and REFERENCE wanted")
+    label = asked.name(clip)
     clip, asked = asked.opened(clip)
     if clip is not None and is_features(clip) != is_features(reference):
         raise UsageError("give two video files or two features, not one of each")
@@ -284,6 +289,11 @@ def find(
         asked.refuse_films(network)
         if cache is not None or replace(look, include_query=False) != LookOptions():
             raise UsageError("--rate, --stream, --no-exhaustive and --cache are of video files")
+        exports.try_on(Source(place_name(reference)))
+    elif exports.export:
+        from relocal_pyg.video.cut import describe_source
+
+        exports.try_on(describe_source(reference))
     wanted = explain is not None or exports.report is not None
     least = (0.5 if every else 0.0) if min_probability is None else min_probability
     how = Wanted(top_k, every, least, wanted)
@@ -306,7 +316,7 @@ def find(
         source = answer.source()
         return [(source, moment) for moment in moments]
 
-    write_exports(exports, ranked, place_name(facts["query"]), look.stream)
+    write_exports(exports, ranked, label, look.stream)
     if exports.report is not None and answer.found is not None:
         from relocal_pyg.video.page import write_found_page
 

@@ -13,7 +13,6 @@ from relocal_pyg.apps.cli.exports import (
     EXAMPLE,
     ExportOptions,
     files_of,
-    place_name,
     read_feedback,
     write_answers,
     write_exports,
@@ -160,10 +159,12 @@ def search(
         candidates: How many proposals the model looks at after a first stage.
     """
     exports.formats()  # a wrong name is said before anything is searched
+    label = asked.name(query)
     query, asked = asked.opened(query)
     rows = query is not None and is_features(query)
     if rows:
         exports.refuse_films()
+        exports.try_on(Source(str(folder)))
         asked.refuse_films(network)
     stage: FirstStageName | None = None if first_stage == "none" else first_stage
     least = (0.5 if every else 0.0) if min_probability is None else min_probability
@@ -192,7 +193,7 @@ def search(
             query_span=found.span,
             examples=[*asked.plain(), *judged_files(folder, asked.feedback)],
         )
-    write_exports(exports, lambda: locate(hits, folder, opened), place_name(title))
+    write_exports(exports, lambda: locate(hits, folder, opened), label)
     if exports.report is not None:
         from relocal_pyg.video.page import write_found_page
 
