@@ -233,18 +233,12 @@ def via(clips: Sequence[Clip]) -> str:
     attribute |= {"options": {}, "default_option_id": ""}
     marks = {"pid": "ID", "rev": "REV_ID", "rev_timestamp": "REV_TIMESTAMP"}  # VIA fills them in
     about = {"project_name": "relocal", "creator": "relocal", "created": 0, "vid_list": [*views]}
+    look = {"file_content_align": "center", "spatial_metadata_editor_visible": True}
+    look |= {"spatial_region_label_attribute_id": "", "gtimeline_visible_row_count": "4"}
+    places = {"loc_prefix": {str(place): "" for place in range(1, 5)}}
     project = {
         "project": {key: f"__VIA_PROJECT_{mark}__" for key, mark in marks.items()} | about,
-        "config": {
-            "file": {"loc_prefix": {str(place): "" for place in range(1, 5)}},
-            "ui": {
-                **editor,
-                "file_content_align": "center",
-                "spatial_metadata_editor_visible": True,
-                "spatial_region_label_attribute_id": "",
-                "gtimeline_visible_row_count": "4",
-            },
-        },
+        "config": {"file": places, "ui": editor | look},
         "attribute": {"1": attribute},
         "file": files,
         "metadata": metadata,
