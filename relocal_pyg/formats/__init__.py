@@ -8,7 +8,7 @@ from pathlib import Path
 
 from relocal_pyg.errors import UsageError
 from relocal_pyg.formats import frames, seconds
-from relocal_pyg.formats.clips import Clip, Source, to_clips
+from relocal_pyg.formats.clips import Clip, Source, by_source, to_clips
 from relocal_pyg.io.write import replace_file
 
 __all__ = ["FORMATS", "Clip", "Format", "Source", "export_clips", "format_of", "render", "to_clips"]
@@ -136,13 +136,11 @@ def export_clips(
     """
     path, name = Path(path), format_name or format_of(path)
     groups = {path: list(clips)}
-    videos = {clip.source.path: clip.source.video_id for clip in clips}
+    videos = by_source(clips)
     if len(videos) > 1 and not FORMATS[name].several:
         groups = {
-            path.with_name(f"{path.stem}-{video}{path.suffix}"): [
-                clip for clip in clips if clip.source.path == key
-            ]
-            for key, video in videos.items()
+            path.with_name(f"{path.stem}-{source.video_id}{path.suffix}"): group
+            for source, group in videos
         }
         if len(groups) < len(videos):
             raise UsageError(f"two videos have one name: {name} needs a file for each", file=path)

@@ -162,13 +162,9 @@ def elan(clips: Sequence[Clip]) -> str:
         },
     )
     header = ET.SubElement(root, "HEADER", MEDIA_FILE="", TIME_UNITS="milliseconds")
-    ET.SubElement(
-        header,
-        "MEDIA_DESCRIPTOR",
-        MEDIA_URL=source.url,
-        MIME_TYPE=mimetypes.guess_type(source.name)[0] or "unknown",
-        RELATIVE_MEDIA_URL=f"./{source.url.rsplit('/', 1)[-1]}",
-    )
+    media = {"MEDIA_URL": source.url, "RELATIVE_MEDIA_URL": f"./{source.url.rsplit('/', 1)[-1]}"}
+    media |= {"MIME_TYPE": mimetypes.guess_type(source.name)[0] or "unknown"}
+    ET.SubElement(header, "MEDIA_DESCRIPTOR", media)
     order = ET.SubElement(root, "TIME_ORDER")
     moments = [_on_grid(clip, 1000) for clip in clips]
     times = sorted({time for clip in moments for time in (clip.start, clip.end)})
@@ -182,11 +178,10 @@ def elan(clips: Sequence[Clip]) -> str:
         tier = ET.SubElement(root, "TIER", LINGUISTIC_TYPE_REF="default-lt", TIER_ID=name)
         for clip in row:
             facts = {"TIME_SLOT_REF1": slots[clip.start], "TIME_SLOT_REF2": slots[clip.end]}
-            facts = {"ANNOTATION_ID": f"a{next(numbers)}", **facts}
-            annotation = ET.SubElement(
-                ET.SubElement(tier, "ANNOTATION"), "ALIGNABLE_ANNOTATION", facts
-            )
-            ET.SubElement(annotation, "ANNOTATION_VALUE").text = one_line(clip.label)
+            facts |= {"ANNOTATION_ID": f"a{next(numbers)}"}
+            parent = ET.SubElement(tier, "ANNOTATION")
+            parent = ET.SubElement(parent, "ALIGNABLE_ANNOTATION", facts)
+            ET.SubElement(parent, "ANNOTATION_VALUE").text = one_line(clip.label)
     kind = {"GRAPHIC_REFERENCES": "false", "LINGUISTIC_TYPE_ID": "default-lt"}
     ET.SubElement(root, "LINGUISTIC_TYPE", kind, TIME_ALIGNABLE="true")
     return xml_text(root)

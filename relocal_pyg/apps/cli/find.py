@@ -108,8 +108,8 @@ class QueryOptions:
             query, options, said = read_saved(Path(query))
             also = (*(text for text, shows in said if shows), *self.also)
             unlike = (*(text for text, shows in said if not shows), *self.unlike)
-            usual = {name: v for name, v in vars(QueryOptions()).items() if name in options}
-            options = {k: v for k, v in options.items() if getattr(self, k) == usual[k]}
+            usual = QueryOptions()  # what was said here goes before what was saved
+            options = {k: v for k, v in options.items() if getattr(self, k) == getattr(usual, k)}
             asked = replace(self, **options, also=also, unlike=unlike)
         also_reads(paths_of([query, *(place for place, *_ in asked.said())]))
         return query, asked
@@ -172,10 +172,8 @@ class QueryOptions:
         """Further examples, and what is not meant, as stretches of video files."""
         from relocal_pyg.video.query import VideoQuery
 
-        found: tuple[list[VideoQuery], list[VideoQuery]] = ([], [])
-        for place, start, end, good in self.said():
-            found[0 if good else 1].append(VideoQuery(Path(place), start, end))
-        return found
+        said = [(VideoQuery(Path(place), *when), good) for place, *when, good in self.said()]
+        return [clip for clip, good in said if good], [clip for clip, good in said if not good]
 
     def video(self, query: str | None) -> VideoQuery | StillQuery:
         """The clip as a stretch of a video file, or the words or the picture in its place."""
