@@ -34,6 +34,7 @@ from relocal_pyg.formats import (
     to_clips,
 )
 from relocal_pyg.formats.clips import DOUBT, Clip, clock
+from relocal_pyg.formats.importing import is_still
 from relocal_pyg.io.write import also_reads
 
 if TYPE_CHECKING:
@@ -286,8 +287,8 @@ def read_saved(path: Path) -> tuple[str, dict[str, Any], list[tuple[str, bool]]]
     except (KeyError, TypeError, ValueError, AttributeError):
         reason = "is no saved query: write one with --json of find or search"
         raise UsageError(reason, file=path) from None
-    if query.startswith('"'):
-        raise UsageError("was made from words: give them again", file=path)
+    if is_still(query):
+        raise UsageError("was made from words or a picture: give them again", file=path)
     return _resolved(query, path), options, examples
 
 
