@@ -477,11 +477,8 @@ def _boris_observation(
     cells: Record, named: Iterable[str], listed: Sequence[str], importer: Importer
 ) -> _Observation:
     """The files of player 1 and their lengths, as a row or the lines above it say them."""
-    first, *_ = re.split(
-        r"player #\d+:", cells.get("Source", "").removeprefix("player #1:"), maxsplit=1
-    )
     if cells.get("Source", "").startswith("player #1:"):
-        first = first.strip().removesuffix("|")
+        first = re.split(r"player #\d+:", cells["Source"])[1].strip().removesuffix("|")
         listed = [name.strip() for name in first.split(";") if name.strip()]
     files = listed or list(named)
     durations = cells.get("Media duration (s)") or cells.get("Total length") or ""

@@ -291,8 +291,7 @@ def textgrid(clips: Sequence[Clip]) -> str:
 
 def activitynet(clips: Sequence[Clip]) -> str:
     """JSON in the layout of ActivityNet: as annotations (``database``) and as ``results``."""
-    database: dict[str, Any] = {}
-    results: dict[str, Any] = {}
+    database, results = {}, {}
     for source, group in by_source(clips):
         entry: dict[str, Any] = {} if source.duration is None else {"duration": source.duration}
         subjects = {clip.subject for clip in group}
@@ -301,12 +300,11 @@ def activitynet(clips: Sequence[Clip]) -> str:
         rows = [
             {"segment": [clip.start, clip.end], "label": one_line(clip.label)} for clip in group
         ]
-        entry = database.setdefault(source.video_id, {**entry, "subset": "", "annotations": []})
-        entry["annotations"] += rows
-        results.setdefault(source.video_id, []).extend(
+        database[source.video_id] = {**entry, "subset": "", "annotations": rows}
+        results[source.video_id] = [
             row | ({} if clip.score is None else {"score": clip.score})
             for row, clip in zip(rows, group, strict=True)
-        )
+        ]
     return json_text({"version": "relocal", "database": database, "results": results})
 
 

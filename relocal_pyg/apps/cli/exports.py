@@ -24,16 +24,8 @@ from relocal_pyg.apps.cli.options import (
     split_place,
 )
 from relocal_pyg.errors import UsageError, check_number
-from relocal_pyg.formats import (
-    FORMATS,
-    MAY_BE_EMPTY,
-    Source,
-    export_clips,
-    format_of,
-    render,
-    to_clips,
-)
-from relocal_pyg.formats.clips import DOUBT, Clip, clock
+from relocal_pyg.formats import FORMATS, MAY_BE_EMPTY, export_clips, format_of, render, to_clips
+from relocal_pyg.formats.clips import DOUBT, Clip, Source, clock
 from relocal_pyg.formats.importing import is_still
 from relocal_pyg.io.write import also_reads
 
