@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import numbers
+from functools import partial
 from pathlib import Path
 
 #: Characters of a record's name and of a reason that are shown: some come from the file.
@@ -33,7 +34,7 @@ class RelocalError(Exception):
         super().__init__(": ".join(ascii_line(part) for part in parts if part))
 
     def __reduce__(self) -> tuple[object, ...]:
-        return (_rebuild, (type(self), self.reason, self.file, self.record))
+        return partial(type(self), self.reason, file=self.file, record=self.record), ()
 
 
 def ascii_line(text: str) -> str:
@@ -100,13 +101,6 @@ def shorten(value: object) -> str:
     """What was given, for an error's text: at most 40 characters, whatever it is."""
     huge = isinstance(value, int) and abs(value) > 10**40  # Python refuses to print all its digits
     return f"{'-' if value < 0 else ''}10^40 and more" if huge else str(value)[:40]  # type: ignore[operator]
-
-
-def _rebuild(
-    kind: type[RelocalError], reason: str, file: str | None, record: str | None
-) -> RelocalError:
-    """Unpickle an error raised in a worker process."""
-    return kind(reason, file=file, record=record)
 
 
 class UsageError(RelocalError, ValueError):

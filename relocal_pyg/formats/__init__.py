@@ -8,7 +8,7 @@ from pathlib import Path
 
 from relocal_pyg.errors import UsageError
 from relocal_pyg.formats import frames, seconds
-from relocal_pyg.formats.clips import Clip, Source, to_clips
+from relocal_pyg.formats.clips import Clip, Source, by_source, to_clips
 from relocal_pyg.io.write import replace_file
 
 __all__ = ["FORMATS", "Clip", "Format", "Source", "export_clips", "format_of", "render", "to_clips"]
@@ -30,6 +30,9 @@ class Format:
     title: str
     several: bool = False
 
+
+#: Formats that say in words of their own that nothing was found.
+MAY_BE_EMPTY = ("csv", "srt", "webvtt")
 
 #: Every format by name; a suffix that several share means the first of them.
 FORMATS: dict[str, Format] = {
@@ -95,11 +98,11 @@ def render(name: str, clips: Sequence[Clip], timeline_start: str = "01:00:00:00"
     timeline.
 
     Raises:
-        UsageError: There are no clips (csv, srt and webvtt are then empty), they are of several
-            videos where the format holds one, or of one name where it names them, or what it needs
+        UsageError: There are no clips and the format is none of :data:`MAY_BE_EMPTY`, they are of
+            several videos where it holds one, or of one name where it names them, or what it needs
             of a video is not known.
     """
-    if not clips and name not in ("csv", "srt", "webvtt"):
+    if not clips and name not in MAY_BE_EMPTY:
         raise UsageError(f"there are no moments to write as {name}")
     form = FORMATS[name]
     videos = {clip.source.path: clip.source.video_id for clip in clips}
@@ -133,13 +136,11 @@ def export_clips(
     """
     path, name = Path(path), format_name or format_of(path)
     groups = {path: list(clips)}
-    videos = {clip.source.path: clip.source.video_id for clip in clips}
+    videos = by_source(clips)
     if len(videos) > 1 and not FORMATS[name].several:
         groups = {
-            path.with_name(f"{path.stem}-{video}{path.suffix}"): [
-                clip for clip in clips if clip.source.path == key
-            ]
-            for key, video in videos.items()
+            path.with_name(f"{path.stem}-{source.video_id}{path.suffix}"): group
+            for source, group in videos
         }
         if len(groups) < len(videos):
             raise UsageError(f"two videos have one name: {name} needs a file for each", file=path)

@@ -94,60 +94,46 @@ def otio(clips: Sequence[Clip]) -> str:
     """
     rate = _shared_rate(clips, "OpenTimelineIO")
 
+    def schema(what: str, **fields: Any) -> dict[str, Any]:
+        return {"OTIO_SCHEMA": what, **fields}
+
     def span(first: int, length: int) -> dict[str, Any]:
-        time = {"OTIO_SCHEMA": "RationalTime.1", "rate": float(rate)}
-        return {
-            "OTIO_SCHEMA": "TimeRange.1",
-            "start_time": {**time, "value": float(first)},
-            "duration": {**time, "value": float(length)},
-        }
+        start, duration = (
+            schema("RationalTime.1", rate=float(rate), value=float(frames))
+            for frames in (first, length)
+        )
+        return schema("TimeRange.1", start_time=start, duration=duration)
 
     children = []
     for clip, first, stop, _ in _in_a_row(clips, rate):
         begin, _ = start_frame(clip.source, rate)
-        cut = span(begin + first, stop - first)
-        count = clip.source.frame_count
-        facts = {
-            "rank": clip.rank,
-            "score": clip.score,
-            "probability": clip.probability,
-            "label": one_line(clip.label),
-            "start_seconds": clip.start,
-            "end_seconds": clip.end,
+        cut, count = span(begin + first, stop - first), clip.source.frame_count
+        facts = {name: getattr(clip, name) for name in ("rank", "score", "probability")}
+        facts |= {"label": one_line(clip.label)}
+        facts |= {"start_seconds": clip.start, "end_seconds": clip.end}
+        marker = {"name": clip.caption, "color": "BLUE", "marked_range": cut, "metadata": {}}
+        media: dict[str, Any] = {
+            "name": clip.source.name,
+            "target_url": clip.source.url,
+            "metadata": {},
         }
+        media["available_range"] = None if count is None else span(begin, count)
         children.append(
-            {
-                "OTIO_SCHEMA": "Clip.2",
-                "name": one_line(clip.name),
-                "source_range": cut,
-                "metadata": {"relocal": facts},
-                "markers": [
-                    {
-                        "OTIO_SCHEMA": "Marker.2",
-                        "name": clip.caption,
-                        "color": "BLUE",
-                        "marked_range": cut,
-                        "metadata": {},
-                    }
-                ],
-                "effects": [],
-                "enabled": True,
-                "media_references": {
-                    "DEFAULT_MEDIA": {
-                        "OTIO_SCHEMA": "ExternalReference.1",
-                        "name": clip.source.name,
-                        "target_url": clip.source.url,
-                        "available_range": None if count is None else span(begin, count),
-                        "metadata": {},
-                    }
-                },
-                "active_media_reference_key": "DEFAULT_MEDIA",
-            }
+            schema(
+                "Clip.2",
+                name=one_line(clip.name),
+                source_range=cut,
+                metadata={"relocal": facts},
+                markers=[schema("Marker.2", **marker)],
+                effects=[],
+                enabled=True,
+                media_references={"DEFAULT_MEDIA": schema("ExternalReference.1", **media)},
+                active_media_reference_key="DEFAULT_MEDIA",
+            )
         )
-    track = {"OTIO_SCHEMA": "Track.1", "name": "V1", "kind": "Video", "children": children}
-    stack = {"OTIO_SCHEMA": "Stack.1", "name": "tracks", "children": [track]}
-    timeline = {"OTIO_SCHEMA": "Timeline.1", "name": clips[0].source.name, "tracks": stack}
-    return json_text(timeline)
+    track = schema("Track.1", name="V1", kind="Video", children=children)
+    stack = schema("Stack.1", name="tracks", children=[track])
+    return json_text(schema("Timeline.1", name=clips[0].source.name, tracks=stack))
 
 
 def xmeml(clips: Sequence[Clip]) -> str:
@@ -260,26 +246,17 @@ def label_studio(clips: Sequence[Clip]) -> str:
     tasks = []
     for source, group in by_source(clips):
         rate = source.rate("Label Studio")
-        results = []
+        results: list[dict[str, Any]] = []
         for clip in group:
             first, stop = clip_frames(clip, rate)
-            result: dict[str, Any] = {
-                "id": f"moment{clip.rank}",
-                "type": "timelinelabels",
-                "from_name": "videoLabels",
-                "to_name": "video",
-                "value": {
-                    "ranges": [{"start": first + 1, "end": stop}],
-                    "timelinelabels": [one_line(clip.label)],
-                },
-            }
-            results.append(result | ({} if clip.score is None else {"score": clip.score}))
-        tasks.append(
-            {
-                "data": {"video": source.name, "fps": float(rate)},
-                "predictions": [{"model_version": "relocal", "result": results}],
-            }
-        )
+            ranges = [{"start": first + 1, "end": stop}]
+            value = {"ranges": ranges, "timelinelabels": [one_line(clip.label)]}
+            place = {"from_name": "videoLabels", "to_name": "video", "value": value}
+            results.append({"id": f"moment{clip.rank}", "type": "timelinelabels", **place})
+            results[-1] |= {} if clip.score is None else {"score": clip.score}
+        data = {"video": source.name, "fps": float(rate)}
+        predictions = [{"model_version": "relocal", "result": results}]
+        tasks.append({"data": data, "predictions": predictions})
     return json_text(tasks)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import mimetypes
 import re
 import warnings
 from bisect import bisect_right
@@ -64,13 +65,21 @@ def _saved_query(content: Mapping[str, Any], importer: Importer) -> Iterator[Row
     """The clip of a saved query, its examples, and the answers with a yes; its file names them."""
     label = video_of(str(importer.path))
     span = content.get("query_span")
-    if isinstance(span, list) and len(span) == 2 and None not in span:
+    if is_still(content.get("query")):
+        importer.reject("query", "is words or a picture, not a stretch of a video")
+    elif isinstance(span, list) and len(span) == 2 and None not in span:
         yield Row(_saved_video(content.get("query")), span[0], span[1], label, "query")
     for kind in ("examples", "moments"):
         for number, each in enumerate(_dicts(content.get(kind)), start=1):
             if each.get("good") is True:
                 video = _saved_video(each.get("video") or content.get("reference"))
                 yield Row(video, each.get("start"), each.get("end"), label, f"{kind} {number}")
+
+
+def is_still(query: object) -> bool:
+    """Whether what a saved query names is words, which stand in quotes, or a picture."""
+    kind = mimetypes.guess_type(str(query))[0] or ""
+    return str(query).startswith('"') or (kind.startswith("image/") and kind != "image/gif")
 
 
 def _saved_video(place: object) -> str:
@@ -468,11 +477,8 @@ def _boris_observation(
     cells: Record, named: Iterable[str], listed: Sequence[str], importer: Importer
 ) -> _Observation:
     """The files of player 1 and their lengths, as a row or the lines above it say them."""
-    first, *_ = re.split(
-        r"player #\d+:", cells.get("Source", "").removeprefix("player #1:"), maxsplit=1
-    )
     if cells.get("Source", "").startswith("player #1:"):
-        first = first.strip().removesuffix("|")
+        first = re.split(r"player #\d+:", cells["Source"])[1].strip().removesuffix("|")
         listed = [name.strip() for name in first.split(";") if name.strip()]
     files = listed or list(named)
     durations = cells.get("Media duration (s)") or cells.get("Total length") or ""

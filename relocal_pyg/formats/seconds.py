@@ -162,13 +162,9 @@ def elan(clips: Sequence[Clip]) -> str:
         },
     )
     header = ET.SubElement(root, "HEADER", MEDIA_FILE="", TIME_UNITS="milliseconds")
-    ET.SubElement(
-        header,
-        "MEDIA_DESCRIPTOR",
-        MEDIA_URL=source.url,
-        MIME_TYPE=mimetypes.guess_type(source.name)[0] or "unknown",
-        RELATIVE_MEDIA_URL=f"./{source.url.rsplit('/', 1)[-1]}",
-    )
+    media = {"MEDIA_URL": source.url, "RELATIVE_MEDIA_URL": f"./{source.url.rsplit('/', 1)[-1]}"}
+    media |= {"MIME_TYPE": mimetypes.guess_type(source.name)[0] or "unknown"}
+    ET.SubElement(header, "MEDIA_DESCRIPTOR", media)
     order = ET.SubElement(root, "TIME_ORDER")
     moments = [_on_grid(clip, 1000) for clip in clips]
     times = sorted({time for clip in moments for time in (clip.start, clip.end)})
@@ -182,11 +178,10 @@ def elan(clips: Sequence[Clip]) -> str:
         tier = ET.SubElement(root, "TIER", LINGUISTIC_TYPE_REF="default-lt", TIER_ID=name)
         for clip in row:
             facts = {"TIME_SLOT_REF1": slots[clip.start], "TIME_SLOT_REF2": slots[clip.end]}
-            facts = {"ANNOTATION_ID": f"a{next(numbers)}", **facts}
-            annotation = ET.SubElement(
-                ET.SubElement(tier, "ANNOTATION"), "ALIGNABLE_ANNOTATION", facts
-            )
-            ET.SubElement(annotation, "ANNOTATION_VALUE").text = one_line(clip.label)
+            facts |= {"ANNOTATION_ID": f"a{next(numbers)}"}
+            parent = ET.SubElement(tier, "ANNOTATION")
+            parent = ET.SubElement(parent, "ALIGNABLE_ANNOTATION", facts)
+            ET.SubElement(parent, "ANNOTATION_VALUE").text = one_line(clip.label)
     kind = {"GRAPHIC_REFERENCES": "false", "LINGUISTIC_TYPE_ID": "default-lt"}
     ET.SubElement(root, "LINGUISTIC_TYPE", kind, TIME_ALIGNABLE="true")
     return xml_text(root)
@@ -233,18 +228,12 @@ def via(clips: Sequence[Clip]) -> str:
     attribute |= {"options": {}, "default_option_id": ""}
     marks = {"pid": "ID", "rev": "REV_ID", "rev_timestamp": "REV_TIMESTAMP"}  # VIA fills them in
     about = {"project_name": "relocal", "creator": "relocal", "created": 0, "vid_list": [*views]}
+    look = {"file_content_align": "center", "spatial_metadata_editor_visible": True}
+    look |= {"spatial_region_label_attribute_id": "", "gtimeline_visible_row_count": "4"}
+    places = {"loc_prefix": {str(place): "" for place in range(1, 5)}}
     project = {
         "project": {key: f"__VIA_PROJECT_{mark}__" for key, mark in marks.items()} | about,
-        "config": {
-            "file": {"loc_prefix": {str(place): "" for place in range(1, 5)}},
-            "ui": {
-                **editor,
-                "file_content_align": "center",
-                "spatial_metadata_editor_visible": True,
-                "spatial_region_label_attribute_id": "",
-                "gtimeline_visible_row_count": "4",
-            },
-        },
+        "config": {"file": places, "ui": editor | look},
         "attribute": {"1": attribute},
         "file": files,
         "metadata": metadata,
@@ -302,8 +291,7 @@ def textgrid(clips: Sequence[Clip]) -> str:
 
 def activitynet(clips: Sequence[Clip]) -> str:
     """JSON in the layout of ActivityNet: as annotations (``database``) and as ``results``."""
-    database: dict[str, Any] = {}
-    results: dict[str, Any] = {}
+    database, results = {}, {}
     for source, group in by_source(clips):
         entry: dict[str, Any] = {} if source.duration is None else {"duration": source.duration}
         subjects = {clip.subject for clip in group}
@@ -312,12 +300,11 @@ def activitynet(clips: Sequence[Clip]) -> str:
         rows = [
             {"segment": [clip.start, clip.end], "label": one_line(clip.label)} for clip in group
         ]
-        entry = database.setdefault(source.video_id, {**entry, "subset": "", "annotations": []})
-        entry["annotations"] += rows
-        results.setdefault(source.video_id, []).extend(
+        database[source.video_id] = {**entry, "subset": "", "annotations": rows}
+        results[source.video_id] = [
             row | ({} if clip.score is None else {"score": clip.score})
             for row, clip in zip(rows, group, strict=True)
-        )
+        ]
     return json_text({"version": "relocal", "database": database, "results": results})
 
 

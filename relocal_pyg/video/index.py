@@ -280,7 +280,7 @@ def find_in_index(
     if isinstance(asked_for, StillQuery):
         asked = Asked.still(asked_for, backbone, made.rate_hz)
     else:
-        asked = Asked.clip(asked_for, probe(asked_for.path).start, extract(asked_for.path))
+        asked = Asked.clip(asked_for, probe(asked_for.path).start, extract(Path(asked_for.path)))
     rows, whole = asked.rows, asked.whole
     around = None if whole is None else whole.features
     examples = read_examples(also, unlike, extract)

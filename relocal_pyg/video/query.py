@@ -40,7 +40,7 @@ class VideoQuery:
         UsageError: A time is none, or the stretch is empty or negative.
     """
 
-    path: Path
+    path: str | Path
     start: float | None = None
     end: float | None = None
 
@@ -77,7 +77,7 @@ class StillQuery:
     """
 
     text: str | None = None
-    image: Path | None = None
+    image: str | Path | None = None
 
     def __post_init__(self) -> None:
         if (self.text is None) == (self.image is None):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 from fractions import Fraction
+from pathlib import Path
 
 import numpy as np
 import opentimelineio as otio
@@ -12,6 +13,7 @@ import pytest
 import srt
 
 from relocal_pyg.apps.cli import main
+from relocal_pyg.apps.cli.find import QueryOptions
 from relocal_pyg.formats import FORMATS, render, to_clips
 from relocal_pyg.moments import Moment
 
@@ -138,15 +140,45 @@ def test_find_exports_by_suffix(planted, tmp_path, capsys):
         (["--export", "a.otio"], "the frame rate is not known"),
         (["--export", "a.vtt", "--padding", "-1"], "--padding"),
         (["--export", "a.vtt", "a.vtt"], "two outputs have this name"),
+        (["--contact-sheet", "a.gif"], "ends in .jpg or .png"),
     ],
 )
 def test_what_find_cannot_export_is_one_line(planted, arguments, reason, tmp_path, capsys):
     arguments = [str(tmp_path / word) if "." in word else word for word in arguments]
     assert main([*planted, *arguments]) == 2
-    error = capsys.readouterr().err
+    printed, error = capsys.readouterr()
     assert reason in error
     assert len(error.splitlines()) == 1
+    assert not printed  # it was said before anything was searched
     assert sorted(file.suffix for file in tmp_path.iterdir()) == [".npy", ".npy"]
+
+
+def test_a_timecode_that_is_none_is_said_before_the_search(tmp_path, capsys):
+    film(tmp_path / "a.mp4", Fraction(25))
+    arguments = ["find", *[str(tmp_path / "a.mp4")] * 2, "--export", str(tmp_path / "a.edl")]
+    assert main([*arguments, "--format", "resolve-markers", "--timeline-start", "1 h"]) == 2
+    assert capsys.readouterr() == ("", "relocal: '1 h' is not a timecode: hh:mm:ss:ff wanted\n")
+
+
+def test_an_export_without_moments_is_that_of_the_option(planted, tmp_path, capsys):
+    files = [str(tmp_path / name) for name in ("a.srt", "b.srt", "b.vtt", "b.eaf")]
+    found = [*planted, "--min-probability", "1", "--srt", files[0], "--export", *files[1:]]
+    assert main(found) == 0
+    assert "b.eaf is not written" in capsys.readouterr().out
+    assert (tmp_path / "a.srt").read_text() == (tmp_path / "b.srt").read_text() == ""
+    assert (tmp_path / "b.vtt").read_text() == "WEBVTT\n\n"
+    assert not (tmp_path / "b.eaf").exists()
+
+
+def test_the_label_is_the_name_of_what_was_looked_for(planted, tmp_path):
+    saved = tmp_path / "my jump.json"
+    assert main([*planted, "--json", str(saved)]) == 0
+    again = ["find", str(saved), planted[2], "--top-k", "1"]
+    assert main([*again, "--export", str(tmp_path / "a.json")]) == 0
+    database = json.loads((tmp_path / "a.json").read_text())["database"]
+    assert [each["label"] for each in database["monday"]["annotations"]] == ["my jump"]
+    assert QueryOptions(query_text="no. 3: up/down").name(None) == "no. 3: up/down"
+    assert QueryOptions(query_image=Path("a/b.c.png")).name(None) == "b.c"
 
 
 def test_an_export_never_replaces_what_was_read(planted, tmp_path, capsys):
@@ -168,12 +200,14 @@ def test_search_exports(tmp_path, capsys):
     videos["v3"][5:13] += action
     write_features(tmp_path / "a.h5", list(videos.items()))
     np.save(tmp_path / "q.npy", action + 0.3 * draw.normal(size=(8, 8)).astype("float32"))
-    index(tmp_path / "index", tmp_path / "a.h5", seconds_per_step=2.0)
+    index(tmp_path / "index", tmp_path / "a.h5", seconds_per_step=0.3)
     arguments = ["search", str(tmp_path / "index"), str(tmp_path / "q.npy"), "--top-k", "6"]
     arguments += ["--srt", str(tmp_path / "a.srt"), "--csv", str(tmp_path / "a.csv")]
     assert main([*arguments, "--export", str(tmp_path / "a.json")]) == 0
     with (tmp_path / "a.csv").open() as stream:
         rows = list(csv.DictReader(stream))
+    # Times are not rounded to single precision, which 0.3 is not made for.
+    assert all(float(row["start"]) == round(float(row["start"]), 6) for row in rows)
     names = {row["video"] for row in rows}
     assert {"v1", "v3"} <= names
     for name in names:
@@ -215,8 +249,6 @@ def test_convert(tmp_path, capsys):
 
 
 def test_the_page_on_formats_names_every_format():
-    from pathlib import Path
-
     page = (Path(__file__).parents[2] / "docs" / "formats.md").read_text(encoding="utf-8").lower()
     for name, form in FORMATS.items():
         assert f"`{name}`" in page

@@ -13,6 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from relocal_pyg.apps.cli.exports import read_saved
 from relocal_pyg.data.annotations import Quarantine, read_annotations, write_csv
 from relocal_pyg.errors import AnnotationError, RelocalError, UsageError
 from relocal_pyg.formats import Clip, Source, export_clips
@@ -387,6 +388,19 @@ def test_a_saved_query(tmp_path, query, reference, ids):
         (film, 4, 5, "jump", "", None),
         (film, 8, 9, "jump", "", None),
     ]
+
+
+@pytest.mark.parametrize("query", ['"a salto"', "a/salto.png", "salto.JPG"])
+def test_words_and_pictures_of_a_saved_query_are_no_video(tmp_path, query):
+    content = {"schema": "relocal_pyg.moments/1", "query": query, "query_span": [0, 6]}
+    content |= {"reference": "film.mp4", "examples": []}
+    moments = [{"start": 4, "end": 5, "good": True}]
+    file = put(tmp_path, "jump.json", {**content, "moments": moments})
+    quarantine = Quarantine()
+    assert rows(file, quarantine) == [("film", 4, 5, "jump", "", None)]
+    assert reasons(quarantine) == [("query", "is words or a picture, not a stretch of a video")]
+    with pytest.raises(UsageError, match="made from words or a picture: give them again"):
+        read_saved(file)
 
 
 # Label Studio and CVAT

@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import inspect
 import io
+import re
 import sys
 import typing
 import warnings
@@ -120,7 +121,9 @@ def command(name: str) -> Callable[..., None]:
                 folders.callback(RESULTS.set, None)
             body(*given, **named)
 
-    guarded.__name__, guarded.__doc__ = name, body.__doc__
+    # Lines of a paragraph are joined here: the parser leaves some as they stand in the source.
+    lines = re.sub(r"(?<=\S)\n(?: {8})?(?=\S)", " ", inspect.getdoc(body) or "")
+    guarded.__name__, guarded.__doc__ = name, lines
     guarded.__signature__ = signature  # type: ignore[attr-defined]
     guarded.__annotations__ = hints
     if marks or any(groups.values()):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -23,8 +24,9 @@ from relocal_pyg.apps.cli.options import (
     split_place,
 )
 from relocal_pyg.errors import UsageError, check_number
-from relocal_pyg.formats import FORMATS, Source, export_clips, format_of, to_clips
-from relocal_pyg.formats.clips import DOUBT, Clip, clock
+from relocal_pyg.formats import FORMATS, MAY_BE_EMPTY, export_clips, format_of, render, to_clips
+from relocal_pyg.formats.clips import DOUBT, Clip, Source, clock
+from relocal_pyg.formats.importing import is_still
 from relocal_pyg.io.write import also_reads
 
 if TYPE_CHECKING:
@@ -79,7 +81,16 @@ class ExportOptions:
             format_of("x", self.format)  # is there such a format?
             endings = " or ".join(FORMATS[self.format].suffixes)
             raise UsageError(f"--format {self.format} needs a file for --export, {endings}")
+        sheet = self.contact_sheet
+        if sheet is not None and sheet.suffix.lower() not in (".jpg", ".jpeg", ".png"):
+            raise UsageError("a contact sheet ends in .jpg or .png", file=sheet)
         return names
+
+    def try_on(self, source: Source) -> None:
+        """Refuse what cannot be written of a video before it is searched."""
+        with warnings.catch_warnings(action="ignore"):  # said when it is written
+            for name in self.formats().values():
+                render(name, [Clip(source, 0.0, 1.0, "moment", "")], self.timeline_start)
 
     def refuse_films(self) -> None:
         """Refuse what is made of pictures, where there are features alone."""
@@ -143,7 +154,7 @@ def answers_content(
         "settings": dict(settings or {}),
         "presence": presence,
         "probably_there": None if presence is None else presence >= DOUBT,
-        "count": None if count is None else asdict(count),
+        "count": count and asdict(count),
         "moments": list(moments),
     }
 
@@ -153,7 +164,7 @@ def write_explanation(
     moments: list[Moment],
     contributions: Tensor | None,
     seconds_per_step: float,
-    facts: dict[str, object],
+    facts: dict[str, Any],
 ) -> None:
     """Write what made the score of the best moment, a row a query step."""
     from relocal_pyg.io.write import write_json
@@ -164,6 +175,7 @@ def write_explanation(
         )
     best = {"start": moments[0].start, "end": moments[0].end, "score": moments[0].score}
     content = {"unit": "seconds", "moment": best, "seconds_per_step": seconds_per_step}
+    content |= {"count": facts["count"] and asdict(facts["count"])}
     write_json(path, {**facts, **content, "contributions": contributions.tolist()})
 
 
@@ -267,8 +279,8 @@ def read_saved(path: Path) -> tuple[str, dict[str, Any], list[tuple[str, bool]]]
     except (KeyError, TypeError, ValueError, AttributeError):
         reason = "is no saved query: write one with --json of find or search"
         raise UsageError(reason, file=path) from None
-    if query.startswith('"'):
-        raise UsageError("was made from words: give them again", file=path)
+    if is_still(query):
+        raise UsageError("was made from words or a picture: give them again", file=path)
     return _resolved(query, path), options, examples
 
 
@@ -305,7 +317,7 @@ def write_exports(
             export_clips(file, plain, name)
     padded = to_clips(found, label, options.padding or 0.0)
     for file, name in options.formats().items():
-        if not padded:
+        if not padded and name not in MAY_BE_EMPTY:
             say(f"nothing was found: {file} is not written")
             continue
         for written in export_clips(file, padded, name, options.timeline_start):

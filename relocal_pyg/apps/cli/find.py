@@ -108,11 +108,15 @@ class QueryOptions:
             query, options, said = read_saved(Path(query))
             also = (*(text for text, shows in said if shows), *self.also)
             unlike = (*(text for text, shows in said if not shows), *self.unlike)
-            usual = {name: v for name, v in vars(QueryOptions()).items() if name in options}
-            options = {k: v for k, v in options.items() if getattr(self, k) == usual[k]}
+            usual = QueryOptions()  # what was said here goes before what was saved
+            options = {k: v for k, v in options.items() if getattr(self, k) == getattr(usual, k)}
             asked = replace(self, **options, also=also, unlike=unlike)
         also_reads(paths_of([query, *(place for place, *_ in asked.said())]))
         return query, asked
+
+    def name(self, query: str | None) -> str:
+        """What is looked for is called, of a query as it was given: a file's name or the words."""
+        return self.query_text or place_name(str(self.query_image or query))
 
     def said(self) -> list[tuple[str, float | None, float | None, bool]]:
         """Further examples and what is not meant: a file, seconds of it, whether it shows it."""
@@ -168,10 +172,8 @@ class QueryOptions:
         """Further examples, and what is not meant, as stretches of video files."""
         from relocal_pyg.video.query import VideoQuery
 
-        found: tuple[list[VideoQuery], list[VideoQuery]] = ([], [])
-        for place, start, end, good in self.said():
-            found[0 if good else 1].append(VideoQuery(Path(place), start, end))
-        return found
+        said = [(VideoQuery(Path(place), *when), good) for place, *when, good in self.said()]
+        return [clip for clip, good in said if good], [clip for clip, good in said if not good]
 
     def video(self, query: str | None) -> VideoQuery | StillQuery:
         """The clip as a stretch of a video file, or the words or the picture in its place."""
@@ -276,6 +278,7 @@ def find(
         clip, reference = None, query
         if asked.query_text is None and asked.query_image is None:
             raise UsageError("REFERENCE is missing: QUERY and REFERENCE wanted")
+    label = asked.name(clip)
     clip, asked = asked.opened(clip)
     if clip is not None and is_features(clip) != is_features(reference):
         raise UsageError("give two video files or two features, not one of each")
@@ -284,6 +287,11 @@ def find(
         asked.refuse_films(network)
         if cache is not None or replace(look, include_query=False) != LookOptions():
             raise UsageError("--rate, --stream, --no-exhaustive and --cache are of video files")
+        exports.try_on(Source(place_name(reference)))
+    elif exports.export:
+        from relocal_pyg.video.cut import describe_source
+
+        exports.try_on(describe_source(reference))
     wanted = explain is not None or exports.report is not None
     least = (0.5 if every else 0.0) if min_probability is None else min_probability
     how = Wanted(top_k, every, least, wanted)
@@ -306,7 +314,7 @@ def find(
         source = answer.source()
         return [(source, moment) for moment in moments]
 
-    write_exports(exports, ranked, place_name(facts["query"]), look.stream)
+    write_exports(exports, ranked, label, look.stream)
     if exports.report is not None and answer.found is not None:
         from relocal_pyg.video.page import write_found_page
 

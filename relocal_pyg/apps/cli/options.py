@@ -18,6 +18,7 @@ from relocal_pyg.io.read import parse_number, parse_time
 from relocal_pyg.io.write import also_reads
 
 if TYPE_CHECKING:
+    from relocal_pyg.data.features import FeatureStore
     from relocal_pyg.data.items import Protocol
     from relocal_pyg.models import Calibrated
     from relocal_pyg.models.base import Relocalizer
@@ -224,8 +225,6 @@ def load_protocol(options: DataOptions) -> Protocol:
     if options.root is None and (options.protocol != "custom" or options.features is None):
         raise UsageError(f"--root is needed for the protocol {options.protocol}")
     root = options.root or Path()
-    if options.protocol == "custom":
-        return _custom(options, root)
     if options.protocol == "simulated-anet-vrl":
         from relocal_pyg.datasets.simulation import simulated_anet_vrl
 
@@ -235,6 +234,8 @@ def load_protocol(options: DataOptions) -> Protocol:
 
     path = options.features or root / "features.h5"
     features = FeatureStore(path, key=options.key, subsample=options.subsample)
+    if options.protocol == "custom":
+        return _custom(options, features, root)
     if options.protocol == "anet-vrl":
         return anet_vrl(root, features, options.annotations)
     seed, proposals = options.split_seed, options.proposals
@@ -262,15 +263,14 @@ def restore(record: dict[str, Any]) -> DataOptions:
     return DataOptions(**values)
 
 
-def _custom(options: DataOptions, root: Path) -> Protocol:
+def _custom(options: DataOptions, features: FeatureStore, root: Path) -> Protocol:
     from relocal_pyg.data.annotations import Quarantine
     from relocal_pyg.datasets.custom import custom
 
     quarantine = Quarantine(strict=options.strict)
     protocol = custom(
-        options.features or root / "features.h5",
+        features,
         options.annotations or root / "annotations.json",
-        key=options.key,
         proposals=options.proposals,
         unseen_classes=options.unseen_classes,
         holdout=options.holdout,

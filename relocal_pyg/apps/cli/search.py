@@ -13,7 +13,6 @@ from relocal_pyg.apps.cli.exports import (
     EXAMPLE,
     ExportOptions,
     files_of,
-    place_name,
     read_feedback,
     write_answers,
     write_exports,
@@ -181,6 +180,7 @@ def search(
     from relocal_pyg.video.index import IndexedVideos, find_in_index
 
     exports.formats()  # a wrong name is said before anything is searched
+    label = asked.name(query)
     query, asked = asked.opened(query)
     least = (0.5 if every else 0.0) if min_probability is None else min_probability
     how: dict[str, Any] = {
@@ -194,6 +194,7 @@ def search(
     rows = query is not None and is_features(query)
     if rows:
         exports.refuse_films()
+        exports.try_on(Source(str(folder)))
         asked.refuse_films(network)
     wanted = None if rows else look_at(asked, query)
     matcher, why = choose_matcher(asked.model, device)
@@ -236,7 +237,7 @@ def search(
                 ),
             ],
         )
-    write_exports(exports, lambda: locate(hits, files, opened), place_name(title))
+    write_exports(exports, lambda: locate(hits, files, opened), label)
     if exports.report is not None:
         from relocal_pyg.video.page import write_found_page
 

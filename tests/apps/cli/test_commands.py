@@ -4,6 +4,7 @@ import csv
 import json
 import subprocess
 import sys
+from importlib import import_module
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ from relocal_pyg.apps import cli
 from relocal_pyg.apps.cli import main
 from relocal_pyg.apps.cli.options import DataOptions, describe, load_protocol, restore
 from relocal_pyg.apps.cli.train import choose_preset
+from relocal_pyg.data.features import write_features
 from relocal_pyg.datasets.synthetic import SyntheticConfig
 from relocal_pyg.formats.clips import clock
 from relocal_pyg.models import ContrastMatcher, MultiGraphRelocalizer
@@ -327,3 +329,11 @@ def test_a_checkpoint_of_other_features_is_refused(tmp_path: Path, capsys):
     place = str(tmp_path / "a.npy")
     assert main(["find", place, place, "--model", str(tmp_path / "model")]) == 2
     assert "channels" in capsys.readouterr().err
+
+
+def test_steps_left_out_are_left_out_of_every_protocol(tmp_path, monkeypatch):
+    write_features(tmp_path / "features.h5", [("a", np.zeros((5, 2), "f4"))])
+    room = import_module("relocal_pyg.datasets.custom")
+    monkeypatch.setattr(room, "custom", lambda features, *_, **__: features)
+    options = DataOptions(protocol="custom", root=tmp_path, subsample=2)
+    assert len(load_protocol(options).read("a")) == 3

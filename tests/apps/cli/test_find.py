@@ -88,13 +88,15 @@ def test_an_index_of_features_is_no_saved_query(index, capsys):
     assert "moment 1: is of an index of features" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("every", [(), ("--all",)])
 @pytest.mark.parametrize("model", ["contrast", "pretrained"])
-def test_an_explanation_is_of_the_moment_that_is_written(place, model):
-    step = ("--seconds-per-step", ".3", "--model", model)
+def test_an_explanation_is_of_the_moment_that_is_written(place, model, every):
+    step = ("--seconds-per-step", ".3", "--model", model, *every)
     found = ask(*FIND[:3], *step, "--explain", "why.json")
     why = json.loads(Path("why.json").read_text())
     assert why["moment"]["start"] == found["moments"][0]["start"]
-    if model == "contrast":
+    assert why["count"] == found["count"]
+    if model == "contrast" and not every:
         assert np.sum(why["contributions"]) == pytest.approx(found["moments"][0]["score"], abs=1e-4)
 
 
