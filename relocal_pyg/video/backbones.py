@@ -20,8 +20,9 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from relocal_pyg.errors import UsageError
+from relocal_pyg.errors import UsageError, check_number
 from relocal_pyg.io.record import sha256_file
+from relocal_pyg.video.decode import check_size
 
 Picture = NDArray[np.uint8]
 
@@ -77,6 +78,9 @@ class FunctionBackbone:
         dim, size, clip_frames, clip_stride: See :class:`Backbone`.
         text: Gives the row ``[1, dim]`` that words stand for, where the network reads.
 
+    Raises:
+        UsageError: A number is out of range.
+
     Example:
         >>> mean_colour = FunctionBackbone(
         ...     lambda frames: frames.float().mean((1, 2)), "mean-colour", dim=3, size=(32, 32))
@@ -91,6 +95,11 @@ class FunctionBackbone:
     clip_frames: int = 1
     clip_stride: int = 1
     text: Callable[[str], Tensor] | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("dim", "clip_frames", "clip_stride"):
+            check_number(getattr(self, name), name, least=1, whole=True)
+        check_size(self.size)
 
     def __call__(self, frames: Tensor) -> Tensor:
         """Call the function."""

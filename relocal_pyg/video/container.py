@@ -247,7 +247,7 @@ class Clock:
             yield from self._spread(math.inf)
             if frame is not None:  # of a raw stream: the durations its own headers give are summed
                 begun = self._previous > -math.inf
-                yield self._set(self._previous + self.length if begun else 0.0, frame)
+                yield self._set(self._previous + (self.length or 0.04) if begun else 0.0, frame)
             return
         time = stamp * self._base - self._zero
         if self._jumped and self._previous < time + self._jumped < self._previous + MAX_JUMP:
@@ -297,8 +297,9 @@ class Clock:
 
 def stated_rate(stream: Any) -> float | None:
     """Frames per second that the header states, or None."""
-    rate = stream.average_rate or stream.guessed_rate or stream.base_rate
-    return float(rate) if rate else None
+    rates = stream.average_rate, stream.guessed_rate, stream.base_rate
+    # Where FFmpeg knows none it may give the ticks of the clock.
+    return next((float(rate) for rate in rates if rate and rate <= 1000), None)
 
 
 def stated_ends(container: Any, stream: Any) -> list[float]:

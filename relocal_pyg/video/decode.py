@@ -10,10 +10,11 @@ from __future__ import annotations
 import math
 import os
 import warnings
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import chain, islice, pairwise, repeat
+from numbers import Integral
 from pathlib import Path
 from typing import Any
 
@@ -246,8 +247,8 @@ def frames(
         check_number(every, "every", least=1, whole=True)
     if not (math.isfinite(start) and start >= 0) or (end is not None and not end > start):
         raise UsageError(f"the range {start} to {end} seconds is empty or negative")
-    if size is not None and not all(1 <= side <= 8192 for side in size):
-        raise UsageError(f"size is {size}, sides of 1 to 8192 pixels wanted")
+    if size is not None:
+        check_size(size)
     check_file(path)
     shown = pictures(path, start, end, stream=stream, report=report or warn_of(path))
     paint = painter(path, size)
@@ -266,6 +267,17 @@ def check_rate(rate_hz: float) -> None:
     """
     if not 0 < rate_hz <= 1000:
         raise UsageError(f"rate_hz is {rate_hz}, more than 0 and at most 1000 wanted")
+
+
+def check_size(size: tuple[int, int]) -> None:
+    """Refuse what is no height and width.
+
+    Raises:
+        UsageError: Not two whole numbers from 1 to 8192.
+    """
+    sides = list(size) if isinstance(size, Iterable) else [size]
+    if len(sides) != 2 or not all(isinstance(s, Integral) and 1 <= s <= 8192 for s in sides):
+        raise UsageError(f"size is {size}, height and width of 1 to 8192 pixels wanted")
 
 
 def _each(

@@ -12,7 +12,7 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
-from relocal_pyg.errors import CheckpointError, FeatureError, UsageError
+from relocal_pyg.errors import CheckpointError, FeatureError, UsageError, check_number
 from relocal_pyg.io.tensors import read_tensors, save_tensors
 from relocal_pyg.io.write import replace_file
 from relocal_pyg.moments import to_tensor
@@ -102,6 +102,8 @@ class PCA:
                 raise CheckpointError(
                     f"has shape {list(tensor.shape)} and {tensor.dtype}", file=path, record=name
                 )
+            if not tensor.isfinite().all():
+                raise CheckpointError("holds values that are not finite", file=path, record=name)
         fitted = cls(*(tensors[name].float() for name in cls.__dataclass_fields__))
         shape = (len(fitted.explained_variance), len(fitted.mean))
         if tuple(fitted.components.shape) != shape:
@@ -136,9 +138,9 @@ def fit_pca(arrays: Iterable[ArrayLike], dim: int = 500, batch_rows: int | None 
         raise UsageError(
             "fitting a PCA needs scikit-learn: pip install 'relocal_pyg[video]'"
         ) from None
+    check_number(dim, "dim", least=1, whole=True)
     batch_rows = 4 * dim if batch_rows is None else batch_rows
-    if dim < 1 or batch_rows < dim:
-        raise UsageError(f"dim {dim} and batch_rows {batch_rows}: 1 <= dim <= batch_rows wanted")
+    check_number(batch_rows, "batch_rows", least=dim, whole=True)
     model = IncrementalPCA(n_components=dim)
     waiting: list[NDArray[np.float64]] = []
     rows = 0
@@ -167,7 +169,7 @@ def fit_pca(arrays: Iterable[ArrayLike], dim: int = 500, batch_rows: int | None 
 
 
 def _checked(array: ArrayLike, number: int, width: int | None) -> NDArray[np.float64]:
-    block = np.asarray(array, dtype=np.float64)
+    block = to_tensor(array, FeatureError, str(number)).detach().double().numpy()
     if block.ndim != 2 or (width is not None and block.shape[1] != width):
         wanted = "F" if width is None else width
         raise FeatureError(f"shape {list(block.shape)}, [n, {wanted}] wanted", record=str(number))

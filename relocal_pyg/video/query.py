@@ -55,6 +55,7 @@ class VideoQuery:
         return self.start is None and self.end is None
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "path", Path(self.path))
         for name in ("start", "end"):
             if getattr(self, name) is not None:
                 object.__setattr__(self, name, parse_time(getattr(self, name), name))
@@ -154,7 +155,7 @@ def read_examples(
     for good, clips in ((True, also), (False, unlike)):
         for clip in clips:
             clip = clip if isinstance(clip, VideoQuery) else VideoQuery(Path(clip))
-            asked = Asked.clip(clip, probe(clip.path).start, extract(Path(clip.path)))
+            asked = Asked.clip(clip, probe(clip.path).start, extract(clip.path))
             whole = None if asked.whole is None else asked.whole.blocks
             examples.append(Example(asked.rows, whole, good))
     return examples
