@@ -53,7 +53,7 @@ def open_video(path: str | Path, stream: int | None = None) -> Iterator[tuple[An
     file = check_file(path)
     options = {
         "protocol_whitelist": "file",
-        "format_whitelist": _readable_formats(),
+        "format_whitelist": ",".join(av.formats_available - INDIRECT_FORMATS),
         "max_pixels": str(MAX_PIXELS),  # looked at before a picture's memory is taken
     }
     try:
@@ -190,11 +190,6 @@ def import_av() -> Any:
     except ImportError:
         raise UsageError("reading videos needs PyAV: pip install 'relocal_pyg[video]'") from None
     return av
-
-
-@cache
-def _readable_formats() -> str:
-    return ",".join(sorted(import_av().formats_available - INDIRECT_FORMATS))
 
 
 class Clock:

@@ -184,17 +184,9 @@ def probe(path: str | Path, stream: int | None = None) -> VideoInfo:
         count: int | None = int(video.frames) or None
         if count is None and duration is not None and rate is not None:
             count = round((duration - begin) * rate)
-        return VideoInfo(
-            duration=duration,
-            fps_nominal=rate,
-            width=width,
-            height=height,
-            rotation=orientation.rotation,
-            num_frames_estimate=count,
-            codec=codec_name(video.codec_context),
-            start=begin,
-            stream=why,
-        )
+        codec = codec_name(video.codec_context)
+    turned = orientation.rotation
+    return VideoInfo(duration, rate, width, height, turned, count, codec, begin, why)
 
 
 def warn_of(path: str | Path) -> Callable[[str], None]:
@@ -399,12 +391,17 @@ def _timed_from(
 
 def restarts(path: str | Path, number: int | None) -> bool:
     """Whether the clock of a file that may be joined of several starts again somewhere."""
+    return _restarts_of(*_as_it_is(path), number)
+
+
+def _as_it_is(path: str | Path) -> tuple[str, int, int]:
+    """A file's name, size and time of change: what is known of it holds until they differ."""
     state = os.stat(check_file(path))
-    return _restarts_of(os.fspath(path), number, state.st_size, state.st_mtime_ns)
+    return os.fspath(path), state.st_size, state.st_mtime_ns
 
 
 @lru_cache(maxsize=64)
-def _restarts_of(path: str, number: int | None, size: int, changed: int) -> bool:
+def _restarts_of(path: str, size: int, changed: int, number: int | None) -> bool:
     with open_video(path, number) as (container, stream):
         if not container.format.flags & _JOINABLE:
             return False
@@ -495,7 +492,7 @@ def _last_end(clock: Clock, held: tuple[float, Any], stated: float | None, whole
 
 
 @lru_cache(maxsize=64)
-def _droppable(path: str, number: int | None, rate_hz: float, size: int, changed: int) -> str:
+def _droppable(path: str, size: int, changed: int, number: int | None, rate_hz: float) -> str:
     whole = _trial(path, number, "DEFAULT")
     for skip in ("NONKEY", "BIDIR", "NONREF"):
         kept = _trial(path, number, skip)
@@ -522,8 +519,7 @@ def droppable(path: str | Path, rate_hz: float, stream: int | None = None) -> st
         rate_hz: Pictures per second wanted.
         stream: As in :func:`relocal_pyg.video.container.open_video`.
     """
-    state = os.stat(check_file(path))
-    return _droppable(os.fspath(path), stream, rate_hz, state.st_size, state.st_mtime_ns)
+    return _droppable(*_as_it_is(path), stream, rate_hz)
 
 
 def _trial(path: str, number: int | None, skip: str) -> dict[float, NDArray[np.uint8]]:

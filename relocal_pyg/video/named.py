@@ -155,10 +155,8 @@ def _of_hub(kind: str, place: str, pool: Pool | None, device: str) -> Backbone:
     folder, title = _folder(kind, place)
     files = sorted(folder.glob(weights))
     if not files:
-        raise CheckpointError(
-            f"holds no {weights}: weights in other formats could run code and are not read",
-            file=folder,
-        )
+        why = f"holds no {weights}: weights in other formats could run code and are not read"
+        raise CheckpointError(why, file=folder)
     try:
         network = _LOADERS[kind](folder, pool)
         run = in_torch(network, device)
@@ -167,9 +165,8 @@ def _of_hub(kind: str, place: str, pool: Pool | None, device: str) -> Backbone:
     except RelocalError:
         raise
     except Exception as error:  # these libraries raise whatever they meet
-        raise CheckpointError(
-            f"cannot be loaded by {library} for pictures ({first_line(error)})", file=folder
-        ) from None
+        why = f"cannot be loaded by {library} for pictures ({first_line(error)})"
+        raise CheckpointError(why, file=folder) from None
     digest = hashlib.sha256()
     for file in [*files, *sorted(folder.glob("*.json"))]:
         digest.update(f"{file.name} {sha256_file(file)}\n".encode())
@@ -348,9 +345,8 @@ def _preparation(folder: Path) -> tuple[tuple[int, int], Any, Any]:
             return size, [(m + shift) * range_ for m in mean], [s * range_ for s in std]
         except (KeyError, TypeError, AttributeError):
             raise CheckpointError("does not say size, mean and std", file=file) from None
-    raise CheckpointError(
-        "holds no preprocessor_config.json, which says size, mean and std", file=folder
-    )
+    why = "holds no preprocessor_config.json, which says size, mean and std"
+    raise CheckpointError(why, file=folder)
 
 
 def _size(size: Any) -> tuple[int, int]:
