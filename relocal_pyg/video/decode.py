@@ -90,35 +90,6 @@ class Orientation:
         return np.ascontiguousarray(stored[:: -1 if flip_y else 1, :: -1 if flip_x else 1])
 
 
-def to_rgb(
-    frame: Any,
-    orientation: Orientation,
-    size: tuple[int, int] | None = None,
-    interpolation: str = "BICUBIC",
-) -> NDArray[np.uint8]:
-    """Scale and convert a frame, then turn it.
-
-    Args:
-        frame: An ``av.VideoFrame``.
-        orientation: Of its video.
-        size: Height and width after turning; the displayed size where None.
-        interpolation: FFmpeg's: ``"BICUBIC"`` keeps detail, ``"AREA"`` is a third faster.
-
-    Returns:
-        RGB uint8 ``[height, width, 3]``, contiguous and owned by the caller.
-
-    Raises:
-        ValueError: The frame is larger than :data:`MAX_PIXELS`.
-    """
-    if frame.width * frame.height > MAX_PIXELS:
-        raise ValueError(f"{frame.width} x {frame.height} pixels are too many")
-    wanted: dict[str, Any] = {"interpolation": interpolation}
-    if size is not None:
-        height, width = reversed(size) if orientation.swaps_axes else size
-        wanted |= {"width": width, "height": height}
-    return orientation.apply(frame.to_ndarray(format="rgb24", **wanted))
-
-
 # Some containers (Matroska) keep whole milliseconds: a frame due at .1667 s is stamped .167 s.
 _TOLERANCE = 1e-3
 # Packets that are looked at to learn a file's rate, and what may be left undecoded.
@@ -234,7 +205,7 @@ def frames(
     if rate_hz is not None and every is not None:
         raise UsageError("give rate_hz or every, not both")
     if rate_hz is not None:
-        check_rate(rate_hz)
+        check_number(rate_hz, "rate_hz", above=0, most=1000)
     if every is not None:
         check_number(every, "every", least=1, whole=True)
     if not (math.isfinite(start) and start >= 0) or (end is not None and not end > start):
@@ -249,16 +220,6 @@ def frames(
     runs = grid(shown, rate_hz, start, end)
     # Converted only when it is wanted, and once however often it is shown.
     return (item for time, count, frame in runs for item in repeat((time, paint(frame)), count))
-
-
-def check_rate(rate_hz: float) -> None:
-    """Refuse a rate that is not one.
-
-    Raises:
-        UsageError: Not above 0 and at most 1000.
-    """
-    if not 0 < rate_hz <= 1000:
-        raise UsageError(f"rate_hz is {rate_hz}, more than 0 and at most 1000 wanted")
 
 
 def check_size(size: tuple[int, int]) -> None:
@@ -561,18 +522,31 @@ def _first(path: str | Path, found: Iterator[Timed]) -> Timed:
 def painter(
     path: str | Path, size: tuple[int, int] | None, interpolation: str = "BICUBIC"
 ) -> Painter:
-    """Give a function that turns PyAV frames of one video into RGB, see :func:`to_rgb`.
+    """Give a function that scales PyAV frames of one video, turns them and makes them RGB.
+
+    It gives uint8 ``[height, width, 3]``, contiguous and owned by the caller.
+
+    Args:
+        path: The video file.
+        size: Height and width after turning; the displayed size where None.
+        interpolation: FFmpeg's: ``"BICUBIC"`` keeps detail, ``"AREA"`` is a third faster.
 
     Raises:
-        VideoError: A frame cannot be converted.
+        VideoError: A frame cannot be converted, or is larger than :data:`MAX_PIXELS`.
     """
     orientation: Orientation | None = None
 
     def paint(frame: Any) -> NDArray[np.uint8]:
         nonlocal orientation
         try:
+            if frame.width * frame.height > MAX_PIXELS:
+                raise ValueError(f"{frame.width} x {frame.height} pixels are too many")
             orientation = orientation or Orientation(frame)
-            return to_rgb(frame, orientation, size, interpolation)
+            wanted: dict[str, Any] = {"interpolation": interpolation}
+            if size is not None:
+                height, width = reversed(size) if orientation.swaps_axes else size
+                wanted |= {"width": width, "height": height}
+            return orientation.apply(frame.to_ndarray(format="rgb24", **wanted))
         except failures() as error:
             raise VideoError(f"a frame cannot be converted: {reason(error)}", file=path) from None
 

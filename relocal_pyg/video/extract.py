@@ -27,7 +27,6 @@ from relocal_pyg.video.backbones import Backbone, Picture, clips_of
 from relocal_pyg.video.container import check_file, open_video, seek_before, zero
 from relocal_pyg.video.decode import (
     Timed,
-    check_rate,
     droppable,
     grid,
     packets_of,
@@ -141,7 +140,7 @@ def extract_video(
     """
     check_number(batch_frames, "batch_frames", least=1, whole=True)
     rate = _frame_rate(path, backbone, rate_hz, stream)
-    check_rate(rate)
+    check_number(rate, "rate_hz", above=0, most=1000)
     settings = _settings(backbone, rate, stream)
     digest = "" if cache is None else _digest(path, settings)
     with nullcontext() if cache is None else cache.lock(digest):
