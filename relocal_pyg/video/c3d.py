@@ -31,18 +31,9 @@ CROP = 112
 #: Frames are scaled to this height and width, then the middle ``CROP`` x ``CROP`` is taken.
 FRAME_SIZE = (128, 171)
 # Position of each layer in the two nn.Sequential of jfzhang95/pytorch-video-recognition.
-_SEQUENTIAL = {
-    "features.0": "conv1",
-    "features.3": "conv2",
-    "features.6": "conv3a",
-    "features.8": "conv3b",
-    "features.11": "conv4a",
-    "features.13": "conv4b",
-    "features.16": "conv5a",
-    "features.18": "conv5b",
-    "classifier.0": "fc6",
-    "classifier.3": "fc7",
-}
+_PLACES = (0, 3, 6, 8, 11, 13, 16, 18)
+_SEQUENTIAL = {f"features.{at}": layer[0] for at, layer in zip(_PLACES, LAYERS, strict=True)}
+_SEQUENTIAL |= {"classifier.0": "fc6", "classifier.3": "fc7"}
 _CLASSIFIERS = ("fc7", "fc8", "classifier", "cls_head")
 
 
@@ -163,12 +154,9 @@ class C3D(nn.Module):
                 if name.startswith(_CLASSIFIERS):
                     continue
                 raise CheckpointError("is no tensor of C3D", file=path, record=key)
-            if tensor.shape != wanted[name].shape:
-                raise CheckpointError(
-                    f"has shape {list(tensor.shape)}, {list(wanted[name].shape)} wanted",
-                    file=path,
-                    record=key,
-                )
+            shape, needed = list(tensor.shape), list(wanted[name].shape)
+            if shape != needed:
+                raise CheckpointError(f"has shape {shape}, {needed} wanted", file=path, record=key)
             if not torch.isfinite(tensor).all():
                 raise CheckpointError("holds values that are not finite", file=path, record=key)
             found[name] = tensor
@@ -193,7 +181,16 @@ def _read_tensors(path: Path) -> dict[str, Tensor]:
         raise CheckpointError("no such file", file=path)
     if path.suffix == ".safetensors":
         return read_tensors(path, "is no safetensors file")
-    _refuse_inflating(path)
+    # torch.save stores its parts uncompressed: a zip that grows when read is a bomb.
+    try:
+        size = 0
+        if zipfile.is_zipfile(path):
+            with zipfile.ZipFile(path) as archive:
+                size = sum(entry.file_size for entry in archive.infolist())
+    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError):
+        raise CheckpointError("is a damaged archive", file=path) from None
+    if size > 2 * path.stat().st_size + 1_000_000:
+        raise CheckpointError(f"would grow to {size} bytes when read", file=path)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about pickles that are then refused
@@ -214,16 +211,3 @@ def _read_tensors(path: Path) -> dict[str, Tensor]:
         if not isinstance(key, str) or not isinstance(value, Tensor):
             raise CheckpointError("is no tensor", file=path, record=str(key))
     return content
-
-
-def _refuse_inflating(path: Path) -> None:
-    """torch.save stores its parts uncompressed: a zip that grows when read is a bomb."""
-    try:
-        if not zipfile.is_zipfile(path):
-            return
-        with zipfile.ZipFile(path) as archive:
-            size = sum(entry.file_size for entry in archive.infolist())
-    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError):
-        raise CheckpointError("is a damaged archive", file=path) from None
-    if size > 2 * path.stat().st_size + 1_000_000:
-        raise CheckpointError(f"would grow to {size} bytes when read", file=path)

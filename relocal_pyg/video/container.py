@@ -53,7 +53,7 @@ def open_video(path: str | Path, stream: int | None = None) -> Iterator[tuple[An
     file = check_file(path)
     options = {
         "protocol_whitelist": "file",
-        "format_whitelist": _readable_formats(),
+        "format_whitelist": ",".join(av.formats_available - INDIRECT_FORMATS),
         "max_pixels": str(MAX_PIXELS),  # looked at before a picture's memory is taken
     }
     try:
@@ -192,11 +192,6 @@ def import_av() -> Any:
     return av
 
 
-@cache
-def _readable_formats() -> str:
-    return ",".join(sorted(import_av().formats_available - INDIRECT_FORMATS))
-
-
 class Clock:
     """Seconds of a file's own clock for its packets and pictures, in the order they come.
 
@@ -247,7 +242,7 @@ class Clock:
             yield from self._spread(math.inf)
             if frame is not None:  # of a raw stream: the durations its own headers give are summed
                 begun = self._previous > -math.inf
-                yield self._set(self._previous + self.length if begun else 0.0, frame)
+                yield self._set(self._previous + (self.length or 0.04) if begun else 0.0, frame)
             return
         time = stamp * self._base - self._zero
         if self._jumped and self._previous < time + self._jumped < self._previous + MAX_JUMP:
@@ -297,8 +292,9 @@ class Clock:
 
 def stated_rate(stream: Any) -> float | None:
     """Frames per second that the header states, or None."""
-    rate = stream.average_rate or stream.guessed_rate or stream.base_rate
-    return float(rate) if rate else None
+    rates = stream.average_rate, stream.guessed_rate, stream.base_rate
+    # Where FFmpeg knows none it may give the ticks of the clock.
+    return next((float(rate) for rate in rates if rate and rate <= 1000), None)
 
 
 def stated_ends(container: Any, stream: Any) -> list[float]:

@@ -10,10 +10,11 @@ from __future__ import annotations
 import math
 import os
 import warnings
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import chain, islice, pairwise, repeat
+from numbers import Integral
 from pathlib import Path
 from typing import Any
 
@@ -89,35 +90,6 @@ class Orientation:
         return np.ascontiguousarray(stored[:: -1 if flip_y else 1, :: -1 if flip_x else 1])
 
 
-def to_rgb(
-    frame: Any,
-    orientation: Orientation,
-    size: tuple[int, int] | None = None,
-    interpolation: str = "BICUBIC",
-) -> NDArray[np.uint8]:
-    """Scale and convert a frame, then turn it.
-
-    Args:
-        frame: An ``av.VideoFrame``.
-        orientation: Of its video.
-        size: Height and width after turning; the displayed size where None.
-        interpolation: FFmpeg's: ``"BICUBIC"`` keeps detail, ``"AREA"`` is a third faster.
-
-    Returns:
-        RGB uint8 ``[height, width, 3]``, contiguous and owned by the caller.
-
-    Raises:
-        ValueError: The frame is larger than :data:`MAX_PIXELS`.
-    """
-    if frame.width * frame.height > MAX_PIXELS:
-        raise ValueError(f"{frame.width} x {frame.height} pixels are too many")
-    wanted: dict[str, Any] = {"interpolation": interpolation}
-    if size is not None:
-        height, width = reversed(size) if orientation.swaps_axes else size
-        wanted |= {"width": width, "height": height}
-    return orientation.apply(frame.to_ndarray(format="rgb24", **wanted))
-
-
 # Some containers (Matroska) keep whole milliseconds: a frame due at .1667 s is stamped .167 s.
 _TOLERANCE = 1e-3
 # Packets that are looked at to learn a file's rate, and what may be left undecoded.
@@ -183,17 +155,9 @@ def probe(path: str | Path, stream: int | None = None) -> VideoInfo:
         count: int | None = int(video.frames) or None
         if count is None and duration is not None and rate is not None:
             count = round((duration - begin) * rate)
-        return VideoInfo(
-            duration=duration,
-            fps_nominal=rate,
-            width=width,
-            height=height,
-            rotation=orientation.rotation,
-            num_frames_estimate=count,
-            codec=codec_name(video.codec_context),
-            start=begin,
-            stream=why,
-        )
+        codec = codec_name(video.codec_context)
+    turned = orientation.rotation
+    return VideoInfo(duration, rate, width, height, turned, count, codec, begin, why)
 
 
 def warn_of(path: str | Path) -> Callable[[str], None]:
@@ -241,13 +205,13 @@ def frames(
     if rate_hz is not None and every is not None:
         raise UsageError("give rate_hz or every, not both")
     if rate_hz is not None:
-        check_rate(rate_hz)
+        check_number(rate_hz, "rate_hz", above=0, most=1000)
     if every is not None:
         check_number(every, "every", least=1, whole=True)
     if not (math.isfinite(start) and start >= 0) or (end is not None and not end > start):
         raise UsageError(f"the range {start} to {end} seconds is empty or negative")
-    if size is not None and not all(1 <= side <= 8192 for side in size):
-        raise UsageError(f"size is {size}, sides of 1 to 8192 pixels wanted")
+    if size is not None:
+        check_size(size)
     check_file(path)
     shown = pictures(path, start, end, stream=stream, report=report or warn_of(path))
     paint = painter(path, size)
@@ -258,14 +222,15 @@ def frames(
     return (item for time, count, frame in runs for item in repeat((time, paint(frame)), count))
 
 
-def check_rate(rate_hz: float) -> None:
-    """Refuse a rate that is not one.
+def check_size(size: tuple[int, int]) -> None:
+    """Refuse what is no height and width.
 
     Raises:
-        UsageError: Not above 0 and at most 1000.
+        UsageError: Not two whole numbers from 1 to 8192.
     """
-    if not 0 < rate_hz <= 1000:
-        raise UsageError(f"rate_hz is {rate_hz}, more than 0 and at most 1000 wanted")
+    sides = list(size) if isinstance(size, Iterable) else [size]
+    if len(sides) != 2 or not all(isinstance(s, Integral) and 1 <= s <= 8192 for s in sides):
+        raise UsageError(f"size is {size}, height and width of 1 to 8192 pixels wanted")
 
 
 def _each(
@@ -387,12 +352,17 @@ def _timed_from(
 
 def restarts(path: str | Path, number: int | None) -> bool:
     """Whether the clock of a file that may be joined of several starts again somewhere."""
+    return _restarts_of(*_as_it_is(path), number)
+
+
+def _as_it_is(path: str | Path) -> tuple[str, int, int]:
+    """A file's name, size and time of change: what is known of it holds until they differ."""
     state = os.stat(check_file(path))
-    return _restarts_of(os.fspath(path), number, state.st_size, state.st_mtime_ns)
+    return os.fspath(path), state.st_size, state.st_mtime_ns
 
 
 @lru_cache(maxsize=64)
-def _restarts_of(path: str, number: int | None, size: int, changed: int) -> bool:
+def _restarts_of(path: str, size: int, changed: int, number: int | None) -> bool:
     with open_video(path, number) as (container, stream):
         if not container.format.flags & _JOINABLE:
             return False
@@ -483,7 +453,7 @@ def _last_end(clock: Clock, held: tuple[float, Any], stated: float | None, whole
 
 
 @lru_cache(maxsize=64)
-def _droppable(path: str, number: int | None, rate_hz: float, size: int, changed: int) -> str:
+def _droppable(path: str, size: int, changed: int, number: int | None, rate_hz: float) -> str:
     whole = _trial(path, number, "DEFAULT")
     for skip in ("NONKEY", "BIDIR", "NONREF"):
         kept = _trial(path, number, skip)
@@ -510,8 +480,7 @@ def droppable(path: str | Path, rate_hz: float, stream: int | None = None) -> st
         rate_hz: Pictures per second wanted.
         stream: As in :func:`relocal_pyg.video.container.open_video`.
     """
-    state = os.stat(check_file(path))
-    return _droppable(os.fspath(path), stream, rate_hz, state.st_size, state.st_mtime_ns)
+    return _droppable(*_as_it_is(path), stream, rate_hz)
 
 
 def _trial(path: str, number: int | None, skip: str) -> dict[float, NDArray[np.uint8]]:
@@ -553,18 +522,31 @@ def _first(path: str | Path, found: Iterator[Timed]) -> Timed:
 def painter(
     path: str | Path, size: tuple[int, int] | None, interpolation: str = "BICUBIC"
 ) -> Painter:
-    """Give a function that turns PyAV frames of one video into RGB, see :func:`to_rgb`.
+    """Give a function that scales PyAV frames of one video, turns them and makes them RGB.
+
+    It gives uint8 ``[height, width, 3]``, contiguous and owned by the caller.
+
+    Args:
+        path: The video file.
+        size: Height and width after turning; the displayed size where None.
+        interpolation: FFmpeg's: ``"BICUBIC"`` keeps detail, ``"AREA"`` is a third faster.
 
     Raises:
-        VideoError: A frame cannot be converted.
+        VideoError: A frame cannot be converted, or is larger than :data:`MAX_PIXELS`.
     """
     orientation: Orientation | None = None
 
     def paint(frame: Any) -> NDArray[np.uint8]:
         nonlocal orientation
         try:
+            if frame.width * frame.height > MAX_PIXELS:
+                raise ValueError(f"{frame.width} x {frame.height} pixels are too many")
             orientation = orientation or Orientation(frame)
-            return to_rgb(frame, orientation, size, interpolation)
+            wanted: dict[str, Any] = {"interpolation": interpolation}
+            if size is not None:
+                height, width = reversed(size) if orientation.swaps_axes else size
+                wanted |= {"width": width, "height": height}
+            return orientation.apply(frame.to_ndarray(format="rgb24", **wanted))
         except failures() as error:
             raise VideoError(f"a frame cannot be converted: {reason(error)}", file=path) from None
 

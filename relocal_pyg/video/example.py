@@ -28,21 +28,11 @@ class Film(NamedTuple):
     size: float
 
 
+_PARK = (("wave", 4), ("jacks", 4), ("bend", 4))
+_STREET = (("walk", 7), ("wave", 6), ("jacks", 5), ("bend", 5), ("walk", 7))
 FILMS = {
-    "park": Film(
-        (("wave", 4), ("jacks", 4), ("bend", 4)),
-        (170, 205, 235),
-        (120, 160, 90),
-        (200, 60, 50),
-        0.95,
-    ),
-    "street": Film(
-        (("walk", 7), ("wave", 6), ("jacks", 5), ("bend", 5), ("walk", 7)),
-        (225, 200, 170),
-        (130, 125, 120),
-        (50, 90, 170),
-        1.05,
-    ),
+    "park": Film(_PARK, (170, 205, 235), (120, 160, 90), (200, 60, 50), 0.95),
+    "street": Film(_STREET, (225, 200, 170), (130, 125, 120), (50, 90, 170), 1.05),
 }
 
 #: Seconds of the first film in which somebody does jumping jacks.
@@ -121,12 +111,8 @@ def _draw(picture: Image.Image, film: Film, action: str, time: float) -> NDArray
     for side, angle in ((-1, left), (1, right)):
         limb(*neck, side * angle + 0.6 * bend, 55, film.shirt)
     reach = 18 * film.size
-    disc(
-        neck[0] + reach * math.sin(bend),
-        neck[1] - reach * math.cos(bend),
-        15 * film.size,
-        (226, 180, 150),
-    )
+    head = neck[0] + reach * math.sin(bend), neck[1] - reach * math.cos(bend)
+    disc(*head, 15 * film.size, (226, 180, 150))
     return np.asarray(picture)
 
 

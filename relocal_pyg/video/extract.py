@@ -27,7 +27,6 @@ from relocal_pyg.video.backbones import Backbone, Picture, clips_of
 from relocal_pyg.video.container import check_file, open_video, seek_before, zero
 from relocal_pyg.video.decode import (
     Timed,
-    check_rate,
     droppable,
     grid,
     packets_of,
@@ -145,7 +144,7 @@ def extract_video(
         rate = DEFAULT_RATE_HZ
         if backbone.clip_frames > 1:
             rate = min(max(probe(path, stream).fps_nominal or 25.0, 1.0), 120.0)
-    check_rate(rate)
+    check_number(rate, "rate_hz", above=0, most=1000)
     settings = _settings(backbone, rate, stream)
     digest = "" if cache is None else _digest(path, settings)
     with nullcontext() if cache is None else cache.lock(digest):

@@ -118,9 +118,8 @@ class IndexedVideos:
             SearchIndexError: The backbone is another one.
         """
         if backbone.name != self.backbone:
-            raise SearchIndexError(
-                f"was made with {self.backbone}, the query with {backbone.name}", file=self.index
-            )
+            why = f"was made with {self.backbone}, the query with {backbone.name}"
+            raise SearchIndexError(why, file=self.index)
 
 
 def index_features(
@@ -140,7 +139,7 @@ def index_features(
         videos: The folder.
         index: Folder of the index; ``<index>.features.h5`` and ``<index>.videos.json`` are written
             beside it.
-        backbone: See :class:`relocal_pyg.video.backbones.Backbone`.
+        backbone: The network.
         rate_hz: Frames per second; where None that of an index that is there already, else
             3.125 (25 for a clip network).
         workers: Videos at a time, as many as there are processors where None.
@@ -164,21 +163,11 @@ def index_features(
         rate = usual if rate_hz is None else rate_hz
         made = IndexedVideos(index, rate, backbone.name, network=network or {})
     found = find_videos(videos, made.files)
-    done = extract_folder(
-        found,
-        made.features,
-        backbone,
-        made.rate_hz,
-        workers=workers,
-        quarantine=quarantine,
-        key=key,
-        drop=True,
-    )
+    given = (found, made.features, backbone, made.rate_hz)
+    done = extract_folder(*given, workers=workers, quarantine=quarantine, key=key, drop=True)
     if Path(videos).is_dir():
         done = replace(done, passed_over=passed_over(Path(videos)))
-    files = {
-        name: Path(os.path.realpath(file)) for name, file in found.items() if name in done.digests
-    }
+    files = {name: Path(os.path.realpath(found[name])) for name in found if name in done.digests}
     made = replace(made, files={**made.files, **files})
     made.save()
     return made, done
@@ -252,8 +241,7 @@ def find_in_index(
         progress: Called with the name of the file; what it gives is told the seconds done.
         also: Further examples of what is looked for.
         unlike: Counter-examples: what is not meant.
-        judged: Ids of videos and stretches of them that somebody said yes or no to, see
-            :func:`relocal_pyg.video.find_moments`.
+        judged: As in :func:`relocal_pyg.video.find_moments`, after the id of the video.
         every: Give all moments of all videos and their count; ``top_k``, ``first_stage`` and
             ``candidates`` then say nothing.
         least: The probability from which on :attr:`every` gives a moment.

@@ -6,7 +6,6 @@ import hashlib
 import re
 import warnings
 from collections.abc import Callable
-from dataclasses import replace
 from importlib import import_module
 from importlib.metadata import entry_points
 from pathlib import Path
@@ -54,6 +53,8 @@ def load_named(name: str, pool: Pool | None = None, device: str = "cpu") -> Back
         UsageError: Nothing goes by that name, a package is missing, or the hub did not answer.
         CheckpointError: The folder holds no model that can be used.
     """
+    if pool not in (None, "max", "mean"):
+        raise UsageError(f"pool is {pool!r}, 'max', 'mean' or None wanted")
     kind, _, place = name.partition(":")
     if kind in HUB:
         return _of_hub(kind, place, pool, device)
@@ -68,7 +69,7 @@ def load_named(name: str, pool: Pool | None = None, device: str = "cpu") -> Back
         else:
             (entry,) = entry_points(group=GROUP, name=name)
             found = entry.load()
-    except (ImportError, AttributeError, ValueError) as error:
+    except (ImportError, AttributeError, TypeError, ValueError) as error:
         known = sorted(each.name for each in entry_points(group=GROUP))
         also = f", installed: {', '.join(known)}" if known else ""
         why = f" ({first_line(error)})" if kind == "py" else ""
@@ -76,12 +77,16 @@ def load_named(name: str, pool: Pool | None = None, device: str = "cpu") -> Back
             f"no backbone {name!r}{why}: efficientnet-lite0-max, efficientnet-lite0, c3d, "
             f"timm:NAME, hf:REPO, openclip:ARCH/TAG or py:package.module:object wanted{also}"
         ) from None
-    if isinstance(found, type) or not isinstance(found, Backbone):
-        found = found(device=device) if callable(found) else None
-    if not isinstance(found, Backbone):
+    try:
+        if isinstance(found, type) or not isinstance(found, Backbone):
+            found = found(device=device)
+        if not isinstance(found, Backbone):
+            raise TypeError(f"but {type(found).__name__}")
+    except TypeError as error:
         raise UsageError(
-            f"{name} gives no backbone: name, dim, size, clip_frames, clip_stride and a call wanted"
-        )
+            f"{name} gives no backbone ({first_line(error)}): name, dim, size, clip_frames, "
+            "clip_stride and a call wanted"
+        ) from error
     return found
 
 
@@ -89,7 +94,7 @@ def text_row(backbone: Backbone, words: str) -> Tensor:
     """What a text looks like to a backbone: a row ``[1, F]`` to compare pictures with.
 
     Raises:
-        UsageError: The backbone knows no text.
+        UsageError: The backbone knows no text, or cannot read it.
     """
     text = getattr(backbone, "text", None)
     if text is None:
@@ -97,7 +102,14 @@ def text_row(backbone: Backbone, words: str) -> Tensor:
             f"{backbone.name} reads no text: take --backbone openclip:ARCH/TAG, or hf: with a CLIP "
             "or SigLIP model (and no --pool)"
         )
-    return cast(Tensor, text(words))
+    try:
+        row = cast(Tensor, text(words))
+    except Exception as error:  # a tokenizer that is missing, and whatever else libraries meet
+        raise UsageError(f"{backbone.name} reads no text ({first_line(error)})") from error
+    if tuple(row.shape) != (1, backbone.dim):
+        shape = f"{list(row.shape)} of words, [1, {backbone.dim}] wanted"
+        raise UsageError(f"{backbone.name} gives {shape}")
+    return row
 
 
 def first_line(error: BaseException) -> str:
@@ -143,34 +155,31 @@ def _of_hub(kind: str, place: str, pool: Pool | None, device: str) -> Backbone:
     folder, title = _folder(kind, place)
     files = sorted(folder.glob(weights))
     if not files:
-        raise CheckpointError(
-            f"holds no {weights}: weights in other formats could run code and are not read",
-            file=folder,
-        )
+        why = f"holds no {weights}: weights in other formats could run code and are not read"
+        raise CheckpointError(why, file=folder)
     try:
         network = _LOADERS[kind](folder, pool)
+        run = in_torch(network, device)
+        length = [network.frames] if network.frames > 1 else []
+        _, dim = run(torch.zeros(1, *length, *network.size, 3, dtype=torch.uint8)).shape
     except RelocalError:
         raise
     except Exception as error:  # these libraries raise whatever they meet
-        raise CheckpointError(
-            f"cannot be loaded by {library} ({first_line(error)})", file=folder
-        ) from None
+        why = f"cannot be loaded by {library} for pictures ({first_line(error)})"
+        raise CheckpointError(why, file=folder) from None
     digest = hashlib.sha256()
     for file in [*files, *sorted(folder.glob("*.json"))]:
         digest.update(f"{file.name} {sha256_file(file)}\n".encode())
-    run, text = in_torch(network, device), network.text
-    picture = torch.zeros(1, *network.size, 3, dtype=torch.uint8)
-    clip = picture if network.frames == 1 else picture[:, None].repeat(1, network.frames, 1, 1, 1)
-    backbone = FunctionBackbone(
+    return FunctionBackbone(
         run,
         f"{kind}-{title}-{pool or 'own'}-{digest.hexdigest()[:16]}",
-        dim=run(clip).shape[1],
+        dim=dim,
         size=network.size,
         clip_frames=network.frames,
         # Half of each clip is seen twice: a step of a whole one is too long for a short query.
         clip_stride=max(network.frames // 2, 1),
+        text=network.text,
     )
-    return backbone if text is None else replace(backbone, text=text)
 
 
 def _folder(kind: str, place: str) -> tuple[Path, str]:
@@ -190,8 +199,9 @@ def _folder(kind: str, place: str) -> tuple[Path, str]:
             f"{kind}: {library} cannot be imported ({first_line(error)}): install torchvision for "
             f"torch {torch.__version__}"
         ) from None
-    if Path(place).is_dir():
-        return Path(place), re.sub(r"[^\w.]+", "-", Path(place).resolve().name)
+    local = Path(place).expanduser()  # a shell leaves a ~ behind a colon as it is
+    if place and local.is_dir():
+        return local, re.sub(r"[^\w.]+", "-", local.resolve().name)
     if place.startswith(("/", ".", "~")):
         raise UsageError("is no folder", file=place)
     named, _, revision = place.partition("@")
@@ -301,6 +311,9 @@ def _transformers(folder: Path, pool: Pool | None) -> _Network:
         return _pooled(tokens if tokens.ndim == 3 else tokens.flatten(2).mT, pool or "mean")
 
     def text(words: str) -> Tensor:
+        # Without its files some tokenizers are made with no words at all: all texts are alike.
+        if not any(any(folder.glob(name)) for name in ("tokenizer.json", "vocab.*", "*.model")):
+            raise ValueError("its folder holds no tokenizer")
         length = config.text_config.max_position_embeddings
         tokens = AutoTokenizer.from_pretrained(folder, **offline)(
             [words], padding="max_length", truncation=True, max_length=length, return_tensors="pt"
@@ -323,7 +336,8 @@ def _preparation(folder: Path) -> tuple[tuple[int, int], Any, Any]:
         try:
             size = _size(record["crop_size" if record.get("do_center_crop") else "size"])
             # Most divide by 255 first; some want -1 to 1 before the mean is taken away.
-            range_ = 1 / (255 * record.get("rescale_factor", 1 / 255))
+            factor = record.get("rescale_factor", 1 / 255)
+            range_ = 1 / (255 * (factor if record.get("do_rescale", True) else 1))
             shift = 1.0 if record.get("offset") else 0.0
             plain = not record.get("do_normalize", True)
             mean = [0.0] * 3 if plain else record["image_mean"]
@@ -331,9 +345,8 @@ def _preparation(folder: Path) -> tuple[tuple[int, int], Any, Any]:
             return size, [(m + shift) * range_ for m in mean], [s * range_ for s in std]
         except (KeyError, TypeError, AttributeError):
             raise CheckpointError("does not say size, mean and std", file=file) from None
-    raise CheckpointError(
-        "holds no preprocessor_config.json, which says size, mean and std", file=folder
-    )
+    why = "holds no preprocessor_config.json, which says size, mean and std"
+    raise CheckpointError(why, file=folder)
 
 
 def _size(size: Any) -> tuple[int, int]:

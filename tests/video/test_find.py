@@ -96,6 +96,7 @@ def test_a_query_inside_a_longer_video_is_centred_by_it(planted):
 
 def test_half_a_range_reaches_to_the_border(planted):
     options = {"backbone": BLOCKS, "top_k": 1, "include_query": True}
+    assert VideoQuery(str(planted["film"])) == VideoQuery(planted["film"])
     head = find_moments(VideoQuery(planted["film"], end=2.0), planted["film"], **options)
     assert head.span == (0.0, 2.0)
     assert overlap(head.moments[0], 0, 2) > 0.9

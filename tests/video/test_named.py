@@ -150,9 +150,9 @@ def save_open_clip(open_clip: Any, folder: Path) -> dict[str | None, Expected]:
     return {None: lambda pixels: model.visual(pixels)}
 
 
-def prepare(folder: Path) -> None:
+def prepare(folder: Path, **more: Any) -> None:
     size = {"height": SIZE, "width": SIZE}
-    record = {"image_mean": MEAN, "image_std": STD, "size": size}
+    record = {"image_mean": MEAN, "image_std": STD, "size": size} | more
     (folder / "preprocessor_config.json").write_text(json.dumps(record))
 
 
@@ -218,6 +218,25 @@ def test_video_models_take_clips(libraries, tmp_path):
     torch.testing.assert_close(backbone(clips), expected, rtol=1e-4, atol=1e-5)
 
 
+def test_pixels_that_are_not_scaled_first_are_not(libraries, tmp_path, pictures):
+    transformers = libraries.get("hf") or pytest.skip("transformers is not installed")
+    config = transformers.ViTConfig(image_size=SIZE, patch_size=8, **SMALL)
+    model = transformers.ViTModel(config, add_pooling_layer=False).eval()
+    model.save_pretrained(tmp_path)
+    means = [255 * mean for mean in MEAN]
+    prepare(tmp_path, do_rescale=False, image_mean=means, image_std=[255 * std for std in STD])
+    with torch.no_grad():
+        expected = model(normalised(pictures)).last_hidden_state.mean(1)
+    given = load_named(f"hf:{tmp_path}")(pictures)
+    torch.testing.assert_close(given, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_a_home_folder_is_found_behind_the_colon(saved, monkeypatch):
+    folder, _ = saved("hf")
+    monkeypatch.setenv("HOME", str(folder.parent))
+    assert load_named(f"hf:~/{folder.name}").name == load_named(f"hf:{folder}").name
+
+
 def test_the_name_follows_weights_and_configuration(saved, tmp_path):
     folder, _ = saved("hf")
     copy = tmp_path / folder.name
@@ -277,11 +296,15 @@ def test_folders_that_cannot_be_used_are_refused(saved, tmp_path):
     def lose_preparation(copy: Path) -> None:
         (copy / "preprocessor_config.json").unlink()
 
+    def resize(copy: Path) -> None:
+        prepare(copy, size={"height": 40, "width": 40})
+
     for words, name in (
         ("weights in other formats could run code", changed("pickle", as_pickle)),
         ("lacks 1 tensors, visual_projection.weight", changed("lost", lose)),
         ("cannot be loaded by transformers", changed("code", bring_code)),
         ("preprocessor_config.json", changed("bare", lose_preparation)),
+        (r"for pictures \(Input image size", changed("large", resize)),
     ):
         with pytest.raises(CheckpointError, match=words) as caught:
             load_named(name)
@@ -336,12 +359,17 @@ def test_code_of_others_is_named_by_module_or_entry_point(monkeypatch):
         ("py:their_backbones:Nothing", "no attribute 'Nothing'"),
         ("py:not.there:x", "No module named 'not'"),
         ("py:os:sep", "gives no backbone"),
+        ("py:os:getcwd", "gives no backbone .*no keyword arguments"),
+        ("py:.x:y", "no backbone"),
+        ("hf:", "knows no weights"),
         ("unheard", "installed: levels"),
     ):
         with pytest.raises(UsageError, match=words):
             load_named(name)
     with pytest.raises(UsageError, match="--pool is for"):
         load_named("levels", "max")
+    with pytest.raises(UsageError, match="'max', 'mean' or None"):
+        load_named("hf:.", "median")
 
 
 def test_code_that_a_record_names_does_not_run(tmp_path):
@@ -428,6 +456,18 @@ def test_words_are_looked_for(saved, films, tmp_path, kind, capsys):
     assert main([*arguments, "--pool", "max"]) == 2
     words = {"hf": "reads no text", "openclip": "leave --pool out"}[kind]
     assert words in capsys.readouterr().err
+
+
+def test_words_that_cannot_be_read_are_one_line(saved, tmp_path):
+    folder, _ = saved("hf")
+    copy = tmp_path / folder.name
+    shutil.copytree(folder, copy, ignore=shutil.ignore_patterns("*token*"))
+    with pytest.raises(UsageError, match="reads no text") as caught:
+        text_row(load_named(f"hf:{copy}"), "a red square")
+    assert "\n" not in str(caught.value)
+    narrow = FunctionBackbone(len, "narrow", 3, (8, 8), text=lambda words: torch.zeros(1, 2))
+    with pytest.raises(UsageError, match=r"\[1, 2\] of words, \[1, 3\] wanted"):
+        text_row(narrow, "a")
 
 
 def test_words_find_what_they_stand_for(films):

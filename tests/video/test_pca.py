@@ -94,6 +94,7 @@ def test_stored_and_read_back(tmp_path):
         ({"components": torch.ones(4)}, "components"),
         ({"explained_variance": torch.ones(3)}, "components"),
         ({"mean": torch.ones(12, dtype=torch.int64)}, "mean"),
+        ({"mean": torch.full((12,), torch.nan)}, "mean"),
     ],
 )
 def test_a_wrong_file_is_named(tmp_path, change, record):
@@ -126,6 +127,7 @@ def test_files_that_are_none(tmp_path):
         ([np.ones((9, 12)), np.ones((9, 11))], r"1: shape \[9, 11\], \[n, 12\] wanted"),
         ([np.ones(12)], r"\[n, F\] wanted"),
         ([np.full((9, 12), np.nan)], "not finite"),
+        ([["a"]], "not an array of numbers"),
     ],
 )
 def test_bad_arrays(arrays, words):
@@ -134,10 +136,11 @@ def test_bad_arrays(arrays, words):
 
 
 def test_usage(monkeypatch):
-    for options in ({"dim": 0}, {"dim": 5, "batch_rows": 4}):
+    for options in ({"dim": 0}, {"dim": 2.5}, {"dim": 5, "batch_rows": 4}):
         with pytest.raises(UsageError, match="wanted"):
             fit_pca([np.ones((9, 12))], **options)
-    fitted = fit_pca([separated(50, 12, 6)], dim=4)
+    rows = torch.from_numpy(separated(50, 12, 6)).bfloat16().requires_grad_()
+    fitted = fit_pca([rows], dim=4)
     for wrong in (torch.ones(3, 11), torch.ones(12)):
         with pytest.raises(FeatureError, match="wanted"):
             fitted.transform(wrong)
