@@ -115,7 +115,7 @@ def mean_disagreement(amounts: Tensor, pairs: PairList) -> Estimate:
 def to_markdown(amounts: Tensor, pairs: PairList, rows: list[Halves], against: str) -> str:
     """The page of ``relocal evaluate --consistency``."""
     mean = mean_disagreement(amounts, pairs)
-    ends = f" (95 % {mean.low:.2f} to {mean.high:.2f})" if mean.low and mean.high else ""
+    ends = f" (95 % {mean.low:.2f} to {mean.high:.2f})" if mean.low is not None else ""
     return "\n".join(
         [
             f"Disagreement of similarity by step and by clip: {mean.value:.2f}{ends}, "

@@ -96,9 +96,11 @@ def best_alignment(cost: Tensor, steps: Tensor, query_steps: Tensor) -> Tensor:
 
     Arguments as in :func:`alignment_loss`. The gradient of a hard minimum is the path itself.
     """
-    with torch.enable_grad():
-        free = cost.detach().requires_grad_()
-        total = alignment_loss(free, steps, query_steps, 0.0, subsequence=True).sum()
+    with torch.inference_mode(mode=False), torch.enable_grad():
+        # Copies: what was made in inference mode can have no gradient outside of it either.
+        free, *lengths = (part.detach().clone() for part in (cost, steps, query_steps))
+        free.requires_grad_()
+        total = alignment_loss(free, *lengths, 0.0, subsequence=True).sum()
         path = torch.autograd.grad(total, free)[0]
     return (path > 0).any(dim=2)
 
@@ -259,7 +261,12 @@ class MATR(TrainableRelocalizer):
         )  # fmt: skip
 
     def reset_parameters(self) -> None:
-        """Xavier for matrices, small numbers for kinds and slots."""
+        """Reset all learnable parameters: matrices by Xavier, kinds and slots at random."""
+        for module in reversed(list(self.modules())):  # attention after the layer inside it
+            if isinstance(module, nn.Linear | nn.Conv1d | nn.LayerNorm):
+                module.reset_parameters()
+            elif isinstance(module, nn.MultiheadAttention):
+                module._reset_parameters()
         for name, parameter in self.named_parameters():
             if name in ("kinds", "slots"):
                 nn.init.normal_(parameter, std=0.02 if name == "kinds" else 1.0)
@@ -284,11 +291,11 @@ class MATR(TrainableRelocalizer):
         number = torch.arange(reference.shape[1], device=reference.device)
         share = number / steps[:, None]
         ends = torch.stack([share, share + 1 / steps[:, None]], dim=-1).clamp(max=1)
-        rows = torch.cat([functional.normalize(reference, dim=-1), ends], dim=-1)
+        rows = torch.cat([functional.normalize(reference, dim=-1), ends.to(reference)], dim=-1)
         target = self.reference_in(rows) + self.kinds[0]
         clip = self.query_in(functional.normalize(query, dim=-1)) + self.kinds[1]
-        place = _sine(steps, reference.shape[1], target.shape[2])
-        query_place = _sine(query_steps, query.shape[1], target.shape[2])
+        place = _sine(steps, reference.shape[1], target.shape[2]).to(target)
+        query_place = _sine(query_steps, query.shape[1], target.shape[2]).to(clip)
         if not self._config["query_positions"]:
             query_place = torch.zeros_like(query_place)
         x, where = torch.cat([target, clip], dim=1), torch.cat([place, query_place], dim=1)
