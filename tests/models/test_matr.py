@@ -181,7 +181,8 @@ def test_a_reset_leaves_nothing_of_what_was_learned():
 
 
 def test_settings_that_cannot_be():
-    for settings in ({"heads": 3}, {"fusion": "time"}, {"align": "no"}):
+    numbers = ({"heads": 0}, {"slots": 0}, {"max_steps": 0}, {"gamma": -1})
+    for settings in ({"heads": 3}, {"fusion": "time"}, {"align": "no"}, *numbers):
         with pytest.raises(UsageError):
             MATR(4, 16, **settings)
 

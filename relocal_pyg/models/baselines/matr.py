@@ -15,7 +15,7 @@ from torch_geometric.data import Data
 
 from relocal_pyg.data.items import Protocol
 from relocal_pyg.data.samples import PartnerSampler, SeededSamples
-from relocal_pyg.errors import UsageError
+from relocal_pyg.errors import UsageError, check_number
 from relocal_pyg.models.base import Ranking, Surroundings, TrainableRelocalizer, arguments
 
 #: Cost of a cell that no path may enter.
@@ -231,11 +231,14 @@ class MATR(TrainableRelocalizer):
         max_steps: int = 512,
         gamma: float = 0.1,
     ) -> None:
+        self._config = arguments(locals())
+        for name in ("heads", "slots", "max_steps"):
+            check_number(self._config[name], name, least=1, whole=True)
+        check_number(gamma, "gamma", least=0)
         if hidden_channels % heads or hidden_channels % 2:
             raise UsageError("hidden_channels must be even and a multiple of heads")
         if fusion not in ("channel", "sequence", "none") or align not in ("subsequence", "global"):
             raise UsageError(f"no such fusion or alignment: {fusion}, {align}")
-        self._config = arguments(locals())
         super().__init__()
         self.in_channels, width = in_channels, hidden_channels
         self.reference_in = self._projection(in_channels + 2, width, input_dropout)
