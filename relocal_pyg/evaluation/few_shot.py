@@ -366,11 +366,6 @@ def few_shot_table(
     return rows
 
 
-def plain_row(row: Mapping[str, Any]) -> dict[str, Any]:
-    """A row of :func:`few_shot_table` as plain values."""
-    return {k: asdict(v) if isinstance(v, Estimate) else v for k, v in row.items()}
-
-
 def to_markdown(rows: Sequence[Mapping[str, Any]]) -> str:
     """The rows of :func:`few_shot_table`, in percent with half of each 95 % interval."""
     names = ("map@0.5", "map@0.75", "map")

@@ -55,17 +55,20 @@ def alignment_table(cost: Tensor, gamma: float, *, subsequence: bool) -> Tensor:
             first = first & (row == 0)
         # One virtual start a row: the first column has no cell to its left or across.
         entry = cost.new_full((rows,), WALL).masked_fill(first, 0)
-        stacked = torch.stack([*ways, entry.expand(batch, -1)], dim=-1)
-        if gamma > 0:
-            least = -gamma * torch.logsumexp(-stacked / gamma, dim=-1)
-        else:
-            least = stacked.min(dim=-1).values
+        least = _least(torch.stack([*ways, entry.expand(batch, -1)], dim=-1), gamma)
         now = torch.where(real[number], skewed[:, number] + least, WALL)
         diagonals.append(now)
         before, last = last, now
     straight = torch.stack(diagonals, dim=1)
     across = row[:, None] + torch.arange(columns, device=cost.device)
     return straight[:, across, row[:, None].expand_as(across)]
+
+
+def _least(costs: Tensor, gamma: float) -> Tensor:
+    """Soft minimum over the last dimension; of gamma 0 the hard one."""
+    if gamma > 0:
+        return -gamma * torch.logsumexp(-costs / gamma, dim=-1)
+    return costs.min(dim=-1).values
 
 
 def alignment_loss(
@@ -83,11 +86,7 @@ def alignment_loss(
         found = ends[pairs, steps - 1]
     else:
         inside = torch.arange(ends.shape[1], device=cost.device) < steps[:, None]
-        ends = torch.where(inside, ends, WALL)
-        if gamma > 0:
-            found = -gamma * torch.logsumexp(-ends / gamma, dim=1)
-        else:
-            found = ends.min(dim=1).values
+        found = _least(torch.where(inside, ends, WALL), gamma)
     return found / query_steps
 
 
@@ -98,9 +97,9 @@ def best_alignment(cost: Tensor, steps: Tensor, query_steps: Tensor) -> Tensor:
     """
     with torch.inference_mode(mode=False), torch.enable_grad():
         # Copies: what was made in inference mode can have no gradient outside of it either.
-        free, *lengths = (part.detach().clone() for part in (cost, steps, query_steps))
+        free, steps, query_steps = (part.detach().clone() for part in (cost, steps, query_steps))
         free.requires_grad_()
-        total = alignment_loss(free, *lengths, 0.0, subsequence=True).sum()
+        total = alignment_loss(free, steps, query_steps, 0.0, subsequence=True).sum()
         path = torch.autograd.grad(total, free)[0]
     return (path > 0).any(dim=2)
 
