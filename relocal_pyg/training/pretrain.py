@@ -461,8 +461,7 @@ class _Run:
         average: MultiGraphMatcher,
         footage: Sequence[FootageWorld],
     ) -> None:
-        self.config, self.model, self.average = config, model, average
-        self.footage = footage
+        self.config, self.model, self.average, self.footage = config, model, average, footage
         self.optimiser = torch.optim.Adam(
             model.parameters(), config.learning_rate, weight_decay=config.weight_decay
         )
