@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass, is_dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from relocal_pyg.evaluation.few_shot import Instances, draw_episodes, few_shot_t
 from relocal_pyg.evaluation.few_shot import to_markdown as few_shot_markdown
 from relocal_pyg.evaluation.report import write_report
 from relocal_pyg.evaluation.run import evaluate
+from relocal_pyg.evaluation.statistics import Estimate
 from relocal_pyg.evaluation.tables import Comparison, compare, to_json, to_latex, to_markdown
 from relocal_pyg.io.read import read_json
 from relocal_pyg.io.record import sha256_file, sha256_json
@@ -354,7 +355,9 @@ def few_shot(
         for episodes in lists:
             episodes.save(folder / f"episodes-{episodes.instances}-{episodes.shots}.json")
         rows = few_shot_table(asked, protocol, lists)
-        plain = [{k: asdict(v) if is_dataclass(v) else v for k, v in row.items()} for row in rows]
+        plain = [
+            {k: asdict(v) if isinstance(v, Estimate) else v for k, v in row.items()} for row in rows
+        ]
         write_json(folder / "few_shot.json", plain)
         text = few_shot_markdown(rows)
         with replace_file(folder / "few_shot.md") as temporary:
