@@ -106,16 +106,11 @@ def by_disagreement(comparison: Comparison, amounts: Tensor, against: str) -> li
     return rows
 
 
-def mean_disagreement(amounts: Tensor, pairs: PairList) -> Estimate:
-    """Mean of :func:`disagreement` with its 95 % interval over the references' videos."""
-    videos = [pair.reference.video_id for pair in pairs.pairs]
-    return Estimate.known(amounts.mean(), *bootstrap_interval(amounts, videos))
-
-
 def to_markdown(amounts: Tensor, pairs: PairList, rows: list[Halves], against: str) -> str:
-    """The page of ``relocal evaluate --consistency``."""
-    mean = mean_disagreement(amounts, pairs)
-    ends = f" (95 % {mean.low:.2f} to {mean.high:.2f})" if mean.low and mean.high else ""
+    """The page of ``relocal evaluate --consistency``, with the interval over references' videos."""
+    videos = [pair.reference.video_id for pair in pairs.pairs]
+    mean = Estimate.known(amounts.mean(), *bootstrap_interval(amounts, videos))
+    ends = f" (95 % {mean.low:.2f} to {mean.high:.2f})" if mean.low is not None else ""
     return "\n".join(
         [
             f"Disagreement of similarity by step and by clip: {mean.value:.2f}{ends}, "

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from relocal_pyg.data.items import Item, Protocol
-from relocal_pyg.errors import AnnotationError, UsageError
+from relocal_pyg.errors import AnnotationError, UsageError, check_number
 from relocal_pyg.evaluation.statistics import Estimate
 from relocal_pyg.io.read import read_json
 from relocal_pyg.io.record import sha256_json
@@ -138,8 +138,10 @@ def draw_episodes(
     """
     if split not in protocol.splits:
         raise UsageError(f"no such split: {split!r}, one of {', '.join(protocol.splits)} wanted")
-    if shots < 1 or count < 1 or instances not in ("single", "multi", "superset"):
-        raise UsageError("shots and count must be 1 or more, instances single, multi or superset")
+    check_number(shots, "shots", least=1, whole=True)
+    check_number(count, "count", least=1, whole=True)
+    if instances not in ("single", "multi", "superset"):
+        raise UsageError(f"instances is {instances!r}: single, multi or superset wanted")
     by_label: dict[str, dict[str, list[Item]]] = defaultdict(lambda: defaultdict(list))
     for item in sorted(protocol.splits[split]):
         by_label[item.label][item.video_id].append(item)
@@ -273,6 +275,7 @@ def evaluate_few_shot(
     Raises:
         UsageError: Probabilities are asked of a model that has none, or a word is unknown.
     """
+    check_number(samples, "samples", least=0, whole=True)
     known = ("class", "agnostic"), ("mean", "max"), ("raw", "probability")
     for asked, words in zip((pool, combine, score), known, strict=True):
         if asked not in words:
@@ -361,11 +364,6 @@ def few_shot_table(
                 found.append({"title": name, **facts, **scores})
         rows += sorted(found, key=lambda row: -row["map@0.5"].value)
     return rows
-
-
-def plain_row(row: Mapping[str, Any]) -> dict[str, Any]:
-    """A row of :func:`few_shot_table` as plain values."""
-    return {k: asdict(v) if isinstance(v, Estimate) else v for k, v in row.items()}
 
 
 def to_markdown(rows: Sequence[Mapping[str, Any]]) -> str:

@@ -74,6 +74,7 @@ def above(overlaps: Tensor, thresholds: Sequence[float], *, strict: bool = True)
         >>> above(torch.tensor([0.5, 0.7]), (0.5, 0.6)).tolist()
         [[False, False], [True, True]]
     """
+    overlaps = overlaps if overlaps.is_floating_point() else overlaps.double()
     limits = torch.tensor(thresholds, dtype=overlaps.dtype, device=overlaps.device)
     return overlaps[..., None] > limits if strict else overlaps[..., None] >= limits
 
@@ -244,8 +245,7 @@ def length_buckets(lengths: Tensor, bounds: Sequence[float] = LENGTH_BOUNDS) -> 
         >>> {name: inside.nonzero().flatten().tolist() for name, inside in buckets.items()}
         {'< 10 s': [0], '10-30 s': [1], '>= 30 s': [2]}
     """
-    limits = torch.tensor(bounds, dtype=lengths.dtype)
-    number = torch.bucketize(lengths, limits, right=True)
+    number = torch.bucketize(lengths.double(), torch.tensor(bounds).double(), right=True)
     middle = [f"{low:g}-{high:g} s" for low, high in pairwise(bounds)]
     names = [f"< {bounds[0]:g} s", *middle, f">= {bounds[-1]:g} s"]
     return {name: number == i for i, name in enumerate(names)}

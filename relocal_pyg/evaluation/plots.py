@@ -88,9 +88,9 @@ def name_rows(axes: Axes, ticks: Sequence[float], names: Sequence[str]) -> None:
         label.set_parse_math(False)
 
 
-def draw_legend(axes: Axes) -> None:
+def draw_legend(owner: Axes | Figure, **options: Any) -> None:
     """Add a legend without a frame."""
-    for text in axes.legend(frameon=False, fontsize=8).get_texts():
+    for text in owner.legend(frameon=False, fontsize=8, **options).get_texts():
         text.set_parse_math(False)
 
 
@@ -411,9 +411,7 @@ def recall_curve(
     axes.set_xlabel("tIoU threshold")
     axes.set_ylabel("queries above it, mAP@1 (%)")
     axes.grid(color=PALE, linewidth=0.6)
-    figure.legend(loc="outside right upper", frameon=False, fontsize=8)
-    for text in figure.legends[0].get_texts():
-        text.set_parse_math(False)
+    draw_legend(figure, loc="outside right upper")
     set_title(axes, title)
     return figure
 

@@ -246,12 +246,11 @@ def _check_same_pairs(evaluations: Sequence[Evaluation]) -> None:
 
 def _row(group: list[Evaluation], timed: bool, samples: int, seed: int) -> Row:
     first = group[0]
-    scores = score_runs(group, samples=samples, seed=seed)
     times = [record.seconds for run in group for record in run.records]
     return Row(
         title=first.title,
         kind="trivial" if first.title in TRIVIAL else "model",
-        scores=scores,
+        scores=score_runs(group, samples=samples, seed=seed),
         num_pairs=len(first),
         seeds=tuple(sorted(run.seed for run in group if run.seed is not None)),
         seconds=statistics.median(times) if timed else None,

@@ -206,17 +206,18 @@ class Relocalizer(abc.ABC):
     ) -> tuple[Tensor, Any, Tensor, Surroundings]:
         """Bring everything to the model's device, rows as it wants them: no other place does."""
         device = query.device if self.device is None else self.device
+        dtype = next(self.parameters()).dtype if isinstance(self, nn.Module) else None
         sides = []
         for rows in (reference, around.query_video):
             if rows is None or self.by_blocks:
                 sides.append(rows)
                 continue
             whole = rows if isinstance(rows, Tensor) else torch.cat(list(rows.split(BLOCK)))
-            sides.append(whole.to(device))
-        background = None if around.background is None else around.background.to(device)
+            sides.append(whole.to(device, dtype))
+        background = None if around.background is None else around.background.to(device, dtype)
         windows = proposals if proposals is None else proposals.to(device)
         around = replace(around, query_video=sides[1], background=background)
-        return query.to(device), sides[0], windows, around
+        return query.to(device, dtype), sides[0], windows, around
 
     @property
     def refinements(self) -> tuple[str, ...]:

@@ -359,6 +359,7 @@ class MultiGraphMatcher(TrainableRelocalizer):
             found["windows"] = Ranking.sort(moments, torch.tanh(raw), origins)
         return found
 
+    @torch.inference_mode(mode=False)  # in that mode nothing has gradients
     def explain(
         self,
         query: Tensor,

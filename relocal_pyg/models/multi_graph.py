@@ -207,11 +207,10 @@ class MultiGraphRelocalizer(TrainableRelocalizer):
         self, query: Tensor, references: Sequence[Tensor], proposals: Sequence[Tensor], **_: Any
     ) -> list[Ranking]:
         """See :meth:`relocal_pyg.models.base.Relocalizer.rank_videos`."""
-        device = self.device
-        windows = [some.to(device) for some in proposals]
-        scores, offsets = self.score(
-            query.to(device), [reference.to(device) for reference in references], windows
-        )
+        own = next(self.parameters())
+        windows = [some.to(own.device) for some in proposals]
+        rows = [reference.to(own) for reference in references]
+        scores, offsets = self.score(query.to(own), rows, windows)
         counts = [len(some) for some in windows]
         each = zip(windows, offsets.split(counts), scores.split(counts), strict=True)
         return [Ranking.sort(decode_offsets(*moved), score, moved[0]) for *moved, score in each]
@@ -219,7 +218,7 @@ class MultiGraphRelocalizer(TrainableRelocalizer):
     @torch.no_grad()
     def encode(self, reference: Tensor, proposals: Tensor) -> tuple[Tensor, Tensor]:
         """LSTM states ``[M, T, d]`` and lengths ``[M]``: the same of a proposal for every query."""
-        rows, windows = reference.to(self.device), proposals.to(self.device)
+        rows, windows = reference.to(next(self.parameters())), proposals.to(self.device)
         positions, mask = window_positions(len(rows), windows, self.settings.num_steps)
         return self.inference().encode(rows, positions, mask).transpose(0, 1), mask.sum(dim=1)
 
@@ -228,10 +227,10 @@ class MultiGraphRelocalizer(TrainableRelocalizer):
         self, query: Tensor, states: Tensor, lengths: Tensor, proposals: Tensor
     ) -> tuple[Tensor, Tensor]:
         """See :meth:`relocal_pyg.models.base.Relocalizer.score_encoded`."""
-        device, dtype = self.device, next(self.parameters()).dtype
+        own, device = next(self.parameters()), self.device
         mask = torch.arange(states.shape[1], device=device) < lengths.to(device)[:, None]
-        hidden, real = self._encode_query(query.to(device))
-        kept = states.to(device, dtype).transpose(0, 1)
+        hidden, real = self._encode_query(query.to(own))
+        kept = states.to(own).transpose(0, 1)
         raw, offsets = self.inference().score(hidden, real, kept, mask)
         return decode_offsets(proposals.to(device), offsets), torch.tanh(raw)
 
@@ -239,6 +238,7 @@ class MultiGraphRelocalizer(TrainableRelocalizer):
         """Scores before the last tanh."""
         return before_tanh(scores)
 
+    @torch.inference_mode(mode=False)  # in that mode nothing has gradients
     def explain(
         self,
         query: Tensor,

@@ -106,6 +106,8 @@ class SumConv(MessagePassing):
                 are dropped, and the sums of other nodes are 0. (default: :obj:`None`)
         """
         if isinstance(x, tuple):
+            if self.flow == "target_to_source":  # PyG gathers the wrong side then
+                raise UsageError("a bipartite graph runs from source to target: flip its edges")
             target = x[1]
             if size is None and target is not None:
                 size = (x[0].size(self.node_dim), target.size(self.node_dim))

@@ -145,19 +145,10 @@ class MultiGraphFusion(nn.Module):
         graphs: Sequence[Adj | PairGraph] | None,
         edge_weights: Sequence[Tensor | None] | None = None,
         mask: Tensor | None = None,
+        depth: int | None = None,
     ) -> Tensor:
-        """Run the layers; arguments as in :meth:`MultiGraphConv.forward`."""
-        return self._advance(self.layers, x, graphs, edge_weights, mask)
-
-    def _advance(
-        self,
-        layers: Sequence[MultiGraphConv],
-        x: Tensor,
-        graphs: Sequence[Adj | PairGraph] | None,
-        edge_weights: Sequence[Tensor | None] | None,
-        mask: Tensor | None,
-    ) -> Tensor:
-        for layer in layers:
+        """Run the first ``depth`` layers; the rest is as in :meth:`MultiGraphConv.forward`."""
+        for layer in self.layers[:depth]:
             out = layer(x, graphs, edge_weights, mask)
             x = x + out if self.residual else out
             x = zero_pads(x, mask)  # a residual brings pads back
@@ -180,7 +171,7 @@ class MultiGraphFusion(nn.Module):
         Returns:
             ``[B, channels]``; pads count for nothing.
         """
-        x = self._advance(self.layers[:-1], x, graphs, edge_weights, mask)
+        x = self(x, graphs, edge_weights, mask, self.num_layers - 1)
         last = self.layers[-1]
         active = _average(last.branches(x, graphs, edge_weights, mask), mask, num_nodes)
         out = last.lin_out(active)

@@ -86,7 +86,7 @@ class ActionnessClassifier(nn.Module):
                 f"shape {tuple(features.shape)}, the actionness classifier wants "
                 f"[n, {self.in_channels}]: train it on the same features"
             )
-        return self(features.float())
+        return self(features.to(self.mean))
 
     def save(self, folder: str | Path) -> None:
         """Write ``model.safetensors`` and ``config.json`` into a folder, all or nothing.

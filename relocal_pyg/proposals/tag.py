@@ -26,7 +26,7 @@ from relocal_pyg.data.proposals import (
     write_proposal_list,
 )
 from relocal_pyg.errors import FeatureError, ProposalError, UsageError, check_number
-from relocal_pyg.moments import nms, tiou
+from relocal_pyg.moments import nms, tiou, to_tensor
 from relocal_pyg.proposals.actionness import ActionnessClassifier
 
 #: Shares that are equal on paper must not differ by rounding error.
@@ -152,16 +152,20 @@ def smooth_signal(signal: Floats, sigma: float) -> Floats:
 
 def _signals(actionness: ArrayLike) -> tuple[Floats, Floats | None]:
     """Probability of action per step and, where logits were given, the raw action logit."""
-    try:
-        array = np.asarray(actionness, dtype=np.float64)
-    except (TypeError, ValueError) as error:
-        raise FeatureError(f"not an array of numbers ({error})", record="actionness") from None
+    array = to_tensor(actionness, FeatureError, "actionness").detach().cpu().double().numpy()
     if array.ndim not in (1, 2) or array.size == 0 or (array.ndim == 2 and array.shape[1] != 2):
         raise FeatureError(f"shape {array.shape}, [n] or [n, 2] wanted", record="actionness")
     finite = np.isfinite(array).reshape(len(array), -1).all(axis=1)
     if not finite.all():
         raise FeatureError(f"step {int(np.argmin(finite))} is not finite", record="actionness")
     if array.ndim == 1:
+        inside = (array >= 0) & (array <= 1 + _SLACK)
+        if not inside.all():  # one logit a step, or percent
+            first = int(np.argmin(inside))
+            raise FeatureError(
+                f"step {first} is {array[first]:g}: probabilities from 0 to 1, or logits [n, 2]",
+                record="actionness",
+            )
         return array, None
     # Two-way softmax, written so that exp never overflows.
     difference = array[:, 1] - array[:, 0]

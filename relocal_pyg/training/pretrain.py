@@ -19,7 +19,7 @@ from relocal_pyg.data.samples import ListDataset, WindowList, choose_proposals
 from relocal_pyg.datasets.endless import Footage, FootageWorld, Rows, Scene, World, draw_world
 from relocal_pyg.datasets.simulation import WorldConfig
 from relocal_pyg.datasets.synthetic import Sparse, SyntheticConfig, synthetic
-from relocal_pyg.errors import UsageError
+from relocal_pyg.errors import CheckpointError, UsageError
 from relocal_pyg.io.seeding import generator
 from relocal_pyg.io.write import replace_file
 from relocal_pyg.models.compare import cosines
@@ -411,7 +411,8 @@ def pretrain(
         The moving average of the weights, in evaluation mode.
 
     Raises:
-        UsageError: The folder holds a run of other settings.
+        CheckpointError: The state in the folder cannot be read.
+        UsageError: The folder holds a run of other settings or other films.
     """
     config, network = config or PretrainConfig(), network or SHIPPED
     torch.manual_seed(config.seed)
@@ -460,8 +461,7 @@ class _Run:
         average: MultiGraphMatcher,
         footage: Sequence[FootageWorld],
     ) -> None:
-        self.config, self.model, self.average = config, model, average
-        self.footage = footage
+        self.config, self.model, self.average, self.footage = config, model, average, footage
         self.optimiser = torch.optim.Adam(
             model.parameters(), config.learning_rate, weight_decay=config.weight_decay
         )
@@ -470,8 +470,8 @@ class _Run:
     def advance(self, step: int) -> float:
         """One step; it depends on what came before, the seed and its number alone."""
         config, model = self.config, self.model.train()
-        rate = min(1.0, (step + 1) / config.warmup)
-        rate *= min(1.0, (config.steps - step) / (config.decay * config.steps))
+        rate = min(1.0, (step + 1) / max(config.warmup, 1))
+        rate *= min(1.0, (config.steps - step) / max(config.decay * config.steps, 1))
         for group in self.optimiser.param_groups:
             group["lr"] = config.learning_rate * rate
         torch.manual_seed(config.seed * 1_000_003 + step)
@@ -491,6 +491,7 @@ class _Run:
 
     def _settings(self) -> dict[str, Any]:
         settings = asdict(self.config) | self.model.config() | {"ks": list(self.model.settings.ks)}
+        settings["footage"] = [[len(film.rows) for film in world.films] for world in self.footage]
         # Until the rate falls, how long the run will be has made no difference.
         if self.step <= (1 - self.config.decay) * self.config.steps:
             del settings["steps"]
@@ -507,9 +508,13 @@ class _Run:
         """Go on where :meth:`keep` left off, if it did."""
         if not file.exists():
             return
-        state = torch.load(file, weights_only=True)
-        self.step = state["step"]
-        if state["settings"] != self._settings():
+        try:
+            state = torch.load(file, weights_only=True)
+            self.step, settings = state["step"], {"footage": [], **state["settings"]}
+            parts = [state[name] for name in PARTS]
+        except Exception as error:  # torch raises whatever its readers meet
+            raise CheckpointError(f"cannot be read ({error}); start afresh", file=file) from None
+        if settings != self._settings():
             raise UsageError("holds a run of other settings: name another folder", file=file.parent)
-        for name in PARTS:
-            getattr(self, name).load_state_dict(state[name])
+        for name, part in zip(PARTS, parts, strict=True):
+            getattr(self, name).load_state_dict(part)

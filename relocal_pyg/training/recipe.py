@@ -17,10 +17,11 @@ from relocal_pyg import models
 from relocal_pyg.data.items import Protocol
 from relocal_pyg.data.pairs import PairList, make_null_pairs, make_pairs
 from relocal_pyg.errors import CheckpointError, UsageError, ascii_line
-from relocal_pyg.evaluation.few_shot import Instances, draw_episodes, few_shot_table, plain_row
+from relocal_pyg.evaluation.few_shot import Instances, draw_episodes, few_shot_table
 from relocal_pyg.evaluation.few_shot import to_markdown as few_shot_markdown
 from relocal_pyg.evaluation.report import write_report
 from relocal_pyg.evaluation.run import evaluate
+from relocal_pyg.evaluation.statistics import Estimate
 from relocal_pyg.evaluation.tables import Comparison, compare, to_json, to_latex, to_markdown
 from relocal_pyg.io.read import read_json
 from relocal_pyg.io.record import sha256_file, sha256_json
@@ -354,7 +355,10 @@ def few_shot(
         for episodes in lists:
             episodes.save(folder / f"episodes-{episodes.instances}-{episodes.shots}.json")
         rows = few_shot_table(asked, protocol, lists)
-        write_json(folder / "few_shot.json", [plain_row(row) for row in rows])
+        plain = [
+            {k: asdict(v) if isinstance(v, Estimate) else v for k, v in row.items()} for row in rows
+        ]
+        write_json(folder / "few_shot.json", plain)
         text = few_shot_markdown(rows)
         with replace_file(folder / "few_shot.md") as temporary:
             temporary.write_text(text, encoding="utf-8")

@@ -54,6 +54,8 @@ def test_halves_and_the_difference_of_leads_by_hand(asked):
     assert rows["Contrast matcher"].gain.value == 0
     text = to_markdown(amounts, pairs, list(rows.values()), "Contrast matcher")
     assert "clip: 0.50" in text
+    none = to_markdown(torch.zeros(6), pairs, [], "Contrast matcher")
+    assert "clip: 0.00 (95 % 0.00 to 0.00)" in none
     for wrong, words in (
         ((amounts, "nobody"), "no system 'nobody'"),
         ((amounts[:5], "Contrast matcher"), "5 amounts"),

@@ -238,13 +238,14 @@ def test_requests_that_cannot_be_met():
     protocol = synthetic(small())
     with pytest.raises(UsageError, match="no such split"):
         draw_episodes(protocol, "nowhere")
-    with pytest.raises(UsageError):
-        draw_episodes(protocol, "test", shots=0)
+    for wrong in ({"shots": 0}, {"shots": 1.5}, {"count": 0}, {"instances": "two"}):
+        with pytest.raises(UsageError, match="wanted"):
+            draw_episodes(protocol, "test", **wrong)
     with pytest.raises(AnnotationError, match="20 other videos"):
         draw_episodes(protocol, "test", shots=20)
     episodes = draw_episodes(protocol, "test", count=1)
-    for wrong in ({"pool": "all"}, {"combine": "median"}, {"score": "logit"}):
-        with pytest.raises(UsageError, match="'.*wanted"):
+    for wrong in ({"pool": "all"}, {"combine": "median"}, {"score": "logit"}, {"samples": -1}):
+        with pytest.raises(UsageError, match="wanted"):
             evaluate_few_shot(ContrastMatcher(), protocol, episodes, **wrong)
 
 

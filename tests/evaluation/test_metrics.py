@@ -22,6 +22,7 @@ from relocal_pyg.evaluation import (
     map_at_1,
     stack_moments,
 )
+from relocal_pyg.evaluation.metrics import above
 
 Span = tuple[int, int]
 THRESHOLDS = (0.5, 0.6, 0.7, 0.75, 0.8, 0.85, 0.9, 0.95)
@@ -290,6 +291,13 @@ def test_length_buckets_part_all_queries_once() -> None:
     assert torch.stack(list(buckets.values())).sum(dim=0).tolist() == [1] * 6
     assert [inside.sum().item() for inside in buckets.values()] == [2, 2, 2]
     assert list(length_buckets(lengths, (1.5,))) == ["< 1.5 s", ">= 1.5 s"]
+    whole = length_buckets(torch.tensor([1, 2]), (1.5,))  # bounds are not cut to whole numbers
+    assert whole["< 1.5 s"].tolist() == [True, False]
+
+
+def test_whole_overlaps_meet_thresholds_as_they_are() -> None:
+    found = above(torch.tensor([0, 1]), (0.5, 1.0), strict=False)
+    assert found.tolist() == [[False, False], [True, True]]
 
 
 def test_one_threshold_and_lists_of_double_precision() -> None:

@@ -184,6 +184,30 @@ def test_ranking_leaves_a_model_in_training_as_it_was(name: str):
         assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
 
 
+@pytest.mark.parametrize("name", TRAINED)
+def test_doubles_and_inference_mode_change_no_answer(name: str):
+    torch.manual_seed(0)
+    model, asked = TRAINED[name]().eval(), (torch.randn(4, F), torch.randn(30, F))
+    assert isinstance(model, Relocalizer)
+    plain, shown = model.rank(*asked, WINDOWS), model.explain(*asked, (3.0, 9.0))
+    with torch.inference_mode():
+        inside, again = model.rank(*asked, WINDOWS), model.explain(*asked, (3.0, 9.0))
+    assert torch.equal(inside.scores, plain.scores)
+    if shown is not None:
+        torch.testing.assert_close(again, shown)
+    videos = model.rank_videos(asked[0], [asked[1]], [WINDOWS])[0].scores
+    exact = model.double()
+    found = [
+        (plain.scores, exact.rank(*asked, WINDOWS).scores),
+        (videos, exact.rank_videos(asked[0], [asked[1]], [WINDOWS])[0].scores),
+    ]
+    if (kept := exact.encode(asked[1], WINDOWS)) is not None:
+        found.append((videos, exact.score_encoded(asked[0], *kept, WINDOWS)[1].sort()[0].flip(0)))
+    for single, double in found:
+        # Of the many near ties of own moments another may be suppressed.
+        torch.testing.assert_close(double[:3].float(), single[:3], atol=1e-4, rtol=1e-4)
+
+
 def test_a_wrapper_answers_as_its_model_does(constant):
     model = MultiGraphMatcher(hidden_channels=6, num_steps=5, head_channels=4).eval()
     told = Calibrated(model, constant())

@@ -171,8 +171,18 @@ def test_self_supervised_samples_hold_the_query_itself(planted: MakeProtocol):
     assert torch.equal(samples[7].query, again[7].query)
 
 
+def test_a_reset_leaves_nothing_of_what_was_learned():
+    model = MATR(6, 16, heads=2)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.fill_(7)
+    model.reset_parameters()
+    assert not any((parameter == 7).any() for parameter in model.parameters())
+
+
 def test_settings_that_cannot_be():
-    for settings in ({"heads": 3}, {"fusion": "time"}, {"align": "no"}):
+    numbers = ({"heads": 0}, {"slots": 0}, {"max_steps": 0}, {"gamma": -1})
+    for settings in ({"heads": 3}, {"fusion": "time"}, {"align": "no"}, *numbers):
         with pytest.raises(UsageError):
             MATR(4, 16, **settings)
 

@@ -287,6 +287,8 @@ def test_refuses() -> None:
         conv((x, x), graph)
     with pytest.raises(UsageError, match="bipartite"):
         conv((x, x), graph.edge_index(), mask=torch.ones(8, dtype=torch.bool))
+    with pytest.raises(UsageError, match="flip its edges"):  # PyG gathers the wrong side
+        SumConv(5, 3, flow="target_to_source")((x, x[:2]), torch.tensor([[0, 7], [0, 1]]))
 
 
 @pytest.mark.parametrize("form", ["graph", "coo"])

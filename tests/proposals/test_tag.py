@@ -289,11 +289,19 @@ def test_smoothing_keeps_a_constant_and_can_be_turned_off() -> None:
         ([0.1, float("nan"), float("inf")], "step 1"),
         ([[0.0, 0.0], [0.0, float("inf")]], "step 1"),
         (["a"], "not an array"),
+        ([0.2, 5.0, -3.0], "step 1 is 5: probabilities"),  # logits of one class, or percent
+        ([0.2, -0.1], "step 1 is -0.1: probabilities"),
     ],
 )
 def test_bad_signals_are_refused(signal: object, words: str) -> None:
     with pytest.raises(FeatureError, match=words):
         group(signal)  # type: ignore[arg-type]
+
+
+def test_what_a_network_gives_is_a_signal() -> None:
+    logits = torch.randn(12, 2, requires_grad=True)
+    for signal in (logits, logits.bfloat16(), torch.sigmoid(logits[:, 1])):
+        assert torch.equal(group(signal)[0], group(signal.detach().double().numpy())[0])
 
 
 def test_bad_settings_are_refused() -> None:

@@ -18,7 +18,7 @@ from relocal_pyg.datasets.endless import (
     World,
     draw_world,
 )
-from relocal_pyg.errors import UsageError
+from relocal_pyg.errors import CheckpointError, UsageError
 from relocal_pyg.models import MultiGraphMatcher, load_model
 from relocal_pyg.models.network_config import MatcherConfig
 from relocal_pyg.training.pretrain import (
@@ -193,8 +193,21 @@ def test_a_run_that_was_cut_off_goes_on(tmp_path: Path) -> None:
         torch.testing.assert_close(value, resumed.state_dict()[name])
         torch.testing.assert_close(value, kept[name])
     assert len(said) == 3
-    with pytest.raises(UsageError, match="other settings"):
-        pretrain(replace(config, seed=1), SMALL, tmp_path)
+    films = [FootageWorld((Footage(np.zeros((4, 8), np.float32), ()),), 12.5)]
+    for other, footage in ((replace(config, seed=1), []), (config, films)):
+        with pytest.raises(UsageError, match="other settings"):
+            pretrain(other, SMALL, tmp_path, footage=footage)
+    state = tmp_path / "state.pt"
+    for content in (b"", b"text", state.read_bytes()[:400]):
+        state.write_bytes(content)
+        with pytest.raises(CheckpointError, match="start afresh"):
+            pretrain(config, SMALL, tmp_path)
+
+
+def test_the_rate_may_stand_from_the_beginning_to_the_end() -> None:
+    config = PretrainConfig(steps=1, lists=1, warmup=0, decay=0.0)
+    for value in pretrain(config, SMALL, log=str).state_dict().values():
+        assert torch.isfinite(value).all()
 
 
 def test_how_long_a_run_is_may_be_decided_while_the_rate_stands(tmp_path: Path) -> None:

@@ -249,6 +249,8 @@ def evaluate(
     from relocal_pyg.data.pairs import read_pairs
     from relocal_pyg.training import recipe
 
+    if few_shot and (pairs is not None or consistency):
+        raise UsageError("--few-shot asks by episodes: leave out --pairs and --consistency")
     folder = out or (runs[0] / "evaluation" if runs else None)
     if folder is None:
         raise UsageError("--out is needed where no run is given")

@@ -15,7 +15,7 @@ from torch_geometric.data import Data
 
 from relocal_pyg.data.items import Protocol
 from relocal_pyg.data.samples import PartnerSampler, SeededSamples
-from relocal_pyg.errors import UsageError
+from relocal_pyg.errors import UsageError, check_number
 from relocal_pyg.models.base import Ranking, Surroundings, TrainableRelocalizer, arguments
 
 #: Cost of a cell that no path may enter.
@@ -55,17 +55,20 @@ def alignment_table(cost: Tensor, gamma: float, *, subsequence: bool) -> Tensor:
             first = first & (row == 0)
         # One virtual start a row: the first column has no cell to its left or across.
         entry = cost.new_full((rows,), WALL).masked_fill(first, 0)
-        stacked = torch.stack([*ways, entry.expand(batch, -1)], dim=-1)
-        if gamma > 0:
-            least = -gamma * torch.logsumexp(-stacked / gamma, dim=-1)
-        else:
-            least = stacked.min(dim=-1).values
+        least = _least(torch.stack([*ways, entry.expand(batch, -1)], dim=-1), gamma)
         now = torch.where(real[number], skewed[:, number] + least, WALL)
         diagonals.append(now)
         before, last = last, now
     straight = torch.stack(diagonals, dim=1)
     across = row[:, None] + torch.arange(columns, device=cost.device)
     return straight[:, across, row[:, None].expand_as(across)]
+
+
+def _least(costs: Tensor, gamma: float) -> Tensor:
+    """Soft minimum over the last dimension; of gamma 0 the hard one."""
+    if gamma > 0:
+        return -gamma * torch.logsumexp(-costs / gamma, dim=-1)
+    return costs.min(dim=-1).values
 
 
 def alignment_loss(
@@ -83,11 +86,7 @@ def alignment_loss(
         found = ends[pairs, steps - 1]
     else:
         inside = torch.arange(ends.shape[1], device=cost.device) < steps[:, None]
-        ends = torch.where(inside, ends, WALL)
-        if gamma > 0:
-            found = -gamma * torch.logsumexp(-ends / gamma, dim=1)
-        else:
-            found = ends.min(dim=1).values
+        found = _least(torch.where(inside, ends, WALL), gamma)
     return found / query_steps
 
 
@@ -96,8 +95,10 @@ def best_alignment(cost: Tensor, steps: Tensor, query_steps: Tensor) -> Tensor:
 
     Arguments as in :func:`alignment_loss`. The gradient of a hard minimum is the path itself.
     """
-    with torch.enable_grad():
-        free = cost.detach().requires_grad_()
+    with torch.inference_mode(mode=False), torch.enable_grad():
+        # Copies: what was made in inference mode can have no gradient outside of it either.
+        free, steps, query_steps = (part.detach().clone() for part in (cost, steps, query_steps))
+        free.requires_grad_()
         total = alignment_loss(free, steps, query_steps, 0.0, subsequence=True).sum()
         path = torch.autograd.grad(total, free)[0]
     return (path > 0).any(dim=2)
@@ -229,11 +230,14 @@ class MATR(TrainableRelocalizer):
         max_steps: int = 512,
         gamma: float = 0.1,
     ) -> None:
+        self._config = arguments(locals())
+        for name in ("heads", "slots", "max_steps"):
+            check_number(self._config[name], name, least=1, whole=True)
+        check_number(gamma, "gamma", least=0)
         if hidden_channels % heads or hidden_channels % 2:
             raise UsageError("hidden_channels must be even and a multiple of heads")
         if fusion not in ("channel", "sequence", "none") or align not in ("subsequence", "global"):
             raise UsageError(f"no such fusion or alignment: {fusion}, {align}")
-        self._config = arguments(locals())
         super().__init__()
         self.in_channels, width = in_channels, hidden_channels
         self.reference_in = self._projection(in_channels + 2, width, input_dropout)
@@ -259,7 +263,12 @@ class MATR(TrainableRelocalizer):
         )  # fmt: skip
 
     def reset_parameters(self) -> None:
-        """Xavier for matrices, small numbers for kinds and slots."""
+        """Reset all learnable parameters: matrices by Xavier, kinds and slots at random."""
+        for module in reversed(list(self.modules())):  # attention after the layer inside it
+            if isinstance(module, nn.Linear | nn.Conv1d | nn.LayerNorm):
+                module.reset_parameters()
+            elif isinstance(module, nn.MultiheadAttention):
+                module._reset_parameters()
         for name, parameter in self.named_parameters():
             if name in ("kinds", "slots"):
                 nn.init.normal_(parameter, std=0.02 if name == "kinds" else 1.0)
@@ -284,11 +293,11 @@ class MATR(TrainableRelocalizer):
         number = torch.arange(reference.shape[1], device=reference.device)
         share = number / steps[:, None]
         ends = torch.stack([share, share + 1 / steps[:, None]], dim=-1).clamp(max=1)
-        rows = torch.cat([functional.normalize(reference, dim=-1), ends], dim=-1)
+        rows = torch.cat([functional.normalize(reference, dim=-1), ends.to(reference)], dim=-1)
         target = self.reference_in(rows) + self.kinds[0]
         clip = self.query_in(functional.normalize(query, dim=-1)) + self.kinds[1]
-        place = _sine(steps, reference.shape[1], target.shape[2])
-        query_place = _sine(query_steps, query.shape[1], target.shape[2])
+        place = _sine(steps, reference.shape[1], target.shape[2]).to(target)
+        query_place = _sine(query_steps, query.shape[1], target.shape[2]).to(clip)
         if not self._config["query_positions"]:
             query_place = torch.zeros_like(query_place)
         x, where = torch.cat([target, clip], dim=1), torch.cat([place, query_place], dim=1)

@@ -12,7 +12,7 @@ from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import Dataset
 from torch_geometric.data import Data
 
-from relocal_pyg.data.items import Item, Protocol
+from relocal_pyg.data.items import Protocol
 from relocal_pyg.data.pair_data import nearest_steps
 from relocal_pyg.data.samples import PartnerSamples
 from relocal_pyg.errors import AnnotationError
@@ -145,9 +145,26 @@ class SegmentTriplets(PartnerSamples[Data]):
 
     def draw(self, rng: np.random.Generator) -> Data:
         """Draw a query and two segments of one reference."""
-        query, reference, positive, negative = self._draw(rng)
+        for _ in range(ATTEMPTS):
+            query = self._sampler.query(rng)
+            reference = self._sampler.positive(query, rng)
+            start = reference.moment[0] - reference.context[0]
+            own = (start, start + reference.query_steps)
+            positives = similar_windows(own, reference.num_steps)
+            positive = positives[int(rng.integers(len(positives)))]
+            length = int(positive[1] - positive[0])
+            # Similar, not equal: the length alone must not tell the two apart.
+            length = int(rng.integers(max(1, round(0.8 * length)), round(1.25 * length) + 1))
+            negatives = distant_windows(length, reference.truths, reference.num_steps)
+            if len(negatives):
+                break
+        else:
+            raise AnnotationError(
+                "no reference has a segment away from its action: the references seem to be trimmed"
+            )
+        negative = negatives[int(rng.integers(len(negatives)))]
         clip, video = self.protocol.query(query), self.protocol.reference(reference)
-        near, far = video[slice(*positive)], video[slice(*negative)]
+        near, far = (video[slice(*segment.tolist())] for segment in (positive, negative))
         return Data(
             query=clip,
             positive=near,
@@ -156,33 +173,6 @@ class SegmentTriplets(PartnerSamples[Data]):
             positive_steps=torch.tensor([len(near)]),
             negative_steps=torch.tensor([len(far)]),
             num_nodes=1,
-        )
-
-    def _draw(
-        self, rng: np.random.Generator
-    ) -> tuple[Item, Item, tuple[int, int], tuple[int, int]]:
-        for _ in range(ATTEMPTS):
-            query = self._sampler.query(rng)
-            reference = self._sampler.positive(query, rng)
-            truths = reference.truths
-            start = reference.moment[0] - reference.context[0]
-            own = (start, start + reference.query_steps)
-            positives = similar_windows(own, reference.num_steps)
-            positive = positives[int(rng.integers(len(positives)))]
-            length = int(positive[1] - positive[0])
-            # Similar, not equal: the length alone must not tell the two apart.
-            length = int(rng.integers(max(1, round(0.8 * length)), round(1.25 * length) + 1))
-            negatives = distant_windows(length, truths, reference.num_steps)
-            if len(negatives):
-                negative = negatives[int(rng.integers(len(negatives)))]
-                return (
-                    query,
-                    reference,
-                    (int(positive[0]), int(positive[1])),
-                    (int(negative[0]), int(negative[1])),
-                )
-        raise AnnotationError(
-            "no reference has a segment away from its action: the references seem to be trimmed"
         )
 
 

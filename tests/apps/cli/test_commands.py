@@ -156,6 +156,8 @@ def test_evaluate_by_a_fixed_list_by_consistency_and_by_episodes(
     capsys.readouterr()
     options[options.index("test_seen")] = "test_unseen"
     options += ["--few-shot", "1", "--instances", "superset"]
+    assert main(["evaluate", *options, "--out", str(few), "--pairs", fixed]) == 2
+    assert "leave out --pairs" in capsys.readouterr().err
     assert main(["evaluate", *options, "--out", str(few)]) == 0
     assert "| 1 | superset | 4 | Chance |" in capsys.readouterr().out
     rows = json.loads((few / "test_unseen" / "few_shot.json").read_text())
