@@ -239,6 +239,8 @@ def to_tensor(
             if array.layout == torch.strided and not array.is_quantized:
                 return array
             raise TypeError("a dense tensor that holds them wanted")
+        if np.ma.is_masked(array):
+            raise TypeError("some of them are masked: fill them")
         array = np.asarray(array)
         array = array.astype(float) if array.dtype.char in "Og" else array  # objects, long doubles
         return torch.from_numpy(np.require(array, array.dtype.newbyteorder("="), ["C", "W"]))

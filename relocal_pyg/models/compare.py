@@ -15,6 +15,7 @@ from relocal_pyg.data.pair_data import nearest_steps
 from relocal_pyg.models.similarity import (
     contrast_scores,
     local_rows,
+    mean_row,
     narrow,
     own_centres,
     pair_centres,
@@ -101,7 +102,7 @@ def similarity_tables(
             cosines(local_rows(rows, half, False), local_rows(columns, half, False)),
             cosines(change - query_change, changes - usual_change),
             (1 - (1 - cosines(query, reference)) / (1 - chance).clamp(min=0.01)).clamp(min=-3),
-            cosines(query - query.mean(dim=0), columns - _moving_mean(columns, len(query))),
+            cosines(query - mean_row(query), columns - _moving_mean(columns, len(query))),
         ]
     )
 
@@ -115,9 +116,12 @@ def own_channels(query: Tensor, reference: Tensor) -> tuple[Tensor, Tensor]:
         the reference's mean, as logarithms of their ratio to the reference's average.
     """
     width = max(2, round(len(query) / 6))
-    mean = reference.mean(dim=0)
+    mean = mean_row(reference)
+    sides = [reference - mean, query - mean]
+    # In their own unit: what is too little to count does not depend on the scale of features.
+    unit = torch.cat(sides).norm(dim=1).amax().clamp(min=1e-30)
     parts = []
-    for rows in (reference - mean, query - mean):
+    for rows in (side / unit for side in sides):
         average = _moving_mean(rows, width)
         step = torch.arange(len(rows), device=rows.device)
         before = average[(step - (width + 1) // 2).clamp(min=0)]
@@ -335,9 +339,9 @@ def _facts(
     seconds_per_step: float | None,
 ) -> Tensor:
     """Lengths, how much a query's steps differ, and which of the surroundings are known."""
-    unit = functional.normalize(query - reference.mean(dim=0), dim=1)
+    unit = functional.normalize(query - mean_row(reference), dim=1)
     together = unit.mean(dim=0).square().sum()
-    change = functional.normalize(query - query.mean(dim=0), dim=1)
+    change = functional.normalize(query - mean_row(query), dim=1)
     following = (change[1:] * change[:-1]).sum(dim=1).mean() if len(query) > 1 else together * 0
     video = query_video is not None and len(query_video) > 0
     lengths = query.new_tensor([len(query), len(reference)]).log()

@@ -11,7 +11,7 @@ from torch.nn import functional
 
 from relocal_pyg.models.base import Relocalizer
 from relocal_pyg.models.examples import Example, Trace, trace
-from relocal_pyg.models.similarity import BLOCK, Rows, pair_centres
+from relocal_pyg.models.similarity import BLOCK, Rows, mean_row, pair_centres
 from relocal_pyg.moments import Moment
 
 #: Log odds between what the rest of the query's video gives and its own steps.
@@ -185,7 +185,7 @@ def separated(
             start = found.pop()[0]
         found.append((start, end))
     # What changes in the course of the query: its own mean says nothing of order.
-    change = functional.normalize(query - query.mean(dim=0), dim=1)
+    change = functional.normalize(query - mean_row(query), dim=1)
     period = _period(change @ change.T)
     shortest = min(SHORTEST * size, period or size)
     found = [(start, end) for start, end in found if end - start >= shortest]

@@ -134,7 +134,7 @@ def moment_facts(
     )
     aligned = (alike / itself).log()
     # Unit rows that share nothing have a root mean square cosine of one over the root of F.
-    shared = (alike * math.sqrt(query.shape[1])).clamp(1, math.e).log()
+    shared = (alike * math.sqrt(pair.width)).clamp(1, math.e).log()
     facts = [*(_standard(each) for each in (meeting, diagonal, coverage)), aligned, shared]
     bare = query_video is None and background is None
     told = _told(pair, torch.stack(facts[:3]).mean(), coverage[0], bare)
@@ -161,10 +161,14 @@ def moment_facts(
 
 @dataclass(frozen=True)
 class _Pair:
-    """Unit rows of both sides, ``[m, r]`` and ``[n, r]``, along the reference's principal axes."""
+    """Unit rows of both sides, ``[m, r]`` and ``[n, r]``, along the reference's principal axes.
+
+    ``width`` is how many channels vary: a constant one shows nothing.
+    """
 
     query: Tensor
     reference: Tensor
+    width: int
 
     @classmethod
     def of(cls, query: Tensor, reference: Rows, query_centre: Tensor, centre: Tensor) -> _Pair:
@@ -181,7 +185,8 @@ class _Pair:
         if len(strong) == 0:  # a still: nothing that could be told apart
             axes = query.new_zeros(query.shape[1], 1)
         rows = [_unit(block, centre) @ axes for block in reference.split(SAMPLE)]
-        return cls(_unit(query, query_centre) @ axes, torch.cat(rows))
+        width = max(1, int((sample != 0).any(dim=0).sum()))
+        return cls(_unit(query, query_centre) @ axes, torch.cat(rows), width)
 
 
 def _told(pair: _Pair, evidence: Tensor, coverage: Tensor, bare: bool) -> Tensor:

@@ -30,15 +30,13 @@ class Rows(Protocol):
 
 
 def mean_row(rows: Rows) -> Tensor:
-    """Mean ``[F]`` of rows ``[n, F]``, a block in memory at a time."""
-    if isinstance(rows, Tensor) and len(rows) <= BLOCK:
-        return rows.mean(dim=0)
-    blocks = iter(rows.split(BLOCK))
-    block = next(blocks)
-    total = block.sum(dim=0, dtype=torch.float64)
-    for block in blocks:
-        total += block.sum(dim=0, dtype=torch.float64)
-    return (total / len(rows)).to(block.dtype)
+    """Mean ``[F]`` of rows ``[n, F]``, a block in memory at a time.
+
+    In float64: what stands still differs from its mean by nothing, not by a rounding error that
+    would pass for a direction.
+    """
+    sums = [(block.sum(dim=0, dtype=torch.float64), block.dtype) for block in rows.split(BLOCK)]
+    return (torch.stack([total for total, _ in sums]).sum(dim=0) / len(rows)).to(sums[0][1])
 
 
 def own_centres(
@@ -164,7 +162,7 @@ def step_similarity(
         ``[n]`` values in ``[-1, 1]``, one a step.
     """
     query_centre, centre = pair_centres(query, reference, query_video, background)
-    direction = query.mean(dim=0) - (query_centre if centre_query else 0)
+    direction = mean_row(query) - (query_centre if centre_query else 0)
     direction = functional.normalize(direction, dim=0)
     return best_cosines(direction[None], reference, centre)
 

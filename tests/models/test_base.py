@@ -108,6 +108,7 @@ def test_unfit_inputs_are_one_line():
         ((query, "film.h5"), FeatureError),
         ((query, b"film"), FeatureError),
         ((query, reference.to_sparse()), FeatureError),
+        ((query, np.ma.masked_greater(reference.numpy(), 1)), FeatureError),
     ):
         with pytest.raises(error) as caught:
             model.localize(*arguments)

@@ -79,6 +79,11 @@ def test_zero_rows_and_constant_videos_have_similarity_zero() -> None:
     reference = torch.tensor([[0.0, 0.0], [1.0, 1.0], [-1.0, -1.0]])
     assert step_similarity(torch.ones(2, 2), reference)[0] == 0
     assert not step_similarity(torch.ones(2, 2), torch.ones(5, 2)).any()
+    # Sums of such numbers are rounded; what is left over points nowhere.
+    still = torch.arange(64).expand(100, -1) * 0.37 + 1 / 3
+    assert not step_similarity(torch.rand(9, 64), still).any()
+    assert not step_similarity(still[:9], still).any()
+    assert not step_similarity(still[:9], torch.rand(50, 64), still).any()
 
 
 @pytest.mark.parametrize("contrast", [0.0, 0.5, 1.0])

@@ -158,12 +158,14 @@ def test_width_order_and_scale_of_channels_are_nothing_to_it(rng: torch.Generato
     expected = model.scorer(query, reference, video)(windows)
     order = torch.randperm(query.shape[1], generator=rng)
 
-    def other(rows: Tensor) -> Tensor:
-        wider = torch.cat([rows[:, order], rows.new_zeros(len(rows), 5)], dim=1)
-        return 3 * wider
+    def other(rows: Tensor, scale: float) -> Tensor:
+        return scale * torch.cat([rows[:, order], rows.new_zeros(len(rows), 5)], dim=1)
 
-    found = model.scorer(other(query), other(reference), other(video))(windows)
-    torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-4)
+    for scale in (3, 1e-8, 1e10):
+        sides = [other(rows, scale) for rows in (query, reference, video)]
+        torch.testing.assert_close(model.scorer(*sides)(windows), expected, rtol=1e-3, atol=1e-4)
+        kinds = [Comparison(*each).reference_nodes for each in (sides, (query, reference, video))]
+        torch.testing.assert_close(*kinds, rtol=1e-3, atol=1e-3)
 
 
 def test_untrained_it_ranks_as_the_contrast_matcher(rng: torch.Generator) -> None:

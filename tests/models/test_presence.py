@@ -141,6 +141,14 @@ def test_turning_scaling_and_moving_all_features_changes_nothing() -> None:
     torch.testing.assert_close(after, before, atol=2e-2, rtol=1e-3)
 
 
+def test_channels_that_stay_as_they_are_change_nothing() -> None:
+    sides = held(3)
+    wider = [torch.cat([rows, torch.full((len(rows), 480), 0.1)], dim=1) for rows in sides]
+    torch.testing.assert_close(
+        moment_facts(*wider, PLACE), moment_facts(*sides, PLACE), atol=1e-3, rtol=1e-3
+    )
+
+
 def test_rows_in_blocks_are_rows() -> None:
     query, reference = walk(20, 8, 1), walk(1500, 8, 2)
 
