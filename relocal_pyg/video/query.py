@@ -161,7 +161,8 @@ def read_examples(
     for good, clips in ((True, also), (False, unlike)):
         for clip in clips:
             clip = clip if isinstance(clip, VideoQuery) else VideoQuery(Path(clip))
-            asked = Asked.clip(clip, probe(clip.path).start, extract(clip.path))
+            path = Path(clip.path)
+            asked = Asked.clip(clip, probe(path).start, extract(path))
             whole = None if asked.whole is None else asked.whole.blocks
             examples.append(Example(asked.rows, whole, good))
     return examples
