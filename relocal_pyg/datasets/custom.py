@@ -92,6 +92,7 @@ def custom(
     )
     if quarantine is None and len(given):
         warnings.warn(given.summary(), stacklevel=2)
+    store.width = next(iter(usable.values())).dim  # of most videos, not of the first in the file
     steps = {video_id: -(-usable[video_id].num_steps // store.subsample) for video_id in usable}
     parts = split_custom(
         {video_id: videos[video_id] for video_id in usable},
