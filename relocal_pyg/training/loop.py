@@ -554,6 +554,9 @@ def _open_run(
                 file=folder,
             )
         return
+    if (folder / "choice.json").is_file():  # written at the end
+        reason = "holds a finished run, whose 'last' is gone: give another folder"
+        raise CheckpointError(reason, file=folder)
     pairs.save(folder / "val_pairs.json")
     about = json.loads(json.dumps(protocol.about))
     seen = (item.video_id for split in ("train", "val") for item in protocol.splits[split])

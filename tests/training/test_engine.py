@@ -160,6 +160,11 @@ def test_a_folder_that_holds_a_run_is_not_overwritten(protocol, tmp_path, monkey
 
     monkeypatch.setattr(loop, "load_state", old)
     assert fit(network(protocol), changed, **again).history[-1]["step"] == 8
+    before = (tmp_path / "best" / "model.safetensors").read_bytes()
+    shutil.rmtree(tmp_path / "last")
+    with pytest.raises(CheckpointError, match="holds a finished run"):
+        fit(network(protocol), protocol, **again)
+    assert (tmp_path / "best" / "model.safetensors").read_bytes() == before
 
 
 def test_a_loss_that_is_not_finite_never_reaches_the_weights(protocol, tmp_path, monkeypatch):

@@ -110,6 +110,8 @@ def train(
         from_scratch=from_scratch,
         start=start,
     )
+    if not result.calibration:  # a process of a distributed run other than the first
+        return
     print(result.calibration)
     print(f"best validation score {result.best_score:.3f} at step {result.best_step}")
     print("\n".join(filter(None, (f"validation: {result.choice}", result.choice.bought()))))
