@@ -481,23 +481,24 @@ def read_csv(
     collect = VideoCollector(path, quarantine, clip)
     for video_id, rows in videos.items():
         _, starts, ends, labels, *facts, subjects = zip(*(cells for _, cells in rows), strict=True)
-        several = [
-            f"has several values of {name}: {list(dict.fromkeys(values))[:3]}"
-            for name, values in zip(("duration", "subset"), facts, strict=True)
-            if len({*values, ""}) > 2
-        ]
-        if several:
-            collect.reject(video_id, several[0], len(rows))
+        said, subsets = (list(dict.fromkeys(filter(None, cells))) for cells in facts)
+        lengths = [each for each in map(seconds, said) if isinstance(each, float)]
+        apart = len(said) > 1
+        if apart and len(lengths) == len(said):  # 10 and 10.0, or measured by two programs
+            apart = max(lengths) - min(lengths) > _SAME_DURATION
+        if apart or len(subsets) > 1:
+            what, values = ("duration", said) if apart else ("subset", subsets)
+            reason = f"has several values of {what}: {values[:3]}"
+            collect.reject(video_id, reason, len(rows))
             continue
-        duration, subset = (max(values) for values in facts)
         collect.video(
             video_id,
-            seconds(duration) if duration else None,
+            max(lengths) if lengths else next(iter(said), None),
             [
                 (seconds(start), seconds(end), label)
                 for start, end, label in zip(starts, ends, labels, strict=True)
             ],
-            subset=subset,
+            subset=next(iter(subsets), ""),
             subjects=subjects if "subject" in head else None,
             names=[f"line {number}" for number, _ in rows],
         )

@@ -17,7 +17,7 @@ from typing import Any
 
 from relocal_pyg.data.annotations import Quarantine, Video, read_annotations
 from relocal_pyg.data.features import MAX_BYTES, Record, check_key, scan, spellings
-from relocal_pyg.errors import FeatureError, check_number
+from relocal_pyg.errors import AnnotationError, FeatureError, check_number
 from relocal_pyg.io.read import tidy
 
 #: A reader that waits, and does nothing, gets so many times its limit.
@@ -182,6 +182,7 @@ def usable_videos(
 
     Raises:
         FeatureError: No video is left.
+        AnnotationError: Two ids mean one video of the file.
     """
     by_name = {tidy(record.name): record for record in records}
     widths = Counter(record.dim for record in by_name.values() if record.problem is None)
@@ -192,13 +193,17 @@ def usable_videos(
         elif record.dim != usual:
             reason = f"has {record.dim} channels, most videos {usual}"
             quarantine.add(features, record.name, reason, FeatureError)
-    usable = {}
+    usable: dict[str, Record] = {}
+    named: dict[str, str] = {}
     for video_id, video in videos.items():
         if not video.segments:
             continue
         found = next((by_name[name] for name in spellings(video_id) if name in by_name), None)
         if found is None:
             quarantine.add(annotations, video_id, f"has no features in {features}", FeatureError)
+        elif (other := named.setdefault(found.name, video_id)) != video_id:
+            reason = f"has the features of {other!r} too: give one video one id"
+            raise AnnotationError(reason, file=annotations, record=video_id)
         elif found.problem is None and found.dim == usual:
             usable[video_id] = found
     for video_id, reason in _wrong_rates(videos, usable, seconds_per_step).items():

@@ -256,10 +256,15 @@ class FeatureStore:
         max_bytes: Largest array that a video may declare.
         check: Refuse steps that are not finite.
 
+    Attributes:
+        width: Width ``F`` of a step, where it is known to be another than that of the first video.
+
     Raises:
         FeatureError: The file cannot be used.
         UsageError: ``key`` or ``subsample`` makes no sense.
     """
+
+    width: int | None = None
 
     def __init__(
         self,
@@ -287,7 +292,9 @@ class FeatureStore:
 
     @property
     def dim(self) -> int:
-        """Width ``F`` of a step: that of the first video that can be used."""
+        """Width ``F`` of a step: :attr:`width`, or that of the first video that can be used."""
+        if self.width is not None:
+            return self.width
         if self._dim is None:
             problem = None
             for name in self.ids:
@@ -366,7 +373,7 @@ class FeatureStore:
 
     def __getstate__(self) -> dict[str, Any]:
         # A handle cannot travel to another process, and what was learnt through it may be stale.
-        names = ("path", "key", "subsample", "max_bytes", "check")
+        names = ("path", "key", "subsample", "max_bytes", "check", "width")
         return {name: getattr(self, name) for name in names}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -424,7 +431,7 @@ def spellings(video_id: str) -> Iterator[str]:
 
 
 def write_features(
-    path: str | Path, items: Iterable[tuple[str, ArrayLike]], *, key: str = KEYS[0]
+    path: str | Path, items: Iterable[tuple[str, ArrayLike]], *, key: str | None = None
 ) -> int:
     """Write a feature file that :class:`FeatureStore` reads, all or nothing.
 
@@ -434,7 +441,7 @@ def write_features(
     Args:
         path: The HDF5 file to write.
         items: Video id and features ``[n, F]``; one width throughout.
-        key: Name of the data set inside each group; the first of :data:`KEYS` there where None.
+        key: Name of the data set inside each group; the first of :data:`KEYS` where None.
 
     Raises:
         FeatureError: An array is not finite, not ``[n, F]`` or of another width; an id is unusable
@@ -442,10 +449,11 @@ def write_features(
         OutputError: The file cannot be written; what was there is intact.
     """
     check_key(key)
-    width, written = 0, set()
+    width, written = 0, set[str]()
     with replace_file(path, "features") as temporary, _new_file(temporary) as file:
         for video_id, array in items:
-            problem = id_problem(video_id) or ("occurs twice" if video_id in written else None)
+            twice = "occurs twice" if tidy(video_id) in written else None
+            problem = id_problem(video_id) or twice
             if problem:
                 raise FeatureError(f"the id {problem}", record=video_id or "''")
             values = np.asarray(array)
@@ -465,9 +473,9 @@ def write_features(
             with _disk_errors():
                 chunks = (min(_CHUNK, len(values)), width)
                 file.create_dataset(
-                    f"{video_id}/{key}", data=values, chunks=chunks, fletcher32=True
+                    f"{video_id}/{key or KEYS[0]}", data=values, chunks=chunks, fletcher32=True
                 )
-            written.add(video_id)
+            written.add(tidy(video_id))
         if not written:
             raise FeatureError("there are no features to write", file=path)
     return len(written)

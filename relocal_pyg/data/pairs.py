@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from relocal_pyg.data.items import Item, Pair, Protocol
-from relocal_pyg.errors import AnnotationError, UsageError
+from relocal_pyg.errors import AnnotationError, UsageError, check_number
 from relocal_pyg.formats.rows import table_lines
 from relocal_pyg.io.read import read_json, read_text
 from relocal_pyg.io.record import sha256_json
@@ -21,6 +21,8 @@ from relocal_pyg.io.write import write_json
 Range = tuple[int, int]
 
 _EXCLUDE = ("none", "item", "video")
+#: What a table of pairs has at least.
+_COLUMNS = ("query", "query_start", "query_end", "reference", "start", "end")
 
 
 @dataclass(frozen=True)
@@ -59,7 +61,7 @@ class PairList:
         one. The draw depends on the list's seed and its queries alone, and a smaller sample is part
         of a larger one.
         """
-        if limit is None or limit >= len(self):
+        if limit is None or check_number(limit, "limit", least=0, whole=True) >= len(self):
             return self
         drawn = sorted(self.pairs, key=lambda p: derive_seed(self.seed, "sample", p.query.item_id))
         kept = set(drawn[:limit])
@@ -128,9 +130,11 @@ def read_pairs(path: str | Path, protocol: Protocol, split: str) -> PairList:
         known.setdefault(item.video_id, []).append(item)
     moments: dict[tuple[Item, Range, Item, str], set[Range]] = defaultdict(set)
     lines = table_lines(read_text(path, AnnotationError), path)
-    _, head = next(lines, (1, []))
+    head = [name.lower() for name in next(lines, (1, []))[1]]
+    if missing := [name for name in _COLUMNS if name not in head]:
+        raise AnnotationError(f"has no column {', '.join(missing)}", file=path)
     for number, cells in lines:
-        if not cells:
+        if not any(cells):
             continue
         row, record = dict(zip(head, cells, strict=False)), f"line {number}"
         try:

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from relocal_pyg.data.features import spellings
 from relocal_pyg.data.items import Item
-from relocal_pyg.errors import ProposalError, UsageError
+from relocal_pyg.errors import ProposalError, UsageError, check_number
 from relocal_pyg.io.read import MAX_LINES, id_problem, lines_of, read_text
 from relocal_pyg.io.write import replace_file
 from relocal_pyg.moments import nms
@@ -410,6 +410,11 @@ class WindowProposals:
 
     lengths: tuple[int, ...]
     stride: float = 1 / 3
+
+    def __post_init__(self) -> None:
+        check_number(self.stride, "stride", least=0)
+        for length in self.lengths:
+            check_number(length, "a window's length", least=1, whole=True)
 
     @classmethod
     def fit(

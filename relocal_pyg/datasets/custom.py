@@ -77,6 +77,8 @@ def custom(
         AnnotationError: The annotations cannot be used, or are too few to be split.
         FeatureError: The features cannot be used, or fit no annotation.
     """
+    if seconds_per_step is not None:
+        check_number(seconds_per_step, "seconds_per_step", above=0)
     store = features if isinstance(features, FeatureStore) else FeatureStore(features, key=key)
     given = Quarantine() if quarantine is None else quarantine
     videos = read_annotations(annotations, quarantine=given, clip=clip)
@@ -92,6 +94,7 @@ def custom(
     )
     if quarantine is None and len(given):
         warnings.warn(given.summary(), stacklevel=2)
+    store.width = next(iter(usable.values())).dim  # of most videos, not of the first in the file
     steps = {video_id: -(-usable[video_id].num_steps // store.subsample) for video_id in usable}
     parts = split_custom(
         {video_id: videos[video_id] for video_id in usable},
@@ -243,8 +246,8 @@ def _hold_out(
     those for testing are drawn, and one more where no class has two videos, those for validation
     dealt by class, see :func:`custom`.
     """
-    if not (test_share > 0 and val_share > 0 and test_share + val_share < 1):
-        given = {"test": test_share, "val": val_share}
+    given = {"test": test_share, "val": val_share}
+    if sum(check_number(share, f"{name}_share", above=0) for name, share in given.items()) >= 1:
         raise UsageError(f"shares are {given}: above 0 and together below 1 wanted")
     left = sorted(groups, key=lambda name: derive_seed(seed, "holdout", name))
     held: dict[str, list[str]] = {"test": [], "val": []}

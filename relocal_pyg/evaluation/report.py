@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
     from relocal_pyg.data.items import Item, Protocol
+    from relocal_pyg.data.pairs import PairList
     from relocal_pyg.graph import PairGraph
 
 
@@ -102,6 +103,7 @@ def write_report(
     settings: Mapping[str, object] | None = None,
     histories: Mapping[str, Sequence[Mapping[str, float]]] | None = None,
     graphs: Sequence[PairGraph] = (),
+    pairs: PairList | None = None,
 ) -> None:
     """Write the page: table, curves, timelines, settings and versions; no network, no script.
 
@@ -118,6 +120,7 @@ def write_report(
         histories: Training history by name of the model, as :func:`relocal_pyg.training.fit`
             gives it.
         graphs: The network's graphs, to picture as the paper's Figures 4 to 6 do.
+        pairs: The list that was asked, where its items are not those of the protocol's split.
 
     Raises:
         UsageError: ``protocol`` is another one or lacks a pictured pair, or a class has no pair.
@@ -143,7 +146,7 @@ def write_report(
         presence=_table(*presence_cells(comparison)) if comparison.presence else None,
         oracle=percent(comparison.oracle.scores["mIoU"], interval=True),
         recall=_recall(comparison),
-        pairs=_pairs(comparison, protocol, labels),
+        pairs=_pairs(comparison, protocol, labels, pairs),
         graphs=[(graph, adjacency(graph)) for graph in graphs],
         histories={name: training_curves(each) for name, each in (histories or {}).items()},
         settings=_settings(comparison, settings or {}),
@@ -242,10 +245,13 @@ def _recall(comparison: Comparison) -> dict[str, Any]:
 
 
 def _pairs(
-    comparison: Comparison, protocol: Protocol, labels: Sequence[str]
+    comparison: Comparison, protocol: Protocol, labels: Sequence[str], pairs: PairList | None
 ) -> list[dict[str, object]]:
-    split = protocol.splits.get(comparison.first.split, ())
-    items = {item.item_id: item for item in split}
+    if pairs is None:
+        asked: Iterable[Item] = protocol.splits.get(comparison.first.split, ())
+    else:
+        asked = (item for pair in pairs.pairs for item in (pair.query, pair.reference))
+    items = {item.item_id: item for item in asked}
     shown = []
     for position, why in _choose(comparison, labels).items():
         record = comparison.first.records[position]

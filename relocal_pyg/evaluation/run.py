@@ -19,7 +19,7 @@ from tqdm import tqdm
 from relocal_pyg import __version__
 from relocal_pyg.data.items import Pair, Protocol
 from relocal_pyg.data.pairs import PairList
-from relocal_pyg.errors import RelocalError
+from relocal_pyg.errors import RelocalError, check_number
 from relocal_pyg.evaluation.metrics import best_tiou, oracle, recall_by_budget
 from relocal_pyg.evaluation.results import Evaluation, PairRecord, Span
 from relocal_pyg.models.base import Ranking, Relocalizer, evaluating
@@ -175,8 +175,11 @@ def evaluate(
 
     Raises:
         RelocalError: The list is empty, or the model's answer is no ranking; the pair is named.
+        UsageError: ``top_k`` is below 1, or ``nms_threshold`` outside 0 to 1.
     """
     name = title or model.title
+    check_number(top_k, "top_k", least=1, whole=True)
+    check_number(nms_threshold, "nms_threshold", least=0, most=1)
     if not pairs.pairs:
         raise RelocalError("there is no pair: one takes two videos of a class", record=pairs.split)
     asked = (*pairs.pairs, *(() if nulls is None else nulls.pairs))

@@ -9,7 +9,7 @@ import torch
 from numpy.typing import ArrayLike
 from torch import Tensor
 
-from relocal_pyg.errors import UsageError
+from relocal_pyg.errors import UsageError, check_number
 
 #: Most bins of a calibration error.
 MAX_BINS = 10
@@ -208,6 +208,7 @@ def _number(names: Sequence[Hashable]) -> tuple[Tensor, int]:
 
 def _draw_counts(size: int, samples: int, generator: torch.Generator) -> Tensor:
     """How often each of ``size`` things is drawn in each sample: float64 ``[samples, size]``."""
+    check_number(samples, "samples", least=1, whole=True)
     drawn = torch.randint(size, (samples, size), generator=generator)
     ones = torch.ones(samples, size, dtype=torch.float64)
     return torch.zeros_like(ones).scatter_add_(1, drawn, ones)

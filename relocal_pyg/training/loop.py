@@ -188,6 +188,7 @@ def load_state(
     record = read_json(file, CheckpointError)
     try:
         saved = dict(record["identity"])
+        saved.setdefault("data_sha256", identity.get("data_sha256"))  # version 0.2 did not say
         progress = Progress(**record["progress"])
         kinds = {name: type(value) for name, value in vars(Progress()).items()}
         sound = all(isinstance(value, kinds[name]) for name, value in vars(progress).items())
@@ -292,6 +293,7 @@ def fit(
         "training": asdict(config),
         "seed": seed,
         "protocol": protocol.name,
+        "data_sha256": protocol.fingerprint,
         **(identity or {}),
     }
     pairs = make_pairs(
@@ -552,9 +554,14 @@ def _open_run(
                 file=folder,
             )
         return
+    if (folder / "choice.json").is_file():  # written at the end
+        reason = "holds a finished run, whose 'last' is gone: give another folder"
+        raise CheckpointError(reason, file=folder)
     pairs.save(folder / "val_pairs.json")
     about = json.loads(json.dumps(protocol.about))
-    write_json(folder / "run.json", {**facts, "about": about, "environment": environment()})
+    seen = (item.video_id for split in ("train", "val") for item in protocol.splits[split])
+    record = {"about": about, "environment": environment(), "videos": sorted(set(seen))}
+    write_json(folder / "run.json", {**facts, **record})
 
 
 def _own(error: RelocalError) -> RelocalError:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+import warnings
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -81,6 +83,8 @@ class Trained:
         model: With the weights that were kept.
         history: A record per validation.
         choice: What validation said of these weights, where it was kept.
+        data_sha256: Fingerprint of the protocol that it was trained on, where it was kept.
+        videos: Those that it was trained or validated on, likewise.
     """
 
     title: str
@@ -88,6 +92,8 @@ class Trained:
     model: Relocalizer
     history: tuple[dict[str, float], ...] = ()
     choice: Choice | None = None
+    data_sha256: str | None = None
+    videos: frozenset[str] = frozenset()
 
     @classmethod
     def load(cls, run: str | Path, title: str | None = None, device: str = "cpu") -> Trained:
@@ -100,10 +106,73 @@ class Trained:
         """
         facts = read_json(Path(run) / "run.json", CheckpointError)
         history = read_json(Path(run) / "history.json", CheckpointError)
+        try:
+            seed, preset = int(facts["seed"]), facts.get("preset", Path(run).name)
+            data, videos = facts.get("data_sha256"), frozenset(facts.get("videos", ()))
+            rows = tuple({**row, "step": float(row["step"])} for row in history)
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            reason = f"run.json or history.json is no record of a run ({error!r})"
+            raise CheckpointError(reason, file=run) from None
         model = load_model(run)
         model.to(device)
-        name = title or f"{model.title} ({facts.get('preset', Path(run).name)})"
-        return cls(name, int(facts["seed"]), model, tuple(history), read_choice(run))
+        name = title or f"{model.title} ({preset})"
+        return cls(name, seed, model, rows, read_choice(run), data, videos)
+
+    @property
+    def name(self) -> str:
+        """Title and seed."""
+        return f"{self.title}, seed {self.seed}"
+
+
+def load_runs(runs: Sequence[str | Path], device: str = "cpu") -> list[Trained]:
+    """Read runs that are to be compared; those alike in all but the seed have one title.
+
+    Others that would have one are called by their folders as well.
+
+    Raises:
+        CheckpointError: As :meth:`Trained.load`.
+    """
+    trained = [Trained.load(run, device=device) for run in runs]
+    groups: dict[str, list[tuple[int, str]]] = defaultdict(list)
+    for run, each in zip(runs, trained, strict=True):
+        facts = read_json(Path(run) / "run.json", CheckpointError)
+        kept = ("settings", "training", "from_scratch", "start", "data_sha256")
+        groups[each.title].append((each.seed, sha256_json([facts.get(name) for name in kept])))
+    folders = [Path(run).resolve().name for run in runs]
+
+    def title(number: int) -> str:
+        each, own = trained[number], folders[number]
+        seeds, made = zip(*groups[each.title], strict=True)
+        if len(set(seeds)) == len(seeds) and len(set(made)) == 1:
+            return each.title
+        return f"{each.title}, {own if folders.count(own) == 1 else runs[number]}"
+
+    return [replace(each, title=title(number)) for number, each in enumerate(trained)]
+
+
+def _check_trained(
+    trained: Sequence[Trained], protocol: Protocol, split: str, videos: Iterable[str]
+) -> None:
+    """Refuse two of one name before the work; warn of answers about what was learned from.
+
+    A split of the very protocol that was trained on may ask about such videos, and says so itself.
+    """
+    names = [each.name for each in trained]
+    for name in names:
+        if names.count(name) > 1:
+            reason = "two trained models have this title and seed: name them apart"
+            raise UsageError(reason, record=name)
+    asked, own = set(videos), {item.video_id for item in protocol.splits.get(split, ())}
+    for each in trained:
+        seen = asked & each.videos
+        if each.data_sha256 == protocol.fingerprint:
+            seen -= own
+        if seen:
+            warnings.warn(
+                f"{each.name}: learned from {len(seen)} of the {len(asked)} videos that are asked "
+                "about, which were no test videos when it was trained: its figures are too good",
+                stacklevel=3,
+            )
 
 
 def table_one(preset: Preset) -> list[System]:
@@ -303,6 +372,8 @@ def draw_pairs(protocol: Protocol, split: str, limit: int | None = None) -> Pair
 def draw_nulls(protocol: Protocol, pairs: PairList, limit: int | None = None) -> PairList:
     """References without the action for the queries of a pair list, or for some of them."""
     asked = {pair.query.item_id for pair in pairs.pairs}
+    if pairs.split not in protocol.splits:  # a fixed list of others
+        return replace(pairs, pairs=(), without_reference=())
     nulls = make_null_pairs(protocol, pairs.split)
     chosen = tuple(pair for pair in nulls.pairs if pair.query.item_id in asked)
     return replace(nulls, pairs=chosen).sample(limit)
@@ -345,11 +416,12 @@ def few_shot(
         for kind in instances
         for number in shots
     ]
+    _check_trained(trained, protocol, split, (i.video_id for i in protocol.splits.get(split, ())))
     trivial = (WholeReference(), CentreHalf(), RandomMoment())
     asked: dict[str, Relocalizer] = {
         **{each.title: each for each in trivial},
         **free_models(protocol),
-        **{f"{each.title}, seed {each.seed}": each.model for each in trained},
+        **{each.name: each.model for each in trained},
     }
     with own_folder(folder, "evaluation") as folder:
         for episodes in lists:
@@ -374,6 +446,8 @@ def compare_trained(
     ranked by their scores alone: those pairs cost a big network more than the test does. There are
     at most ``max_nulls`` references without the action; one a pair where None.
     """
+    videos = (pair.reference.video_id for pair in pairs.pairs)
+    _check_trained(trained, protocol, pairs.split, videos)
     nulls = draw_nulls(protocol, pairs, max_nulls)
     ask = partial(evaluate, protocol=protocol, pairs=pairs, nulls=nulls)
     rows = [ask(model, title=title) for title, model in free_models(protocol).items()]
@@ -403,22 +477,26 @@ def publish(
         for name, form in forms.items():
             with replace_file(folder / name) as temporary:
                 temporary.write_text(form(comparison), encoding="utf-8")
+        taken: Counter[str] = Counter()
         for title, evaluations in comparison.evaluations.items():
             for evaluation in evaluations:
                 seed = "" if evaluation.seed is None else f"-seed{evaluation.seed}"
-                evaluation.save(folder / "answers" / f"{slug(title)}{seed}")
+                name = f"{slug(title)}{seed}"
+                taken[name] += 1  # titles that differ in signs alone have one slug
+                evaluation.save(folder / "answers" / (name + f"-{taken[name]}" * (taken[name] > 1)))
         drawn = [graphs for each in trained if (graphs := getattr(each.model, "graphs", ()))]
         write_report(
             folder / "report.html",
             comparison,
             protocol,
             settings={
-                f"{each.title}, seed {each.seed}": f"{each.choice}; {each.choice.bought()}"
+                each.name: f"{each.choice}; {each.choice.bought()}"
                 for each in trained
                 if each.choice is not None
             },
-            histories={f"{each.title}, seed {each.seed}": each.history for each in trained},
+            histories={each.name: each.history for each in trained if each.history},
             graphs=drawn[0] if drawn else (),
+            pairs=pairs,
         )
     return folder / "report.html"
 

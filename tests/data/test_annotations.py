@@ -121,7 +121,7 @@ def test_the_actions_of_a_video_that_is_left_out_are_counted(tmp_path: Path) -> 
     database = {"v": entry(GOOD), "a/b": entry(GOOD, GOOD), "w": entry(GOOD, duration=-1)}
     quarantine = Quarantine()
     read_activitynet(write(tmp_path, database), quarantine=quarantine)
-    text = "video,start,end,label,duration\na,1,2,x,9\nb,1,2,x,5\nb,3,4,x,6\nb,4,5,x,6\n"
+    text = "video,start,end,label,duration\na,1,2,x,9\nb,1,2,x,5\nb,3,4,x,7\nb,4,5,x,7\n"
     read_csv(table(tmp_path, text), quarantine=quarantine)
     assert [entry.reason.partition(" (")[2] for entry in quarantine.records] == [
         "actions left out with it: 2)",
@@ -221,6 +221,19 @@ def test_a_table_without_durations(tmp_path: Path) -> None:
     assert videos["a"].segments[0].end == 2000
 
 
+def test_durations_of_a_table_that_nearly_agree(tmp_path: Path) -> None:
+    """They were compared as texts, and the video with all of its actions was set aside."""
+    (tmp_path / "a.csv").write_text(
+        "video,start,end,label,duration\na,1,2,x,10\na,3,4,x,10.0\na,5,6,x,0:10.4\na,7,8,x,\n"
+        "b,1,2,x,10\nb,1,2,y,12\nc,1,2,x,10\nc,1,2,y,ten\n"
+    )
+    quarantine = Quarantine()
+    (video,) = read_annotations(tmp_path / "a.csv", quarantine=quarantine).values()
+    assert (video.video_id, video.duration, len(video.segments)) == ("a", 10.4, 4)
+    assert [entry.record for entry in quarantine.records] == ["b", "c"]
+    assert all("has several values of duration" in each.reason for each in quarantine.records)
+
+
 def test_bad_rows_of_a_table_are_set_aside_with_their_line(tmp_path: Path) -> None:
     text = (
         "video,start,end,label,duration\n"
@@ -231,7 +244,7 @@ def test_bad_rows_of_a_table_are_set_aside_with_their_line(tmp_path: Path) -> No
         "a,3,20,x,10\n"
         "a,3,4,,10\n"
         "b,1,2,x,10\n"
-        "b,1,2,x,11\n"
+        "b,1,2,x,12\n"
         "c,1,2,x,soon\n"
         "d/e,1,2,x,10\n"
         "f,1\n"

@@ -47,7 +47,7 @@ def test_the_child_sees_what_the_parent_would(features: Path) -> None:
 
 
 def test_everything_unusable_is_reported(features: Path, tmp_path: Path) -> None:
-    ids = ("a", "b", "c", "narrow", "absent", "v_a")
+    ids = ("a", "c", "narrow", "absent", "v_b")
     quarantine = check_dataset(features, annotate(tmp_path, *ids))
     found = {entry.record: entry.reason for entry in quarantine.records}
     assert found["c"] == "step 8000 is not finite"
@@ -60,6 +60,11 @@ def test_everything_unusable_is_reported(features: Path, tmp_path: Path) -> None
     with pytest.raises(FeatureError, match="c: step 8000"):
         check_dataset(features, annotate(tmp_path, "a"), strict=True)
     assert len(check_dataset(features, annotate(tmp_path, "a"), values=False)) == 3
+
+
+def test_two_ids_of_one_video_are_refused(features: Path, tmp_path: Path) -> None:
+    with pytest.raises(AnnotationError, match="v_a: has the features of 'a' too"):
+        check_dataset(features, annotate(tmp_path, "a", "b", "v_a"))
 
 
 def test_nothing_in_common_is_an_error(features: Path, tmp_path: Path) -> None:

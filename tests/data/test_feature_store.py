@@ -380,7 +380,7 @@ def test_writing_streams_and_counts(tmp_path: Path) -> None:
         data = file["v0/x"]
         assert data.fletcher32
         assert data.dtype == np.float32
-    write_features(path, [("w", np.zeros((200, 3)))])
+    write_features(path, [("w", np.zeros((200, 3)))], key=None)
     with h5py.File(path) as file:
         assert list(file) == ["w"]
         assert file["w/features"].chunks == (64, 3)
@@ -391,6 +391,7 @@ def test_writing_streams_and_counts(tmp_path: Path) -> None:
     [
         ([], "no features"),
         ([("a", np.ones((2, 2))), ("a", np.ones((2, 2)))], "a: the id occurs twice"),
+        ([("\xe9", np.ones((2, 2))), ("e\u0301 ", np.ones((2, 2)))], "the id occurs twice"),
         ([("a/b", np.ones((2, 2)))], "holds '/'"),
         ([("", np.ones((2, 2)))], "is empty"),
         ([("a", np.ones((2, 2))), ("b", np.ones((2, 3)))], "b: has 3 channels"),

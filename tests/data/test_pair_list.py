@@ -162,6 +162,8 @@ def test_a_sample_is_of_many_videos_and_in_order() -> None:
     assert pairs.sample(None) is pairs.sample(200) is pairs
     other = make_pairs(rows, split="val", protocol="p", seed=7).sample(20)
     assert {p.query for p in other.pairs} != {p.query for p in small.pairs}
+    with pytest.raises(UsageError, match="limit is -1"):
+        draw().sample(-1)
 
 
 def test_a_saved_list_comes_back(tmp_path: Path) -> None:
@@ -229,6 +231,11 @@ def test_a_fixed_list_of_others(tmp_path: Path):
         path.write_text(f"{rows[0]}\n{row}\n")
         with pytest.raises(AnnotationError, match=words):
             read_pairs(path, protocol, "fixed")
+    path.write_text(f"{rows[0].title()}\nv2,12,20,v1,0,5,\n")  # heads in any case
+    assert read_pairs(path, protocol, "fixed").pairs == pairs.pairs[1:]
+    path.write_text("query,reference,start,end\nv2,v1,0,5\n")
+    with pytest.raises(AnnotationError, match="has no column query_start, query_end"):
+        read_pairs(path, protocol, "fixed")
     path.write_text(rows[0] + "\n")
     with pytest.raises(AnnotationError, match="no pair"):
         read_pairs(path, protocol, "fixed")

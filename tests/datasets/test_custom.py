@@ -223,6 +223,19 @@ def test_what_cannot_be_used_is_set_aside(tmp_path: Path) -> None:
     assert "1-0" in used
 
 
+def test_the_width_is_that_of_most_videos(tmp_path: Path) -> None:
+    """Not that of the first in the file, which is set aside; in another process too."""
+    write(tmp_path)
+    with h5py.File(tmp_path / "a.h5", "a") as file:
+        file["0/features"] = np.ones((40, 7))
+    with pytest.warns(UserWarning, match="0: has 7 channels, most videos 3"):
+        protocol = make(tmp_path)
+    item = protocol.splits["train"][0]
+    for features in (protocol.features, pickle.loads(pickle.dumps(protocol.features))):
+        assert features.dim == 3
+        assert features.read(item.video_id).shape == (40, 3)
+
+
 def test_a_subsampled_store(tmp_path: Path) -> None:
     write(tmp_path)
     protocol = custom(FeatureStore(tmp_path / "a.h5", subsample=3), tmp_path / "a.json")
@@ -242,7 +255,11 @@ def test_a_subsampled_store(tmp_path: Path) -> None:
         ({"unseen_classes": ["background"]}, UsageError, "no such class"),
         ({"unseen_classes": LABELS[1:]}, UsageError, "every class is to be unseen"),
         ({"holdout": "camera"}, UsageError, "holdout is 'camera'"),
-        ({"test_share": 0.0}, UsageError, "shares"),
+        ({"test_share": 0.0}, UsageError, "test_share is 0.0"),
+        ({"val_share": "0.1"}, UsageError, "val_share is '?0.1"),
+        ({"seconds_per_step": "1"}, UsageError, "seconds_per_step is '?1"),
+        ({"stride": float("nan")}, UsageError, "stride is nan"),
+        ({"lengths": [4, -1]}, UsageError, "a window's length is -1"),
         ({"test_share": 0.6, "val_share": 0.5}, UsageError, "shares"),
         ({"key": "other"}, FeatureError, "has usable features"),
     ],

@@ -94,6 +94,8 @@ def test_one_video_says_nothing() -> None:
 
 
 def test_bad_lengths_are_refused() -> None:
+    with pytest.raises(UsageError, match="samples is 0"):
+        bootstrap_interval([0.0, 1.0], ["a", "b"], samples=0)
     for values, clusters, runs in (([], [], None), ([1.0], ["a", "b"], None), ([1.0], ["a"], [])):
         with pytest.raises(UsageError):
             bootstrap_interval(values, clusters, runs)

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from relocal_pyg.data.items import Item, Protocol
 from relocal_pyg.data.pairs import PairList, make_pairs
-from relocal_pyg.errors import OutputError, RelocalError
+from relocal_pyg.errors import OutputError, RelocalError, UsageError
 from relocal_pyg.evaluation import Evaluation, answer_pairs, best_tiou, environment, evaluate
 from relocal_pyg.evaluation.metrics import above
 from relocal_pyg.evaluation.run import overlaps_by_way
@@ -228,6 +228,16 @@ def test_an_answer_that_was_not_refined_counts_as_it_is_before_refinement(
 def test_an_empty_list_is_refused(small_protocol: Protocol, longest: Any) -> None:
     with pytest.raises(RelocalError, match="there is no pair"):
         evaluate(longest, small_protocol, PairList((), "small", "test", 6, "video"))
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"top_k": 0}, {"top_k": -1}, {"top_k": 1.5}, {"nms_threshold": float("nan")}]
+)
+def test_numbers_that_mean_nothing_are_refused(
+    small_protocol: Protocol, longest: Any, wrong: dict[str, Any]
+) -> None:
+    with pytest.raises(UsageError, match=next(iter(wrong))):
+        evaluate(longest, small_protocol, PairList((), "small", "test", 6, "video"), **wrong)
 
 
 def test_summary_follows_from_the_records(

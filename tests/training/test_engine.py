@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from relocal_pyg.data.items import Protocol
 from relocal_pyg.data.pairs import make_pairs
 from relocal_pyg.datasets.synthetic import SyntheticConfig, synthetic
 from relocal_pyg.errors import CheckpointError, RunError, UsageError
+from relocal_pyg.io.record import write_manifest
 from relocal_pyg.io.seeding import seed_torch
 from relocal_pyg.models import ContrastMatcher, load_model
 from relocal_pyg.models.base import TrainableRelocalizer
@@ -127,7 +129,7 @@ def test_loss_falls_on_the_samples_it_is_trained_on(protocol):
 
 
 @pytest.mark.slow
-def test_a_folder_that_holds_a_run_is_not_overwritten(protocol, tmp_path):
+def test_a_folder_that_holds_a_run_is_not_overwritten(protocol, tmp_path, monkeypatch):
     fit(network(protocol), protocol, config=CONFIG, out=tmp_path, show_progress=False)
     with pytest.raises(CheckpointError, match="--resume"):
         fit(network(protocol), protocol, config=CONFIG, out=tmp_path, show_progress=False)
@@ -141,6 +143,28 @@ def test_a_folder_that_holds_a_run_is_not_overwritten(protocol, tmp_path):
             resume=True,
             show_progress=False,
         )
+    splits = {**protocol.splits, "train": protocol.splits["train"][1:]}
+    changed = dataclasses.replace(protocol, splits=splits)
+    again = {"config": CONFIG, "out": tmp_path, "resume": True, "show_progress": False}
+    with pytest.raises(CheckpointError, match="data_sha256"):
+        fit(network(protocol), changed, **again)
+    kept = loop.load_state  # a run of version 0.2 does not say which data
+
+    def old(folder, model, optimizer, identity):
+        shutil.copytree(folder, tmp_path / "old")
+        record = json.loads((tmp_path / "old" / "progress.json").read_text())
+        del record["identity"]["data_sha256"]
+        (tmp_path / "old" / "progress.json").write_text(json.dumps(record))
+        write_manifest(tmp_path / "old", "checkpoint")
+        return kept(tmp_path / "old", model, optimizer, identity)
+
+    monkeypatch.setattr(loop, "load_state", old)
+    assert fit(network(protocol), changed, **again).history[-1]["step"] == 8
+    before = (tmp_path / "best" / "model.safetensors").read_bytes()
+    shutil.rmtree(tmp_path / "last")
+    with pytest.raises(CheckpointError, match="holds a finished run"):
+        fit(network(protocol), protocol, **again)
+    assert (tmp_path / "best" / "model.safetensors").read_bytes() == before
 
 
 def test_a_loss_that_is_not_finite_never_reaches_the_weights(protocol, tmp_path, monkeypatch):

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import warnings
 from inspect import signature
+from pathlib import Path
 
 import pytest
 import torch
 
 from relocal_pyg import models
 from relocal_pyg.datasets.synthetic import SyntheticConfig, synthetic
-from relocal_pyg.errors import UsageError
+from relocal_pyg.errors import CheckpointError, UsageError
 from relocal_pyg.evaluation import Evaluation
 from relocal_pyg.models import MATR
 from relocal_pyg.models.network_config import BaselineConfig
@@ -66,6 +68,63 @@ def test_train_compare_publish_and_read_again(protocol, tmp_path):
     assert len(nulls["pairs"]) == 2
     asked = {pair.query.item_id for pair in pairs.pairs}
     assert {query for query, _ in nulls["pairs"]} <= asked
+
+
+def keep(run: Path, **facts) -> Path:
+    """A run folder as training leaves it; the weights are untrained."""
+    MATR(30, hidden_channels=8, heads=2, feed_forward=8, num_layers=1).save(run / "best")
+    (run / "run.json").write_text(json.dumps({"preset": "matr", "seed": 0, **facts}))
+    (run / "history.json").write_text('[{"step": 0}]')
+    return run
+
+
+def test_runs_that_differ_in_more_than_the_seed_are_told_apart(tmp_path):
+    """They were averaged, or refused after the work where their seeds were the same."""
+    one = keep(tmp_path / "one", settings={"a": 1})
+    two = keep(tmp_path / "two", settings={"a": 1}, seed=1)
+    other = keep(tmp_path / "other", settings={"a": 2}, seed=2)
+    usual = recipe.Trained.load(one).title
+    assert [each.title for each in recipe.load_runs([one, two])] == [usual, usual]
+    runs = recipe.load_runs([one, two, other])
+    assert [each.title for each in runs] == [f"{usual}, {n}" for n in ("one", "two", "other")]
+    below = keep(tmp_path / "below" / "one", settings={"a": 1})
+    titles = [each.title for each in recipe.load_runs([one, below])]
+    assert titles == [f"{usual}, {one}", f"{usual}, {below}"]
+
+
+def test_two_models_of_one_name_are_refused_before_the_work(protocol):
+    twice = [recipe.Trained("a", 0, models.Chance())] * 2
+    with pytest.raises(UsageError, match="a, seed 0: two trained models"):
+        recipe.compare_trained(protocol, recipe.draw_pairs(protocol, "test"), twice)
+    with pytest.raises(UsageError, match="a, seed 0: two trained models"):
+        recipe.few_shot(protocol, "test", twice, Path("nowhere"))
+
+
+def test_answers_about_videos_that_a_model_learned_from_are_warned_of(protocol, monkeypatch):
+    monkeypatch.setattr(recipe, "free_models", lambda protocol: {})
+    pairs = recipe.draw_pairs(protocol, "test", 3)
+    seen = frozenset(pair.reference.video_id for pair in pairs.pairs[:1])
+    trained = recipe.Trained("a", 0, models.Chance(), (), None, protocol.fingerprint, seen)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # the protocol's own split knows what it asks
+        recipe.compare_trained(protocol, pairs, [trained])
+    for other, asked in (("other data", pairs), (protocol.fingerprint, "fixed list")):
+        asked = dataclasses.replace(pairs, split=asked) if isinstance(asked, str) else asked
+        model = dataclasses.replace(trained, data_sha256=other)
+        with pytest.warns(UserWarning, match=r"a, seed 0: learned from 1 of the \d videos"):
+            recipe.compare_trained(protocol, asked, [model])
+
+
+@pytest.mark.parametrize(
+    ("file", "content"),
+    [("run.json", "[]"), ("run.json", "{}"), ("run.json", '{"seed": "x"}')]
+    + [("history.json", content) for content in ("[3]", '[{"loss": 1}]')],
+)
+def test_a_spoilt_record_of_a_run_is_one_line(tmp_path, file, content):
+    run = keep(tmp_path / "run")
+    (run / file).write_text(content)
+    with pytest.raises(CheckpointError, match="is no record of a run"):
+        recipe.Trained.load(run)
 
 
 def test_a_finished_run_is_read_and_another_setting_is_another_run(protocol, tmp_path, capsys):

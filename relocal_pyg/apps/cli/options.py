@@ -181,8 +181,9 @@ ProtocolName = Literal[
 class DataOptions:
     """Which data, split how."""
 
-    protocol: ProtocolName = "synthetic"
-    """The data set and its split; "custom" is any HDF5 of features with annotations."""
+    protocol: ProtocolName | None = None
+    """The data set and its split; "custom" is any HDF5 of features with annotations. "synthetic"
+    where nothing is said of the data."""
     root: Path | None = None
     """Folder with the data set's own files (annotations, lists)."""
     features: Path | None = None
@@ -213,9 +214,29 @@ class DataOptions:
     """Stop at the first bad record instead of setting it aside."""
 
 
+#: What each protocol heeds beside --protocol; "custom" all.
+_HEEDED = {
+    None: ("split_seed",),
+    "synthetic": ("split_seed",),
+    "simulated-anet-vrl": ("root", "annotations"),
+    "anet-vrl": ("root", "features", "annotations", "subsample", "key"),
+    "anet12-80-10-10": (
+        *("root", "features", "annotations", "proposals", "subsample", "key", "split_seed"),
+    ),
+    "thumos14-14-6": ("root", "features", "proposals", "subsample", "key", "split_seed"),
+}
+
+
 def load_protocol(options: DataOptions) -> Protocol:
-    """Open the protocol that the options name."""
-    if options.protocol == "synthetic":
+    """Open the protocol that the options name; one that it does not heed is an error."""
+    heeded = _HEEDED.get(options.protocol)
+    for field in () if heeded is None else dataclasses.fields(options)[1:]:
+        if field.name not in heeded and getattr(options, field.name) != field.default:
+            named = f"--{field.name.replace('_', '-')}"
+            if options.protocol is None:
+                raise UsageError(f"{named} needs --protocol: custom for data of your own")
+            raise UsageError(f"the protocol {options.protocol} has no {named}: leave it out")
+    if options.protocol in (None, "synthetic"):
         from relocal_pyg.datasets.synthetic import SyntheticConfig, synthetic
 
         usual = SyntheticConfig()
@@ -247,10 +268,11 @@ def load_protocol(options: DataOptions) -> Protocol:
 
 def describe(options: DataOptions) -> dict[str, Any]:
     """The options as plain values, for a run's record; paths are made absolute."""
-    return {
+    plain = {
         key: str(value.resolve()) if isinstance(value, Path) else value
         for key, value in dataclasses.asdict(options).items()
     }
+    return {**plain, "protocol": options.protocol or "synthetic"}
 
 
 def restore(record: dict[str, Any]) -> DataOptions:

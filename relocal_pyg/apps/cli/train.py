@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import shlex
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -110,6 +110,8 @@ def train(
         from_scratch=from_scratch,
         start=start,
     )
+    if not result.calibration:  # a process of a distributed run other than the first
+        return
     print(result.calibration)
     print(f"best validation score {result.best_score:.3f} at step {result.best_step}")
     print("\n".join(filter(None, (f"validation: {result.choice}", result.choice.bought()))))
@@ -227,7 +229,8 @@ def evaluate(
 
     Args:
         runs: Run folders of "relocal train"; they say themselves which data to use.
-        data: Which data, where no run is given or another than the run's is wanted.
+        data: Which data; where runs are given those of the first, but for what is said here, or
+            others, where --protocol is.
         out: Folder for the table (markdown, JSON, LaTeX, HTML) and every answer; beside the first
             run where left out.
         models: "free": beside the runs, what needs no training; "all": every system of the paper
@@ -254,11 +257,12 @@ def evaluate(
     folder = out or (runs[0] / "evaluation" if runs else None)
     if folder is None:
         raise UsageError("--out is needed where no run is given")
-    options = _data_of(runs) if runs and data == DataOptions() else data
+    runs = tuple(dict.fromkeys(runs))
+    options = _data_of(runs[0], data) if runs and data.protocol is None else data
     protocol, chosen = load_protocol(options), choose_preset(preset, None)
     recipe.spare_threads(chosen)
     place = pick_device(device)
-    trained = [recipe.Trained.load(run, device=place) for run in runs]
+    trained = recipe.load_runs(runs, place)
     for run, each in zip(runs, trained, strict=True):
         if each.choice is not None:
             for line in filter(None, (f"{run}: {each.choice}", each.choice.bought())):
@@ -370,13 +374,19 @@ def print_consistency(comparison: Comparison, pairs: PairList, protocol: Protoco
     print(to_markdown(amounts, pairs, by_disagreement(comparison, amounts, against), against))
 
 
-def _data_of(runs: tuple[Path, ...]) -> DataOptions:
+def _data_of(run: Path, data: DataOptions) -> DataOptions:
+    """The data that a run used, but for what the options say."""
     from relocal_pyg.io.read import read_json
 
-    record = read_json(runs[0] / "run.json", CheckpointError)
+    record = read_json(run / "run.json", CheckpointError)
     if not isinstance(record, dict) or not isinstance(record.get("data"), dict):
-        raise CheckpointError("does not say which data it used", file=runs[0] / "run.json")
-    return restore(record["data"])
+        raise CheckpointError("does not say which data it used", file=run / "run.json")
+    used = restore(record["data"])
+    beside = run / "features.h5"  # of "train --videos", which moved with the run
+    if used.features is not None and not used.features.exists() and beside.is_file():
+        used = replace(used, features=beside)
+    given = {each.name: getattr(data, each.name) for each in fields(data)}
+    return replace(used, **{k: v for k, v in given.items() if v != getattr(DataOptions(), k)})
 
 
 def example(

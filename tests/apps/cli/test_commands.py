@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import json
 import subprocess
 import sys
@@ -14,9 +15,9 @@ import torch
 from relocal_pyg.apps import cli
 from relocal_pyg.apps.cli import main
 from relocal_pyg.apps.cli.options import DataOptions, describe, load_protocol, restore
-from relocal_pyg.apps.cli.train import choose_preset
-from relocal_pyg.data.features import write_features
+from relocal_pyg.apps.cli.train import _data_of, choose_preset
 from relocal_pyg.datasets.synthetic import SyntheticConfig
+from relocal_pyg.errors import UsageError
 from relocal_pyg.formats.clips import clock
 from relocal_pyg.models import ContrastMatcher, MultiGraphRelocalizer
 from relocal_pyg.training.recipe import slug
@@ -36,8 +37,6 @@ def root(tmp_path_factory: pytest.TempPathFactory, write_synthetic) -> Path:
 @pytest.fixture
 def short(monkeypatch: pytest.MonkeyPatch) -> None:
     """Few validation pairs and a narrow network, so that a command takes seconds."""
-    import dataclasses
-
     from relocal_pyg.training import presets
 
     for name in ("recommended", "paper"):
@@ -310,6 +309,57 @@ def test_options_survive_the_run_record(tmp_path: Path):
     assert restore(json.loads(json.dumps(describe(options)))) == options
 
 
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"features": Path("a.h5")}, "--features needs --protocol: custom"),
+        ({"strict": True}, "--strict needs --protocol"),
+        ({"protocol": "synthetic", "seconds_per_step": 0.5}, "has no --seconds-per-step"),
+        ({"protocol": "anet-vrl", "root": Path(), "split_seed": 1}, "has no --split-seed"),
+    ],
+)
+def test_what_a_protocol_does_not_heed_is_refused(options, words):
+    """People's own features without --protocol were left for synthetic ones, in silence."""
+    with pytest.raises(UsageError, match=words):
+        load_protocol(DataOptions(**options))
+
+
+def test_own_features_are_subsampled(root: Path):
+    whole, half = (
+        load_protocol(DataOptions(protocol="custom", root=root, subsample=number))
+        for number in (1, 2)
+    )
+    one, other = (each.splits["train"][0] for each in (whole, half))
+    assert torch.equal(half.reference(other), whole.reference(one)[::2])
+
+
+def test_a_run_is_asked_about_its_own_data_but_for_what_is_said(tmp_path: Path):
+    run, features = tmp_path / "run", tmp_path / "run" / "features.h5"
+    run.mkdir()
+    used = DataOptions(protocol="custom", features=tmp_path / "gone" / "features.h5", clip=True)
+    (run / "run.json").write_text(json.dumps({"data": describe(used)}))
+    said = DataOptions(strict=True)
+    assert _data_of(run, said) == dataclasses.replace(used, strict=True)
+    features.touch()  # of "train --videos", in a run that was moved
+    expected = dataclasses.replace(used, features=features, strict=True)
+    assert _data_of(run, said) == expected
+
+
+def test_evaluate_by_a_list_of_others(root: Path, tmp_path: Path, capsys, monkeypatch):
+    from relocal_pyg.training import recipe
+
+    few = {"Contrast matcher": ContrastMatcher()}
+    monkeypatch.setattr(recipe, "free_models", lambda protocol: few)
+    ids = sorted(json.loads((root / "annotations.json").read_text())["database"])[:3]
+    rows = [f"{a},4,12,{b},3,9,walk" for a, b in zip(ids, ids[1:], strict=False)]
+    head = "query,query_start,query_end,reference,start,end,label"
+    (tmp_path / "list.csv").write_text("\n".join([head, *rows]))
+    options = [*own(root), "--pairs", str(tmp_path / "list.csv"), "--out", str(tmp_path / "out")]
+    assert main(["evaluate", *options]) == 0
+    assert "split fixed list: N = 2 pairs from 2 videos" in capsys.readouterr().out
+    assert f"query {ids[0]}@4-12" in (tmp_path / "out" / "fixed list" / "report.html").read_text()
+
+
 def test_synthetic_seed_changes_the_data():
     one, two = (load_protocol(DataOptions(split_seed=seed)) for seed in (0, 1))
     item = one.splits["test"][0]
@@ -331,11 +381,3 @@ def test_a_checkpoint_of_other_features_is_refused(tmp_path: Path, capsys):
     place = str(tmp_path / "a.npy")
     assert main(["find", place, place, "--model", str(tmp_path / "model")]) == 2
     assert "channels" in capsys.readouterr().err
-
-
-def test_steps_left_out_are_left_out_of_every_protocol(tmp_path, monkeypatch):
-    write_features(tmp_path / "features.h5", [("a", np.zeros((5, 2), "f4"))])
-    room = import_module("relocal_pyg.datasets.custom")
-    monkeypatch.setattr(room, "custom", lambda features, *_, **__: features)
-    options = DataOptions(protocol="custom", root=tmp_path, subsample=2)
-    assert len(load_protocol(options).read("a")) == 3
