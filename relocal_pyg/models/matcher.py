@@ -6,7 +6,7 @@ The paper's own network (:mod:`relocal_pyg.models.multi_graph`) reads features a
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, cast
 
 import torch
@@ -52,6 +52,10 @@ REFINEMENTS = ("none", "windows")
 MANY_NUMBERS = 30_000_000
 #: Windows of a reference that the network scores, at most.
 MOST = 2500
+#: Steps of the shortest queries of training; the steps of shorter ones are cut in :data:`PARTS`.
+SHORTEST = 4
+#: Equal parts of a step, each with its row.
+PARTS = 4
 #: Unit of the score before its tanh, in logits of a ranking.
 UNIT = 0.1
 
@@ -347,16 +351,17 @@ class MultiGraphMatcher(TrainableRelocalizer):
         ways: Sequence[str] = REFINEMENTS,
     ) -> dict[str, Ranking]:
         """The answers by each of ``ways``; query and reference are compared once."""
+        query, reference, around, parts = in_parts(query, reference, around)
         known = around.query_video, around.background, around.seconds_per_step
         score = self.scorer(query, reference, *known, inference)
         if len(proposals) > MOST:
-            proposals = proposals[score.shortlist(proposals, MOST)]
-        raw = score(proposals)
+            proposals = proposals[score.shortlist(proposals * parts, MOST)]
+        raw = score(proposals * parts)
         found = {"none": Ranking.sort(proposals, torch.tanh(raw), proposals)}
         if "windows" in ways:
-            moments, raw, origins = look_closer(proposals, raw, score, len(reference))
-            moments = score.comparison.aligned(moments)
-            found["windows"] = Ranking.sort(moments, torch.tanh(raw), origins)
+            moments, raw, origins = look_closer(proposals * parts, raw, score, len(reference))
+            moments = score.comparison.aligned(moments) / parts
+            found["windows"] = Ranking.sort(moments, torch.tanh(raw), origins / parts)
         return found
 
     @torch.inference_mode(mode=False)  # in that mode nothing has gradients
@@ -378,14 +383,16 @@ class MultiGraphMatcher(TrainableRelocalizer):
         window = torch.tensor([moment], dtype=query.dtype)
         around = Surroundings(query_video, seconds_per_step)
         query, video, place, around = self._enter(query, reference, window, around)
+        query, video, around, parts = in_parts(query, video, around)
         # Only in training does cudnn keep what the gradient of an LSTM needs.
         with evaluating(self), torch.enable_grad(), torch.backends.cudnn.flags(enabled=False):
-            known = around.query_video, None, seconds_per_step
+            known = around.query_video, None, around.seconds_per_step
             tables = similarity_tables(query, video, *known).requires_grad_()
             comparison = Comparison(query, video, *known, tables)
-            raw = self([self.look(comparison, place)])
+            raw = self([self.look(comparison, place * parts)])
             (gradient,) = torch.autograd.grad(raw.sum(), tables)
-        return (gradient * tables).sum(dim=0).detach()
+        added = (gradient * tables).sum(dim=0).detach()
+        return added.view(len(query) // parts, parts, -1, parts).sum(dim=(1, 3))
 
     def scored_span(self, moment: Moment) -> tuple[float, float]:
         """A finer window is scored itself."""
@@ -439,6 +446,25 @@ def is_large(query: Tensor, steps: int) -> bool:
     The matcher holds rows and tables whole; the contrast matcher reads blocks.
     """
     return steps * max(query.shape[1], 8 * len(query)) > MANY_NUMBERS
+
+
+def in_parts(
+    query: Tensor, reference: Tensor, around: Surroundings
+) -> tuple[Tensor, Tensor, Surroundings, int]:
+    """A short query and its videos with each step in :data:`PARTS`, and in how many it is.
+
+    What training never showed, a query of fewer than :data:`SHORTEST` steps, is then none.
+    """
+    if len(query) >= SHORTEST or is_large(query, PARTS * len(reference)):
+        return query, reference, around, 1
+    query, reference = (rows.repeat_interleave(PARTS, dim=0) for rows in (query, reference))
+    video, seconds = around.query_video, around.seconds_per_step
+    finer = replace(
+        around,
+        query_video=None if video is None else video.repeat_interleave(PARTS, dim=0),
+        seconds_per_step=None if seconds is None else seconds / PARTS,
+    )
+    return query, reference, finer, PARTS
 
 
 def stretched(rows: Tensor, pace: float) -> Tensor:

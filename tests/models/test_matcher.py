@@ -24,7 +24,7 @@ from relocal_pyg.models.compare import (
     cosines,
     similarity_tables,
 )
-from relocal_pyg.models.matcher import stretched
+from relocal_pyg.models.matcher import PARTS, stretched
 from relocal_pyg.models.similarity import LocalRows, contrast_scores, step_similarity
 from relocal_pyg.moments import tiou
 
@@ -329,3 +329,33 @@ def test_pretrained_takes_any_width(rng: torch.Generator) -> None:
     for width in (1, 12, 700):
         query, reference, _ = _videos(rng, width=width)
         assert len(model.localize(query, reference, top_k=2)) == 2
+
+
+# Short queries
+
+
+@pytest.mark.parametrize("length", [1, 2, 3])
+def test_a_clip_of_few_steps_is_found(rng: torch.Generator, length: int) -> None:
+    """Each step shows one of eight scenes, but for the clip, which shows a ninth."""
+    model = load_model("pretrained")
+    for start in range(2, 50, 2):
+        scenes = torch.randn(9, 16, generator=rng)
+        video, reference = scenes[torch.randint(8, (2, 60), generator=rng)]
+        for rows in (video, reference):
+            rows[start : start + length] = scenes[8]
+            rows += 0.3 * torch.randn(rows.shape, generator=rng)
+        clip, place = video[start : start + length], (start, start + length)
+        best = model.localize(clip, reference, query_video=video, top_k=1)[0]
+        # One of two steps covers a step to exactly a half.
+        assert tiou((best.start, best.end), place) >= 0.5
+
+
+def test_what_a_step_added_is_what_its_parts_added(rng: torch.Generator) -> None:
+    model, (query, reference, video) = _model(), _videos(rng, m=3)
+    parts = [rows.repeat_interleave(PARTS, dim=0) for rows in (query, reference, video)]
+    added = model.explain(query, reference, (20, 23), video, 1.0)
+    finer = model.explain(*parts[:2], (20 * PARTS, 23 * PARTS), parts[2], 1 / PARTS)
+    torch.testing.assert_close(
+        added, finer.view(3, PARTS, 60, PARTS).sum(dim=(1, 3)), rtol=1e-4, atol=1e-6
+    )
+    assert added.abs().sum() > 0
