@@ -229,8 +229,9 @@ _HEEDED = {
 
 def load_protocol(options: DataOptions) -> Protocol:
     """Open the protocol that the options name; one that it does not heed is an error."""
-    heeded = _HEEDED.get(options.protocol)
-    for field in () if heeded is None else dataclasses.fields(options)[1:]:
+    every = [field.name for field in dataclasses.fields(options)]
+    heeded = _HEEDED.get(options.protocol, every)
+    for field in dataclasses.fields(options)[1:]:
         if field.name not in heeded and getattr(options, field.name) != field.default:
             named = f"--{field.name.replace('_', '-')}"
             if options.protocol is None:
