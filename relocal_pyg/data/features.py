@@ -226,6 +226,8 @@ def scan(
 
 def _hard_linked(parent: h5py.Group, name: str, path: str | Path, record: str) -> Any:
     link = parent.get(name, getlink=True)
+    if link is None:
+        raise FeatureError("is not in the file", file=path, record=record)
     if not isinstance(link, h5py.HardLink):
         kind = type(link).__name__
         raise UnsafeFeatureError(f"is a {kind}: links are not followed", file=path, record=record)

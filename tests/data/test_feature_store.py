@@ -112,6 +112,7 @@ def test_bad_ids_are_never_paths(path: Path, video_id: str) -> None:
     with pytest.raises(FeatureError) as caught:
         store.read(video_id)
     assert str(path) in str(caught.value)
+    assert "NoneType" not in str(caught.value)
 
 
 def test_unicode_ids_work(tmp_path: Path) -> None:

@@ -223,3 +223,15 @@ def test_a_wrapper_answers_as_its_model_does(constant):
     assert torch.equal(
         told.explain(query, reference, (3.0, 9.0)), model.explain(query, reference, (3.0, 9.0))
     )
+
+
+@pytest.mark.parametrize("settings", [{"num_anchors": 0}, {"stride": 0}, {"stride": -1}])
+def test_sst_refuses_what_it_cannot_scan_by(settings: dict[str, int]) -> None:
+    with pytest.raises(UsageError, match=next(iter(settings))):
+        SST(F, 6, **settings)
+
+
+@pytest.mark.parametrize("number", [0, -1])
+def test_cross_gated_refuses_a_length_that_is_none(number: int) -> None:
+    with pytest.raises(UsageError, match="max_steps"):
+        CrossGated(F, 6, max_steps=number)

@@ -149,6 +149,9 @@ def test_rows_that_are_no_numbers_come_to_an_end(variant: Variant) -> None:
 def test_a_variant_that_is_none_is_refused() -> None:
     with pytest.raises(UsageError, match="variant"):
         FrameLevel("diagonal")  # type: ignore[arg-type]
+    for limits in ({"min_steps": 0}, {"min_steps": 5, "max_steps": 4}, {"max_steps": 2.5}):
+        with pytest.raises(UsageError, match="_steps"):
+            FrameLevel(**limits)
 
 
 def test_limits_that_nothing_fits_are_ignored() -> None:

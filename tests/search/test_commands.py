@@ -9,7 +9,7 @@ import pytest
 from relocal_pyg.apps.cli.exports import ExportOptions
 from relocal_pyg.apps.cli.search import index, search
 from relocal_pyg.data.features import write_features
-from relocal_pyg.errors import FeatureError, SearchIndexError
+from relocal_pyg.errors import FeatureError, SearchIndexError, UsageError
 
 
 def test_index_then_search_finds_the_planted_moment(tmp_path, capsys):
@@ -21,7 +21,7 @@ def test_index_then_search_finds_the_planted_moment(tmp_path, capsys):
     write_features(tmp_path / "b.h5", list(videos.items()))
     np.save(tmp_path / "q.npy", action + 0.3 * draw.normal(size=(8, 8)).astype("float32"))
     index(tmp_path / "index", tmp_path / "a.h5", seconds_per_step=2.0)
-    index(tmp_path / "index", tmp_path / "b.h5", seconds_per_step=2.0)
+    index(tmp_path / "index", tmp_path / "b.h5")  # with the clock that the others have
     assert "3 videos added, 3 there before" in capsys.readouterr().out
     out = tmp_path / "hits.json"
     exports = ExportOptions(json_file=out)
@@ -32,6 +32,8 @@ def test_index_then_search_finds_the_planted_moment(tmp_path, capsys):
     assert abs(hits[0]["start"] - 32) <= 6
     assert abs(hits[0]["end"] - 48) <= 6
     assert "v4" in capsys.readouterr().out.splitlines()[2]
+    search(tmp_path / "index", str(tmp_path / "q.npy"), min_probability=0.999)
+    assert "left out: " in capsys.readouterr().out
     with pytest.raises(SearchIndexError, match="no index here"):
         search(tmp_path / "nothing", str(tmp_path / "q.npy"))
     # Other features under a known name are not searched, and that is said.
@@ -75,3 +77,11 @@ def test_pieces_of_one_answer_are_no_answers(tmp_path):
     assert (hits[0]["start"], hits[0]["end"]) == pytest.approx((600, 660), abs=8)
     assert len(hits) == 5
     assert all(0.4 * 60 <= hit["end"] - hit["start"] <= 2.5 * 60 for hit in hits)
+
+
+def test_a_clock_is_asked_for_where_an_index_has_several(tmp_path):
+    for name, seconds in (("a", 1.0), ("b", 2.0)):
+        write_features(tmp_path / f"{name}.h5", [(name, np.ones((9, 4), "f4"))])
+        index(tmp_path / "index", tmp_path / f"{name}.h5", seconds_per_step=seconds)
+    with pytest.raises(UsageError, match="seconds-per-step is needed"):
+        index(tmp_path / "index", tmp_path / "a.h5")

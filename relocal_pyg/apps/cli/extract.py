@@ -22,6 +22,7 @@ from relocal_pyg.apps.cli.options import (
     load_protocol,
     say,
 )
+from relocal_pyg.errors import UsageError
 
 if TYPE_CHECKING:
     from relocal_pyg.data.annotations import Quarantine
@@ -57,8 +58,10 @@ def extract(
         strict: Stop at the first bad video with exit code 2.
     """
     from relocal_pyg.data.annotations import Quarantine
-    from relocal_pyg.video.folder import extract_folder
+    from relocal_pyg.video.folder import VIDEO_SUFFIXES, extract_folder
 
+    if output.suffix.lower() in (".npy", *VIDEO_SUFFIXES):
+        raise UsageError("is written as HDF5: name it .h5", file=output)
     quarantine = Quarantine(strict=strict)
     backbone = load_backbone(network, device)
     try:

@@ -28,10 +28,10 @@ from relocal_pyg.apps.cli.options import (
     Probability,
     Rate,
     Steps,
-    StepSeconds,
     choose_matcher,
     is_features,
     load_network,
+    number,
     say,
 )
 from relocal_pyg.errors import FeatureError, UsageError, ascii_line
@@ -58,7 +58,9 @@ def index(
     rate: Rate = None,
     workers: Steps = None,
     device: DeviceName = "auto",
-    seconds_per_step: StepSeconds = 1.0,
+    seconds_per_step: Annotated[
+        float | None, number("SECONDS", time=True, above=0, most=1e6)
+    ] = None,
     key: str | None = None,
 ) -> None:
     """Make FOLDER a search index of the videos of FEATURES, or add them to the one it holds.
@@ -77,7 +79,8 @@ def index(
             for c3d).
         workers: Videos: how many at a time; all processors where left out.
         device: Where networks run; "auto" is cuda where there is one.
-        seconds_per_step: Features: duration of one step.
+        seconds_per_step: Features: duration of one step; that of the videos that the index holds
+            where left out, or 1.
         key: Name of the feature array inside a video's group.
     """
     from relocal_pyg.data.annotations import Quarantine
@@ -106,7 +109,15 @@ def index(
             network=network.plain(),
         )
         print_extraction(done, quarantine)
-        features, seconds_per_step = made.features, backbone.clip_stride / made.rate_hz
+        features, seconds = made.features, backbone.clip_stride / made.rate_hz
+    elif seconds_per_step is None:
+        shards = opened.shards if opened is not None else ()
+        clocks = {float(each) for shard in shards for each in shard.seconds_per_step} or {1.0}
+        if len(clocks) > 1:
+            raise UsageError("--seconds-per-step is needed: the index has several", file=folder)
+        (seconds,) = clocks
+    else:
+        seconds = seconds_per_step
     say(f"matcher: {why}")
     store = FeatureStore(features, key=key)
     changed, unusable = [], Quarantine()
@@ -119,7 +130,7 @@ def index(
                 unusable.add(features, video_id, error.reason, error=FeatureError)
                 continue
             if opened is None or video_id not in opened.places:
-                yield video_id, rows, seconds_per_step
+                yield video_id, rows, seconds
             elif not same_rows(rows, opened.video(video_id)[0]):
                 changed.append(video_id)
 
@@ -219,6 +230,8 @@ def search(
     if found.count is not None:
         print(f"found: {found.count}")
     print_hits(hits)
+    if left := len(found.hits) - len(hits):
+        print(f"left out: {left} below --min-probability {least:g}")
     if exports.json_file is not None:
         write_answers(
             exports.json_file,

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from relocal_pyg.errors import UsageError
+from relocal_pyg.errors import UsageError, check_number
 from relocal_pyg.models.base import Ranking, Relocalizer, Surroundings
 
 Variant = Literal["average", "chou", "block"]
@@ -57,6 +57,9 @@ class FrameLevel(Relocalizer):
     ) -> None:
         if variant not in ("average", "chou", "block"):
             raise UsageError(f"variant is {variant!r}: average, chou or block wanted")
+        check_number(min_steps, "min_steps", least=1, whole=True)
+        if max_steps is not None:
+            check_number(max_steps, "max_steps", least=min_steps, whole=True)
         self.variant: Variant = variant
         self.min_steps = min_steps
         self.max_steps = max_steps

@@ -203,3 +203,11 @@ def test_videos_need_annotations_and_exclude_features(folder, tmp_path, capsys):
     arguments += ["--annotations", str(tmp_path / "a.csv"), "--features", str(tmp_path / "f.h5")]
     assert main(arguments) == 2
     assert "not both" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["a.npy", "a.mp4"])
+def test_features_are_not_written_under_the_name_of_something_else(tmp_path, capsys, name):
+    target = tmp_path / name
+    assert main(["extract", str(tmp_path), "-o", str(target)]) == 2
+    assert "name it .h5" in capsys.readouterr().err
+    assert not target.exists()
