@@ -141,9 +141,8 @@ def _add(
         known.add(video_id)
         features = as_features(array, video_id)
         if listed.channels not in (0, features.shape[1]):
-            raise FeatureError(
-                f"has {features.shape[1]} channels, the index {listed.channels}", record=video_id
-            )
+            reason = f"has {features.shape[1]} channels, the index {listed.channels}"
+            raise FeatureError(reason, record=video_id)
         model.check_width(features.shape[1], video_id)
         listed.channels = features.shape[1]
         windows = clip_moments(as_proposals(proposals(len(features))), len(features))
@@ -278,20 +277,16 @@ class SearchIndex:
         if isinstance(self.model, torch.nn.Module):
             self.model.eval()
         if listed.shards and self.model.in_channels not in (None, listed.channels):
-            raise SearchIndexError(
-                f"says that it holds {listed.channels} channels, and its model takes "
-                f"{self.model.in_channels}",
-                file=folder,
-            )
+            taken = self.model.in_channels
+            reason = f"says that it holds {listed.channels} channels, and its model takes {taken}"
+            raise SearchIndexError(reason, file=folder)
         states = (0, 0)  # (T, d) of what the model keeps of a proposal
         if listed.shards:
             one = torch.zeros(1, listed.channels), torch.tensor([[0.0, 1.0]])
             if (kept := self.model.encode(*one)) is not None:
                 states = kept[0].shape[1], kept[0].shape[2]
         self.shards = [Shard(folder, one, listed, states, verify=verify) for one in listed.shards]
-        self.places = {
-            name: (shard, number) for shard in self.shards for number, name in enumerate(shard.ids)
-        }
+        self.places = {name: (s, n) for s in self.shards for n, name in enumerate(s.ids)}
         total, steps = torch.zeros(listed.channels, dtype=torch.float64), 0.0
         for shard in self.shards:
             count = torch.from_numpy(np.diff(shard.first_step)).double()
@@ -396,15 +391,19 @@ class SearchIndex:
 
     def video(self, video_id: str) -> tuple[Tensor, float]:
         """Features ``[n, F]`` of a video, and the seconds of a step; errors as :meth:`duration`."""
-        if video_id not in self.places:
-            raise SearchIndexError("is not in the index", record=video_id)
-        shard, number = self.places[video_id]
+        shard, number = self._place(video_id)
         return shard.video(number), float(shard.seconds_per_step[number])
 
     def duration(self, video_id: str) -> float:
         """Seconds of a video; ``SearchIndexError`` where the index does not hold it."""
-        video, step = self.video(video_id)
-        return len(video) * step
+        shard, number = self._place(video_id)
+        steps = int(shard.first_step[number + 1] - shard.first_step[number])
+        return steps * float(shard.seconds_per_step[number])
+
+    def _place(self, video_id: str) -> tuple[Shard, int]:
+        if video_id not in self.places:
+            raise SearchIndexError("is not in the index", record=video_id)
+        return self.places[video_id]
 
     def example(self, video_id: str, start: float, end: float, good: bool) -> Example:
         """A stretch of a video, in seconds, that somebody said yes or no to.
