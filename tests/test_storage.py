@@ -157,8 +157,16 @@ def test_without_exchange_the_result_is_the_same(
     assert names(tmp_path) == ["last"]
 
 
+@pytest.mark.parametrize(
+    ("fault", "told"),
+    [
+        (OSError(28, "No space left on device"), OutputError),
+        (KeyboardInterrupt(), KeyboardInterrupt),
+    ],
+    ids=["disk", "signal"],
+)
 def test_without_exchange_a_failed_rename_puts_the_old_folder_back(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fault: BaseException, told: type[BaseException]
 ) -> None:
     monkeypatch.setattr(storage, "_exchange", lambda first, second: False)
     fill(tmp_path / "last", a="1")
@@ -166,13 +174,31 @@ def test_without_exchange_a_failed_rename_puts_the_old_folder_back(
 
     def broken(self: Path, target: Path) -> Path:
         if self.name == "new":
-            raise OSError(28, "No space left on device")
+            raise fault
         return rename(self, target)
 
     monkeypatch.setattr(Path, "rename", broken)
-    with pytest.raises(OutputError, match="No space"):
+    with pytest.raises(told):
         fill(tmp_path / "last", b="2")
     assert (tmp_path / "last" / "a").read_text() == "1"
+
+
+@pytest.mark.parametrize("place", ["fcntl.flock", "shutil.rmtree"])
+def test_a_signal_while_a_folder_is_made_or_removed_leaves_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str
+) -> None:
+    module, name = place.split(".")
+    usual = getattr(getattr(storage, module), name)
+
+    def signalled(*given: object, **named: object) -> None:
+        monkeypatch.undo()
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(getattr(storage, module), name, signalled)
+    with pytest.raises(KeyboardInterrupt):
+        write(tmp_path / "a.txt", "new")
+    assert getattr(getattr(storage, module), name) is usual
+    assert not [name for name in names(tmp_path) if name.startswith(".relocal-")]
 
 
 def test_without_exchange_a_kill_between_the_renames_loses_nothing(tmp_path: Path) -> None:

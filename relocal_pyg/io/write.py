@@ -516,27 +516,33 @@ def _scratch(target: Path) -> Iterator[Path]:
     """A private locked folder beside ``target``, removed at the end, come what may."""
     target.parent.mkdir(parents=True, exist_ok=True)
     sweep(target)
-    scratch, handle = _claim(target)
+    scratch, handle = target.parent / f"{_prefix(target)}{secrets.token_hex(8)}", None
     try:
+        while handle is None:
+            handle = _claim(scratch)
         yield scratch
     finally:
-        shutil.rmtree(scratch, ignore_errors=True)
-        os.close(handle)
-
-
-def _claim(target: Path) -> tuple[Path, int]:
-    while True:
-        scratch = target.parent / f"{_prefix(target)}{secrets.token_hex(8)}"
-        scratch.mkdir(mode=0o700)
         try:
-            handle = os.open(scratch, os.O_RDONLY | os.O_DIRECTORY)
-        except FileNotFoundError:  # swept by another writer before it was locked
-            continue
-        with contextlib.suppress(OSError):  # no locks on this file system: it is not swept either
-            fcntl.flock(handle, fcntl.LOCK_EX)
-        if scratch.exists():
-            return scratch, handle
-        os.close(handle)
+            shutil.rmtree(scratch, ignore_errors=True)
+        finally:  # should a signal have fallen into it
+            shutil.rmtree(scratch, ignore_errors=True)
+            if handle is not None:
+                os.close(handle)
+
+
+def _claim(scratch: Path) -> int | None:
+    """Make a folder and lock it; None where another writer swept it in between."""
+    scratch.mkdir(mode=0o700)
+    try:
+        handle = os.open(scratch, os.O_RDONLY | os.O_DIRECTORY)
+    except FileNotFoundError:
+        return None
+    with contextlib.suppress(OSError):  # no locks on this file system: it is not swept either
+        fcntl.flock(handle, fcntl.LOCK_EX)
+    if scratch.exists():
+        return handle
+    os.close(handle)
+    return None
 
 
 def _prefix(target: Path) -> str:
@@ -564,12 +570,12 @@ def _flush(path: Path) -> None:
 
 
 def _move_over(new: Path, target: Path, *, aside: Path) -> None:
-    target.rename(aside)
     try:
+        target.rename(aside)
         new.rename(target)
-    except OSError:
-        aside.rename(target)
-        raise
+    finally:  # a failure or a signal between the two
+        if not os.path.lexists(target):
+            aside.rename(target)
 
 
 def _exchange(first: Path, second: Path) -> bool:
