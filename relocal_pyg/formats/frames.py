@@ -112,12 +112,8 @@ def otio(clips: Sequence[Clip]) -> str:
         facts |= {"label": one_line(clip.label)}
         facts |= {"start_seconds": clip.start, "end_seconds": clip.end}
         marker = {"name": clip.caption, "color": "BLUE", "marked_range": cut, "metadata": {}}
-        media: dict[str, Any] = {
-            "name": clip.source.name,
-            "target_url": clip.source.url,
-            "metadata": {},
-        }
-        media["available_range"] = None if count is None else span(begin, count)
+        media: dict[str, Any] = {"name": clip.source.name, "target_url": clip.source.url}
+        media |= {"metadata": {}, "available_range": None if count is None else span(begin, count)}
         children.append(
             schema(
                 "Clip.2",

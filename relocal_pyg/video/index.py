@@ -344,12 +344,12 @@ def find_rows(
         # About as long as the query, where there are such: an index holds windows of every length,
         # and short ones inside an action would fill the list with pieces of one answer.
         low, high = SCALES[0] * len(rows), SCALES[1] * max(len(rows), SHORTEST_WINDOW)
-        places = {hit: index.places[hit.video_id] for hit in hits}
-        steps = {
-            hit: round((hit.end - hit.start) / shard.seconds_per_step[number], 3)
-            for hit, (shard, number) in places.items()
-        }
-        hits = [hit for hit in hits if low <= steps[hit] <= high] or hits
+
+        def steps(hit: Hit) -> float:
+            shard, number = index.places[hit.video_id]
+            return round((hit.end - hit.start) / float(shard.seconds_per_step[number]), 3)
+
+        hits = [hit for hit in hits if low <= steps(hit) <= high] or hits
         hits = _places(hits, nms_threshold, top_k + ROOM * len(judged))
         hits = index.with_probabilities(hits, rows, around) if sure else hits
     others = [

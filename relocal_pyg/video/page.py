@@ -150,6 +150,14 @@ _PICTURE, _LINE, _GAP = 120, 26, 6
 MOST_ON_SHEET = 400
 
 
+def sheet_kind(path: str | Path) -> str:
+    """What Pillow calls the format of a contact sheet, by its ending; a UsageError by another."""
+    kind = {".jpg": "JPEG", ".jpeg": "JPEG", ".png": "PNG"}.get(Path(path).suffix.lower())
+    if kind is None:
+        raise UsageError("a contact sheet ends in .jpg or .png", file=path)
+    return kind
+
+
 def write_contact_sheet(path: str | Path, ranked: Sequence[tuple[Source, Moment]]) -> None:
     """Write one picture of moments: a line and six pictures each, best first.
 
@@ -165,9 +173,7 @@ def write_contact_sheet(path: str | Path, ranked: Sequence[tuple[Source, Moment]
     from matplotlib import font_manager
     from PIL import Image, ImageDraw, ImageFont
 
-    kind = {".jpg": "JPEG", ".jpeg": "JPEG", ".png": "PNG"}.get(Path(path).suffix.lower())
-    if kind is None:
-        raise UsageError("a contact sheet ends in .jpg or .png", file=path)
+    kind = sheet_kind(path)
     if not 1 <= len(ranked) <= MOST_ON_SHEET:
         most = f"1 to {MOST_ON_SHEET} moments"
         raise UsageError(f"a contact sheet shows {most}, not {len(ranked)}", file=path)

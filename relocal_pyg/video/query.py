@@ -63,6 +63,12 @@ class VideoQuery:
         if not 0 <= first < last:
             raise UsageError(f"the query range {first:g} to {last:g} s is empty or negative")
 
+    def check_start(self, duration: float) -> None:
+        """Refuse a clip that begins after the end of its video, in seconds, with a UsageError."""
+        if (start := self.start or 0.0) >= duration:
+            why = f"the query starts at {start:g} s, its video ends at {duration:g} s"
+            raise UsageError(why, file=self.path)
+
 
 @dataclass(frozen=True)
 class StillQuery:
@@ -121,11 +127,8 @@ class Asked:
         ends, step = min(until, around.duration), around.seconds_per_step
         first, last = 0, len(around)
         if not clip.whole:
-            asked = clip.start or 0.0
-            if asked >= around.duration:
-                why = f"the query starts at {asked:g} s, its video ends at {around.duration:g} s"
-                raise UsageError(why, file=clip.path)
-            span = torch.tensor([asked, until], dtype=torch.float64)
+            clip.check_start(around.duration)
+            span = torch.tensor([clip.start or 0.0, until], dtype=torch.float64)
             first, last = seconds_to_steps(span, step, last).tolist()
         # What is before the first picture of a file shows nothing.
         first = min(max(first, math.floor(begins / step + 1e-6)), last - 1)

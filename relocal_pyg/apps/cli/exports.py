@@ -81,9 +81,10 @@ class ExportOptions:
             format_of("x", self.format)  # is there such a format?
             endings = " or ".join(FORMATS[self.format].suffixes)
             raise UsageError(f"--format {self.format} needs a file for --export, {endings}")
-        sheet = self.contact_sheet
-        if sheet is not None and sheet.suffix.lower() not in (".jpg", ".jpeg", ".png"):
-            raise UsageError("a contact sheet ends in .jpg or .png", file=sheet)
+        if self.contact_sheet is not None:
+            from relocal_pyg.video.page import sheet_kind
+
+            sheet_kind(self.contact_sheet)
         return names
 
     def try_on(self, source: Source) -> None:

@@ -96,7 +96,8 @@ def number(metavar: str, *, time: bool = False, whole: bool = False, **bounds: f
 
 #: Options that several commands share. Where a default may be None, "None" stands for it.
 Seconds = Annotated[float | None, number("SECONDS", time=True, least=0, most=1e9)]
-StepSeconds = Annotated[float, number("SECONDS", time=True, above=0, most=1e6)]
+STEP_SECONDS = number("SECONDS", time=True, above=0, most=1e6)
+StepSeconds = Annotated[float, STEP_SECONDS]
 Rate = Annotated[float | None, number("HZ", above=0, most=1000)]
 Count = Annotated[int, number("N", whole=True, least=1, most=1e9)]
 Steps = Annotated[int | None, number("N", whole=True, least=1, most=1e9)]

@@ -20,6 +20,7 @@ from relocal_pyg.apps.cli.exports import (
 from relocal_pyg.apps.cli.extract import print_extraction
 from relocal_pyg.apps.cli.find import QueryOptions, bars_on_terminal, likely
 from relocal_pyg.apps.cli.options import (
+    STEP_SECONDS,
     BackboneOptions,
     Count,
     DeviceName,
@@ -31,7 +32,6 @@ from relocal_pyg.apps.cli.options import (
     choose_matcher,
     is_features,
     load_network,
-    number,
     say,
 )
 from relocal_pyg.errors import FeatureError, UsageError, ascii_line
@@ -58,9 +58,7 @@ def index(
     rate: Rate = None,
     workers: Steps = None,
     device: DeviceName = "auto",
-    seconds_per_step: Annotated[
-        float | None, number("SECONDS", time=True, above=0, most=1e6)
-    ] = None,
+    seconds_per_step: Annotated[float | None, STEP_SECONDS] = None,
     key: str | None = None,
 ) -> None:
     """Make FOLDER a search index of the videos of FEATURES, or add them to the one it holds.
@@ -89,8 +87,8 @@ def index(
     from relocal_pyg.video.folder import VIDEO_SUFFIXES
 
     matcher, why = choose_matcher(model, device)
-    there = (folder / "index.json").exists()  # perhaps without a video: a run was killed early
-    opened = SearchIndex(folder, matcher, verify=False) if there else None
+    there = folder / "index.json"  # perhaps without a video: a run was killed early
+    opened = SearchIndex(folder, matcher, verify=False) if there.exists() else None
     if features.is_dir() or features.suffix.lower() in VIDEO_SUFFIXES:
         from relocal_pyg.video.index import IndexedVideos, index_features
 
@@ -134,7 +132,7 @@ def index(
             elif not same_rows(rows, opened.video(video_id)[0]):
                 changed.append(video_id)
 
-    added = (add_videos if there else build_index)(folder, matcher, videos())
+    added = (build_index if opened is None else add_videos)(folder, matcher, videos())
     say(f"{added} videos added, {0 if opened is None else len(opened)} there before: {folder}")
     if 0 < len(unusable) == len(store.ids):
         raise FeatureError(f"no video could be used: {unusable.summary()}", file=features)
@@ -233,6 +231,8 @@ def search(
     if left := len(found.hits) - len(hits):
         print(f"left out: {left} below --min-probability {least:g}")
     if exports.json_file is not None:
+        each = [(files.get(name, name), *said) for name, said in how["judged"]]
+        judged = [dict(zip(EXAMPLE, one, strict=True)) for one in each]
         write_answers(
             exports.json_file,
             [(hit.video_id, hit) for hit in hits],
@@ -242,13 +242,7 @@ def search(
             count=found.count,
             settings=found.settings,
             query_span=found.span,
-            examples=[
-                *asked.plain(),
-                *(
-                    dict(zip(EXAMPLE, (files.get(name, name), *said), strict=True))
-                    for name, said in how["judged"]
-                ),
-            ],
+            examples=[*asked.plain(), *judged],
         )
     write_exports(exports, lambda: locate(hits, files, opened), label)
     if exports.report is not None:

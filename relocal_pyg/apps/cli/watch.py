@@ -121,9 +121,8 @@ def _searcher(
         wanted = look_at(asked, query)
         if isinstance(wanted, StillQuery):
             Asked.still(wanted, loaded()[0], 1.0)
-        elif wanted.start and wanted.start >= (end := probe(wanted.path).duration or math.inf):
-            reason = f"the query starts at {wanted.start:g} s, its video ends at {end:g} s"
-            raise UsageError(reason, file=wanted.path)
+        else:
+            wanted.check_start(probe(wanted.path).duration or math.inf)
 
     return answer, check
 
