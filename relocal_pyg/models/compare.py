@@ -6,6 +6,7 @@ Features enter here and only similarities leave, so that a network on top takes 
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -41,6 +42,8 @@ _GRID = 64
 _CUT = 6.0
 #: Windows whose tables are in memory at once.
 _CHUNK = 2048
+#: Channels of the narrowest rows taken as they are, and to how many narrower ones are brought.
+_NARROWEST, _WIDENED = 5, 16
 #: Mean cosine of order alone from which on the same is done in the same way, the fewest steps that
 #: have an order, and from which difference of lengths (logarithm) on the pace is another.
 _IN_ORDER, _ORDERED, _SAME_PACE = 0.5, 8, 0.15
@@ -82,6 +85,7 @@ def similarity_tables(
     """
     half = 0 if seconds_per_step is None else round(0.5 / seconds_per_step)
     half = half or max(1, round(len(query) / 8))
+    query, reference, query_video, background = widened(query, reference, query_video, background)
 
     query_centre, centre = own_centres(reference, query_video, background)
     rows, columns = query - query_centre, reference - centre
@@ -105,6 +109,30 @@ def similarity_tables(
             cosines(query - mean_row(query), columns - _moving_mean(columns, len(query))),
         ]
     )
+
+
+def widened(*sides: Tensor | None) -> tuple[Any, ...]:
+    """Rows ``[n, F]`` of few channels beside those of the steps around them; others as they are.
+
+    A step of two or three channels says next to nothing, its course does (delay embedding; Takens,
+    1981). Training showed none of so few. Ends are repeated; a row ``[F]`` stands for all steps.
+
+    Example:
+        >>> widened(torch.arange(3.0)[:, None].expand(3, 4), None)[0][:, 4:16:4].tolist()
+        [[0.0, 0.0, 1.0], [0.0, 1.0, 2.0], [1.0, 2.0, 2.0]]
+    """
+    made: list[Tensor | None] = []
+    for rows in sides:
+        if rows is not None and rows.shape[-1] < _NARROWEST:
+            half = math.ceil((_WIDENED / rows.shape[-1] - 1) / 2)
+            delay = torch.arange(-half, half + 1, device=rows.device)
+            if rows.dim() == 1:
+                rows = rows.repeat(len(delay))
+            elif len(rows) > 0:
+                step = torch.arange(len(rows), device=rows.device)[:, None] + delay
+                rows = rows[step.clamp(0, len(rows) - 1)].flatten(1)
+        made.append(rows)
+    return tuple(made)
 
 
 def own_channels(query: Tensor, reference: Tensor) -> tuple[Tensor, Tensor]:
@@ -189,6 +217,8 @@ class Comparison:
         seconds_per_step: float | None = None,
         tables: Tensor | None = None,
     ) -> None:
+        sides = widened(query, reference, query_video, background)
+        query, reference, query_video, background = sides
         known = query_video, background, seconds_per_step
         if tables is None:
             tables = similarity_tables(query, reference, *known)

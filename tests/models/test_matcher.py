@@ -338,7 +338,7 @@ def test_pretrained_takes_any_width(rng: torch.Generator) -> None:
 def test_a_clip_of_few_steps_is_found(rng: torch.Generator, length: int) -> None:
     """Each step shows one of eight scenes, but for the clip, which shows a ninth."""
     model = load_model("pretrained")
-    for start in range(2, 50, 2):
+    for start in range(2, 50, 6):
         scenes = torch.randn(9, 16, generator=rng)
         video, reference = scenes[torch.randint(8, (2, 60), generator=rng)]
         for rows in (video, reference):
@@ -348,6 +348,20 @@ def test_a_clip_of_few_steps_is_found(rng: torch.Generator, length: int) -> None
         best = model.localize(clip, reference, query_video=video, top_k=1)[0]
         # One of two steps covers a step to exactly a half.
         assert tiou((best.start, best.end), place) >= 0.5
+
+
+@pytest.mark.slow
+def test_a_movement_of_few_channels_is_found(rng: torch.Generator) -> None:
+    """Three joints turn smoothly; somebody else moves as the clip does, a little otherwise."""
+    model, found = load_model("pretrained"), 0
+    for start in [*range(10, 98, 11)] * 2:
+        walk = torch.randn(3, 150, 3, generator=rng).cumsum(dim=1)
+        video, reference, other = walk[:, 15:] - walk[:, :-15]
+        reference[start : start + 24] = video[60:84]
+        reference += 0.15 * other
+        best = model.localize(video[60:84], reference, query_video=video, top_k=1)[0]
+        found += int(tiou((best.start, best.end), (start, start + 24)) > 0.5)
+    assert found >= 12  # step by step, 10
 
 
 def test_what_a_step_added_is_what_its_parts_added(rng: torch.Generator) -> None:
