@@ -6,8 +6,9 @@ import json
 import os
 import sys
 import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -23,7 +24,7 @@ from relocal_pyg.apps.cli.options import (
     say,
     split_place,
 )
-from relocal_pyg.errors import UsageError, check_number
+from relocal_pyg.errors import RelocalError, UsageError, check_number
 from relocal_pyg.formats import FORMATS, MAY_BE_EMPTY, export_clips, format_of, render, to_clips
 from relocal_pyg.formats.clips import DOUBT, Clip, Source, clock
 from relocal_pyg.formats.importing import is_still
@@ -301,37 +302,67 @@ def files_of(index: Path) -> dict[str, str]:
     return {name: str(file) for name, file in IndexedVideos.load(index).files.items()}
 
 
-def write_exports(
+def write_all(tasks: Iterable[Callable[[], object]]) -> None:
+    """Do every task: one file that cannot be written takes no other one of a long search along.
+
+    Raises:
+        RelocalError: The first that failed, once the others are done; later ones are warned of.
+        OSError: Likewise.
+    """
+    failures: list[Exception] = []
+    for task in tasks:
+        try:
+            task()
+        except (RelocalError, OSError) as error:
+            failures.append(error)
+    for other in failures[1:]:
+        warnings.warn(str(other), stacklevel=2)
+    if failures:
+        raise failures[0]
+
+
+def exporting(
     options: ExportOptions,
     answers: Callable[[], Sequence[tuple[Source, Moment]]],
     label: str,
     stream: int | None = None,
-) -> None:
-    """Write moments, best first, into every file that was asked for."""
-    csv_file, srt_file, sheet = options.csv_file, options.srt_file, options.contact_sheet
-    if not (options.export or csv_file or srt_file or sheet or options.cut):
-        return
-    found = answers()
-    plain = to_clips(found, label)
-    for file, name in ((csv_file, "csv"), (srt_file, "srt")):
-        if file is not None:
-            export_clips(file, plain, name)
-    padded = to_clips(found, label, options.padding or 0.0)
-    for file, name in options.formats().items():
-        if not padded and name not in MAY_BE_EMPTY:
+) -> Iterator[Callable[[], None]]:
+    """What is left to do to write moments, best first, into every file that was asked for."""
+    found = cache(answers)
+
+    def plain(file: Path, name: str) -> None:
+        export_clips(file, to_clips(found(), label), name)
+
+    def padded() -> list[Clip]:
+        return to_clips(found(), label, options.padding or 0.0)
+
+    def export(file: Path, name: str) -> None:
+        clips = padded()
+        if not clips and name not in MAY_BE_EMPTY:
             say(f"nothing was found: {file} is not written")
-            continue
-        for written in export_clips(file, padded, name, options.timeline_start):
+            return
+        for written in export_clips(file, clips, name, options.timeline_start):
             say(f"{FORMATS[name].title}: {written}")
-    if options.cut is not None:
-        _cut_moments(options.cut, options.reencode, padded, stream)
-    if sheet is not None and not found:
-        say(f"nothing was found: {sheet} is not written")
-    elif sheet is not None:
+
+    def show(sheet: Path) -> None:
         from relocal_pyg.video.page import write_contact_sheet
 
-        write_contact_sheet(sheet, found)
+        if not found():
+            say(f"nothing was found: {sheet} is not written")
+            return
+        write_contact_sheet(sheet, found())
         say(f"contact sheet: {sheet}")
+
+    if options.csv_file is not None:
+        yield partial(plain, options.csv_file, "csv")
+    if options.srt_file is not None:
+        yield partial(plain, options.srt_file, "srt")
+    for file, name in options.formats().items():
+        yield partial(export, file, name)
+    if (folder := options.cut) is not None:
+        yield lambda: _cut_moments(folder, options.reencode, padded(), stream)
+    if options.contact_sheet is not None:
+        yield partial(show, options.contact_sheet)
 
 
 def _cut_moments(folder: Path, reencode: bool, clips: Sequence[Clip], stream: int | None) -> None:

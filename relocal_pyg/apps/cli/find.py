@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -14,12 +15,13 @@ import tyro
 from relocal_pyg.apps.cli.exports import (
     EXAMPLE,
     ExportOptions,
+    exporting,
     place_name,
     read_feedback,
     read_saved,
+    write_all,
     write_answers,
     write_explanation,
-    write_exports,
 )
 from relocal_pyg.apps.cli.options import (
     OUT_FILE,
@@ -304,23 +306,28 @@ def find(
     print_answer(answer, verbose, least)
     facts = answer.facts
     moments = [each for each in answer.moments if likely(each, least)]
-    if exports.json_file is not None:
-        video = place_name(reference)
-        write_answers(exports.json_file, [(video, moment) for moment in moments], **facts)
-    if explain is not None:
-        write_explanation(explain, moments, answer.contributions, answer.seconds_per_step, facts)
 
     def ranked() -> list[tuple[Source, Moment]]:
         source = answer.source()
         return [(source, moment) for moment in moments]
 
-    write_exports(exports, ranked, label, look.stream)
-    if exports.report is not None and answer.found is not None:
+    def write_page(path: Path, found: Found) -> None:
         from relocal_pyg.video.page import write_found_page
 
-        shown = replace(answer.found, moments=moments)
-        write_found_page(exports.report, shown, why=facts["matcher"])
-        say(f"report: {exports.report}")
+        write_found_page(path, replace(found, moments=moments), why=facts["matcher"])
+        say(f"report: {path}")
+
+    tasks: list[Callable[[], None]] = []
+    if (file := exports.json_file) is not None:
+        named = [(place_name(reference), moment) for moment in moments]
+        tasks.append(partial(write_answers, file, named, **facts))
+    if explain is not None:
+        told = answer.contributions, answer.seconds_per_step, facts
+        tasks.append(partial(write_explanation, explain, moments, *told))
+    tasks += exporting(exports, ranked, label, look.stream)
+    if exports.report is not None and answer.found is not None:
+        tasks.append(partial(write_page, exports.report, answer.found))
+    write_all(tasks)
 
 
 def find_in_features(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -12,10 +13,11 @@ import tyro
 from relocal_pyg.apps.cli.exports import (
     EXAMPLE,
     ExportOptions,
+    exporting,
     files_of,
     read_feedback,
+    write_all,
     write_answers,
-    write_exports,
 )
 from relocal_pyg.apps.cli.extract import print_extraction
 from relocal_pyg.apps.cli.find import QueryOptions, bars_on_terminal, likely
@@ -230,11 +232,12 @@ def search(
     print_hits(hits)
     if left := len(found.hits) - len(hits):
         print(f"left out: {left} below --min-probability {least:g}")
-    if exports.json_file is not None:
+
+    def write_json(path: Path) -> None:
         each = [(files.get(name, name), *said) for name, said in how["judged"]]
         judged = [dict(zip(EXAMPLE, one, strict=True)) for one in each]
         write_answers(
-            exports.json_file,
+            path,
             [(hit.video_id, hit) for hit in hits],
             query=title,
             reference=str(folder),
@@ -244,14 +247,21 @@ def search(
             query_span=found.span,
             examples=[*asked.plain(), *judged],
         )
-    write_exports(exports, lambda: locate(hits, files, opened), label)
-    if exports.report is not None:
+
+    def write_page(path: Path) -> None:
         from relocal_pyg.video.page import write_found_page
 
         names, answers = (title, str(folder)), replace(found, hits=hits)
         places = {name: Path(file) for name, file in files.items()}
-        write_found_page(exports.report, answers, why=why, names=names, files=places)
-        say(f"report: {exports.report}")
+        write_found_page(path, answers, why=why, names=names, files=places)
+        say(f"report: {path}")
+
+    tasks = [*exporting(exports, lambda: locate(hits, files, opened), label)]
+    if exports.json_file is not None:
+        tasks.insert(0, partial(write_json, exports.json_file))
+    if exports.report is not None:
+        tasks.append(partial(write_page, exports.report))
+    write_all(tasks)
 
 
 def print_hits(hits: Sequence[Hit]) -> None:

@@ -13,7 +13,7 @@ import torch
 from relocal_pyg.apps.cli import main
 from relocal_pyg.apps.cli.options import split_place
 from relocal_pyg.data.features import write_features
-from relocal_pyg.errors import FeatureError
+from relocal_pyg.errors import FeatureError, OutputError
 from relocal_pyg.models import ContrastMatcher
 from relocal_pyg.models.examples import Example, trace
 from relocal_pyg.models.occurrences import GUESS, occurrences
@@ -241,3 +241,29 @@ def test_numbers_whose_squares_overflow_are_refused(place, capsys):
     np.save("large.npy", rows)
     assert main(["find", "large.npy", "reference.npy", "--json", "-"]) == 2
     assert "step 3 is too large" in capsys.readouterr().err
+
+
+def test_what_cannot_be_written_takes_nothing_else_along(
+    place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The disk is full for one file of three, and nothing is left to explain."""
+    from relocal_pyg.apps.cli import exports
+
+    write = exports.export_clips
+
+    def full(file: Path, *rest: object) -> list[Path]:
+        if file.suffix == ".vtt":
+            raise OutputError("No space left on device", file=file)
+        return write(file, *rest)
+
+    monkeypatch.setattr(exports, "export_clips", full)
+    found = ["find", "clip.npy", "reference.npy", "--model", "contrast", "--json", "a.json"]
+    assert main([*found, "--export", "a.vtt", "a.srt", "--csv", "a.csv"]) == 2
+    assert capsys.readouterr().err == "relocal: a.vtt: No space left on device\n"
+    for name in ("a.json", "a.srt", "a.csv"):
+        assert Path(name).stat().st_size > 0
+    asked = [*found, "--min-probability", "1", "--force", "--explain", "why.json"]
+    with pytest.warns(UserWarning, match="a.vtt: No space left on device"):
+        assert main([*asked, "--export", "a.vtt", "b.srt"]) == 2
+    assert capsys.readouterr().err.startswith("relocal: --explain: no answer")
+    assert Path("b.srt").is_file()
