@@ -58,6 +58,8 @@ if TYPE_CHECKING:
     from relocal_pyg.moments import Moment
     from relocal_pyg.video.rows import FeatureCache
 
+#: Seconds after which a command of --run is ended: it holds up all other files.
+RUN_SECONDS = 3600.0
 #: Columns of the table of a batch.
 COLUMNS = ("query", "query_start", "query_end", "reference")
 ANSWER = ("rank", "start", "end", "score", "probability", "presence")
@@ -160,7 +162,8 @@ def watch(
         rate: Videos: frames per second looked at; follows the clip's length where left out.
         settle: Seconds without a change after which a file counts as finished.
         run: Run this for every file in which something was found, with the line on its standard
-            input; no shell. After a kill it may run once more for a line, never not at all.
+            input; no shell. After a kill it may run once more for a line, never not at all; it is
+            ended after an hour.
         once: End when the files that are there have been searched.
         device: Where the networks run; "auto" takes a graphics processor where there is one.
     """
@@ -230,13 +233,18 @@ def watch(
 
 
 def _run(command: str, record: dict[str, Any], journal: Journal, number_of: int) -> None:
+    code: int | None = None
+    line = json.dumps(record).encode()
     try:
-        done = subprocess.run(shlex.split(command), input=json.dumps(record).encode())
+        code = subprocess.run(shlex.split(command), input=line, timeout=RUN_SECONDS).returncode
+        said = f"ended with {code}"
+    except subprocess.TimeoutExpired:
+        said = f"took more than {RUN_SECONDS:g} s and was ended"
     except (OSError, ValueError) as error:
         raise UsageError(f"--run: {error}") from None
-    journal.append({"ran": number_of, "exit": done.returncode})
-    if done.returncode:
-        warnings.warn(f"--run ended with {done.returncode} for {record['file']}", stacklevel=2)
+    journal.append({"ran": number_of, "exit": code})
+    if code != 0:
+        warnings.warn(f"--run {said} for {record['file']}", stacklevel=2)
 
 
 def batch(

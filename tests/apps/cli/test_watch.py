@@ -177,13 +177,18 @@ def test_what_is_wrong_with_the_query_is_not_put_down_to_the_files(tmp_path, cap
 
 
 @pytest.mark.filterwarnings("default")
-def test_a_command_that_fails_is_said(tmp_path, capsys):
+def test_a_command_that_fails_is_said(tmp_path, capsys, monkeypatch):
     (tmp_path / "in").mkdir()
     save(tmp_path / "query.npy", 0, 6)
     save(tmp_path / "in" / "a.npy", 1)
     assert watch(tmp_path, "--once", "--run", "sh -c 'exit 3'") == 0
     told = capsys.readouterr()
     assert told.err == "relocal: warning: --run ended with 3 for a.npy\n"
+    monkeypatch.setattr("relocal_pyg.apps.cli.watch.RUN_SECONDS", 0.1)
+    save(tmp_path / "in" / "b.npy", 1)
+    assert watch(tmp_path, "--once", "--run", "sleep 60") == 0
+    ended = "--run took more than 0.1 s and was ended for b.npy"
+    assert capsys.readouterr().err == f"relocal: warning: {ended}\n"
     assert len(told.out.splitlines()) == 1
 
 
