@@ -229,6 +229,8 @@ class Clock:
         """Whether the last packet that the header lists was read whole (MP4 lists them all)."""
         listed = stream.index_entries
         done = stream.frames > 0 and len(listed) > 0 and not self._torn
+        if done and stream.container.format.name == "avi":  # without a list one is made on the way
+            done = listed[-1].timestamp > 0.98 * stream.frames - 2
         return done and self._decoding >= listed[-1].timestamp * self._base
 
     def place(self, frame: Any) -> Iterator[tuple[float, Any]]:
@@ -303,10 +305,14 @@ def stated_ends(container: Any, stream: Any) -> list[float]:
     Two, the lower first, where it may count what is before the clock begins, or not.
     """
     begin = zero(container)
+    avi = container.format.name == "avi"
+    if avi and stream.frames >= 1 << 30:
+        return []  # written into a pipe: a number that was to be corrected at the end
     # Matroska keeps it as a tag: 00:00:17.046000000
     told = re.fullmatch(_DURATION, stream.metadata.get("DURATION", ""))
     if stream.duration:
-        end = float(stream.duration * stream.time_base)
+        # Of a piece of an AVI it is the length of the piece; its header counts all pictures.
+        end = float(max(stream.duration, stream.frames if avi else 0) * stream.time_base)
         if container.format.name not in _COUNTING:
             end += float((stream.start_time or 0) * stream.time_base) - begin
     elif told is not None:

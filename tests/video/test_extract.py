@@ -13,11 +13,11 @@ import torch
 from relocal_pyg.errors import FeatureError, OutputError, UsageError, VideoError
 from relocal_pyg.video import extract as module
 from relocal_pyg.video.backbones import FunctionBackbone
-from relocal_pyg.video.decode import VideoWarning, droppable, frames
+from relocal_pyg.video.decode import VideoWarning, droppable, frames, probe
 from relocal_pyg.video.extract import extract_video, progress_bar, sampling_rate
 from relocal_pyg.video.rows import FeatureCache
 
-pytest.importorskip("av")
+av = pytest.importorskip("av")
 
 
 def flat(level, height=48, width=64):
@@ -152,6 +152,29 @@ def test_progress_rises_to_the_duration(steps_video, capsys):
     with progress_bar("steps") as tick:
         extract_video(steps_video, mean_colour(), 12.5, progress=tick)
     assert capsys.readouterr().err == ""  # no terminal, no bar
+
+
+def test_a_piece_of_an_avi_says_what_is_missing(tmp_path):
+    """Without its list of pictures FFmpeg takes the length of an AVI from its size."""
+    noise, whole = np.random.default_rng(0), tmp_path / "a.avi"
+    with av.open(str(whole), "w") as output:
+        stream = output.add_stream("mpeg4", rate=25)
+        stream.width, stream.height = 64, 48
+        for _ in range(250):
+            picture = noise.integers(0, 255, (48, 64, 3), dtype=np.uint8)
+            output.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
+        output.mux(stream.encode())
+    assert extract_video(whole, mean_colour(), 5.0).problems == ()
+    piece, file = tmp_path / "piece.avi", whole.read_bytes()
+    piece.write_bytes(file[: len(file) * 6 // 10])
+    video = extract_video(piece, mean_colour(), 5.0, report=lambda problem: None)
+    assert "of the stated 10.0 s" in video.problems[-1]
+    assert probe(piece).duration == 10
+    # In a pipe the header keeps what stood there before anybody knew how many there would be.
+    piped, count = tmp_path / "piped.avi", (250).to_bytes(4, "little")
+    assert file[:300].count(count) == 2
+    piped.write_bytes(file[:300].replace(count, (1 << 30).to_bytes(4, "little")) + file[300:])
+    assert extract_video(piped, mean_colour(), 5.0).problems == ()
 
 
 def test_damage_is_reported_and_kept(tmp_path, write_video):
