@@ -141,7 +141,7 @@ def check_dataset(
         key: Name of the data set inside each group.
         max_bytes: Largest array that a video may declare.
         values: Read all values too: checksums, NaN and infinities.
-        clip: Cut segments that leave the video at its borders instead of setting them aside.
+        clip: As of :func:`relocal_pyg.data.read_annotations`.
         strict: Make the first unusable record an error.
         seconds_per_step: Duration of a step, where the features are known to be evenly spaced.
         time_limit: Seconds without a sign of life after which reading is given up.

@@ -331,12 +331,9 @@ class FeatureStore:
         return self._lengths[name]
 
     def read(self, video_id: str, start: int = 0, end: int | None = None) -> Tensor:
-        """Read steps ``[start, end)`` of a video, float32 ``[end - start, F]``.
+        """Read steps ``[start, end)`` of a video, all where not given, float32 ``[n, F]``.
 
-        Args:
-            video_id: A video id; ``x`` and ``v_x`` name the same video.
-            start: First step.
-            end: Step after the last one; the end of the video where None.
+        ``x`` and ``v_x`` name the same video.
 
         Raises:
             FeatureError: No such video or range, damaged, of another width than :attr:`dim`, or

@@ -147,14 +147,20 @@ def read_pairs(path: str | Path, protocol: Protocol, split: str) -> PairList:
         if query is None or reference is None:
             raise AnnotationError("lies outside its video", file=path, record=record)
         moments[query, clip, reference, row.get("label") or ""].add(span)
-    pairs = []
-    for (query, clip, reference, label), spans in moments.items():
-        found = tuple(sorted(spans))
-        name = f"{query.video_id}@{clip[0]}-{clip[1]}"
-        query = replace(query, item_id=name, label=label, moment=clip, moments=(clip,))
-        name = f"{reference.video_id}@" + ",".join(f"{start}-{end}" for start, end in found)
-        reference = replace(reference, item_id=name, label=label, moment=found[0], moments=found)
-        pairs.append(Pair(query, reference))
+    named: dict[str, Item] = {}
+
+    def item(around: Item, label: str, *spans: Range) -> Item:
+        name = f"{around.video_id}@" + ",".join(f"{start}-{end}" for start, end in spans)
+        facts: dict[str, Any] = {"label": label, "moment": spans[0], "moments": spans}
+        made = replace(around, item_id=name, **facts)
+        if named.setdefault(name, made) != made:  # the same place as another class, say
+            made = replace(made, item_id=f"{name} in {made.context[0]}-{made.context[1]} {label}")
+        return made
+
+    pairs = [
+        Pair(item(query, label, clip), item(reference, label, *sorted(spans)))
+        for (query, clip, reference, label), spans in moments.items()
+    ]
     if not pairs:
         raise AnnotationError("holds no pair", file=path)
     return PairList(tuple(pairs), protocol.name, split, 0, "none")
@@ -183,7 +189,7 @@ def make_pairs(
 
     Args:
         items: Items of one split; each is a query and may be a reference.
-        split: Name of the split, kept in the list.
+        split: Its name, kept in the list.
         protocol: Name of the protocol, kept in the list.
         seed: Seed of the draw; 6 is that of the published evaluation.
         exclude: What a query never meets: its ``"video"``, its ``"item"`` (with every item that

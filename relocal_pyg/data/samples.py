@@ -6,6 +6,7 @@ import abc
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar, Generic, Literal, TypeVar
 
@@ -144,9 +145,9 @@ class TripletDataset(PartnerSamples[tuple[PairData, PairData]]):
     the targets of section 4.7.2.
 
     Args:
-        protocol: Where items, features and proposals come from; its ``"train"`` split is used.
-        num_samples: Length of the data set.
-        seed: Names the stream of samples.
+        protocol: As of :class:`SeededSamples`, also ``num_samples`` and ``seed``.
+        num_samples: Length.
+        seed: Names the stream.
         num_steps: T.
         ks: Graphs whose edges are stored in each pair, where ``materialize`` is set.
         negatives: ``"class"``: another class (the paper); ``"video"``: a proposal of the positive
@@ -249,7 +250,6 @@ class StoredPairs(torch_geometric.data.Dataset):
         facts |= {"seed": drawn.seed, "num_steps": drawn.num_steps, "format": 1}
         self._settings = sha256_json(facts)[:16]
         super().__init__(str(root), transform, force_reload=force_reload)
-        self._rows = read_tensors(Path(self.processed_paths[0]))
 
     @property
     def processed_dir(self) -> str:
@@ -260,6 +260,14 @@ class StoredPairs(torch_geometric.data.Dataset):
     def processed_file_names(self) -> list[str]:
         """One file of tensors."""
         return ["triplets.safetensors"]
+
+    @cached_property
+    def _rows(self) -> dict[str, Tensor]:
+        return read_tensors(Path(self.processed_paths[0]))
+
+    def __getstate__(self) -> dict[str, Any]:
+        # A worker reads the file itself: rows that travel would be in memory once more each time.
+        return {name: value for name, value in vars(self).items() if name != "_rows"}
 
     def process(self) -> None:
         """Draw the triplets and write them."""

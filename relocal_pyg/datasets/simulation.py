@@ -174,15 +174,9 @@ class World:
     def perform(
         self, rng: np.random.Generator, action: ActionClass, num_steps: int
     ) -> NDArray[np.int64]:
-        """One performance of a class; subset, order and speed are drawn anew (Figure 2).
+        """Which sub-action each step of a performance shows, ``[num_steps]``, at least one.
 
-        Args:
-            rng: Where chance comes from.
-            action: The class.
-            num_steps: Length of the performance, at least 1.
-
-        Returns:
-            Which sub-action each step shows, ``[num_steps]``.
+        Subset, order and speed are drawn anew (Figure 2).
         """
         config = self.config
         shown = [v for v in action.core if rng.random() < config.core_shown]
@@ -255,10 +249,7 @@ class SimulatedFeatures:
         return self.world.config.channels
 
     def read(self, video_id: str, start: int = 0, end: int | None = None) -> Tensor:
-        """Give steps ``[start, end)`` of a video.
-
-        Returns:
-            float32 ``[n, F]``, the caller's own copy.
+        """Steps ``[start, end)`` of a video, float32 ``[n, F]``, the caller's own copy.
 
         Raises:
             FeatureError: There is no such video, or no such steps in it.
@@ -281,10 +272,7 @@ class SimulatedFeatures:
         return ((video_id, self.read(video_id).numpy()) for video_id in self.plans)
 
     def sub_actions(self, video_id: str) -> NDArray[np.int64]:
-        """Which sub-action each step of a video shows.
-
-        Returns:
-            Sub-action numbers ``[n]``, :data:`BACKGROUND` where there is none.
+        """Which sub-action each step of a video shows, ``[n]``; :data:`BACKGROUND` for none.
 
         Raises:
             FeatureError: There is no such video.
@@ -403,15 +391,8 @@ def simulated_anet_vrl(
     :func:`relocal_pyg.datasets.activitynet.anet_vrl`, looks are made up. Other than in the
     published evaluation a query never meets its own video.
 
-    Args:
-        root: Folder of ``train.json``, ``val.json``, ``test.json`` and ``length.json`` of
-            fengyang0317/video_reloc.
-        annotations: JSON of ActivityNet v1.3; without it labels are class numbers and a step
-            counts as one second.
-        config: What the world is like.
-
-    Returns:
-        The protocol ``"simulated-anet-vrl"``.
+    ``root`` and ``annotations`` are those of
+    :func:`~relocal_pyg.datasets.activitynet.anet_vrl_items`.
 
     Raises:
         AnnotationError: A file is missing or malformed.

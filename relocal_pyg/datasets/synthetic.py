@@ -103,11 +103,7 @@ def synthetic(config: SyntheticConfig | None = None) -> Protocol:
     actions the videos show background, other activity and partial matches. Features are made when
     first read and then kept.
 
-    Args:
-        config: Size, layout and seed; the defaults where None.
-
-    Returns:
-        The protocol ``"synthetic"``, times in steps; every video is one context.
+    Every video is one context.
 
     Raises:
         UsageError: The configuration contradicts itself.

@@ -32,11 +32,7 @@ _MAX_EVENTS = 999
 
 
 def resolve_markers(clips: Sequence[Clip], timeline_start: str = "01:00:00:00") -> str:
-    """Markers for a timeline of DaVinci Resolve that begins with the video.
-
-    Args:
-        clips: Clips of one video.
-        timeline_start: Timecode of the timeline's first frame (Resolve's default is one hour).
+    """Markers for a timeline of DaVinci Resolve that begins with the video, at such a timecode.
 
     Raises:
         UsageError: The frame rate is unknown or none of a timeline, or ``timeline_start`` is no

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -109,7 +108,14 @@ class ActionnessClassifier(nn.Module):
                 tensor missing, extra or of another shape (it is named).
         """
         folder = Path(folder)
-        settings = _settings(folder)
+        file = folder / "config.json"
+        content = read_config(folder, FORMAT, "model.safetensors")
+        kind, settings = content["model"], content["config"]
+        if kind != cls.__name__:
+            raise CheckpointError("is not an actionness classifier", file=file, record=kind)
+        fits = settings.keys() == {"in_channels", "hidden_channels", "kernel_size"}
+        if not fits or not all(type(value) is int and value > 0 for value in settings.values()):
+            raise CheckpointError("settings do not fit", file=file, record="config")
         try:
             model = cls(**settings)
         except (UsageError, RuntimeError) as error:
@@ -173,8 +179,8 @@ def fit_actionness(
         videos_per_step: Videos in a batch; all their known steps are used.
         learning_rate: Adam's.
         weight_decay: Adam's coupled L2 term.
-        hidden_channels: See :class:`ActionnessClassifier`.
-        kernel_size: See :class:`ActionnessClassifier`.
+        hidden_channels: See :class:`ActionnessClassifier`, also ``kernel_size``.
+        kernel_size: Odd.
         show_progress: Show a progress bar.
 
     Returns:
@@ -215,14 +221,3 @@ def _read(protocol: Protocol, video: str, labels: Mapping[str, tuple[int, Tensor
 def _draw(videos: Sequence[str], count: int, seed: int, key: object) -> list[str]:
     rng = generator(seed, "actionness", key)
     return [videos[i] for i in rng.choice(len(videos), min(count, len(videos)), replace=False)]
-
-
-def _settings(folder: Path) -> dict[str, Any]:
-    content, file = read_config(folder, FORMAT, "model.safetensors"), folder / "config.json"
-    kind, settings = content["model"], content["config"]
-    if kind != ActionnessClassifier.__name__:
-        raise CheckpointError("is not an actionness classifier", file=file, record=kind)
-    fits = settings.keys() == {"in_channels", "hidden_channels", "kernel_size"}
-    if not fits or not all(type(value) is int and value > 0 for value in settings.values()):
-        raise CheckpointError("settings do not fit", file=file, record="config")
-    return settings

@@ -245,12 +245,6 @@ def tag_proposals(
     Where actionness passes no threshold anywhere, a warning names the video and sliding windows
     (:func:`fallback_windows`) take the place of the groups, each with score 0.
 
-    Args:
-        classifier: Trained on the same kind of features.
-        features: ``[n, F]``, ``n >= 1``.
-        config: Settings of the grouping.
-        name: What to call the video in the warning.
-
     Returns:
         Proposals float32 ``[M, 2]`` in steps, inside ``[0, n]``, best first, and scores ``[M]``.
     """

@@ -89,7 +89,6 @@ def test_bad_labels_are_set_aside(tmp_path: Path, label: object) -> None:
         None,
         [],
         {"annotations": 3, "duration": 4},
-        entry(GOOD, duration=None),
         entry(GOOD, duration=0),
         entry(GOOD, duration=-1),
         entry(GOOD, duration="10"),

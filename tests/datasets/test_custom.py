@@ -84,7 +84,7 @@ def test_validation_gets_two_videos_of_each_class_where_it_can(seed: int) -> Non
         for number in range(8)
     }
     steps = dict.fromkeys(videos, 18)
-    items = split_custom(videos, steps, holdout="video", val_share=0.13, seed=seed).items
+    items, _ = split_custom(videos, steps, holdout="video", val_share=0.13, seed=seed)
     found = {split: Counter(item.label for item in items[split]) for split in items}
     dealt = 0
     for label in "abcdefgh":
@@ -94,7 +94,7 @@ def test_validation_gets_two_videos_of_each_class_where_it_can(seed: int) -> Non
         dealt += found["val"][label]
     assert 8 <= dealt <= 17
     # The test part is drawn as ever, whatever validation is given.
-    other = split_custom(videos, steps, holdout="video", val_share=0.3, seed=seed).items
+    other, _ = split_custom(videos, steps, holdout="video", val_share=0.3, seed=seed)
     assert other["test_seen"] == items["test_seen"]
 
 
@@ -105,7 +105,7 @@ def test_a_class_is_validated_whole_before_another_is_begun() -> None:
         for number in range(10)
     }
     steps = dict.fromkeys(videos, 18)
-    items = split_custom(videos, steps, holdout="video", val_share=0.02, seed=3).items
+    items, _ = split_custom(videos, steps, holdout="video", val_share=0.02, seed=3)
     counts = Counter(item.label for item in items["val"])
     assert set(counts.values()) == {2}
     assert 2 <= sum(counts.values()) <= 4
@@ -287,7 +287,7 @@ def test_what_is_held_out_of_few_videos_has_pairs(count: int) -> None:
     """One action a video, of two kinds: a test without two of a kind would ask nothing."""
     videos = {str(n): Video(str(n), 10.0, (Segment(1, 4, "ab"[n % 2]),)) for n in range(count)}
     for seed in range(20):
-        items = split_custom(videos, dict.fromkeys(videos, 10), seed=seed).items
+        items, _ = split_custom(videos, dict.fromkeys(videos, 10), seed=seed)
         shown = {split: Counter(item.label for item in items[split]) for split in items}
         assert sum(sum(each.values()) for each in shown.values()) == count
         assert max(shown["val"].values()) >= 2
