@@ -265,6 +265,9 @@ def _show(value: Any) -> str:
     return repr(value)[:40]
 
 
+#: Endings of files that are read.
+_SUFFIXES = (".csv", ".tsv", ".txt", ".json", ".boris", ".eaf", ".xml")
+
 #: What a table is read for; the first four are needed.
 _COLUMNS = ("video", "start", "end", "label", "duration", "subset", "subject")
 
@@ -307,7 +310,13 @@ def read_annotations(
         if rows is None:
             return read_csv(path, quarantine=quarantine, clip=clip)
     else:
-        content = read_json(path, AnnotationError, allow_nan=True)
+        try:
+            content = read_json(path, AnnotationError, allow_nan=True)
+        except AnnotationError as error:
+            if error.record is None or suffix in (".json", ".boris"):
+                raise
+            reason = f"is of no kind that is read: {', '.join(_SUFFIXES)} wanted"
+            raise AnnotationError(reason, file=path) from None
         rows = json_rows(content, importer)
         if rows is None:
             return _activitynet(content, collect)

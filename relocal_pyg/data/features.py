@@ -447,6 +447,8 @@ def write_features(
             or occurs twice; there is no item. Nothing is written then.
         OutputError: The file cannot be written; what was there is intact.
     """
+    from relocal_pyg.moments import to_tensor  # torch: looking into a file needs none
+
     check_key(key)
     width, written = 0, set[str]()
     with replace_file(path, "features") as temporary, _new_file(temporary) as file:
@@ -455,12 +457,11 @@ def write_features(
             problem = id_problem(video_id) or twice
             if problem:
                 raise FeatureError(f"the id {problem}", record=video_id or "''")
-            values = np.asarray(array)
-            if values.ndim != 2 or 0 in values.shape or values.dtype.kind not in "fiu":
-                reason = f"shape {values.shape} of {values.dtype}: numbers [n, F] wanted"
+            rows = to_tensor(array, FeatureError, video_id).detach().cpu()
+            if rows.ndim != 2 or 0 in rows.shape or rows.dtype == bool or rows.is_complex():
+                reason = f"shape {tuple(rows.shape)} of {rows.dtype}: numbers [n, F] wanted"
                 raise FeatureError(reason, record=video_id)
-            with np.errstate(over="ignore"):
-                values = values.astype(np.float32, copy=False)
+            values = rows.float().numpy()
             bad = first_bad_step(values)
             if bad is not None:
                 raise FeatureError(f"step {bad} is not finite", record=video_id)

@@ -149,7 +149,7 @@ def read_pairs(path: str | Path, protocol: Protocol, split: str) -> PairList:
         moments[query, clip, reference, row.get("label") or ""].add(span)
     named: dict[str, Item] = {}
 
-    def item(around: Item, label: str, *spans: Range) -> Item:
+    def placed(around: Item, label: str, *spans: Range) -> Item:
         name = f"{around.video_id}@" + ",".join(f"{start}-{end}" for start, end in spans)
         facts: dict[str, Any] = {"label": label, "moment": spans[0], "moments": spans}
         made = replace(around, item_id=name, **facts)
@@ -158,7 +158,7 @@ def read_pairs(path: str | Path, protocol: Protocol, split: str) -> PairList:
         return made
 
     pairs = [
-        Pair(item(query, label, clip), item(reference, label, *sorted(spans)))
+        Pair(placed(query, label, clip), placed(reference, label, *sorted(spans)))
         for (query, clip, reference, label), spans in moments.items()
     ]
     if not pairs:
@@ -207,6 +207,7 @@ def make_pairs(
         raise UsageError(f"exclude is {exclude!r}: one of {', '.join(_EXCLUDE)} wanted")
     if min_reference not in ("query", None):
         raise UsageError(f"min_reference is {min_reference!r}: 'query' or None wanted")
+    seed = int(check_number(seed, "seed", most=2**64, whole=True))
     ordered = sorted(items, key=lambda item: item.item_id)
     for first, second in zip(ordered, ordered[1:], strict=False):
         if first.item_id == second.item_id:
@@ -230,7 +231,7 @@ def make_pairs(
             pairs.append(Pair(query, candidates[drawn]))
         else:
             without.append(query.item_id)
-    return PairList(tuple(pairs), protocol, split, int(seed), exclude, tuple(without))
+    return PairList(tuple(pairs), protocol, split, seed, exclude, tuple(without))
 
 
 def make_null_pairs(protocol: Protocol, split: str, *, seed: int = 6) -> PairList:
@@ -253,6 +254,7 @@ def make_null_pairs(protocol: Protocol, split: str, *, seed: int = 6) -> PairLis
     """
     if split not in protocol.splits:
         raise UsageError(f"no split {split!r}: {', '.join(protocol.splits)}")
+    seed = int(check_number(seed, "seed", most=2**64, whole=True))
     shown: dict[str, dict[str, set[Range]]] = defaultdict(lambda: defaultdict(set))
     for items in protocol.splits.values():
         for item in items:
@@ -284,7 +286,7 @@ def make_null_pairs(protocol: Protocol, split: str, *, seed: int = 6) -> PairLis
             pairs.append(Pair(query, nothing))
         else:
             without.append(query.item_id)
-    return PairList(tuple(pairs), protocol.name, split, int(seed), "video", tuple(without))
+    return PairList(tuple(pairs), protocol.name, split, seed, "video", tuple(without))
 
 
 def longest_gap(context: Range, taken: Iterable[Range]) -> Range:

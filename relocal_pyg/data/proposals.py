@@ -17,7 +17,7 @@ from torch import Tensor
 from relocal_pyg.data.features import spellings
 from relocal_pyg.data.items import Item
 from relocal_pyg.errors import ProposalError, UsageError, check_number
-from relocal_pyg.io.read import MAX_LINES, id_problem, lines_of, read_text
+from relocal_pyg.io.read import MAX_LINES, id_problem, lines_of, read_text, tidy
 from relocal_pyg.io.write import replace_file
 from relocal_pyg.moments import nms
 
@@ -44,6 +44,7 @@ def sliding_windows(
         >>> sliding_windows(2, [4]).tolist()
         [[0.0, 2.0]]
     """
+    num_steps = int(check_number(num_steps, "num_steps", least=1, whole=True))
     grids = []
     for length in {min(max(int(length), 1), num_steps) for length in lengths} or {num_steps}:
         stride = max(1, round(length * stride_fraction))
@@ -207,7 +208,7 @@ def read_proposal_list(path: str | Path) -> dict[str, ProposalRecord]:
     while lines.left:
         if not lines.next().startswith("#"):
             raise lines.error("'# number' wanted, the start of a video")
-        video_id = lines.next().strip()
+        video_id = tidy(lines.next())
         problem = id_problem(video_id) or ("occurs twice" if video_id in records else None)
         if problem:
             raise lines.error(f"the video id {problem}")
@@ -235,16 +236,19 @@ def write_proposal_list(path: str | Path, records: Iterable[ProposalRecord]) -> 
     them.
 
     Raises:
-        ProposalError: A record's arrays do not fit together, or its id cannot be written.
+        ProposalError: There is no record, or what is in one could not be read back.
         OutputError: The file cannot be written; what was there is intact.
     """
-    blocks = []
+    blocks: list[str] = []
+    written: set[str] = set()
     for number, record in enumerate(records, start=1):
-        _check_record(record)
+        _check_record(record, written)
         head = f"# {number}\n{record.video_id}\n{record.num_frames:.17g}\n{record.fps:.17g}\n"
         truths = _rows(record.truth_labels, record.truths)
         table = _rows(record.labels, np.hstack([record.overlaps, record.moments]))
         blocks.append(f"{head}{len(record.truths)}\n{truths}{len(record.moments)}\n{table}")
+    if not blocks:
+        raise ProposalError("there are no videos to write", file=path)
     with replace_file(path) as temporary:
         temporary.write_text("".join(blocks), encoding="utf-8")
 
@@ -301,23 +305,35 @@ class _Lines:
         return table
 
 
-def _check_record(record: ProposalRecord) -> None:
-    problem = id_problem(record.video_id)
-    if problem is None and record.video_id.split() != [record.video_id]:
-        problem = "holds white space"
+def _check_record(record: ProposalRecord, written: set[str]) -> None:
+    name = tidy(record.video_id)
+    problem = id_problem(name)
+    if problem is None and (name.splitlines() != [name] or name in written):
+        problem = "occurs twice" if name in written else "is of several lines"
     if problem:
         raise ProposalError(f"the id {problem}", record=record.video_id or "''")
+    written.add(name)
     count, truths = len(record.moments), len(record.truths)
     shapes = (record.labels.shape, record.moments.shape, record.overlaps.shape)
     if shapes != ((count,), (count, 2), (count, 2)):
         raise ProposalError(f"shapes {shapes} do not fit", record=record.video_id)
     if (record.truth_labels.shape, record.truths.shape) != ((truths,), (truths, 2)):
         raise ProposalError("ground truths and their labels do not fit", record=record.video_id)
+    counts = np.concatenate([record.labels, record.truth_labels])
+    spans = np.concatenate([record.moments, record.truths])
+    every = np.concatenate([counts, spans.ravel(), record.overlaps.ravel()])
+    sound = ((every >= 0) & (every < math.inf)).all() and not (counts % 1).any()
+    if not sound or (spans[:, 0] > spans[:, 1]).any():
+        reason = "finite numbers from 0 on, whole classes and start <= end wanted"
+        raise ProposalError(reason, record=record.video_id)
+    for what in ("num_frames", "fps"):
+        if not 0 < getattr(record, what) < math.inf:
+            raise ProposalError(f"{what} above 0 wanted", record=record.video_id)
 
 
 def _rows(labels: Whole, values: Floats) -> str:
     return "".join(
-        f"{label} {' '.join(map(_decimal, row))}\n"
+        f"{label:.0f} {' '.join(map(_decimal, row))}\n"
         for label, row in zip(labels.tolist(), values.tolist(), strict=True)
     )
 

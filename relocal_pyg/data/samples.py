@@ -269,6 +269,12 @@ class StoredPairs(torch_geometric.data.Dataset):
         # A worker reads the file itself: rows that travel would be in memory once more each time.
         return {name: value for name, value in vars(self).items() if name != "_rows"}
 
+    def __copy__(self) -> StoredPairs:
+        # PyG's parts of a data set (``stored[:100]``) are copies: these do share the rows.
+        made = type(self).__new__(type(self))
+        vars(made).update(vars(self))
+        return made
+
     def process(self) -> None:
         """Draw the triplets and write them."""
         pairs = [self._triplets[number] for number in range(len(self._triplets))]
@@ -362,7 +368,8 @@ class ListDataset(PartnerSamples[Data]):
         super().__init__(protocol, num_samples=num_samples, seed=seed)
         self.list_length = int(check_number(list_length, "list_length", least=1, whole=True))
         self.far_proposals = int(check_number(far_proposals, "far_proposals", least=0, whole=True))
-        self.surroundings = surroundings
+        self.surroundings = check_number(surroundings, "surroundings", least=0, most=1)
+        check_number(target_temperature, "target_temperature", above=0)
         few = len(protocol.splits["train"]) < FEW_ITEMS
         self.temperature = max(target_temperature, SOFT_TARGET) if few else target_temperature
 

@@ -95,6 +95,11 @@ def custom(
         given,
         None if seconds_per_step is None else seconds_per_step / store.subsample,
     )
+    unknown = [] if seconds_per_step else [v for v in usable if videos[v].duration is None]
+    for video_id in unknown if len(unknown) < len(usable) else []:  # else all are asked for
+        reason = "the duration is not known: give seconds_per_step"
+        given.add(annotations, video_id, reason)
+        del usable[video_id]
     if quarantine is None and len(given):
         warnings.warn(given.summary(), stacklevel=2)
     store.width = next(iter(usable.values())).dim  # of most videos, not of the first in the file

@@ -59,7 +59,11 @@ class TagConfig:
     def __post_init__(self) -> None:
         if not self.thresholds or not self.tolerances:
             raise UsageError("grouping needs at least one threshold and one tolerance")
+        for name in ("thresholds", "tolerances"):
+            for value in getattr(self, name):
+                check_number(value, name, least=0, most=1)
         check_number(self.sigma, "sigma", least=0)
+        check_number(self.nms_threshold, "nms_threshold", least=0, most=1)
         if self.score not in ("mean", "sum"):
             raise UsageError(f"score is {self.score!r}: 'mean' or 'sum' wanted")
 

@@ -100,6 +100,17 @@ def test_workers_of_every_start_method_can_have_it(protocol, tmp_path: Path, kin
     assert torch.equal(first.x, drawn[0][0].x)
 
 
+def test_rows_do_not_travel_and_parts_share_them(protocol, tmp_path: Path):
+    """Each worker that is spawned got all rows, and held up the others while they were sent."""
+    stored = StoredPairs(tmp_path, protocol, num_samples=20, num_steps=40)
+    before = len(pickle.dumps(stored))
+    wanted = stored[3][0].x
+    assert len(pickle.dumps(stored)) == before
+    part = stored[2:4]
+    assert torch.equal(part[1][0].x, wanted)
+    assert part._rows is stored._rows
+
+
 def test_what_is_no_setting_is_refused(protocol, tmp_path: Path):
     for wrong in ({"kind": "triplet"}, {"num_samples": 0}, {"num_samples": 1.5}):
         with pytest.raises(UsageError, match=next(iter(wrong))):

@@ -223,6 +223,41 @@ def test_what_cannot_be_used_is_set_aside(tmp_path: Path) -> None:
     assert "1-0" in used
 
 
+def test_a_video_of_unknown_length_is_left_out(tmp_path: Path) -> None:
+    folder = write(tmp_path)
+    content = json.loads((folder / "a.json").read_text())
+    content["database"]["0-0"]["duration"] = None
+    (folder / "a.json").write_text(json.dumps(content))
+    quarantine = Quarantine()
+    splits = make(folder, quarantine=quarantine).splits
+    assert "0-0" not in {item.video_id for items in splits.values() for item in items}
+    assert [(entry.record, entry.reason) for entry in quarantine.records] == [
+        ("0-0", "the duration is not known: give seconds_per_step")
+    ]
+    splits = make(folder, seconds_per_step=0.5).splits
+    assert "0-0" in {item.video_id for items in splits.values() for item in items}
+    for entry in content["database"].values():
+        del entry["duration"]
+    (folder / "a.json").write_text(json.dumps(content))
+    with pytest.raises(AnnotationError, match="give seconds_per_step"):
+        make(folder)
+
+
+def test_a_callers_store_and_lengths(tmp_path: Path) -> None:
+    folder = write(tmp_path, subjects=5)
+    with h5py.File(folder / "a.h5", "a") as file:
+        file.create_dataset("0-/features", data=np.ones((4, 5), np.float32))
+    store = FeatureStore(folder / "a.h5")
+    assert store.dim == 5
+    protocol = custom(store, folder / "a.json", lengths=[4, 8], quarantine=Quarantine())
+    assert (protocol.features.dim, store.dim, store.width) == (3, 5, None)
+    assert protocol.propose.lengths == (4, 8)
+    assert store.read("0-").shape == (4, 5)
+    for wrong in (5, (0,), ("a",)):
+        with pytest.raises(UsageError, match="length"):
+            custom(store, folder / "a.json", lengths=wrong, quarantine=Quarantine())
+
+
 def test_the_width_is_that_of_most_videos(tmp_path: Path) -> None:
     """Not that of the first in the file, which is set aside; in another process too."""
     write(tmp_path)

@@ -349,6 +349,14 @@ def test_losslesscut(clips):
     assert [row[2] for row in rows] == [one_line(clip.name) for clip in clips]
 
 
+def test_losslesscut_gets_no_cut_without_length():
+    """It refuses a file in which one ends where it starts."""
+    clip = Clip(Source("a.mp4"), 1.0, 1.0 + 1e-7, "m", "x")
+    (cut,) = json.loads(render("losslesscut", [clip]))["cutSegments"]
+    assert (cut["start"], cut["end"]) == (1.0, 1.000001)
+    assert render("losslesscut-csv", [clip]).splitlines()[1] == "1.000,1.001,m"
+
+
 # Editing programs
 
 
