@@ -85,11 +85,7 @@ class Quarantine:
         return ascii_line(f"{text}: {word}{first.file}: {first.record}: {first.reason}")
 
     def save(self, path: str | Path) -> None:
-        """Write the report as JSON: a list of file, record and reason.
-
-        Raises:
-            OutputError: The file cannot be written.
-        """
+        """Write the report as JSON: a list of file, record and reason."""
         write_json(path, [asdict(entry) for entry in self.records])
 
 
@@ -132,11 +128,8 @@ class Video:
 class VideoCollector:
     """Checks videos one by one and sets aside what cannot be used.
 
-    Args:
-        path: The annotation file, for messages.
-        quarantine: Takes what is set aside; where None, a warning counts it at the end.
-        clip: Cut segments that leave the video at its borders instead of setting them aside.
-        as_published: Check only that times are finite and labels text.
+    ``quarantine`` and ``clip`` are as of :func:`read_annotations`; where ``as_published``, only that
+    times are finite and labels text is checked.
     """
 
     def __init__(
@@ -155,11 +148,7 @@ class VideoCollector:
         self._counted = 0
 
     def count(self, records: int = 1) -> None:
-        """Note that so many records were met.
-
-        Raises:
-            AnnotationError: They are too many for one file.
-        """
+        """Note that so many records were met; an error where they are too many for one file."""
         self._counted += records
         if self._counted > MAX_ROWS:
             raise AnnotationError(f"holds over {MAX_ROWS:,} actions: split it", file=self.path)
@@ -227,11 +216,7 @@ class VideoCollector:
         )
 
     def finish(self) -> dict[str, Video]:
-        """Give the videos.
-
-        Raises:
-            AnnotationError: There is no usable action.
-        """
+        """Give the videos; an error where there is no usable action."""
         if not self._segments:
             reason = "holds no action"
             if self._rejected:

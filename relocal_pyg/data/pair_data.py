@@ -281,22 +281,14 @@ class PairData(Data):
 
     @property
     def edge_stores(self) -> list[EdgeStorage]:
-        """The K edge sets, one at a time.
-
-        Raises:
-            UsageError: No edges are stored.
-        """
+        """The K edge sets, one at a time; an error where no edges are stored."""
         if not self._has_edges:
             raise UsageError(_NO_EDGES)
         plain = super().edge_stores if "edge_index" in self else []
         return [*plain, *(_EdgeSet(self, k) for k in self.ks)]
 
     def edge_indices(self) -> list[Tensor]:
-        """``edge_index_k*`` ``[2, E_k]`` in the order of :attr:`ks`, as a multi-graph layer wants.
-
-        Raises:
-            UsageError: No edges are stored.
-        """
+        """``edge_index_k*`` ``[2, E_k]`` in the order of :attr:`ks`, as a layer wants them."""
         if not self.ks:
             raise UsageError(_NO_EDGES)
         return [self[f"{_EDGES}{k}"] for k in self.ks]

@@ -68,11 +68,7 @@ class PairList:
         return replace(self, pairs=tuple(pair for pair in self.pairs if pair in kept))
 
     def save(self, path: str | Path) -> None:
-        """Write the list as JSON with its hash.
-
-        Raises:
-            OutputError: The file cannot be written.
-        """
+        """Write the list as JSON with its hash."""
         write_json(path, {"sha256": self.sha256, **self._plain()})
 
     @classmethod

@@ -33,13 +33,7 @@ _Sample = TypeVar("_Sample")
 class SeededSamples(Dataset[_Sample], Generic[_Sample]):
     """Base of every training set: sample ``i`` is drawn from the stream ``(seed, stream, i)``.
 
-    Args:
-        protocol: Where items, features and proposals come from; its ``"train"`` split is used.
-        num_samples: Length of the data set.
-        seed: Names the stream of samples.
-
-    Attributes:
-        stream: Name of the stream; each kind of sample has its own.
+    Each kind of sample has a ``stream`` of its own; the ``"train"`` split of the protocol is used.
     """
 
     stream: ClassVar[str]
@@ -103,11 +97,7 @@ class PartnerSampler:
         return _pick(videos[_pick(others, rng)], rng)
 
     def negative(self, query: Item, rng: np.random.Generator) -> Item:
-        """An action of another class, in a video without the query's class where there is one.
-
-        Raises:
-            AnnotationError: Every item is of the query's class.
-        """
+        """An action of another class, in a video without the query's class where there is one."""
         labels = [label for label in self._labels if label != query.label]
         if not labels:
             raise AnnotationError("a negative of another class was asked for; there is one class")
@@ -145,7 +135,7 @@ class TripletDataset(PartnerSamples[tuple[PairData, PairData]]):
     the targets of section 4.7.2.
 
     Args:
-        protocol: As of :class:`SeededSamples`, also ``num_samples`` and ``seed``.
+        protocol: Where items, features and proposals come from.
         num_samples: Length.
         seed: Names the stream.
         num_steps: T.
@@ -272,7 +262,7 @@ class StoredPairs(torch_geometric.data.Dataset):
     def __copy__(self) -> StoredPairs:
         # PyG's parts of a data set (``stored[:100]``) are copies: these do share the rows.
         made = type(self).__new__(type(self))
-        vars(made).update(vars(self))
+        made.__dict__.update(self.__dict__)
         return made
 
     def process(self) -> None:

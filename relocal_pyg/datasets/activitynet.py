@@ -45,11 +45,7 @@ class VideoLength:
 
 
 def read_lengths(path: str | Path) -> dict[str, VideoLength]:
-    """Read ``length.json`` of fengyang0317/video_reloc: ``{<id>: {"n_frames", "n_feat"}}``.
-
-    Raises:
-        AnnotationError: Missing or malformed.
-    """
+    """Read ``length.json`` of fengyang0317/video_reloc: ``{<id>: {"n_frames", "n_feat"}}``."""
     content = read_json(path, AnnotationError)
     try:
         return {
@@ -127,9 +123,6 @@ def read_anet_vrl(path: str | Path) -> list[Item]:
 
     That is ``train.json``, ``val.json`` or ``test.json`` of fengyang0317/video_reloc. Labels are
     class numbers, and a step counts as one second.
-
-    Raises:
-        AnnotationError: Missing or malformed.
     """
     content = read_json(path, AnnotationError)
     items = []
@@ -159,11 +152,7 @@ def read_anet_vrl(path: str | Path) -> list[Item]:
 
 
 def read_permutation(path: str | Path) -> list[int]:
-    """Read ``perm.npy``: a permutation of class positions.
-
-    Raises:
-        AnnotationError: Missing, or not an array of whole numbers.
-    """
+    """Read ``perm.npy``: a permutation of class positions."""
     values = read_array(path, AnnotationError).reshape(-1)
     if values.dtype.kind not in "iu":
         raise AnnotationError(f"holds {values.dtype}: whole numbers wanted", file=path)

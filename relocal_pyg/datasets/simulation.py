@@ -249,11 +249,7 @@ class SimulatedFeatures:
         return self.world.config.channels
 
     def read(self, video_id: str, start: int = 0, end: int | None = None) -> Tensor:
-        """Steps ``[start, end)`` of a video, float32 ``[n, F]``, the caller's own copy.
-
-        Raises:
-            FeatureError: There is no such video, or no such steps in it.
-        """
+        """Steps ``[start, end)`` of a video, float32 ``[n, F]``, the caller's own copy."""
         features = self._cache.get(video_id)
         if features is None:
             features = torch.from_numpy(self._render(video_id))
@@ -272,11 +268,7 @@ class SimulatedFeatures:
         return ((video_id, self.read(video_id).numpy()) for video_id in self.plans)
 
     def sub_actions(self, video_id: str) -> NDArray[np.int64]:
-        """Which sub-action each step of a video shows, ``[n]``; :data:`BACKGROUND` for none.
-
-        Raises:
-            FeatureError: There is no such video.
-        """
+        """Which sub-action each step of a video shows, ``[n]``; :data:`BACKGROUND` for none."""
         if video_id not in self.plans:
             raise FeatureError("is not among the simulated videos", record=video_id)
         plan, world = self.plans[video_id], self.world

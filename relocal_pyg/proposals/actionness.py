@@ -75,11 +75,7 @@ class ActionnessClassifier(nn.Module):
 
     @torch.inference_mode()
     def actionness(self, features: Tensor) -> Tensor:
-        """Logits ``[n, 2]`` for :func:`relocal_pyg.proposals.group`, without gradients.
-
-        Raises:
-            FeatureError: ``features`` has another width than the classifier was trained on.
-        """
+        """Logits ``[n, 2]`` for :func:`relocal_pyg.proposals.group`, without gradients."""
         if features.ndim != 2 or features.shape[1] != self.in_channels:
             raise FeatureError(
                 f"shape {tuple(features.shape)}, the actionness classifier wants "
@@ -88,11 +84,7 @@ class ActionnessClassifier(nn.Module):
         return self(features.to(self.mean))
 
     def save(self, folder: str | Path) -> None:
-        """Write ``model.safetensors`` and ``config.json`` into a folder, all or nothing.
-
-        Raises:
-            OutputError: The folder cannot be written; what it held is intact.
-        """
+        """Write ``model.safetensors`` and ``config.json`` into a folder, all or nothing."""
         config = {"format": FORMAT, "version": __version__, "model": type(self).__name__}
         weights = {name: value.contiguous() for name, value in self.state_dict().items()}
         with replace_folder(folder, "actionness") as temporary:

@@ -740,12 +740,3 @@ def test_a_timecode_that_passes_midnight_is_counted_from_0(code):
     with pytest.warns(UserWarning, match="passes midnight"):
         text = render("resolve-markers", clips, timeline_start=code)
     assert [line.split()[4][:2] for line in text.splitlines() if " V " in line] == ["00", "02"]
-
-
-def test_every_timing_of_the_issue_is_drawn():
-    assert {(float(rate), tc) for rate, tc in TIMINGS} >= {
-        (float(NTSC_30), "01:00:00;00"),
-        (25.0, "01:00:00:00"),
-        (float(NTSC_24), None),
-        (float(NTSC_60), "01:00:00;00"),
-    }
