@@ -128,8 +128,8 @@ class Video:
 class VideoCollector:
     """Checks videos one by one and sets aside what cannot be used.
 
-    ``quarantine`` and ``clip`` are as of :func:`read_annotations`; where ``as_published``, only that
-    times are finite and labels text is checked.
+    ``quarantine`` and ``clip`` are as of :func:`read_annotations`; where ``as_published``, only
+    that times are finite and labels text is checked.
     """
 
     def __init__(

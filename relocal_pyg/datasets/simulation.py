@@ -6,8 +6,9 @@ import itertools
 import math
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,7 +17,7 @@ from torch import Tensor
 
 from relocal_pyg.data.items import Item, Protocol
 from relocal_pyg.datasets.activitynet import anet_vrl, anet_vrl_items
-from relocal_pyg.errors import FeatureError, UsageError
+from relocal_pyg.errors import FeatureError, UsageError, check_number
 from relocal_pyg.io.seeding import generator
 
 
@@ -88,12 +89,23 @@ class WorldConfig:
     partial match, like the attempts and preparations around a real action."""
 
     def __post_init__(self) -> None:
+        check_fields(self)
         if self.nuisance_channels < 0 or self.channels - self.nuisance_channels < 2:
             raise UsageError("nuisance_channels must be 0 or more and leave two channels or more")
         if not 1 <= self.core <= self.sub_actions_per_theme or self.themes < 1:
             raise UsageError("a theme must hold at least the core sub-actions of a class")
         if min(self.scenes, self.pace, self.drift_steps) < 1:
             raise UsageError("scenes, pace and drift_steps must be 1 or more")
+
+
+def check_fields(config: Any) -> None:
+    """Refuse numbers of a configuration that are none, negative, or parts of what is whole."""
+    for each in fields(config):
+        if each.type in ("int", "float"):
+            most = 2**64 if each.name == "seed" else 1e12
+            check_number(
+                getattr(config, each.name), each.name, least=0, most=most, whole=each.type == "int"
+            )
 
 
 @dataclass(frozen=True)
