@@ -44,6 +44,7 @@ def probe_features(
         FeatureError: The file as a whole cannot be used, or reading it hangs or crashes.
     """
     check_key(key)
+    check_number(time_limit, "time_limit", above=0)
     command = [sys.executable, "-m", __name__, os.path.abspath(path), key or ""]
     command += [str(max_bytes), str(int(values))]
     root = str(Path(__file__).resolve().parents[2])

@@ -400,9 +400,10 @@ class WindowProposals:
 
     def __post_init__(self) -> None:
         check_number(self.stride, "stride", least=0)
-        if not isinstance(self.lengths, Iterable):
-            raise UsageError(f"lengths is {self.lengths!r}: several wanted, such as (8, 12)")
-        whole = (check_number(n, "a window's length", least=1, whole=True) for n in self.lengths)
+        given = tuple(self.lengths) if isinstance(self.lengths, Iterable) else ()
+        if not given:
+            raise UsageError(f"lengths is {self.lengths!r}: some wanted, such as (8, 12)")
+        whole = (check_number(n, "a window's length", least=1, whole=True) for n in given)
         object.__setattr__(self, "lengths", tuple(map(int, whole)))
 
     @classmethod

@@ -80,6 +80,8 @@ def custom(
     if seconds_per_step is not None:
         check_number(seconds_per_step, "seconds_per_step", above=0)
     if isinstance(features, FeatureStore):
+        if key not in (None, features.key):
+            raise UsageError(f"key is {key!r}, the store that was given reads {features.key!r}")
         store = copy.copy(features)  # its width is set below: the caller's stays as it is
     else:
         store = FeatureStore(features, key=key)

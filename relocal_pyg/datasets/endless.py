@@ -166,9 +166,7 @@ class World:
         if look.kind in ("margins", "softmax"):
             # A channel is the score of a sub-action: those of no action are scores of others.
             mixing = np.eye(size, look.channels) + 0.15 * rng.normal(size=(size, look.channels))
-            self.prototypes[: min(size, actions.vocabulary)] += np.eye(actions.vocabulary, size)[
-                : min(size, actions.vocabulary)
-            ]
+            self.prototypes += np.eye(actions.vocabulary, size)
             self.prototypes /= np.linalg.norm(self.prototypes, axis=1, keepdims=True)
         else:
             mixing = rng.normal(size=(size, look.channels)) / np.sqrt(look.channels)

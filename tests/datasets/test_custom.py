@@ -253,7 +253,9 @@ def test_a_callers_store_and_lengths(tmp_path: Path) -> None:
     assert (protocol.features.dim, store.dim, store.width) == (3, 5, None)
     assert protocol.propose.lengths == (4, 8)
     assert store.read("0-").shape == (4, 5)
-    for wrong in (5, (0,), ("a",)):
+    with pytest.raises(UsageError, match="key is 'other'"):
+        custom(store, folder / "a.json", key="other")
+    for wrong in (5, (), (0,), ("a",)):
         with pytest.raises(UsageError, match="length"):
             custom(store, folder / "a.json", lengths=wrong, quarantine=Quarantine())
 
