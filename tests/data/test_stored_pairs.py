@@ -13,7 +13,7 @@ from torch_geometric.loader import DataLoader
 
 from relocal_pyg.data import StoredPairs, TripletDataset
 from relocal_pyg.data.proposals import WindowProposals
-from relocal_pyg.datasets.synthetic import SyntheticConfig, synthetic
+from relocal_pyg.datasets.synthetic import Sparse, SyntheticConfig, synthetic
 from relocal_pyg.errors import UsageError
 
 
@@ -83,11 +83,12 @@ def test_what_is_drawn_of_other_features_or_windows_is_another_folder(protocol, 
             protocol,
             replace(protocol, features=Louder("rgb")),
             replace(protocol, features=Louder("flow")),
+            *(replace(protocol, features=Sparse(protocol.features, t)) for t in (0.5, 1.0)),
             replace(protocol, propose=WindowProposals((3, 5))),
             replace(protocol, propose=WindowProposals((3, 5), stride=0.5)),
         )
     }
-    assert len(folders) == 5
+    assert len(folders) == 7
 
 
 @pytest.mark.parametrize("kind", ["triplets", "pairs"])

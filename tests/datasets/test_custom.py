@@ -355,7 +355,8 @@ def test_several_truths_and_doubles_in_one_video() -> None:
     ]
     assert items[0].moments == items[2].moments == ((0, 1), (5, 7))
     assert items[0].subject == "anna"
-    assert all_items([video, Video("w", 5.0, segments)], {"v": 10}.get) == items
+    others = [Video("w", 5.0, segments), Video("x", None, segments)]
+    assert all_items([video, *others], {"v": 10, "x": 10}.get) == items
     assert video_items(video, 10, labels=[]) == []
 
 
