@@ -13,7 +13,7 @@ from typing import Any, Literal
 from relocal_pyg.data.items import Item, Pair, Protocol
 from relocal_pyg.errors import AnnotationError, UsageError, check_number
 from relocal_pyg.formats.rows import table_lines
-from relocal_pyg.io.read import read_json, read_text
+from relocal_pyg.io.read import read_json, read_text, tidy
 from relocal_pyg.io.record import sha256_json
 from relocal_pyg.io.seeding import derive_seed
 from relocal_pyg.io.write import write_json
@@ -132,12 +132,16 @@ def read_pairs(path: str | Path, protocol: Protocol, split: str) -> PairList:
     for number, cells in lines:
         if not any(cells):
             continue
+        cells += [""] * (len(head) - len(cells))
         row, record = dict(zip(head, cells, strict=False)), f"line {number}"
+        for video in (tidy(row["query"]), tidy(row["reference"])):
+            if video not in known:
+                raise AnnotationError(f"no split has a video {video!r}", file=path, record=record)
+        asked, searched = known[tidy(row["query"])], known[tidy(row["reference"])]
         try:
-            asked, searched = known[row["query"]], known[row["reference"]]
             clip = (int(row["query_start"]), int(row["query_end"]))
             span = (int(row["start"]), int(row["end"]))
-        except (KeyError, TypeError, ValueError) as error:
+        except ValueError as error:
             raise AnnotationError(f"cannot be used ({error})", file=path, record=record) from None
         query, reference = _around(asked, clip), _around(searched, span)
         if query is None or reference is None:

@@ -233,7 +233,8 @@ def test_a_fixed_list_of_others(tmp_path: Path):
     assert [pair.reference.context for pair in apart] == [(50, 70), (10, 50)]
     assert [pair.reference.truths for pair in apart] == [[(10, 15)], [(20, 25)]]
     for row, words in (
-        ("v1,2,8,nobody,0,5,", "line 2.*nobody"),
+        ("v1,2,8,nobody,0,5,", "line 2: no split has a video 'nobody'"),
+        ("v1,2,8,v2,12", "line 2.*cannot be used"),
         ("v1,2,8,v2,0,5,", "line 2.*outside its video"),
         ("v1,two,8,v2,12,15,", "line 2.*two"),
     ):
