@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 import warnings
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -45,10 +45,7 @@ class Rejected:
 
 
 class Quarantine:
-    """Collects records that cannot be used.
-
-    Args:
-        strict: Make the first such record an error instead.
+    """Collects records that cannot be used; where ``strict``, the first is an error.
 
     Example:
         >>> quarantine = Quarantine()
@@ -71,11 +68,7 @@ class Quarantine:
         reason: str,
         error: type[RelocalError] = AnnotationError,
     ) -> None:
-        """Set a record aside.
-
-        Raises:
-            RelocalError: Of kind ``error``, where ``strict``.
-        """
+        """Set a record aside; where ``strict``, raise it as an error of that kind."""
         if self.strict:
             raise error(reason, file=file, record=record)
         self.records.append(Rejected(str(file), record[:300], reason))
@@ -92,11 +85,7 @@ class Quarantine:
         return ascii_line(f"{text}: {word}{first.file}: {first.record}: {first.reason}")
 
     def save(self, path: str | Path) -> None:
-        """Write the report as JSON: a list of file, record and reason.
-
-        Raises:
-            OutputError: The file cannot be written.
-        """
+        """Write the report as JSON: a list of file, record and reason."""
         write_json(path, [asdict(entry) for entry in self.records])
 
 
@@ -139,11 +128,8 @@ class Video:
 class VideoCollector:
     """Checks videos one by one and sets aside what cannot be used.
 
-    Args:
-        path: The annotation file, for messages.
-        quarantine: Takes what is set aside; where None, a warning counts it at the end.
-        clip: Cut segments that leave the video at its borders instead of setting them aside.
-        as_published: Check only that times are finite and labels text.
+    ``quarantine`` and ``clip`` are as of :func:`read_annotations`; where ``as_published``, only
+    that times are finite and labels text is checked.
     """
 
     def __init__(
@@ -162,11 +148,7 @@ class VideoCollector:
         self._counted = 0
 
     def count(self, records: int = 1) -> None:
-        """Note that so many records were met.
-
-        Raises:
-            AnnotationError: They are too many for one file.
-        """
+        """Note that so many records were met; an error where they are too many for one file."""
         self._counted += records
         if self._counted > MAX_ROWS:
             raise AnnotationError(f"holds over {MAX_ROWS:,} actions: split it", file=self.path)
@@ -188,20 +170,18 @@ class VideoCollector:
         subject: str | None = None,
         subjects: Sequence[str] | None = None,
         names: Sequence[str] | None = None,
-        needs_duration: bool = False,
     ) -> None:
         """Check a video and add what is usable of it.
 
-        Times are seconds, and all is as the file gives it; ``names`` say what to call each row in
-        the report, and ``subjects`` who performs in each, in place of ``subject``.
+        All is as the file gives it; ``names`` say what to call each row in the report, and
+        ``subjects`` who performs in each, in place of ``subject``.
         """
-        self.count(len(rows))
         video_id = tidy(video_id)
         problem = id_problem(video_id)
         if problem:
             self.reject(video_id or "''", f"the id {problem}", len(rows))
             return
-        if not needs_duration and duration is None:
+        if duration is None:
             length = math.inf
         elif positive(duration) is None:
             reason = f"the duration is {_show(duration)}: seconds wanted"
@@ -236,11 +216,7 @@ class VideoCollector:
         )
 
     def finish(self) -> dict[str, Video]:
-        """Give the videos.
-
-        Raises:
-            AnnotationError: There is no usable action.
-        """
+        """Give the videos; an error where there is no usable action."""
         if not self._segments:
             reason = "holds no action"
             if self._rejected:
@@ -260,18 +236,22 @@ class VideoCollector:
             return None
         if start >= end:
             return f"start {start} is not before end {end}"
+        video = "the video" if math.isinf(length) else f"the video of {length} s"
         if start >= length or end <= 0:
             frames = end > 5 * length and float(start).is_integer() and float(end).is_integer()
             hint = ": are these frames? seconds are wanted" if frames else ""
-            return f"[{start}, {end}) lies outside the video of {length} s{hint}"
+            return f"[{start}, {end}) lies outside {video}{hint}"
         if not self.clip and (start < 0 or end > length):
-            return f"[{start}, {end}) leaves the video of {length} s: --clip (clip=True) cuts it"
+            return f"[{start}, {end}) leaves {video}: --clip (clip=True) cuts it"
         return None
 
 
 def _show(value: Any) -> str:
     return repr(value)[:40]
 
+
+#: Endings of files that are read.
+_SUFFIXES = (".csv", ".tsv", ".txt", ".json", ".boris", ".eaf", ".xml")
 
 #: What a table is read for; the first four are needed.
 _COLUMNS = ("video", "start", "end", "label", "duration", "subset", "subject")
@@ -315,25 +295,43 @@ def read_annotations(
         if rows is None:
             return read_csv(path, quarantine=quarantine, clip=clip)
     else:
-        content = read_json(path, AnnotationError, allow_nan=True)
+        try:
+            content = read_json(path, AnnotationError, allow_nan=True)
+        except AnnotationError as error:
+            if error.record is None or suffix in (".json", ".boris"):
+                raise
+            reason = f"is of no kind that is read: {', '.join(_SUFFIXES)} wanted"
+            raise AnnotationError(reason, file=path) from None
         rows = json_rows(content, importer)
         if rows is None:
             return _activitynet(content, collect)
+    return _videos(rows, collect)
+
+
+def _videos(rows: Iterable[Row], collect: VideoCollector) -> dict[str, Video]:
+    """Put the rows of each video together and check them."""
     videos: dict[str, list[Row]] = {}
     for row in rows:
         collect.count()
         videos.setdefault(row.video, []).append(row)
-    refuse_twins(videos, path, AnnotationError)
+    refuse_twins(videos, collect.path, AnnotationError)
     for video_id, group in videos.items():
-        durations = sorted({row.duration for row in group if row.duration is not None})
-        if durations and durations[-1] - durations[0] > _SAME_DURATION:
-            collect.reject(video_id, f"has several durations: {durations[:3]}", len(group))
+        said = list(dict.fromkeys(row.duration for row in group if row.duration is not None))
+        subsets = list(dict.fromkeys(row.subset for row in group if row.subset))
+        lengths = [each for each in said if isinstance(each, float)]
+        apart = len(said) > 1
+        if apart and len(lengths) == len(said):  # 10 and 10.0, or measured by two programs
+            apart = max(lengths) - min(lengths) > _SAME_DURATION
+        if apart or len(subsets) > 1:
+            what, values = ("duration", said) if apart else ("subset", subsets)
+            reason = f"has several values of {what}: {values[:3]}"
+            collect.reject(video_id, reason, len(group))
             continue
         collect.video(
             video_id,
-            durations[-1] if durations else None,
+            max(lengths) if lengths else next(iter(said), None),
             [(row.start, row.end, row.label) for row in group],
-            subset="",
+            subset=next(iter(subsets), ""),
             subjects=[row.subject for row in group],
             names=[row.record for row in group],
         )
@@ -384,8 +382,8 @@ def read_activitynet(
 
     Args:
         path: The JSON file.
-        quarantine: Takes the records that cannot be used; where None, a warning counts them.
-        clip: Cut segments that leave the video at its borders instead of setting them aside.
+        quarantine: As of :func:`read_annotations`.
+        clip: As of :func:`read_annotations`.
         as_published: Keep every segment of finite times, even empty ones and those beyond the
             end: for rebuilding data sets that were made without such checks.
 
@@ -410,7 +408,8 @@ def _activitynet(content: Any, collect: VideoCollector) -> dict[str, Video]:
         if not isinstance(entry, dict):
             collect.reject(video_id, "is not an object")
             continue
-        given = entry.get("annotations", [])
+        given = entry.get("annotations")
+        given = [] if given is None else given
         if not isinstance(given, list):
             collect.reject(video_id, '"annotations" is not a list')
             continue
@@ -418,6 +417,7 @@ def _activitynet(content: Any, collect: VideoCollector) -> dict[str, Video]:
             (*_times(row), row.get("label")) if isinstance(row, dict) else (None, None, None)
             for row in given
         ]
+        collect.count(len(rows))
         subject = entry.get("subject")
         collect.video(
             video_id,
@@ -425,7 +425,6 @@ def _activitynet(content: Any, collect: VideoCollector) -> dict[str, Video]:
             rows,
             subset=str(entry.get("subset") or ""),
             subject=None if subject is None else str(subject),
-            needs_duration="duration" in entry,
         )
     return collect.finish()
 
@@ -438,21 +437,18 @@ def read_csv(
     Columns ``video``, ``start``, ``end`` (seconds) and ``label`` are needed; ``duration``,
     ``subject`` and ``subset`` are read where present. Without ``duration`` it stays unknown, and
     ends are not compared with it. Spreadsheets may separate by semicolon or tab, with a comma as
-    decimal point and ``sep=;`` before the header; times may be ``[h:]mm:ss.fff``.
-
-    Args:
-        path: UTF-8 text.
-        quarantine: Takes the records that cannot be used; where None, a warning counts them.
-        clip: Cut segments that leave the video at its borders instead of setting them aside.
-
-    Returns:
-        Videos by id, in the order of the file.
+    decimal point and ``sep=;`` before the header; times may be ``[h:]mm:ss.fff``. The rest is as of
+    :func:`read_annotations`.
 
     Raises:
         AnnotationError: Not such a table, two ids differ in Unicode normalisation alone, or no
             record can be used.
     """
-    text = read_text(path, AnnotationError)
+    rows = _csv_rows(read_text(path, AnnotationError), path)
+    return _videos(rows, VideoCollector(path, quarantine, clip))
+
+
+def _csv_rows(text: str, path: str | Path) -> Iterator[Row]:
     mark, _ = separator(text)
     lines = table_lines(text, path)
     first, head = next(lines, (1, []))
@@ -464,45 +460,22 @@ def read_csv(
     if twice := [name for name in _COLUMNS if head.count(name) > 1]:
         raise AnnotationError(f"has more than one column {twice[0]}", file=path, record=record)
     columns = [head.index(name) if name in head else len(head) for name in _COLUMNS]
-    videos: dict[str, list[tuple[int, list[str]]]] = {}
-    for number, cells in lines:
-        if any(cells[len(head) :]):
-            reason = f"is not a table: {len(cells)} cells, {len(head)} in the first line"
-            raise AnnotationError(reason, file=path, record=f"line {number}")
-        if any(cells):
-            cells += [""] * (len(head) + 1 - len(cells))
-            videos.setdefault(cells[columns[0]], []).append((number, [cells[at] for at in columns]))
 
     def seconds(cell: str) -> float | str:  # what is no time is shown as it was written
         value = parse_seconds(cell, comma=mark != ",")
         return cell if value is None else value
 
-    refuse_twins(videos, path, AnnotationError)
-    collect = VideoCollector(path, quarantine, clip)
-    for video_id, rows in videos.items():
-        _, starts, ends, labels, *facts, subjects = zip(*(cells for _, cells in rows), strict=True)
-        said, subsets = (list(dict.fromkeys(filter(None, cells))) for cells in facts)
-        lengths = [each for each in map(seconds, said) if isinstance(each, float)]
-        apart = len(said) > 1
-        if apart and len(lengths) == len(said):  # 10 and 10.0, or measured by two programs
-            apart = max(lengths) - min(lengths) > _SAME_DURATION
-        if apart or len(subsets) > 1:
-            what, values = ("duration", said) if apart else ("subset", subsets)
-            reason = f"has several values of {what}: {values[:3]}"
-            collect.reject(video_id, reason, len(rows))
-            continue
-        collect.video(
-            video_id,
-            max(lengths) if lengths else next(iter(said), None),
-            [
-                (seconds(start), seconds(end), label)
-                for start, end, label in zip(starts, ends, labels, strict=True)
-            ],
-            subset=next(iter(subsets), ""),
-            subjects=subjects if "subject" in head else None,
-            names=[f"line {number}" for number, _ in rows],
-        )
-    return collect.finish()
+    for number, cells in lines:
+        record = f"line {number}"
+        if any(cells[len(head) :]):
+            reason = f"is not a table: {len(cells)} cells, {len(head)} in the first line"
+            raise AnnotationError(reason, file=path, record=record)
+        if any(cells):
+            cells += [""] * (len(head) + 1 - len(cells))
+            video, start, end, label, length, subset, subject = (cells[at] for at in columns)
+            duration = seconds(length) if length else None
+            times = seconds(start), seconds(end)
+            yield Row(video, *times, label, record, subject, duration, subset)
 
 
 def read_thumos14(
@@ -541,42 +514,32 @@ def read_thumos14(
         for line in read_lines(file, AnnotationError)
         if line
     }
-    rows: dict[str, list[tuple[float | None, float | None, str]]] = defaultdict(list)
-    names: dict[str, list[str]] = defaultdict(list)
-    subset = ""
-    collect = VideoCollector(folder, quarantine, clip)
+    rows: list[Row] = []
     for file in sorted(folder.glob("*_*.txt")):
         label, _, subset = file.stem.rpartition("_")
         for number, line in enumerate(read_lines(file, AnnotationError), start=1):
             words = line.split()
             if not words or label == "Ambiguous":
                 continue
+            record = f"line {number}"
             if len(words) != 3:
-                raise AnnotationError(
-                    "a video, a start and an end wanted", file=file, record=f"line {number}"
-                )
-            collect.count()
-            rows[words[0]].append((_number(words[1]), _number(words[2]), label))
-            names[words[0]].append(f"{file.name} line {number}")
+                reason = "a video, a start and an end wanted"
+                raise AnnotationError(reason, file=file, record=record)
+            video, start, end = words[0], *map(parse_seconds, words[1:])
+            length = durations.get(video, "not in the list")
+            record = f"{file.name} {record}"
+            rows.append(Row(video, start, end, label, record, "", length, subset))
     if not rows:
         raise AnnotationError("holds no annotations: <Class>_<subset>.txt wanted", file=folder)
-    for video_id in sorted(set(rows) - avoid):
-        collect.video(
-            video_id,
-            durations.get(video_id),
-            rows[video_id],
-            subset=subset,
-            names=names[video_id],
-            needs_duration=True,
-        )
-    return collect.finish()
+    rows = sorted((row for row in rows if row.video not in avoid), key=lambda row: row.video)
+    return _videos(rows, VideoCollector(folder, quarantine, clip))
 
 
 def _durations(path: str | Path) -> Mapping[str, float]:
     lines = [line for line in read_lines(path, AnnotationError) if line]
     result = {}
     for number in range(0, len(lines), 2):
-        seconds = _number(lines[number + 1]) if number + 1 < len(lines) else None
+        seconds = parse_seconds(lines[number + 1]) if number + 1 < len(lines) else None
         if seconds is None:
             raise AnnotationError(
                 "a file name and then its duration wanted", file=path, record=f"line {number + 2}"
@@ -590,10 +553,3 @@ def _times(row: dict[str, Any]) -> tuple[Any, Any]:
     if not isinstance(segment, list) or len(segment) != 2:
         return None, None
     return segment[0], segment[1]
-
-
-def _number(text: str | None) -> float | None:
-    try:
-        return float(text) if text is not None else None
-    except ValueError:
-        return None

@@ -44,6 +44,7 @@ def probe_features(
         FeatureError: The file as a whole cannot be used, or reading it hangs or crashes.
     """
     check_key(key)
+    check_number(time_limit, "time_limit", above=0)
     command = [sys.executable, "-m", __name__, os.path.abspath(path), key or ""]
     command += [str(max_bytes), str(int(values))]
     root = str(Path(__file__).resolve().parents[2])
@@ -141,7 +142,7 @@ def check_dataset(
         key: Name of the data set inside each group.
         max_bytes: Largest array that a video may declare.
         values: Read all values too: checksums, NaN and infinities.
-        clip: Cut segments that leave the video at its borders instead of setting them aside.
+        clip: As of :func:`relocal_pyg.data.read_annotations`.
         strict: Make the first unusable record an error.
         seconds_per_step: Duration of a step, where the features are known to be evenly spaced.
         time_limit: Seconds without a sign of life after which reading is given up.

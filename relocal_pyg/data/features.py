@@ -88,11 +88,7 @@ def _all_names(file: h5py.File, path: str | Path) -> list[str]:
 
 
 def check_key(key: str | None) -> None:
-    """Check the name of the data set inside each group; None stands for :data:`KEYS`.
-
-    Raises:
-        UsageError: It is not a plain name.
-    """
+    """Refuse what is no plain name of a data set; None stands for :data:`KEYS`."""
     problem = None if key is None else id_problem(key)
     if problem:
         raise UsageError(f"the name of a data set {problem}: a plain name wanted", record=key)
@@ -154,11 +150,7 @@ def checked_dataset(
 def read_steps(
     data: h5py.Dataset, path: str | Path, name: str, start: int, end: int
 ) -> np.ndarray[Any, np.dtype[np.float32]]:
-    """Read rows ``[start, end)`` of a checked data set as float32.
-
-    Raises:
-        FeatureError: A checksum is wrong or the file is damaged.
-    """
+    """Read rows ``[start, end)`` of a checked data set as float32."""
     try:
         with np.errstate(over="ignore"):  # an overflow becomes an infinity, which is reported
             return np.asarray(data[start:end]).astype(np.float32, copy=False)
@@ -174,14 +166,7 @@ def first_bad_step(values: np.ndarray[Any, Any]) -> int | None:
 
 @dataclass(frozen=True)
 class Record:
-    """What :func:`scan` found out about one video.
-
-    Attributes:
-        name: The record's name in the file.
-        num_steps: Rows; 0 where there is a problem.
-        dim: Width; 0 where there is a problem.
-        problem: Why it cannot be used, or None.
-    """
+    """What :func:`scan` found out about one video: its size, or why it cannot be used."""
 
     name: str
     num_steps: int = 0
@@ -319,11 +304,7 @@ class FeatureStore:
         return f"{type(self).__name__}({str(self.path)!r}, key={self.key!r})"
 
     def num_steps(self, video_id: str) -> int:
-        """Number of steps of a video.
-
-        Raises:
-            FeatureError: No such video, or it cannot be used.
-        """
+        """Number of steps of a video."""
         name = self._name(video_id)
         if name not in self._lengths:
             rows = int(self._dataset(name).shape[0])
@@ -331,12 +312,9 @@ class FeatureStore:
         return self._lengths[name]
 
     def read(self, video_id: str, start: int = 0, end: int | None = None) -> Tensor:
-        """Read steps ``[start, end)`` of a video, float32 ``[end - start, F]``.
+        """Read steps ``[start, end)`` of a video, all where not given, float32 ``[n, F]``.
 
-        Args:
-            video_id: A video id; ``x`` and ``v_x`` name the same video.
-            start: First step.
-            end: Step after the last one; the end of the video where None.
+        ``x`` and ``v_x`` name the same video.
 
         Raises:
             FeatureError: No such video or range, damaged, of another width than :attr:`dim`, or
@@ -450,6 +428,8 @@ def write_features(
             or occurs twice; there is no item. Nothing is written then.
         OutputError: The file cannot be written; what was there is intact.
     """
+    from relocal_pyg.moments import to_tensor  # torch: looking into a file needs none
+
     check_key(key)
     width, written = 0, set[str]()
     with replace_file(path, "features") as temporary, _new_file(temporary) as file:
@@ -458,12 +438,11 @@ def write_features(
             problem = id_problem(video_id) or twice
             if problem:
                 raise FeatureError(f"the id {problem}", record=video_id or "''")
-            values = np.asarray(array)
-            if values.ndim != 2 or 0 in values.shape or values.dtype.kind not in "fiu":
-                reason = f"shape {values.shape} of {values.dtype}: numbers [n, F] wanted"
+            rows = to_tensor(array, FeatureError, video_id).detach().cpu()
+            if rows.ndim != 2 or 0 in rows.shape or rows.dtype == bool or rows.is_complex():
+                reason = f"shape {tuple(rows.shape)} of {rows.dtype}: numbers [n, F] wanted"
                 raise FeatureError(reason, record=video_id)
-            with np.errstate(over="ignore"):
-                values = values.astype(np.float32, copy=False)
+            values = rows.float().numpy()
             bad = first_bad_step(values)
             if bad is not None:
                 raise FeatureError(f"step {bad} is not finite", record=video_id)

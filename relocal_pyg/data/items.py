@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field, is_dataclass
+from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from typing import Any
 from typing import Protocol as TypingProtocol
 
@@ -126,9 +126,8 @@ class Protocol:
             split: [asdict(item) for item in sorted(members)]
             for split, members in self.splits.items()
         }
-        read = [str(getattr(self.features, name, None)) for name in ("key", "subsample")]
         made = repr(self.propose) if is_dataclass(self.propose) else None
-        about = {"about": self.about, "features": read, "proposals": made}
+        about = {"about": self.about, "features": _settings(self.features), "proposals": made}
         return sha256_json({"name": self.name, "items": items, **about})
 
     def query(self, item: Item) -> Tensor:
@@ -146,3 +145,12 @@ class Protocol:
     def test_splits(self) -> list[str]:
         """Names of the splits that only testing may touch."""
         return [name for name in self.splits if name not in ("train", "val")]
+
+
+def _settings(source: Any) -> Any:
+    """How a source reads features: of one that is a data class, what its fields say."""
+    if isinstance(source, str | int | float):
+        return source
+    if is_dataclass(source):
+        return {each.name: _settings(getattr(source, each.name)) for each in fields(source)}
+    return [str(getattr(source, name, None)) for name in ("key", "subsample")]

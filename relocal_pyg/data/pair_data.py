@@ -90,14 +90,8 @@ def resample_windows(
 ) -> tuple[Tensor, Tensor]:
     """Cut many windows out of one reference and bring each to T steps, in one gather.
 
-    Equal to calling :func:`resample` on every window; boundaries are rounded to whole steps, at
-    least one, inside the reference.
-
-    Args:
-        reference: ``[n, F]``, ``n >= 1``.
-        windows: ``[M, 2]`` in steps of the reference.
-        num_steps: T.
-        mode: ``"linspace"`` or ``"floor"``.
+    Equal to calling :func:`resample` on every window; boundaries ``[M, 2]`` are rounded to the
+    :func:`nearest_steps` of the reference ``[n, F]``.
 
     Returns:
         Features ``[M, T, F]``, zero where padded, and mask ``[M, T]``, True for real steps.
@@ -114,9 +108,7 @@ def resample_windows(
 def nearest_steps(windows: Tensor, num_steps: Tensor | int) -> Tensor:
     """Whole-step windows nearest to given ones, int64, at least one step and inside the video.
 
-    Args:
-        windows: ``[M, 2]`` in steps.
-        num_steps: Length of the video; a tensor ``[M]`` where it differs from window to window.
+    ``num_steps`` is the length of the video, a tensor ``[M]`` where windows are of several.
 
     Example:
         >>> nearest_steps(torch.tensor([[1.6, 4.2], [7.0, 12.0], [3.1, 3.2]]), 10).tolist()
@@ -131,13 +123,7 @@ def nearest_steps(windows: Tensor, num_steps: Tensor | int) -> Tensor:
 def window_positions(
     length: Tensor | int, windows: Tensor, num_steps: int = 40, mode: Mode = "linspace"
 ) -> tuple[Tensor, Tensor]:
-    """Which steps of a reference :func:`resample_windows` takes.
-
-    Args:
-        length: Steps of the reference; a tensor ``[M]`` where it differs from window to window.
-        windows: ``[M, 2]`` in steps of the reference, moved to the :func:`nearest_steps`.
-        num_steps: T.
-        mode: ``"linspace"`` or ``"floor"``.
+    """Which steps of a reference of such a length :func:`resample_windows` takes.
 
     Returns:
         Positions ``[M, T]`` (int64; a window's first step where padded) and mask ``[M, T]``.
@@ -239,7 +225,7 @@ class PairData(Data):
         Args:
             query: Features ``[m, F]``, any ``m >= 1``.
             proposal: Features ``[n, F]``, any ``n >= 1``.
-            num_steps: Steps T of either side afterwards.
+            num_steps: T.
             ks: The graphs.
             materialize: Store the edges. A layer that is given
                 :class:`~relocal_pyg.graph.PairGraph` does not need them.
@@ -295,22 +281,14 @@ class PairData(Data):
 
     @property
     def edge_stores(self) -> list[EdgeStorage]:
-        """The K edge sets, one at a time.
-
-        Raises:
-            UsageError: No edges are stored.
-        """
+        """The K edge sets, one at a time; an error where no edges are stored."""
         if not self._has_edges:
             raise UsageError(_NO_EDGES)
         plain = super().edge_stores if "edge_index" in self else []
         return [*plain, *(_EdgeSet(self, k) for k in self.ks)]
 
     def edge_indices(self) -> list[Tensor]:
-        """``edge_index_k*`` ``[2, E_k]`` in the order of :attr:`ks`, as a multi-graph layer wants.
-
-        Raises:
-            UsageError: No edges are stored.
-        """
+        """``edge_index_k*`` ``[2, E_k]`` in the order of :attr:`ks`, as a layer wants them."""
         if not self.ks:
             raise UsageError(_NO_EDGES)
         return [self[f"{_EDGES}{k}"] for k in self.ks]
@@ -320,11 +298,7 @@ class PairData(Data):
         return [self.get(f"{_WEIGHTS}{k}") for k in self.ks]
 
     def validate(self, raise_on_error: bool = True) -> bool:
-        """Check every edge set and 2T; ``Data.validate`` looks at ``edge_index`` alone.
-
-        Args:
-            raise_on_error: Raise ``ValueError`` at the first fault instead of warning.
-        """
+        """Check every edge set and 2T; ``Data.validate`` looks at ``edge_index`` alone."""
         sound = super().validate(raise_on_error)
         sizes = self.ptr.diff() if "ptr" in self else torch.tensor(self.num_nodes or 0)
         if (sizes % 2).any():

@@ -13,7 +13,7 @@ from typing import Any, Literal
 from relocal_pyg.data.items import Item, Pair, Protocol
 from relocal_pyg.errors import AnnotationError, UsageError, check_number
 from relocal_pyg.formats.rows import table_lines
-from relocal_pyg.io.read import read_json, read_text
+from relocal_pyg.io.read import read_json, read_text, tidy
 from relocal_pyg.io.record import sha256_json
 from relocal_pyg.io.seeding import derive_seed
 from relocal_pyg.io.write import write_json
@@ -68,11 +68,7 @@ class PairList:
         return replace(self, pairs=tuple(pair for pair in self.pairs if pair in kept))
 
     def save(self, path: str | Path) -> None:
-        """Write the list as JSON with its hash.
-
-        Raises:
-            OutputError: The file cannot be written.
-        """
+        """Write the list as JSON with its hash."""
         write_json(path, {"sha256": self.sha256, **self._plain()})
 
     @classmethod
@@ -136,25 +132,35 @@ def read_pairs(path: str | Path, protocol: Protocol, split: str) -> PairList:
     for number, cells in lines:
         if not any(cells):
             continue
+        cells += [""] * (len(head) - len(cells))
         row, record = dict(zip(head, cells, strict=False)), f"line {number}"
+        for video in (tidy(row["query"]), tidy(row["reference"])):
+            if video not in known:
+                raise AnnotationError(f"no split has a video {video!r}", file=path, record=record)
+        asked, searched = known[tidy(row["query"])], known[tidy(row["reference"])]
         try:
-            asked, searched = known[row["query"]], known[row["reference"]]
             clip = (int(row["query_start"]), int(row["query_end"]))
             span = (int(row["start"]), int(row["end"]))
-        except (KeyError, TypeError, ValueError) as error:
+        except ValueError as error:
             raise AnnotationError(f"cannot be used ({error})", file=path, record=record) from None
         query, reference = _around(asked, clip), _around(searched, span)
         if query is None or reference is None:
             raise AnnotationError("lies outside its video", file=path, record=record)
         moments[query, clip, reference, row.get("label") or ""].add(span)
-    pairs = []
-    for (query, clip, reference, label), spans in moments.items():
-        found = tuple(sorted(spans))
-        name = f"{query.video_id}@{clip[0]}-{clip[1]}"
-        query = replace(query, item_id=name, label=label, moment=clip, moments=(clip,))
-        name = f"{reference.video_id}@" + ",".join(f"{start}-{end}" for start, end in found)
-        reference = replace(reference, item_id=name, label=label, moment=found[0], moments=found)
-        pairs.append(Pair(query, reference))
+    named: dict[str, Item] = {}
+
+    def placed(around: Item, label: str, *spans: Range) -> Item:
+        name = f"{around.video_id}@" + ",".join(f"{start}-{end}" for start, end in spans)
+        facts: dict[str, Any] = {"label": label, "moment": spans[0], "moments": spans}
+        made = replace(around, item_id=name, **facts)
+        if named.setdefault(name, made) != made:  # the same place as another class, say
+            made = replace(made, item_id=f"{name} in {made.context[0]}-{made.context[1]} {label}")
+        return made
+
+    pairs = [
+        Pair(placed(query, label, clip), placed(reference, label, *sorted(spans)))
+        for (query, clip, reference, label), spans in moments.items()
+    ]
     if not pairs:
         raise AnnotationError("holds no pair", file=path)
     return PairList(tuple(pairs), protocol.name, split, 0, "none")
@@ -183,7 +189,7 @@ def make_pairs(
 
     Args:
         items: Items of one split; each is a query and may be a reference.
-        split: Name of the split, kept in the list.
+        split: Its name, kept in the list.
         protocol: Name of the protocol, kept in the list.
         seed: Seed of the draw; 6 is that of the published evaluation.
         exclude: What a query never meets: its ``"video"``, its ``"item"`` (with every item that
@@ -201,6 +207,7 @@ def make_pairs(
         raise UsageError(f"exclude is {exclude!r}: one of {', '.join(_EXCLUDE)} wanted")
     if min_reference not in ("query", None):
         raise UsageError(f"min_reference is {min_reference!r}: 'query' or None wanted")
+    seed = int(check_number(seed, "seed", most=2**64, whole=True))
     ordered = sorted(items, key=lambda item: item.item_id)
     for first, second in zip(ordered, ordered[1:], strict=False):
         if first.item_id == second.item_id:
@@ -224,7 +231,7 @@ def make_pairs(
             pairs.append(Pair(query, candidates[drawn]))
         else:
             without.append(query.item_id)
-    return PairList(tuple(pairs), protocol, split, int(seed), exclude, tuple(without))
+    return PairList(tuple(pairs), protocol, split, seed, exclude, tuple(without))
 
 
 def make_null_pairs(protocol: Protocol, split: str, *, seed: int = 6) -> PairList:
@@ -247,6 +254,7 @@ def make_null_pairs(protocol: Protocol, split: str, *, seed: int = 6) -> PairLis
     """
     if split not in protocol.splits:
         raise UsageError(f"no split {split!r}: {', '.join(protocol.splits)}")
+    seed = int(check_number(seed, "seed", most=2**64, whole=True))
     shown: dict[str, dict[str, set[Range]]] = defaultdict(lambda: defaultdict(set))
     for items in protocol.splits.values():
         for item in items:
@@ -278,7 +286,7 @@ def make_null_pairs(protocol: Protocol, split: str, *, seed: int = 6) -> PairLis
             pairs.append(Pair(query, nothing))
         else:
             without.append(query.item_id)
-    return PairList(tuple(pairs), protocol.name, split, int(seed), "video", tuple(without))
+    return PairList(tuple(pairs), protocol.name, split, seed, "video", tuple(without))
 
 
 def longest_gap(context: Range, taken: Iterable[Range]) -> Range:

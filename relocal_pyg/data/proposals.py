@@ -17,11 +17,11 @@ from torch import Tensor
 from relocal_pyg.data.features import spellings
 from relocal_pyg.data.items import Item
 from relocal_pyg.errors import ProposalError, UsageError, check_number
-from relocal_pyg.io.read import MAX_LINES, id_problem, lines_of, read_text
+from relocal_pyg.io.read import MAX_LINES, id_problem, lines_of, read_text, tidy
 from relocal_pyg.io.write import replace_file
 from relocal_pyg.moments import nms
 
-#: Window lengths of :func:`query_windows` as multiples of the query's length.
+#: Window lengths of :func:`default_proposals` as multiples of the query's length.
 QUERY_SCALES = (0.5, 0.7, 1.0, 1.4, 2.0)
 
 
@@ -44,6 +44,7 @@ def sliding_windows(
         >>> sliding_windows(2, [4]).tolist()
         [[0.0, 2.0]]
     """
+    num_steps = int(check_number(num_steps, "num_steps", least=1, whole=True))
     grids = []
     for length in {min(max(int(length), 1), num_steps) for length in lengths} or {num_steps}:
         stride = max(1, round(length * stride_fraction))
@@ -72,24 +73,11 @@ def geometric_lengths(shortest: int, longest: int, ratio: float = 1.3) -> list[i
     return sorted({*lengths, longest})
 
 
-def query_windows(num_steps: int, query_steps: int) -> Tensor:
+def default_proposals(num_steps: int, query_steps: int, limit: int = 4000) -> Tensor:
     """Windows ``[M, 2]`` of the query's length times each of :data:`QUERY_SCALES`, at every step.
 
-    Where the query's own length says how long the moment may be (a clip of the same action), this
-    beats a fixed grid.
-    """
-    lengths = [max(1, round(scale * query_steps)) for scale in QUERY_SCALES]
-    return sliding_windows(num_steps, lengths, stride_fraction=0.0)
-
-
-def default_proposals(num_steps: int, query_steps: int, limit: int = 4000) -> Tensor:
-    """The proposals used where none are given: :func:`query_windows`, thinned for long videos.
-
-    Args:
-        num_steps: Steps of the reference.
-        query_steps: Steps of the query.
-        limit: About how many windows at most. Strides grow until they fit, but never past a
-            window's own length, so that no step is left out.
+    In a long video they are thinned to about ``limit``: strides grow until they fit, but never past
+    a window's own length, so that no step is left out.
     """
     per_scale = max(1, limit // len(QUERY_SCALES))
     stride = max(1, -(-num_steps // per_scale))
@@ -106,13 +94,8 @@ def finer_windows(
 ) -> tuple[Tensor, Tensor]:
     """Windows whose ends lie near those of some moments ``[S, 2]``, in steps.
 
-    Each end stays or is moved either way, to whole steps inside the video; what is empty, and the
-    moments themselves, are left out.
-
-    Args:
-        moments: ``[S, 2]`` in steps.
-        num_steps: Length of the video.
-        shares: How far, as shares of a moment's length.
+    Each end stays or is moved either way by such shares of the moment's length, to whole steps
+    inside the video; what is empty, and the moments themselves, are left out.
 
     Returns:
         ``[M, 2]`` without duplicates, and ``[M]``: which moment each comes from, the first where
@@ -222,24 +205,24 @@ def read_proposal_list(path: str | Path) -> dict[str, ProposalRecord]:
     """
     lines = _Lines(path)
     records: dict[str, ProposalRecord] = {}
-    while not lines.at_end():
-        lines.header()
-        video_id = lines.next().strip()
+    while lines.left:
+        if not lines.next().startswith("#"):
+            raise lines.error("'# number' wanted, the start of a video")
+        video_id = tidy(lines.next())
         problem = id_problem(video_id) or ("occurs twice" if video_id in records else None)
         if problem:
             raise lines.error(f"the video id {problem}")
         num_frames, fps = lines.number(), lines.number()
-        truths = lines.table(3)
-        table = lines.table(5)
+        truths, table = lines.table(3), lines.table(5)
         records[video_id] = ProposalRecord(
-            video_id=video_id,
-            labels=table[:, 0].astype(np.int64),
-            moments=table[:, 3:],
-            overlaps=table[:, 1:3],
-            truth_labels=truths[:, 0].astype(np.int64),
-            truths=truths[:, 1:],
-            num_frames=num_frames,
-            fps=fps,
+            video_id,
+            table[:, 0].astype(np.int64),
+            table[:, 3:],
+            table[:, 1:3],
+            truths[:, 0].astype(np.int64),
+            truths[:, 1:],
+            num_frames,
+            fps,
         )
     if not records:
         raise ProposalError("holds no videos", file=path)
@@ -253,16 +236,19 @@ def write_proposal_list(path: str | Path, records: Iterable[ProposalRecord]) -> 
     them.
 
     Raises:
-        ProposalError: A record's arrays do not fit together, or its id cannot be written.
+        ProposalError: There is no record, or what is in one could not be read back.
         OutputError: The file cannot be written; what was there is intact.
     """
-    blocks = []
+    blocks: list[str] = []
+    written: set[str] = set()
     for number, record in enumerate(records, start=1):
-        _check_record(record)
+        _check_record(record, written)
         head = f"# {number}\n{record.video_id}\n{record.num_frames:.17g}\n{record.fps:.17g}\n"
         truths = _rows(record.truth_labels, record.truths)
         table = _rows(record.labels, np.hstack([record.overlaps, record.moments]))
         blocks.append(f"{head}{len(record.truths)}\n{truths}{len(record.moments)}\n{table}")
+    if not blocks:
+        raise ProposalError("there are no videos to write", file=path)
     with replace_file(path) as temporary:
         temporary.write_text("".join(blocks), encoding="utf-8")
 
@@ -273,30 +259,22 @@ class _Lines:
     def __init__(self, path: str | Path) -> None:
         self.path = path
         text = read_text(path, ProposalError).rstrip()
-        self._count = text.count("\n") + bool(text)
-        if self._count > MAX_LINES:
+        self.left = text.count("\n") + bool(text)
+        if self.left > MAX_LINES:
             raise ProposalError(f"has over {MAX_LINES:,} lines: split it", file=path)
         self._lines, self._at = lines_of(text), 0
 
-    def error(self, reason: str, line: int | None = None) -> ProposalError:
-        """An error at a line, the last one read where None."""
-        return ProposalError(reason, file=self.path, record=f"line {line or self._at}")
-
-    def at_end(self) -> bool:
-        """Whether there is nothing left."""
-        return self._at >= self._count
+    def error(self, reason: str) -> ProposalError:
+        """An error at the line read last."""
+        return ProposalError(reason, file=self.path, record=f"line {self._at}")
 
     def next(self) -> str:
         """The next line."""
         self._at += 1
-        if self._at > self._count:
+        if not self.left:
             raise self.error("the list ends in the middle of a video")
+        self.left -= 1
         return next(self._lines).rstrip("\n")
-
-    def header(self) -> None:
-        """Skip ``# number``."""
-        if not self.next().startswith("#"):
-            raise self.error("'# number' wanted, the start of a video")
 
     def number(self) -> float:
         """A line with one positive number; a whole one stays whole."""
@@ -311,42 +289,51 @@ class _Lines:
     def table(self, columns: int) -> Floats:
         """A line with a count, then that many lines of numbers: a class, then fractions."""
         text = self.next()
-        if not re.fullmatch(r"\s*[0-9]{1,9}\s*", text) or int(text) > self._count - self._at:
+        if not re.fullmatch(r"\s*[0-9]{1,9}\s*", text) or int(text) > self.left:
             raise self.error("the number of lines that follow wanted")
         table = np.empty((int(text), columns), dtype=np.float64)
         for row in table:
-            row[:] = self._row(columns)
+            try:
+                values = [float(word) for word in self.next().split()]
+            except ValueError:
+                values = []
+            if len(values) != columns or not all(0 <= value < math.inf for value in values):
+                raise self.error(f"{columns} numbers wanted, none of them negative")
+            if values[-2] > values[-1] or values[0] % 1:
+                raise self.error("a whole number for the class and start <= end wanted")
+            row[:] = values
         return table
 
-    def _row(self, columns: int) -> list[float]:
-        try:
-            row = [float(word) for word in self.next().split()]
-        except ValueError:
-            row = []
-        if len(row) != columns or not all(0 <= value < math.inf for value in row):
-            raise self.error(f"{columns} numbers wanted, none of them negative")
-        if row[-2] > row[-1] or row[0] % 1:
-            raise self.error("a whole number for the class and start <= end wanted")
-        return row
 
-
-def _check_record(record: ProposalRecord) -> None:
-    problem = id_problem(record.video_id)
-    if problem is None and record.video_id.split() != [record.video_id]:
-        problem = "holds white space"
+def _check_record(record: ProposalRecord, written: set[str]) -> None:
+    name = tidy(record.video_id)
+    problem = id_problem(name)
+    if problem is None and (name.splitlines() != [name] or name in written):
+        problem = "occurs twice" if name in written else "is of several lines"
     if problem:
         raise ProposalError(f"the id {problem}", record=record.video_id or "''")
+    written.add(name)
     count, truths = len(record.moments), len(record.truths)
     shapes = (record.labels.shape, record.moments.shape, record.overlaps.shape)
     if shapes != ((count,), (count, 2), (count, 2)):
         raise ProposalError(f"shapes {shapes} do not fit", record=record.video_id)
     if (record.truth_labels.shape, record.truths.shape) != ((truths,), (truths, 2)):
         raise ProposalError("ground truths and their labels do not fit", record=record.video_id)
+    counts = np.concatenate([record.labels, record.truth_labels])
+    spans = np.concatenate([record.moments, record.truths])
+    every = np.concatenate([counts, spans.ravel(), record.overlaps.ravel()])
+    sound = ((every >= 0) & (every < math.inf)).all() and not (counts % 1).any()
+    if not sound or (spans[:, 0] > spans[:, 1]).any():
+        reason = "finite numbers from 0 on, whole classes and start <= end wanted"
+        raise ProposalError(reason, record=record.video_id)
+    for what in ("num_frames", "fps"):
+        if not 0 < getattr(record, what) < math.inf:
+            raise ProposalError(f"{what} above 0 wanted", record=record.video_id)
 
 
 def _rows(labels: Whole, values: Floats) -> str:
     return "".join(
-        f"{label} {' '.join(map(_decimal, row))}\n"
+        f"{label:.0f} {' '.join(map(_decimal, row))}\n"
         for label, row in zip(labels.tolist(), values.tolist(), strict=True)
     )
 
@@ -408,13 +395,16 @@ class WindowProposals:
         stride: Stride as a share of a window's length.
     """
 
-    lengths: tuple[int, ...]
+    lengths: Sequence[int]
     stride: float = 1 / 3
 
     def __post_init__(self) -> None:
         check_number(self.stride, "stride", least=0)
-        for length in self.lengths:
-            check_number(length, "a window's length", least=1, whole=True)
+        given = tuple(self.lengths) if isinstance(self.lengths, Iterable) else ()
+        if not given:
+            raise UsageError(f"lengths is {self.lengths!r}: some wanted, such as (8, 12)")
+        whole = (check_number(n, "a window's length", least=1, whole=True) for n in given)
+        object.__setattr__(self, "lengths", tuple(map(int, whole)))
 
     @classmethod
     def fit(

@@ -6,6 +6,7 @@ import abc
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar, Generic, Literal, TypeVar
 
@@ -32,13 +33,7 @@ _Sample = TypeVar("_Sample")
 class SeededSamples(Dataset[_Sample], Generic[_Sample]):
     """Base of every training set: sample ``i`` is drawn from the stream ``(seed, stream, i)``.
 
-    Args:
-        protocol: Where items, features and proposals come from; its ``"train"`` split is used.
-        num_samples: Length of the data set.
-        seed: Names the stream of samples.
-
-    Attributes:
-        stream: Name of the stream; each kind of sample has its own.
+    Each kind of sample has a ``stream`` of its own; the ``"train"`` split of the protocol is used.
     """
 
     stream: ClassVar[str]
@@ -102,11 +97,7 @@ class PartnerSampler:
         return _pick(videos[_pick(others, rng)], rng)
 
     def negative(self, query: Item, rng: np.random.Generator) -> Item:
-        """An action of another class, in a video without the query's class where there is one.
-
-        Raises:
-            AnnotationError: Every item is of the query's class.
-        """
+        """An action of another class, in a video without the query's class where there is one."""
         labels = [label for label in self._labels if label != query.label]
         if not labels:
             raise AnnotationError("a negative of another class was asked for; there is one class")
@@ -144,9 +135,9 @@ class TripletDataset(PartnerSamples[tuple[PairData, PairData]]):
     the targets of section 4.7.2.
 
     Args:
-        protocol: Where items, features and proposals come from; its ``"train"`` split is used.
-        num_samples: Length of the data set.
-        seed: Names the stream of samples.
+        protocol: Where items, features and proposals come from.
+        num_samples: Length.
+        seed: Names the stream.
         num_steps: T.
         ks: Graphs whose edges are stored in each pair, where ``materialize`` is set.
         negatives: ``"class"``: another class (the paper); ``"video"``: a proposal of the positive
@@ -249,7 +240,6 @@ class StoredPairs(torch_geometric.data.Dataset):
         facts |= {"seed": drawn.seed, "num_steps": drawn.num_steps, "format": 1}
         self._settings = sha256_json(facts)[:16]
         super().__init__(str(root), transform, force_reload=force_reload)
-        self._rows = read_tensors(Path(self.processed_paths[0]))
 
     @property
     def processed_dir(self) -> str:
@@ -260,6 +250,20 @@ class StoredPairs(torch_geometric.data.Dataset):
     def processed_file_names(self) -> list[str]:
         """One file of tensors."""
         return ["triplets.safetensors"]
+
+    @cached_property
+    def _rows(self) -> dict[str, Tensor]:
+        return read_tensors(Path(self.processed_paths[0]))
+
+    def __getstate__(self) -> dict[str, Any]:
+        # A worker reads the file itself: rows that travel would be in memory once more each time.
+        return {name: value for name, value in vars(self).items() if name != "_rows"}
+
+    def __copy__(self) -> StoredPairs:
+        # PyG's parts of a data set (``stored[:100]``) are copies: these do share the rows.
+        made = type(self).__new__(type(self))
+        made.__dict__.update(self.__dict__)
+        return made
 
     def process(self) -> None:
         """Draw the triplets and write them."""
@@ -354,7 +358,8 @@ class ListDataset(PartnerSamples[Data]):
         super().__init__(protocol, num_samples=num_samples, seed=seed)
         self.list_length = int(check_number(list_length, "list_length", least=1, whole=True))
         self.far_proposals = int(check_number(far_proposals, "far_proposals", least=0, whole=True))
-        self.surroundings = surroundings
+        self.surroundings = check_number(surroundings, "surroundings", least=0, most=1)
+        check_number(target_temperature, "target_temperature", above=0)
         few = len(protocol.splits["train"]) < FEW_ITEMS
         self.temperature = max(target_temperature, SOFT_TARGET) if few else target_temperature
 

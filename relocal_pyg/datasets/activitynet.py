@@ -45,11 +45,7 @@ class VideoLength:
 
 
 def read_lengths(path: str | Path) -> dict[str, VideoLength]:
-    """Read ``length.json`` of fengyang0317/video_reloc: ``{<id>: {"n_frames", "n_feat"}}``.
-
-    Raises:
-        AnnotationError: Missing or malformed.
-    """
+    """Read ``length.json`` of fengyang0317/video_reloc: ``{<id>: {"n_frames", "n_feat"}}``."""
     content = read_json(path, AnnotationError)
     try:
         return {
@@ -122,23 +118,11 @@ def build_anet_vrl(
     return result
 
 
-def read_anet_vrl(
-    path: str | Path,
-    *,
-    lengths: Mapping[str, VideoLength] | None = None,
-    videos: Mapping[str, Video] | None = None,
-) -> list[Item]:
+def read_anet_vrl(path: str | Path) -> list[Item]:
     """Read published items: a list of ``{"id", "label", "location", "groundtruth"}``.
 
-    Args:
-        path: ``train.json``, ``val.json`` or ``test.json`` of fengyang0317/video_reloc.
-        lengths: Lengths of the videos, see :func:`read_lengths`.
-        videos: Annotations of ActivityNet v1.3. With both, labels are class names and
-            ``seconds_per_step`` is right; otherwise labels are the published class numbers and a
-            step counts as one second.
-
-    Raises:
-        AnnotationError: Missing or malformed.
+    That is ``train.json``, ``val.json`` or ``test.json`` of fengyang0317/video_reloc. Labels are
+    class numbers, and a step counts as one second.
     """
     content = read_json(path, AnnotationError)
     items = []
@@ -161,8 +145,6 @@ def read_anet_vrl(
             )
     except (KeyError, TypeError, ValueError) as error:
         raise AnnotationError(f"is not a list of items ({error!r})", file=path) from None
-    if lengths is not None and videos is not None:
-        items = _named(items, lengths, videos)
     by_video = defaultdict(list)
     for item in sorted(items, key=lambda item: (item.video_id, item.moment)):
         by_video[item.video_id].append(item)
@@ -170,11 +152,7 @@ def read_anet_vrl(
 
 
 def read_permutation(path: str | Path) -> list[int]:
-    """Read ``perm.npy``: a permutation of class positions.
-
-    Raises:
-        AnnotationError: Missing, or not an array of whole numbers.
-    """
+    """Read ``perm.npy``: a permutation of class positions."""
     values = read_array(path, AnnotationError).reshape(-1)
     if values.dtype.kind not in "iu":
         raise AnnotationError(f"holds {values.dtype}: whole numbers wanted", file=path)
@@ -251,8 +229,9 @@ def _numbered(items: Iterable[Item]) -> list[Item]:
 
 
 def _named(
-    items: Iterable[Item], lengths: Mapping[str, VideoLength], videos: Mapping[str, Video]
+    items: Sequence[Item], lengths: Mapping[str, VideoLength], videos: Mapping[str, Video]
 ) -> list[Item]:
+    """Items with the names of their classes and the right ``seconds_per_step``."""
     votes: dict[str, Counter[str]] = defaultdict(Counter)
     for item in items:
         video = videos.get(item.video_id)
@@ -287,14 +266,12 @@ def anet_vrl_items(
     Returns:
         Items by split: 7,593, 829 and 978.
     """
-    lengths = videos = None
-    if annotations is not None:
-        lengths = read_lengths(Path(root) / "length.json")
-        videos = read_activitynet(annotations, as_published=True)
-    return {
-        split: read_anet_vrl(Path(root) / f"{split}.json", lengths=lengths, videos=videos)
-        for split in ("train", "val", "test")
-    }
+    items = {split: read_anet_vrl(Path(root) / f"{split}.json") for split in _CUTS}
+    if annotations is None:
+        return items
+    lengths = read_lengths(Path(root) / "length.json")
+    videos = read_activitynet(annotations, as_published=True)
+    return {split: _named(group, lengths, videos) for split, group in items.items()}
 
 
 def anet_vrl(
@@ -305,11 +282,8 @@ def anet_vrl(
     As published, a query may meet its own item or video (``exclude="none"``). Proposals are sliding
     windows as long as training moments.
 
-    Args:
-        root: Folder of ``train.json``, ``val.json``, ``test.json`` and ``length.json``.
-        features: Steps of 16 frames, such as ``FeatureStore(path, subsample=2)`` of the published
-            file.
-        annotations: See :func:`anet_vrl_items`.
+    Features are steps of 16 frames, such as ``FeatureStore(path, subsample=2)`` of the published
+    file; ``root`` and ``annotations`` are those of :func:`anet_vrl_items`.
 
     Raises:
         AnnotationError: A file is missing or malformed.
@@ -351,7 +325,7 @@ def anet12_items(
         seed: Names the draw of the classes.
     """
     if isinstance(annotations, str | Path):
-        annotations = _read_clipped(annotations, Quarantine())
+        annotations = read_activitynet(annotations, quarantine=Quarantine(), clip=True)
     labels = {segment.label for video in annotations.values() for segment in video.segments}
     sizes = {split: round(share * len(labels)) for split, share in _SHARES.items()}
     sizes = {"train": len(labels) - sum(sizes.values()), **sizes}
@@ -377,7 +351,8 @@ def anet12(
         ProposalError: The list is malformed.
     """
     quarantine = Quarantine()
-    videos = _read_clipped(annotations, quarantine)
+    # One action in 58 of the official file ends milliseconds after its video.
+    videos = read_activitynet(annotations, quarantine=quarantine, clip=True)
     items = anet12_items(videos, steps_in(features), seed=seed)
     used = {item.video_id for group in items.values() for item in group}
     return whole_videos(
@@ -391,11 +366,6 @@ def anet12(
         videos=len(used),
         videos_left_out=sum(bool(video.segments) for video in videos.values()) - len(used),
     )
-
-
-def _read_clipped(path: str | Path, quarantine: Quarantine) -> dict[str, Video]:
-    # One action in 58 of the official file ends milliseconds after its video.
-    return read_activitynet(path, quarantine=quarantine, clip=True)
 
 
 def _with_features(

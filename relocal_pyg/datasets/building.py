@@ -156,11 +156,11 @@ def assign_videos(
 
 
 def all_items(videos: Iterable[Video], num_steps: Callable[[str], int | None]) -> list[Item]:
-    """Items of many videos, see :func:`video_items`; videos without a length are left out."""
+    """Items of many videos, see :func:`video_items`; those of unknown length are left out."""
     items = []
     for video in videos:
         steps = num_steps(video.video_id)
-        if steps:
+        if steps and video.duration is not None:
             items += video_items(video, steps)
     return items
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import warnings
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
@@ -79,7 +79,12 @@ def custom(
     """
     if seconds_per_step is not None:
         check_number(seconds_per_step, "seconds_per_step", above=0)
-    store = features if isinstance(features, FeatureStore) else FeatureStore(features, key=key)
+    if isinstance(features, FeatureStore):
+        if key not in (None, features.key):
+            raise UsageError(f"key is {key!r}, the store that was given reads {features.key!r}")
+        store = copy.copy(features)  # its width is set below: the caller's stays as it is
+    else:
+        store = FeatureStore(features, key=key)
     given = Quarantine() if quarantine is None else quarantine
     videos = read_annotations(annotations, quarantine=given, clip=clip)
     records = scan(store.path, store.key, max_bytes=store.max_bytes, values=check_values)
@@ -92,11 +97,16 @@ def custom(
         given,
         None if seconds_per_step is None else seconds_per_step / store.subsample,
     )
+    unknown = [] if seconds_per_step else [v for v in usable if videos[v].duration is None]
+    for video_id in unknown if len(unknown) < len(usable) else []:  # else all are asked for
+        reason = "the duration is not known: give seconds_per_step"
+        given.add(annotations, video_id, reason)
+        del usable[video_id]
     if quarantine is None and len(given):
         warnings.warn(given.summary(), stacklevel=2)
     store.width = next(iter(usable.values())).dim  # of most videos, not of the first in the file
     steps = {video_id: -(-usable[video_id].num_steps // store.subsample) for video_id in usable}
-    parts = split_custom(
+    items, about = split_custom(
         {video_id: videos[video_id] for video_id in usable},
         steps,
         unseen_classes=unseen_classes,
@@ -108,26 +118,18 @@ def custom(
         seconds_per_step=seconds_per_step,
     )
     windows = (
-        WindowProposals.fit(parts.items["train"], stride=stride)
+        WindowProposals.fit(items["train"], stride=stride)
         if lengths is None
-        else WindowProposals(tuple(lengths), stride)
+        else WindowProposals(lengths, stride)
     )
     files = store.path, annotations, proposals
     return Protocol(
         name=name,
-        splits={split: tuple(items) for split, items in parts.items.items()},
+        splits={split: tuple(group) for split, group in items.items()},
         features=store,
         propose=listed_or(windows, proposals, store),
-        about={"files": file_facts(*files), "set_aside": len(given), "seed": seed, **parts.about},
+        about={"files": file_facts(*files), "set_aside": len(given), "seed": seed, **about},
     )
-
-
-@dataclass(frozen=True)
-class CustomSplits:
-    """Items by split, and classes, held-out groups and counts as plain values."""
-
-    items: dict[str, list[Item]]
-    about: dict[str, object]
 
 
 def split_custom(
@@ -141,8 +143,11 @@ def split_custom(
     background: str | None = "background",
     seed: int = 0,
     seconds_per_step: float | None = None,
-) -> CustomSplits:
+) -> tuple[dict[str, list[Item]], dict[str, object]]:
     """Split annotated videos, of so many steps, as :func:`custom` describes; no feature is needed.
+
+    Returns:
+        Items by split; and classes, held-out groups and counts as plain values.
 
     Raises:
         UsageError: A share or a class makes no sense.
@@ -195,7 +200,7 @@ def split_custom(
         if not group:
             raise AnnotationError(f"split {split!r} has no action: give more videos", record=split)
     about["items"] = {split: len(group) for split, group in splits.items()}
-    return CustomSplits(splits, about)
+    return splits, about
 
 
 def _classes(

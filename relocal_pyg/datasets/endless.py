@@ -122,12 +122,7 @@ class Look:
 
 @dataclass(frozen=True)
 class Scene:
-    """One video of a world.
-
-    Attributes:
-        rows: ``[n, F]``.
-        truths: ``[A, 2]`` in steps: performances of the class asked for.
-    """
+    """One video of a world: ``[n, F]``, and performances of the class asked for, in steps."""
 
     rows: Rows
     truths: NDArray[np.int64]
@@ -135,12 +130,7 @@ class Scene:
 
 @dataclass(frozen=True)
 class Footage:
-    """Rows of a film, and what is done in it.
-
-    Attributes:
-        rows: ``[n, F]``.
-        actions: Class, first step and end of each.
-    """
+    """Rows ``[n, F]`` of a film, and class, first step and end of each action in it."""
 
     rows: Rows
     actions: tuple[tuple[int, int, int], ...]
@@ -148,12 +138,7 @@ class Footage:
 
 @dataclass(frozen=True)
 class FootageWorld:
-    """Films in which the same things are done.
-
-    Attributes:
-        films: One a person.
-        rate: Rows a second.
-    """
+    """Films in which the same things are done, one a person, and their rows a second."""
 
     films: tuple[Footage, ...]
     rate: float
@@ -170,14 +155,7 @@ class Class:
 
 
 class World:
-    """Actions, staging and look that belong together, and the directions drawn for them.
-
-    Args:
-        rng: Where chance comes from.
-        actions: What actions are made of.
-        staging: How videos are built.
-        look: What a backbone makes of them.
-    """
+    """Actions, staging and look that belong together, and the directions drawn for them."""
 
     def __init__(
         self, rng: np.random.Generator, actions: Actions, staging: Staging, look: Look
@@ -188,9 +166,7 @@ class World:
         if look.kind in ("margins", "softmax"):
             # A channel is the score of a sub-action: those of no action are scores of others.
             mixing = np.eye(size, look.channels) + 0.15 * rng.normal(size=(size, look.channels))
-            self.prototypes[: min(size, actions.vocabulary)] += np.eye(actions.vocabulary, size)[
-                : min(size, actions.vocabulary)
-            ]
+            self.prototypes += np.eye(actions.vocabulary, size)
             self.prototypes /= np.linalg.norm(self.prototypes, axis=1, keepdims=True)
         else:
             mixing = rng.normal(size=(size, look.channels)) / np.sqrt(look.channels)
@@ -282,7 +258,7 @@ class World:
         copy: Rows | None = None,
         action: Class | None = None,
     ) -> Scene:
-        """A video with some performances of the target.
+        """A video with so many performances of the target.
 
         Args:
             answers: How many.
@@ -401,14 +377,7 @@ def draw_world(
     order: Order | None = None,
     kind: Kind | None = None,
 ) -> World:
-    """Draw a world.
-
-    Args:
-        rng: Where chance comes from.
-        wide: Draw from ranges that go beyond those of training: held-out worlds.
-        order: Of actions; drawn where None.
-        kind: Of features; drawn where None.
-    """
+    """Draw a world; ``wide``: from ranges that go beyond those of training, for held-out ones."""
     look = draw_look(rng, kind, wide)
     actions = draw_actions(rng, order, look.kind, wide)
     staging = draw_staging(rng, wide)

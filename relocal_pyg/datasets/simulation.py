@@ -6,8 +6,9 @@ import itertools
 import math
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,7 +17,7 @@ from torch import Tensor
 
 from relocal_pyg.data.items import Item, Protocol
 from relocal_pyg.datasets.activitynet import anet_vrl, anet_vrl_items
-from relocal_pyg.errors import FeatureError, UsageError
+from relocal_pyg.errors import FeatureError, UsageError, check_number
 from relocal_pyg.io.seeding import generator
 
 
@@ -88,12 +89,23 @@ class WorldConfig:
     partial match, like the attempts and preparations around a real action."""
 
     def __post_init__(self) -> None:
+        check_fields(self)
         if self.nuisance_channels < 0 or self.channels - self.nuisance_channels < 2:
             raise UsageError("nuisance_channels must be 0 or more and leave two channels or more")
         if not 1 <= self.core <= self.sub_actions_per_theme or self.themes < 1:
             raise UsageError("a theme must hold at least the core sub-actions of a class")
         if min(self.scenes, self.pace, self.drift_steps) < 1:
             raise UsageError("scenes, pace and drift_steps must be 1 or more")
+
+
+def check_fields(config: Any) -> None:
+    """Refuse numbers of a configuration that are none, negative, or parts of what is whole."""
+    for each in fields(config):
+        if each.type in ("int", "float"):
+            most = 2**64 if each.name == "seed" else 1e12
+            check_number(
+                getattr(config, each.name), each.name, least=0, most=most, whole=each.type == "int"
+            )
 
 
 @dataclass(frozen=True)
@@ -174,15 +186,9 @@ class World:
     def perform(
         self, rng: np.random.Generator, action: ActionClass, num_steps: int
     ) -> NDArray[np.int64]:
-        """One performance of a class; subset, order and speed are drawn anew (Figure 2).
+        """Which sub-action each step of a performance shows, ``[num_steps]``, at least one.
 
-        Args:
-            rng: Where chance comes from.
-            action: The class.
-            num_steps: Length of the performance, at least 1.
-
-        Returns:
-            Which sub-action each step shows, ``[num_steps]``.
+        Subset, order and speed are drawn anew (Figure 2).
         """
         config = self.config
         shown = [v for v in action.core if rng.random() < config.core_shown]
@@ -255,14 +261,7 @@ class SimulatedFeatures:
         return self.world.config.channels
 
     def read(self, video_id: str, start: int = 0, end: int | None = None) -> Tensor:
-        """Give steps ``[start, end)`` of a video.
-
-        Returns:
-            float32 ``[n, F]``, the caller's own copy.
-
-        Raises:
-            FeatureError: There is no such video, or no such steps in it.
-        """
+        """Steps ``[start, end)`` of a video, float32 ``[n, F]``, the caller's own copy."""
         features = self._cache.get(video_id)
         if features is None:
             features = torch.from_numpy(self._render(video_id))
@@ -281,14 +280,7 @@ class SimulatedFeatures:
         return ((video_id, self.read(video_id).numpy()) for video_id in self.plans)
 
     def sub_actions(self, video_id: str) -> NDArray[np.int64]:
-        """Which sub-action each step of a video shows.
-
-        Returns:
-            Sub-action numbers ``[n]``, :data:`BACKGROUND` where there is none.
-
-        Raises:
-            FeatureError: There is no such video.
-        """
+        """Which sub-action each step of a video shows, ``[n]``; :data:`BACKGROUND` for none."""
         if video_id not in self.plans:
             raise FeatureError("is not among the simulated videos", record=video_id)
         plan, world = self.plans[video_id], self.world
@@ -403,15 +395,8 @@ def simulated_anet_vrl(
     :func:`relocal_pyg.datasets.activitynet.anet_vrl`, looks are made up. Other than in the
     published evaluation a query never meets its own video.
 
-    Args:
-        root: Folder of ``train.json``, ``val.json``, ``test.json`` and ``length.json`` of
-            fengyang0317/video_reloc.
-        annotations: JSON of ActivityNet v1.3; without it labels are class numbers and a step
-            counts as one second.
-        config: What the world is like.
-
-    Returns:
-        The protocol ``"simulated-anet-vrl"``.
+    ``root`` and ``annotations`` are those of
+    :func:`~relocal_pyg.datasets.activitynet.anet_vrl_items`.
 
     Raises:
         AnnotationError: A file is missing or malformed.

@@ -12,8 +12,14 @@ from torch import Tensor
 
 from relocal_pyg.data.items import FeatureSource, Item, Protocol
 from relocal_pyg.data.proposals import WindowProposals, geometric_lengths
-from relocal_pyg.datasets.simulation import SimulatedFeatures, VideoPlan, World, WorldConfig
-from relocal_pyg.errors import UsageError
+from relocal_pyg.datasets.simulation import (
+    SimulatedFeatures,
+    VideoPlan,
+    World,
+    WorldConfig,
+    check_fields,
+)
+from relocal_pyg.errors import UsageError, check_number
 from relocal_pyg.io.seeding import generator
 
 
@@ -61,6 +67,8 @@ class SyntheticConfig:
     reference, one of which reaches tIoU .7 for nearly every moment."""
 
     def __post_init__(self) -> None:
+        check_fields(self)
+        check_number(self.seconds_per_step, "seconds_per_step", above=0)
         bounds = (1, self.shortest_moment, self.usual_moment, self.longest_moment)
         if list(bounds) != sorted(bounds) or self.shortest_moment == self.longest_moment:
             raise UsageError(
@@ -103,11 +111,7 @@ def synthetic(config: SyntheticConfig | None = None) -> Protocol:
     actions the videos show background, other activity and partial matches. Features are made when
     first read and then kept.
 
-    Args:
-        config: Size, layout and seed; the defaults where None.
-
-    Returns:
-        The protocol ``"synthetic"``, times in steps; every video is one context.
+    Every video is one context.
 
     Raises:
         UsageError: The configuration contradicts itself.

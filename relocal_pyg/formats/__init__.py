@@ -67,9 +67,7 @@ FORMATS: dict[str, Format] = {
 def format_of(path: str | Path, wanted: str | None = None) -> str:
     """Name of the format that a file is written in, by its suffix.
 
-    Args:
-        path: The file to write.
-        wanted: Decides between formats that share the suffix, or where the suffix is no format's.
+    ``wanted`` decides between formats that share it, and where it is no format's.
 
     Raises:
         UsageError: No format has this name or suffix.
@@ -123,12 +121,8 @@ def export_clips(
 ) -> list[Path]:
     """Write clips to a file; where the format holds one video, to a file for each.
 
-    Args:
-        path: The file. With several videos and a format for one, the
-            name of each video is put before the suffix.
-        clips: In the order of :func:`relocal_pyg.formats.to_clips`.
-        format_name: A key of :data:`FORMATS`; what :func:`format_of` says where None.
-        timeline_start: For Resolve's markers: timecode of the timeline's first frame.
+    With several videos and a format for one, the name of each video is put before the suffix.
+    ``format_name`` is a key of :data:`FORMATS`, what :func:`format_of` says where None.
 
     Raises:
         UsageError: See :func:`format_of` and :func:`render`.

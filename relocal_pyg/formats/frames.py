@@ -1,7 +1,8 @@
 """Moments in formats that count frames: EDL, OpenTimelineIO, Final Cut Pro, Label Studio, CVAT.
 
 An end is exclusive but in Label Studio. A source's own start timecode is added where the format
-counts from it (EDL, OTIO, FCPXML) and stated where it does not (Final Cut Pro 7).
+counts from it (EDL, OTIO, FCPXML) and stated where it does not (Final Cut Pro 7). A rate that is
+unknown, none of the format's timelines, or not the same everywhere is a UsageError.
 """
 
 from __future__ import annotations
@@ -32,16 +33,7 @@ _MAX_EVENTS = 999
 
 
 def resolve_markers(clips: Sequence[Clip], timeline_start: str = "01:00:00:00") -> str:
-    """Markers for a timeline of DaVinci Resolve that begins with the video.
-
-    Args:
-        clips: Clips of one video.
-        timeline_start: Timecode of the timeline's first frame (Resolve's default is one hour).
-
-    Raises:
-        UsageError: The frame rate is unknown or none of a timeline, or ``timeline_start`` is no
-            timecode.
-    """
+    """Markers for a timeline of DaVinci Resolve that begins with the video, at such a timecode."""
     rate = _shared_rate(clips, "Resolve markers", TIMELINE_RATES)
     begin, drop = _same_day(clips, rate, *frame_number(timeline_start, rate))
     lines = [f"TITLE: {clips[0].source.name}", _count_mode(drop), ""]
@@ -58,12 +50,7 @@ def resolve_markers(clips: Sequence[Clip], timeline_start: str = "01:00:00:00") 
 
 
 def cut_list(clips: Sequence[Clip]) -> str:
-    """A CMX3600 cut list: the clips one after the other. The rate is not in the file.
-
-    Raises:
-        UsageError: The frame rate is unknown, none of a timeline, or not the same everywhere, or
-            there are more than 999 clips.
-    """
+    """A CMX3600 cut list: the clips one after the other. The rate is not in the file."""
     rate = _shared_rate(clips, "a cut list", TIMELINE_RATES)
     if len(clips) > _MAX_EVENTS:
         raise UsageError(f"a cut list holds {_MAX_EVENTS} cuts, these are {len(clips)}")
@@ -87,11 +74,7 @@ def cut_list(clips: Sequence[Clip]) -> str:
 
 
 def otio(clips: Sequence[Clip]) -> str:
-    """An OpenTimelineIO timeline: the clips one after the other, each with a marker on it.
-
-    Raises:
-        UsageError: The frame rate is unknown or not the same everywhere.
-    """
+    """An OpenTimelineIO timeline: the clips one after the other, each with a marker on it."""
     rate = _shared_rate(clips, "OpenTimelineIO")
 
     def schema(what: str, **fields: Any) -> dict[str, Any]:
@@ -133,11 +116,7 @@ def otio(clips: Sequence[Clip]) -> str:
 
 
 def xmeml(clips: Sequence[Clip]) -> str:
-    """A Final Cut Pro 7 sequence (Premiere Pro, Resolve): the clips one after the other.
-
-    Raises:
-        UsageError: The frame rate is unknown, none of a timeline, or not the same everywhere.
-    """
+    """A Final Cut Pro 7 sequence (Premiere Pro, Resolve): the clips one after the other."""
     rate = _shared_rate(clips, "Final Cut Pro 7 XML", TIMELINE_RATES)
     rows = _in_a_row(clips, rate)
     total = rows[-1][3] + rows[-1][2] - rows[-1][1]
@@ -175,11 +154,7 @@ def xmeml(clips: Sequence[Clip]) -> str:
 
 
 def fcpxml(clips: Sequence[Clip]) -> str:
-    """A Final Cut Pro project (FCPXML 1.9): the clips one after the other, a marker on each.
-
-    Raises:
-        UsageError: The frame rate is unknown or not the same everywhere.
-    """
+    """A Final Cut Pro project (FCPXML 1.9): the clips one after the other, a marker on each."""
     rate = _shared_rate(clips, "FCPXML")
 
     def time(frame: int) -> str:
@@ -235,9 +210,6 @@ def label_studio(clips: Sequence[Clip]) -> str:
 
     Frames count from 1 and an end is inclusive. Label Studio takes the frame rate from its own
     configuration; it stands in ``data.fps`` here for those who read the file.
-
-    Raises:
-        UsageError: The frame rate is unknown.
     """
     tasks = []
     for source, group in by_source(clips):
@@ -257,11 +229,7 @@ def label_studio(clips: Sequence[Clip]) -> str:
 
 
 def cvat(clips: Sequence[Clip]) -> str:
-    """Tracks over the whole picture for CVAT (CVAT for video 1.1), which has no intervals.
-
-    Raises:
-        UsageError: The frame rate or the size of the picture is unknown.
-    """
+    """Tracks over the whole picture for CVAT (CVAT for video 1.1), which has no intervals."""
     source = clips[0].source
     rate = source.rate("CVAT")
     if source.size is None:

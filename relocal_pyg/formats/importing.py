@@ -82,6 +82,11 @@ def is_still(query: object) -> bool:
     return str(query).startswith('"') or (kind.startswith("image/") and kind != "image/gif")
 
 
+def _is_media(address: str) -> bool:
+    kinds = (mimetypes.guess_type(text)[0] or "" for text in (address, address.split("?")[0]))
+    return any(kind.startswith(("video/", "audio/")) for kind in kinds)
+
+
 def _saved_video(place: object) -> str:
     """Id of a video from its file, or from ``features.h5::ID``."""
     features = re.fullmatch(r".*?\.\w+::(.+)", str(place), re.DOTALL)
@@ -101,9 +106,7 @@ def table_rows(text: str, importer: Importer) -> Iterator[Row] | None:
     for number, head in table_lines(text, importer.path):
         table = _Table(text, importer, head, number)
         if "Behavior" in head and ("Start (s)" in head or "Time" in head):
-            if "Start (s)" in head:
-                return _boris_aggregated(table, importer)
-            return _boris_tabular(table, above, importer)
+            return _boris_table(table, above, "Start (s)" in head, importer)
         if "temporal_segment_start" in head and "file_list" in head:
             return _via_records(table, {}, importer)
         above.append(head)
@@ -139,8 +142,11 @@ def _label_studio(tasks: Sequence[dict[str, Any]], importer: Importer) -> Iterat
         data = task.get("data")
         if not isinstance(data, dict):
             raise importer.error("has no data: export as JSON, not JSON-MIN", name)
-        texts = (text for text in (data.get("video"), *data.values(), "") if isinstance(text, str))
-        address = re.sub(r"""(?s)\A\s*<.*?\bsrc=["'](.*?)["'].*""", r"\1", next(texts))
+        texts = [text for text in (data.get("video"), *data.values()) if isinstance(text, str)]
+        texts = [re.sub(r"""(?s)\A\s*<.*?\bsrc=["'](.*?)["'].*""", r"\1", text) for text in texts]
+        if not isinstance(data.get("video"), str):  # a name and more may stand before the media
+            texts.sort(key=lambda text: not _is_media(text))
+        address = next(iter(texts), "")
         served = r".*/data/(upload/(.*/)?[0-9a-f]{8}-|local-files/\?d=)"
         video = importer.id_of(address, re.sub(served, "/data/", address))
         given = _dicts(task.get("annotations"))
@@ -421,48 +427,36 @@ def _boris_project(content: Mapping[str, Any], importer: Importer) -> Iterator[R
         observation.close()
 
 
-def _boris_aggregated(table: _Table, importer: Importer) -> Iterator[Row]:
-    named = _boris_files(table)
-    observations: dict[tuple[str | None, ...], _Observation] = {}
-    for record, cells in table:
-        times = (cells.get(f"{name} (s)", "") for name in ("Start", "Stop"))
-        start, end = (parse_seconds(time, True) for time in times)
-        event = _boris_event(cells, start, record, importer)
-        if event is None:
-            continue
-        facts = tuple(map(cells.get, _OBSERVATION))
-        if facts not in observations:
-            files = named[cells.get("Observation id", "")]
-            observations[facts] = _boris_observation(cells, files, [], importer)
-        observation = observations[facts]
-        if cells.get("Behavior type") == "POINT":
-            yield from observation.point(event)
-        elif end is None:
-            importer.reject(record, "has no stop in seconds")
-        else:
-            yield from observation.span(event, end)
-
-
-def _boris_tabular(
-    table: _Table, above: Sequence[Sequence[str]], importer: Importer
+def _boris_table(
+    table: _Table, above: Sequence[Sequence[str]], aggregated: bool, importer: Importer
 ) -> Iterator[Row]:
+    """Rows of aggregated events, a start and a stop each, or of tabular ones, in turn."""
     # Version 7 puts above the header what is the same for all events.
     common = {cells[0]: cells[1] for cells in above if len(cells) > 1}
     listed = [cells[1] for cells in above if len(cells) > 1 and cells[0] == "Player #1"]
-    named = _boris_files(table)
-    observations: dict[str, _Observation] = {}
+    named: dict[str, dict[str, None]] = {}
+    for _, cells in table:
+        named.setdefault(cells.get("Observation id", ""), {})[_boris_file(cells)] = None
+    observations: dict[object, _Observation] = {}
     for record, cells in table:
-        event = _boris_event(cells, parse_seconds(cells.get("Time", ""), True), record, importer)
+        time = parse_seconds(cells.get("Start (s)" if aggregated else "Time", ""), True)
+        event = _boris_event(cells, time, record, importer)
         if event is None:
             continue
         name = cells.get("Observation id", "")
-        if name not in observations:
+        key = tuple(map(cells.get, _OBSERVATION)) if aggregated else name
+        if key not in observations:
             facts = {**common, **cells}
-            observations[name] = _boris_observation(facts, named[name], listed, importer)
-        observation = observations[name]
+            observations[key] = _boris_observation(facts, named[name], listed, importer)
+        observation = observations[key]
         status = (cells.get("Behavior type") or cells.get("Status") or "").upper()
+        end = parse_seconds(cells.get("Stop (s)", ""), True) if aggregated else None
         if status == "POINT":
             yield from observation.point(event)
+        elif end is not None:
+            yield from observation.span(event, end)
+        elif aggregated:
+            importer.reject(record, "has no stop in seconds")
         elif status == "START":
             observation.start(event)
         elif status == "STOP":
@@ -487,14 +481,6 @@ def _boris_observation(
         lengths = [None] * len(files)
     offset = parse_seconds(cells.get("Time offset (s)", ""), True) or 0.0
     return _Observation(files, lengths, offset, importer, ordered=bool(listed))
-
-
-def _boris_files(table: _Table) -> dict[str, dict[str, None]]:
-    """The files that the rows of each observation name."""
-    named: dict[str, dict[str, None]] = {}
-    for _, cells in table:
-        named.setdefault(cells.get("Observation id", ""), {})[_boris_file(cells)] = None
-    return named
 
 
 def _boris_event(

@@ -88,7 +88,8 @@ class Row:
         label: What happens.
         record: Its name in the file, for messages.
         subject: Who performs; may be empty.
-        duration: Of the video in seconds, where the file says so.
+        duration: Of the video in seconds, where the file says so, or what stands in its place.
+        subset: Of the data set, such as ``"training"``; may be empty.
     """
 
     video: str
@@ -97,7 +98,8 @@ class Row:
     label: Any
     record: str
     subject: str = ""
-    duration: float | None = None
+    duration: float | str | None = None
+    subset: str = ""
 
 
 @dataclass(frozen=True)
@@ -174,8 +176,9 @@ class Importer:
             self.reject(row.record, "a time in seconds wanted")
         else:
             half = self.options.point_width / 2
-            last = math.inf if row.duration is None else row.duration
-            start, end = max(time - half, 0.0), min(time + half, last)
+            last = finite(row.duration)
+            start, end = max(time - half, 0.0), time + half
+            end = end if last is None else min(end, last)
             yield replace(row, start=round(start, 6), end=round(end, 6))
 
 
@@ -397,16 +400,15 @@ def _elan(root: ET.Element, importer: Importer) -> Iterator[Row]:
         for slot in root.iterfind("TIME_ORDER/TIME_SLOT")
     }
     parents: dict[str, str] = {}
-    spans: dict[str, tuple[float | None, float | None]] = {}
+    # By the element too: files that were put together have one id twice.
+    spans: dict[str | ET.Element, tuple[float | None, float | None]] = {}
     for tier in root.iterfind("TIER"):
         aligned = tier.findall("ANNOTATION/ALIGNABLE_ANNOTATION")
         ends = [(a.get("TIME_SLOT_REF1", ""), a.get("TIME_SLOT_REF2", "")) for a in aligned]
         between = _spread(ends, slots)
         for annotation, (one, two) in zip(aligned, ends, strict=True):
-            spans[annotation.get("ANNOTATION_ID", "")] = (
-                between.get(one, slots.get(one)),
-                between.get(two, slots.get(two)),
-            )
+            span = between.get(one, slots.get(one)), between.get(two, slots.get(two))
+            spans[annotation] = spans[annotation.get("ANNOTATION_ID", "")] = span
         for annotation in tier.iterfind("ANNOTATION/REF_ANNOTATION"):
             name = annotation.get("ANNOTATION_ID", "")
             parents[name] = annotation.get("ANNOTATION_REF", "")
@@ -419,7 +421,7 @@ def _elan(root: ET.Element, importer: Importer) -> Iterator[Row]:
                 seen.add(name)
                 name = parents[name]
             parents.update(dict.fromkeys(seen, name))  # the next child need not go all the way
-            start, end = spans.get(name, (None, None))
+            start, end = spans.get(annotation) or spans.get(name, (None, None))
             if start is None or end is None:
                 importer.reject(record, "its time slots have no value")
                 continue
@@ -462,7 +464,7 @@ def _cvat(root: ET.Element, importer: Importer) -> Iterator[Row]:
 
     @cache
     def the_video() -> str:
-        return importer.video(list(videos.values()) or [Path(importer.path).stem])
+        return importer.video(list(filter(None, videos.values())) or [Path(importer.path).stem])
 
     for track in tracks:
         record = f"track {track.get('id', '')}"

@@ -114,12 +114,12 @@ def losslesscut(clips: Sequence[Clip]) -> str:
     """A project of LosslessCut."""
     segments = [
         {
-            "start": round(clip.start, 6),
-            "end": round(clip.end, 6),
+            "start": clip.start,
+            "end": clip.end,
             "name": one_line(clip.name),
             "tags": {} if clip.score is None else {"score": f"{clip.score:.3f}"},
         }
-        for clip in clips
+        for clip in (_on_grid(clip, 1_000_000) for clip in clips)
     ]
     name = clips[0].source.name
     return json_text({"version": 2, "mediaFileName": name, "cutSegments": segments})
@@ -127,7 +127,8 @@ def losslesscut(clips: Sequence[Clip]) -> str:
 
 def losslesscut_csv(clips: Sequence[Clip]) -> str:
     """A table of seconds that LosslessCut opens, three decimals and no exponent."""
-    rows = [(f"{clip.start:.3f}", f"{clip.end:.3f}", one_line(clip.name)) for clip in clips]
+    grid = (_on_grid(clip, 1000) for clip in clips)  # without length it refuses the table
+    rows = [(f"{clip.start:.3f}", f"{clip.end:.3f}", one_line(clip.name)) for clip in grid]
     return table_text([("Start", "End", "Name"), *rows])
 
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -15,7 +14,13 @@ from tqdm import tqdm
 
 from relocal_pyg import __version__
 from relocal_pyg.data.items import Item, Protocol
-from relocal_pyg.errors import AnnotationError, CheckpointError, FeatureError, UsageError
+from relocal_pyg.errors import (
+    AnnotationError,
+    CheckpointError,
+    FeatureError,
+    UsageError,
+    check_number,
+)
 from relocal_pyg.io.record import read_config
 from relocal_pyg.io.seeding import derive_seed, generator
 from relocal_pyg.io.tensors import check_tensors, read_tensors, save_tensors
@@ -45,10 +50,12 @@ class ActionnessClassifier(nn.Module):
 
     def __init__(self, in_channels: int, hidden_channels: int = 256, kernel_size: int = 1) -> None:
         super().__init__()
-        if kernel_size < 1 or kernel_size % 2 == 0:
-            raise UsageError(f"kernel_size is {kernel_size}: an odd number wanted")
         self.in_channels, self.hidden_channels = in_channels, hidden_channels
         self.kernel_size = kernel_size
+        for name, value in self.config().items():
+            check_number(value, name, least=1, whole=True)
+        if kernel_size % 2 == 0:
+            raise UsageError(f"kernel_size is {kernel_size}: an odd number wanted")
         self.register_buffer("mean", torch.zeros(in_channels))
         self.register_buffer("scale", torch.ones(in_channels))
         self.hidden = nn.Conv1d(in_channels, hidden_channels, kernel_size, padding="same")
@@ -76,12 +83,8 @@ class ActionnessClassifier(nn.Module):
 
     @torch.inference_mode()
     def actionness(self, features: Tensor) -> Tensor:
-        """Logits ``[n, 2]`` for :func:`relocal_pyg.proposals.group`, without gradients.
-
-        Raises:
-            FeatureError: ``features`` has another width than the classifier was trained on.
-        """
-        if features.ndim != 2 or features.shape[1] != self.in_channels:
+        """Logits ``[n, 2]`` for :func:`relocal_pyg.proposals.group`, without gradients."""
+        if features.ndim != 2 or features.shape[1] != self.in_channels or len(features) == 0:
             raise FeatureError(
                 f"shape {tuple(features.shape)}, the actionness classifier wants "
                 f"[n, {self.in_channels}]: train it on the same features"
@@ -89,11 +92,7 @@ class ActionnessClassifier(nn.Module):
         return self(features.to(self.mean))
 
     def save(self, folder: str | Path) -> None:
-        """Write ``model.safetensors`` and ``config.json`` into a folder, all or nothing.
-
-        Raises:
-            OutputError: The folder cannot be written; what it held is intact.
-        """
+        """Write ``model.safetensors`` and ``config.json`` into a folder, all or nothing."""
         config = {"format": FORMAT, "version": __version__, "model": type(self).__name__}
         weights = {name: value.contiguous() for name, value in self.state_dict().items()}
         with replace_folder(folder, "actionness") as temporary:
@@ -109,15 +108,22 @@ class ActionnessClassifier(nn.Module):
                 tensor missing, extra or of another shape (it is named).
         """
         folder = Path(folder)
-        settings = _settings(folder)
+        file = folder / "config.json"
+        content = read_config(folder, FORMAT, "model.safetensors")
+        kind, settings = content["model"], content["config"]
+        if kind != cls.__name__:
+            raise CheckpointError("is not an actionness classifier", file=file, record=kind)
         try:
-            model = cls(**settings)
-        except (UsageError, RuntimeError) as error:
-            raise CheckpointError(f"settings do not fit: {error}", file=folder) from None
+            with torch.device("meta"):  # no memory before the weights are seen to fit
+                model = cls(**settings)
+        except (UsageError, RuntimeError, TypeError) as error:
+            raise CheckpointError(f"settings do not fit: {error}", file=file) from None
+        if model.config() != settings:
+            raise CheckpointError("settings do not fit", file=file, record="config")
         file = folder / "model.safetensors"
         weights = read_tensors(file)
         check_tensors(weights, model.state_dict(), file)
-        model.load_state_dict(weights)
+        model.to_empty(device="cpu").load_state_dict(weights)
         return model.eval()
 
 
@@ -173,8 +179,8 @@ def fit_actionness(
         videos_per_step: Videos in a batch; all their known steps are used.
         learning_rate: Adam's.
         weight_decay: Adam's coupled L2 term.
-        hidden_channels: See :class:`ActionnessClassifier`.
-        kernel_size: See :class:`ActionnessClassifier`.
+        hidden_channels: See :class:`ActionnessClassifier`, also ``kernel_size``.
+        kernel_size: Odd.
         show_progress: Show a progress bar.
 
     Returns:
@@ -183,6 +189,10 @@ def fit_actionness(
     Raises:
         AnnotationError: The contexts hold only action, or none.
     """
+    for name, count in (("steps", steps), ("videos_per_step", videos_per_step)):
+        check_number(count, name, least=1, whole=True)
+    check_number(learning_rate, "learning_rate", above=0)
+    check_number(weight_decay, "weight_decay", least=0)
     labels = actionness_labels(protocol.splits["train"])
     every = torch.cat([label for _, label in labels.values()] or [torch.empty(0)]).long()
     counts = torch.bincount(every[every != UNKNOWN], minlength=2)
@@ -215,14 +225,3 @@ def _read(protocol: Protocol, video: str, labels: Mapping[str, tuple[int, Tensor
 def _draw(videos: Sequence[str], count: int, seed: int, key: object) -> list[str]:
     rng = generator(seed, "actionness", key)
     return [videos[i] for i in rng.choice(len(videos), min(count, len(videos)), replace=False)]
-
-
-def _settings(folder: Path) -> dict[str, Any]:
-    content, file = read_config(folder, FORMAT, "model.safetensors"), folder / "config.json"
-    kind, settings = content["model"], content["config"]
-    if kind != ActionnessClassifier.__name__:
-        raise CheckpointError("is not an actionness classifier", file=file, record=kind)
-    fits = settings.keys() == {"in_channels", "hidden_channels", "kernel_size"}
-    if not fits or not all(type(value) is int and value > 0 for value in settings.values()):
-        raise CheckpointError("settings do not fit", file=file, record="config")
-    return settings

@@ -59,7 +59,11 @@ class TagConfig:
     def __post_init__(self) -> None:
         if not self.thresholds or not self.tolerances:
             raise UsageError("grouping needs at least one threshold and one tolerance")
+        for name in ("thresholds", "tolerances"):
+            for value in getattr(self, name):
+                check_number(value, name, least=0, most=1)
         check_number(self.sigma, "sigma", least=0)
+        check_number(self.nms_threshold, "nms_threshold", least=0, most=1)
         if self.score not in ("mean", "sum"):
             raise UsageError(f"score is {self.score!r}: 'mean' or 'sum' wanted")
 
@@ -244,12 +248,6 @@ def tag_proposals(
 
     Where actionness passes no threshold anywhere, a warning names the video and sliding windows
     (:func:`fallback_windows`) take the place of the groups, each with score 0.
-
-    Args:
-        classifier: Trained on the same kind of features.
-        features: ``[n, F]``, ``n >= 1``.
-        config: Settings of the grouping.
-        name: What to call the video in the warning.
 
     Returns:
         Proposals float32 ``[M, 2]`` in steps, inside ``[0, n]``, best first, and scores ``[M]``.

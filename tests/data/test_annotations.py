@@ -89,7 +89,6 @@ def test_bad_labels_are_set_aside(tmp_path: Path, label: object) -> None:
         None,
         [],
         {"annotations": 3, "duration": 4},
-        entry(GOOD, duration=None),
         entry(GOOD, duration=0),
         entry(GOOD, duration=-1),
         entry(GOOD, duration="10"),
@@ -219,6 +218,30 @@ def test_a_table_without_durations(tmp_path: Path) -> None:
     videos = read_csv(table(tmp_path, "video,start,end,label\na,1,2000,x\n"))
     assert videos["a"].duration is None
     assert videos["a"].segments[0].end == 2000
+
+
+def test_what_begins_before_a_video_of_unknown_length(tmp_path: Path) -> None:
+    quarantine = Quarantine()
+    file = table(tmp_path, "video,start,end,label\na,-1,2,x\na,-2,-1,x\na,0,1,x\n")
+    read_csv(file, quarantine=quarantine)
+    assert [entry.reason for entry in quarantine.records] == [
+        "[-1.0, 2.0) leaves the video: --clip (clip=True) cuts it",
+        "[-2.0, -1.0) lies outside the video",
+    ]
+
+
+def test_rows_of_other_programs_are_counted_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Files of more than half of what is allowed were refused."""
+    monkeypatch.setattr("relocal_pyg.data.annotations.MAX_ROWS", 3)
+    rows = [f"a.mp4,STATE,run,{2 * n},{2 * n + 1},Media" for n in range(3)]
+    head = "Media file name,Behavior type,Behavior,Start (s),Stop (s),Observation type"
+    file = table(tmp_path, "\n".join([head, *rows]))
+    assert len(read_annotations(file)["a"].segments) == 3
+    monkeypatch.setattr("relocal_pyg.data.annotations.MAX_ROWS", 2)
+    with pytest.raises(AnnotationError, match="over 2 actions"):
+        read_annotations(file)
 
 
 def test_durations_of_a_table_that_nearly_agree(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ import pytest
 from relocal_pyg.data import check_dataset, checks, write_features
 from relocal_pyg.data.checks import main, probe_features
 from relocal_pyg.data.features import Record, scan
-from relocal_pyg.errors import AnnotationError, FeatureError
+from relocal_pyg.errors import AnnotationError, FeatureError, UsageError
 
 
 def annotate(folder: Path, *ids: str) -> Path:
@@ -109,6 +109,9 @@ def test_a_reader_that_hangs_or_crashes_is_an_error(
     monkeypatch.setattr(checks, "_PATIENCE", 1 if "sleep" in script else 100)
     with pytest.raises(FeatureError, match=reason):
         probe_features(features, time_limit=0.5)
+    for wrong in (0, float("nan")):
+        with pytest.raises(UsageError, match="time_limit"):
+            probe_features(features, time_limit=wrong)
 
 
 def test_a_reader_that_gets_no_processor_does_not_hang(

@@ -387,6 +387,15 @@ def test_writing_streams_and_counts(tmp_path: Path) -> None:
         assert file["w/features"].chunks == (64, 3)
 
 
+def test_tensors_of_any_kind_are_written(path: Path) -> None:
+    rows = torch.rand(3, 2, requires_grad=True)
+    write_features(path, [("a", rows), ("b", rows.bfloat16()), ("c", rows.detach().numpy()[::-1])])
+    store = FeatureStore(path)
+    assert torch.equal(store.read("a"), rows)
+    assert torch.equal(store.read("b"), rows.bfloat16().float())
+    assert torch.equal(store.read("c"), rows.flip(0))
+
+
 @pytest.mark.parametrize(
     ("items", "reason"),
     [
@@ -402,6 +411,8 @@ def test_writing_streams_and_counts(tmp_path: Path) -> None:
         ([("a", [["x"]])], "numbers"),
         ([("a", [[1.0], [np.nan]])], "a: step 1 is not finite"),
         ([("a", [[1e300]])], "a: step 0 is not finite"),
+        ([("a", [[1.0], [2.0, 3.0]])], "a: not an array of numbers"),
+        ([("a", np.ma.masked_array(np.ones((2, 2)), np.eye(2)))], "a: .* masked"),
     ],
 )
 def test_writing_refuses_and_leaves_the_old_file(

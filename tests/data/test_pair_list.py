@@ -138,6 +138,9 @@ def test_queries_without_a_reference_are_named() -> None:
 def test_wrong_options_and_items() -> None:
     with pytest.raises(UsageError, match="exclude"):
         draw(exclude="all")
+    for seed in (6.0, "6"):  # drawn as of another seed, and kept as of 6
+        with pytest.raises(UsageError, match="seed"):
+            draw(seed=seed)
     with pytest.raises(UsageError, match="min_reference"):
         draw(min_reference="long")
     with pytest.raises(AnnotationError, match="two items"):
@@ -217,6 +220,12 @@ def test_a_fixed_list_of_others(tmp_path: Path):
     assert [pair.query.moment for pair in pairs.pairs] == [(2, 8), (12, 20)]
     pairs.save(tmp_path / "pairs.json")
     assert read_pairs(tmp_path / "pairs.json", protocol, "fixed") == pairs
+    # One clip, or one reference, of two classes is asked for twice.
+    path.write_text("\n".join([*rows[:2], "v1,2,8,v2,30,35,run"]) + "\n")
+    both = read_pairs(path, protocol, "fixed")
+    both.save(tmp_path / "pairs.json")
+    assert PairList.load(tmp_path / "pairs.json") == both
+    assert [pair.query.label for pair in both.pairs] == ["jump", "run"]
     # A video may be searched in several stretches: that of the moment is meant.
     path.write_text(f"{rows[0]}\nv1,45,50,v2,60,65,\nv1,45,50,v2,30,35,\n")
     apart = read_pairs(path, protocol, "fixed").pairs
@@ -224,7 +233,8 @@ def test_a_fixed_list_of_others(tmp_path: Path):
     assert [pair.reference.context for pair in apart] == [(50, 70), (10, 50)]
     assert [pair.reference.truths for pair in apart] == [[(10, 15)], [(20, 25)]]
     for row, words in (
-        ("v1,2,8,nobody,0,5,", "line 2.*nobody"),
+        ("v1,2,8,nobody,0,5,", "line 2: no split has a video 'nobody'"),
+        ("v1,2,8,v2,12", "line 2.*cannot be used"),
         ("v1,2,8,v2,0,5,", "line 2.*outside its video"),
         ("v1,two,8,v2,12,15,", "line 2.*two"),
     ):

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import pickle
+import unicodedata
 import warnings
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -114,15 +116,36 @@ def test_records_that_cannot_be_written(tmp_path: Path) -> None:
     good = record("v", [(0, 1)])
     for bad in (
         record("", [(0, 1)]),
-        record("a b", [(0, 1)]),
         record("a\nb", [(0, 1)]),
+        # What the reader refuses: the list was written, and lost.
+        record("v", [(0.1, np.nan)]),
+        record("v", [(0.3, 0.2)]),
+        record("v", [(-0.1, 0.2)]),
+        replace(good, labels=np.array([0.5])),
+        replace(good, fps=0),
+        replace(good, num_frames=np.inf),
         ProposalRecord("v", good.labels, good.moments[:0], good.overlaps, good.labels, good.truths),
         ProposalRecord("v", good.labels, good.moments, good.overlaps, good.labels, good.truths),
     ):
         with pytest.raises(ProposalError):
             write_proposal_list(tmp_path / "list.txt", [bad])
+    for several in ([], [good, good], [record("\xe9", []), record("e\u0301", [])]):
+        with pytest.raises(ProposalError, match="twice|no videos"):
+            write_proposal_list(tmp_path / "list.txt", several)
+    assert list(tmp_path.iterdir()) == []
     with pytest.raises(OutputError):
         write_proposal_list(tmp_path, [good])
+
+
+@pytest.mark.parametrize("name", ["my film", "re\u0301pas", "r\xe9pas"])
+def test_names_of_films_as_people_give_them(tmp_path: Path, name: str) -> None:
+    """A blank in a name ended `relocal propose`, and another Unicode form was not found."""
+    (tmp_path / "list.txt").write_text(f"# 1\n{name}\n1\n1\n0\n1\n0 0 0 0.1 0.3\n")
+    found = read_proposal_list(tmp_path / "list.txt")
+    write_proposal_list(tmp_path / "again.txt", found.values())
+    assert list(read_proposal_list(tmp_path / "again.txt")) == list(found)
+    item = Item("v#0", unicodedata.normalize("NFC", name), "run", (0, 10), (3, 4), ((3, 4),))
+    assert TagProposals(found, lambda video_id: 10)(item, 5).tolist() == [[1, 3]]
 
 
 def test_the_released_list_comes_back_byte_for_byte(shared_data: Path, tmp_path: Path) -> None:

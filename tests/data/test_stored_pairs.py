@@ -13,7 +13,7 @@ from torch_geometric.loader import DataLoader
 
 from relocal_pyg.data import StoredPairs, TripletDataset
 from relocal_pyg.data.proposals import WindowProposals
-from relocal_pyg.datasets.synthetic import SyntheticConfig, synthetic
+from relocal_pyg.datasets.synthetic import Sparse, SyntheticConfig, synthetic
 from relocal_pyg.errors import UsageError
 
 
@@ -83,11 +83,12 @@ def test_what_is_drawn_of_other_features_or_windows_is_another_folder(protocol, 
             protocol,
             replace(protocol, features=Louder("rgb")),
             replace(protocol, features=Louder("flow")),
+            *(replace(protocol, features=Sparse(protocol.features, t)) for t in (0.5, 1.0)),
             replace(protocol, propose=WindowProposals((3, 5))),
             replace(protocol, propose=WindowProposals((3, 5), stride=0.5)),
         )
     }
-    assert len(folders) == 5
+    assert len(folders) == 7
 
 
 @pytest.mark.parametrize("kind", ["triplets", "pairs"])
@@ -98,6 +99,17 @@ def test_workers_of_every_start_method_can_have_it(protocol, tmp_path: Path, kin
     first = again[0][0] if kind == "triplets" else again[0]
     assert torch.equal(first.x, sampler[0][0].x)
     assert torch.equal(first.x, drawn[0][0].x)
+
+
+def test_rows_do_not_travel_and_parts_share_them(protocol, tmp_path: Path):
+    """Each worker that is spawned got all rows, and held up the others while they were sent."""
+    stored = StoredPairs(tmp_path, protocol, num_samples=20, num_steps=40)
+    before = len(pickle.dumps(stored))
+    wanted = stored[3][0].x
+    assert len(pickle.dumps(stored)) == before
+    part = stored[2:4]
+    assert torch.equal(part[1][0].x, wanted)
+    assert part._rows is stored._rows
 
 
 def test_what_is_no_setting_is_refused(protocol, tmp_path: Path):

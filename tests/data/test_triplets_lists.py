@@ -218,6 +218,8 @@ def test_what_is_no_setting_is_refused(protocol):
             TripletDataset(protocol, **{**wanted, **wrong})
     with pytest.raises(UsageError, match="k is 0"):
         TripletDataset(protocol, **wanted, ks=(1, 0))
-    for wrong in ({"list_length": -1}, {"list_length": 0}, {"far_proposals": -1}):
+    settings = [{"list_length": -1}, {"list_length": 0}, {"far_proposals": -1}]
+    settings += [{"target_temperature": 0}, {"surroundings": 2}, {"surroundings": np.nan}]
+    for wrong in settings:
         with pytest.raises(UsageError, match=next(iter(wrong))):
             ListDataset(protocol, **{**wanted, **wrong})

@@ -84,7 +84,7 @@ def test_validation_gets_two_videos_of_each_class_where_it_can(seed: int) -> Non
         for number in range(8)
     }
     steps = dict.fromkeys(videos, 18)
-    items = split_custom(videos, steps, holdout="video", val_share=0.13, seed=seed).items
+    items, _ = split_custom(videos, steps, holdout="video", val_share=0.13, seed=seed)
     found = {split: Counter(item.label for item in items[split]) for split in items}
     dealt = 0
     for label in "abcdefgh":
@@ -94,7 +94,7 @@ def test_validation_gets_two_videos_of_each_class_where_it_can(seed: int) -> Non
         dealt += found["val"][label]
     assert 8 <= dealt <= 17
     # The test part is drawn as ever, whatever validation is given.
-    other = split_custom(videos, steps, holdout="video", val_share=0.3, seed=seed).items
+    other, _ = split_custom(videos, steps, holdout="video", val_share=0.3, seed=seed)
     assert other["test_seen"] == items["test_seen"]
 
 
@@ -105,7 +105,7 @@ def test_a_class_is_validated_whole_before_another_is_begun() -> None:
         for number in range(10)
     }
     steps = dict.fromkeys(videos, 18)
-    items = split_custom(videos, steps, holdout="video", val_share=0.02, seed=3).items
+    items, _ = split_custom(videos, steps, holdout="video", val_share=0.02, seed=3)
     counts = Counter(item.label for item in items["val"])
     assert set(counts.values()) == {2}
     assert 2 <= sum(counts.values()) <= 4
@@ -223,6 +223,43 @@ def test_what_cannot_be_used_is_set_aside(tmp_path: Path) -> None:
     assert "1-0" in used
 
 
+def test_a_video_of_unknown_length_is_left_out(tmp_path: Path) -> None:
+    folder = write(tmp_path)
+    content = json.loads((folder / "a.json").read_text())
+    content["database"]["0-0"]["duration"] = None
+    (folder / "a.json").write_text(json.dumps(content))
+    quarantine = Quarantine()
+    splits = make(folder, quarantine=quarantine).splits
+    assert "0-0" not in {item.video_id for items in splits.values() for item in items}
+    assert [(entry.record, entry.reason) for entry in quarantine.records] == [
+        ("0-0", "the duration is not known: give seconds_per_step")
+    ]
+    splits = make(folder, seconds_per_step=0.5).splits
+    assert "0-0" in {item.video_id for items in splits.values() for item in items}
+    for entry in content["database"].values():
+        del entry["duration"]
+    (folder / "a.json").write_text(json.dumps(content))
+    with pytest.raises(AnnotationError, match="give seconds_per_step"):
+        make(folder)
+
+
+def test_a_callers_store_and_lengths(tmp_path: Path) -> None:
+    folder = write(tmp_path, subjects=5)
+    with h5py.File(folder / "a.h5", "a") as file:
+        file.create_dataset("0-/features", data=np.ones((4, 5), np.float32))
+    store = FeatureStore(folder / "a.h5")
+    assert store.dim == 5
+    protocol = custom(store, folder / "a.json", lengths=[4, 8], quarantine=Quarantine())
+    assert (protocol.features.dim, store.dim, store.width) == (3, 5, None)
+    assert protocol.propose.lengths == (4, 8)
+    assert store.read("0-").shape == (4, 5)
+    with pytest.raises(UsageError, match="key is 'other'"):
+        custom(store, folder / "a.json", key="other")
+    for wrong in (5, (), (0,), ("a",)):
+        with pytest.raises(UsageError, match="length"):
+            custom(store, folder / "a.json", lengths=wrong, quarantine=Quarantine())
+
+
 def test_the_width_is_that_of_most_videos(tmp_path: Path) -> None:
     """Not that of the first in the file, which is set aside; in another process too."""
     write(tmp_path)
@@ -287,7 +324,7 @@ def test_what_is_held_out_of_few_videos_has_pairs(count: int) -> None:
     """One action a video, of two kinds: a test without two of a kind would ask nothing."""
     videos = {str(n): Video(str(n), 10.0, (Segment(1, 4, "ab"[n % 2]),)) for n in range(count)}
     for seed in range(20):
-        items = split_custom(videos, dict.fromkeys(videos, 10), seed=seed).items
+        items, _ = split_custom(videos, dict.fromkeys(videos, 10), seed=seed)
         shown = {split: Counter(item.label for item in items[split]) for split in items}
         assert sum(sum(each.values()) for each in shown.values()) == count
         assert max(shown["val"].values()) >= 2
@@ -318,7 +355,8 @@ def test_several_truths_and_doubles_in_one_video() -> None:
     ]
     assert items[0].moments == items[2].moments == ((0, 1), (5, 7))
     assert items[0].subject == "anna"
-    assert all_items([video, Video("w", 5.0, segments)], {"v": 10}.get) == items
+    others = [Video("w", 5.0, segments), Video("x", None, segments)]
+    assert all_items([video, *others], {"v": 10, "x": 10}.get) == items
     assert video_items(video, 10, labels=[]) == []
 
 

@@ -469,6 +469,10 @@ def test_simulated_anet_vrl_keeps_published_items(shared_data: Path) -> None:
         {"themes": 0},
         {"scenes": 0},
         {"pace": 0.5},
+        {"noise": float("nan")},
+        {"drift": -1.0},
+        {"channels": 64.5},
+        {"seed": 0.5},
     ],
 )
 def test_contradictory_worlds_are_refused(wrong: dict[str, int]) -> None:
@@ -487,6 +491,9 @@ def test_contradictory_worlds_are_refused(wrong: dict[str, int]) -> None:
         {"shortest_reference": 131},
         {"test_videos": 1},
         {"val_classes": 0},
+        {"train_videos": 2.5},
+        {"second_action": float("nan")},
+        {"seconds_per_step": 0.0},
     ],
 )
 def test_contradictory_layouts_are_refused(wrong: dict[str, int]) -> None:

@@ -102,6 +102,14 @@ def test_elan(tmp_path):
     assert reasons(quarantine) == [("tier 'act' annotation a2", "its time slots have no value")]
 
 
+def test_ids_that_two_elan_annotations_share(tmp_path):
+    """Of documents that were put together, the first had the time of the second."""
+    both = aligned("a1", "t1", "t2", "run") + aligned("a1", "t3", "t4", "x")
+    slots = {"t1": 0, "t2": 1000, "t3": 5000, "t4": 6000}
+    file = put(tmp_path, "a.eaf", eaf([], [f'<TIER TIER_ID="act">{both}</TIER>'], slots))
+    assert [row[1:4] for row in rows(file)] == [(0.0, 1.0, "run"), (5.0, 6.0, "x")]
+
+
 def test_elan_with_several_media(tmp_path):
     media = [
         MEDIA.format("left.mp4", 'MIME_TYPE="video/mp4"'),
@@ -465,6 +473,22 @@ def test_addresses_of_the_web(tmp_path, address, name):
     assert rows(file) == [(name, 0.0, 1.0, "x", "", None)]
 
 
+@pytest.mark.parametrize(
+    "data",
+    [
+        {"id": "7", "title": "A day", "url": "/data/local-files/?d=x/day.mp4"},
+        {"person": "anna", "film": "https://host/day.mp4?token=a.b"},
+        {"text": "seen twice", "html": '<video src="/data/upload/3/0a1b2c3d-day.mp4"></video>'},
+        {"sound": "s3://box/day.wav", "note": "x"},
+        {"id": "day", "number": 3},
+    ],
+)
+def test_the_media_of_a_task_with_more_beside_it(tmp_path, data):
+    """The first text was taken for the video, be it a number or a name."""
+    asked = {"data": {**data, "fps": 10}, "annotations": [{"result": [stretch(1, 10, "x")]}]}
+    assert rows(put(tmp_path, "a.json", [asked])) == [("day", 0.0, 1.0, "x", "", None)]
+
+
 def test_predictions_count_only_where_nobody_answered(tmp_path):
     cancelled = {"id": 1, "was_cancelled": True, "result": []}
     tasks = [
@@ -532,6 +556,9 @@ def test_cvat(tmp_path):
     ]
     with pytest.raises(AnnotationError, match="--fps"):
         rows(file)
+    # A job does not say what its film is called.
+    job = text.replace("<task><name>my film.mp4</name></task>", "<job><id>4</id></job>")
+    assert {row[0] for row in rows(put(tmp_path, "day.xml", job), fps=10)} == {"day"}
 
 
 # Tables
@@ -664,9 +691,10 @@ def test_what_was_exported_of_features_is_read(tmp_path):
     for name, form in [("a.json", "activitynet"), ("a.csv", "annotations"), ("b.json", "via")]:
         export_clips(tmp_path / name, [clip], form)
         assert rows(tmp_path / name) == [("v_1", 1.0, 2.5, "run", "", None)]
-    stated = {"database": {"v_1": {"duration": None, "annotations": []}}}
-    with pytest.raises(AnnotationError, match="the duration is None"):
-        rows(put(tmp_path, "c.json", stated))
+    # What writes JSON says null for what it does not know.
+    actions = [{"segment": [1.0, 2.5], "label": "run"}]
+    stated = {"database": {"v_1": {"duration": None, "annotations": actions}}}
+    assert rows(put(tmp_path, "c.json", stated)) == [("v_1", 1.0, 2.5, "run", "", None)]
 
 
 def test_xml_that_could_do_harm_is_refused(tmp_path):
@@ -694,6 +722,8 @@ def test_xml_that_could_do_harm_is_refused(tmp_path):
 def test_what_else_is_refused(tmp_path):
     with pytest.raises(AnnotationError, match="save the sheet as CSV"):
         rows(put(tmp_path, "a.xlsx", "PK"))
+    with pytest.raises(AnnotationError, match="of no kind that is read: .csv"):
+        rows(put(tmp_path, "a.srt", "1\n00:00:01,000 --> 00:00:02,000\nrun\n"))
     with pytest.raises(UsageError, match="fps is 0"):
         ImportOptions(fps=0)
     with pytest.raises(AnnotationError, match="more than 1000 columns"):
@@ -712,6 +742,7 @@ def documents():
     yield "f.csv", "\n".join(",".join(row) for row in TABULAR)
 
 
+@pytest.mark.filterwarnings("ignore:.*are both taken for")
 @pytest.mark.parametrize(("name", "text"), list(documents()))
 @given(st.data())
 @settings(max_examples=60, deadline=None)

@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 
 from relocal_pyg.data.pairs import make_pairs
-from relocal_pyg.data.proposals import geometric_lengths, query_windows, sliding_windows
+from relocal_pyg.data.proposals import default_proposals, geometric_lengths, sliding_windows
 from relocal_pyg.datasets.custom import custom
 from relocal_pyg.models.matchers import ContrastMatcher, CosineMatcher, DiagonalMatcher
 from relocal_pyg.models.similarity import (
@@ -198,7 +198,7 @@ def test_diagonal_matcher_sees_order_and_pace() -> None:
 def test_cosine_matcher_equals_the_loop() -> None:
     rng = np.random.default_rng(2)
     query, reference = rng.normal(size=(5, 6)), rng.normal(size=(20, 6))
-    windows = query_windows(20, 5)
+    windows = default_proposals(20, 5)
     ranking = CosineMatcher().rank(torch.tensor(query), torch.tensor(reference), windows)
     expected = [
         float(unit(query.mean(0)) @ unit(reference[int(a) : int(b)].mean(0)))

@@ -170,6 +170,26 @@ class TestFit:
             fit_actionness(dataclasses.replace(planted, splits={"train": ()}), steps=1)
 
 
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"steps": 0},
+        {"steps": 2.5},
+        {"videos_per_step": 0},
+        {"learning_rate": float("nan")},
+        {"weight_decay": -1},
+        {"hidden_channels": 0},
+        {"kernel_size": "3"},
+    ],
+)
+def test_what_is_no_setting_is_refused(planted: Protocol, wrong: dict[str, object]) -> None:
+    with pytest.raises(UsageError, match=next(iter(wrong))):
+        fit_actionness(planted, **{"steps": 1, **wrong})
+
+
+FITS = {"in_channels": 6, "hidden_channels": 8, "kernel_size": 1}
+
+
 class TestDisk:
     @pytest.fixture
     def folder(self, tmp_path: Path) -> Path:
@@ -220,10 +240,12 @@ class TestDisk:
             ({"format": "x"}, "configuration"),
             ({"model": "SST"}, "SST: is not an actionness classifier"),
             ({"config": {"in_channels": 6}}, "do not fit"),
-            ({"config": {"in_channels": 6, "hidden_channels": 8, "kernel_size": 4}}, "odd"),
-            ({"config": {"in_channels": 6, "hidden_channels": 8, "kernel_size": True}}, "fit"),
+            ({"config": {**FITS, "kernel_size": 4}}, "odd"),
+            ({"config": {**FITS, "kernel_size": True}}, "fit"),
             ({"config": None}, "configuration"),
-            ({"config": {"in_channels": 6, "hidden_channels": 8, "kernel_size": 1}}, "hidden.weig"),
+            ({"config": FITS}, "hidden.weight"),
+            # Terabytes are not asked for before the file is seen to hold them.
+            ({"config": {**FITS, "in_channels": 10**6, "hidden_channels": 10**6}}, "has shape"),
         ],
     )
     def test_settings_that_do_not_fit_are_named(

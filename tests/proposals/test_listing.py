@@ -94,8 +94,6 @@ def test_recall_of_the_released_activitynet_list(shared_data: Path) -> None:
     folder = shared_data / "activitynet"
     records = read_proposal_list(folder / "activitynet1.2_tag_val_normalized_proposal_list.txt")
     database = json.loads((folder / "activity_net.v1-2.json").read_text())["database"]
-    assert len(records) == 2383
-    assert sum(len(record.moments) for record in records.values()) == 120_148
     assert [name for name, record in records.items() if len(record.moments) == 0] == ["_xgGaxc1jNE"]
     best = []
     for video_id, record in records.items():

@@ -13,7 +13,6 @@ from relocal_pyg.data.proposals import (
     QUERY_SCALES,
     default_proposals,
     geometric_lengths,
-    query_windows,
     sliding_windows,
 )
 from relocal_pyg.errors import UsageError
@@ -62,15 +61,14 @@ def test_lengths_that_would_never_end_are_refused(shortest: int, ratio: float) -
         geometric_lengths(shortest, 16, ratio)
 
 
-def test_query_windows_hold_every_start_at_every_scale() -> None:
-    windows = {tuple(pair) for pair in query_windows(30, 10).tolist()}
+def test_defaults_hold_every_start_at_every_scale() -> None:
+    windows = {tuple(pair) for pair in default_proposals(30, 10).tolist()}
     lengths = {round(scale * 10) for scale in QUERY_SCALES}
     assert windows == {(s, s + n) for n in lengths for s in range(30 - n + 1)}
-    assert query_windows(3, 10).tolist() == [[0.0, 3.0]]
+    assert default_proposals(3, 10).tolist() == [[0.0, 3.0]]
 
 
-def test_defaults_are_query_windows_on_short_videos_and_thinned_on_long_ones() -> None:
-    assert torch.equal(default_proposals(200, 20), query_windows(200, 20))
+def test_defaults_are_thinned_on_long_videos() -> None:
     thinned = default_proposals(20_000, 200)
     assert len(thinned) <= 4000 + len(QUERY_SCALES)
     assert len(torch.unique(thinned, dim=0)) == len(thinned)

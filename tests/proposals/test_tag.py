@@ -309,8 +309,13 @@ def test_bad_settings_are_refused() -> None:
         group(np.ones(4), one(0.5, 0.1, score="sum"))
     with pytest.raises(UsageError, match="at least one"):
         TagConfig((), (0.1,), 0, 0.9)
-    with pytest.raises(UsageError, match="sigma"):
-        TagConfig((0.5,), (0.1,), -1, 0.9)
+    for sigma, threshold in ((-1, 0.9), (0, 1.5), (0, np.nan)):
+        with pytest.raises(UsageError, match="sigma|nms_threshold"):
+            TagConfig((0.5,), (0.1,), sigma, threshold)
+    for name in ("thresholds", "tolerances"):
+        for value in (-1, np.nan, "0.5"):
+            with pytest.raises(UsageError, match=name):
+                replace(PAPER, **{name: (0.5, value)})
     with pytest.raises(UsageError, match="score"):
         TagConfig((0.5,), (0.1,), 0, 0.9, score="max")  # type: ignore[arg-type]
 

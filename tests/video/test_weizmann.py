@@ -7,7 +7,7 @@ import json
 import pytest
 import torch
 
-from relocal_pyg.data.proposals import query_windows
+from relocal_pyg.data.proposals import default_proposals
 from relocal_pyg.models.similarity import contrast_scores, step_similarity
 from relocal_pyg.moments import seconds_to_steps, tiou
 from relocal_pyg.video.backbones import EfficientNetLite0
@@ -67,7 +67,7 @@ def test_moments_are_found_across_performers(weizmann, extract):
                     ("bare", bare, None),
                     ("cut", whole.features[first:last], whole.features),
                 ):
-                    windows = query_windows(len(reference.features), len(query))
+                    windows = default_proposals(len(reference.features), len(query))
                     similarity = step_similarity(query, reference.features, around)
                     best = windows[contrast_scores(similarity, windows).argmax()]
                     found = best * reference.seconds_per_step
