@@ -203,6 +203,7 @@ def find_moments(
         >>> find_moments(VideoQuery("match1.mp4", 62, 68), "match2.mp4").moments  # doctest: +SKIP
     """
     check_number(top_k, "top_k", least=1, whole=True)
+    check_number(nms_threshold, "nms_threshold", least=0, most=1)
     if rate_hz is not None:
         check_number(rate_hz, "rate_hz", above=0, most=1000)
     if least is not None:

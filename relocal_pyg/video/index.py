@@ -249,8 +249,11 @@ def find_in_index(
     Raises:
         SearchIndexError: The index was made with another backbone, or does not hold a video.
         VideoError: The file cannot be decoded.
-        UsageError: The query range lies outside its file.
+        UsageError: An argument is out of range, or the query range lies outside its file.
     """
+    check_number(top_k, "top_k", least=1, whole=True)
+    for name, share in (("nms_threshold", nms_threshold), ("least", least)):
+        check_number(share, name, least=0, most=1)
     asked_for = VideoQuery(Path(query)) if isinstance(query, str | Path) else query
     made.check(backbone)
     problems: list[str] = []
@@ -351,7 +354,7 @@ def find_rows(
 
         hits = [hit for hit in hits if low <= steps(hit) <= high] or hits
         hits = _places(hits, nms_threshold, top_k + ROOM * len(judged))
-        hits = index.with_probabilities(hits, rows, around) if sure else hits
+        hits = index.with_probabilities(hits, rows, around, examples) if sure else hits
     others = [
         hit
         for hit in hits
@@ -364,6 +367,8 @@ def find_rows(
         for moment in pinned([one for other, one in judged if other == name], ())
     ]
     hits = [*yes, *others]
+    if not sure:
+        hits = [replace(hit, probability=None, presence=None) for hit in hits]
     return (hits[:top_k], None) if count is None else (hits, count.more(len(yes)))
 
 
