@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from typing import Any
 from torch import Tensor
 
 from relocal_pyg.data.annotations import Quarantine
-from relocal_pyg.errors import SearchIndexError, UsageError, check_number
+from relocal_pyg.errors import SearchIndexError, UsageError, VideoError, check_number
 from relocal_pyg.io.read import read_json
 from relocal_pyg.io.write import also_reads, write_json
 from relocal_pyg.models.examples import Example
@@ -20,7 +21,7 @@ from relocal_pyg.moments import tiou
 from relocal_pyg.search.index import FirstStageName, Hit, SearchIndex
 from relocal_pyg.video.backbones import Backbone
 from relocal_pyg.video.decode import probe
-from relocal_pyg.video.extract import DEFAULT_RATE_HZ, Progress, extract_video
+from relocal_pyg.video.extract import DEFAULT_RATE_HZ, Progress, extract_video, file_digest
 from relocal_pyg.video.folder import Extraction, extract_folder, find_videos, passed_over
 from relocal_pyg.video.query import (
     Asked,
@@ -48,6 +49,7 @@ class IndexedVideos:
         backbone: Name of the backbone.
         files: Where each video was, by its id; absolute, links resolved.
         network: What the backbone is built from, as the command line has it; empty where unknown.
+        digests: What tells the bytes of each file, by its id, where known.
     """
 
     index: Path
@@ -55,6 +57,7 @@ class IndexedVideos:
     backbone: str
     files: dict[str, Path] = field(default_factory=dict)
     network: dict[str, str | None] = field(default_factory=dict)
+    digests: dict[str, str] = field(default_factory=dict)
 
     @property
     def features(self) -> Path:
@@ -91,7 +94,9 @@ class IndexedVideos:
             # Records of before keep the name alone.
             usual = {"backbone": "efficientnet-lite0", "weights": None, "pca": None}
             network = record.get("network", usual if backbone == _BEFORE else {})
-            known = all(isinstance(each, str | None) for each in network.values())
+            digests = dict(record.get("digests", {}))
+            plain = (*network.values(), *digests.values())
+            known = all(isinstance(each, str | None) for each in plain)
             if not known or (network and not set(network) >= set(usual)):
                 raise ValueError
         except (AttributeError, TypeError, KeyError, ValueError):
@@ -99,7 +104,7 @@ class IndexedVideos:
                 "is damaged: remove it and run relocal index again", file=file
             ) from None
         also_reads(files.values())  # no output may be one of them
-        return cls(Path(index), rate, backbone, files, network)
+        return cls(Path(index), rate, backbone, files, network, digests)
 
     def save(self) -> None:
         """Write the record.
@@ -107,7 +112,8 @@ class IndexedVideos:
         Raises:
             OutputError: It cannot be written.
         """
-        record = {name: getattr(self, name) for name in ("rate_hz", "backbone", "network")}
+        names = ("rate_hz", "backbone", "network", "digests")
+        record = {name: getattr(self, name) for name in names}
         record["files"] = {name: str(place) for name, place in sorted(self.files.items())}
         write_json(self.record_of(self.index), record)
 
@@ -134,6 +140,8 @@ def index_features(
     network: dict[str, str | None] | None = None,
 ) -> tuple[IndexedVideos, Extraction]:
     """Extract the videos of a folder for an index, resumable.
+
+    A file that was moved since it was indexed keeps its id, where its bytes are the same.
 
     Args:
         videos: The folder.
@@ -162,13 +170,20 @@ def index_features(
         usual = 25.0 if backbone.clip_frames > 1 else DEFAULT_RATE_HZ
         rate = usual if rate_hz is None else rate_hz
         made = IndexedVideos(index, rate, backbone.name, network=network or {})
-    found = find_videos(videos, made.files)
+    gone = {made.digests.get(name): name for name, file in made.files.items() if not file.is_file()}
+    moved = {}
+    for file in find_videos(videos).values() if gone.keys() - {None} else ():
+        with suppress(VideoError):  # said when it is extracted
+            if (name := gone.get(file_digest(file, backbone, made.rate_hz))) is not None:
+                moved[name] = Path(os.path.realpath(file))
+    found = find_videos(videos, {**made.files, **moved})
     given = (found, made.features, backbone, made.rate_hz)
     done = extract_folder(*given, workers=workers, quarantine=quarantine, key=key, drop=True)
     if Path(videos).is_dir():
         done = replace(done, passed_over=passed_over(Path(videos)))
     files = {name: Path(os.path.realpath(found[name])) for name in found if name in done.digests}
-    made = replace(made, files={**made.files, **files})
+    digests = {**made.digests, **done.digests}
+    made = replace(made, files={**made.files, **files}, digests=digests)
     made.save()
     return made, done
 
