@@ -31,6 +31,7 @@ from relocal_pyg.video.query import (
     is_judged,
     pinned,
     read_examples,
+    said_no,
     within,
 )
 from relocal_pyg.video.rows import FeatureCache, VideoFeatures
@@ -255,7 +256,7 @@ def find_in_index(
         cache: Features of videos met before.
         progress: Called with the name of the file; what it gives is told the seconds done.
         also: Further examples of what is looked for.
-        unlike: Counter-examples: what is not meant.
+        unlike: Counter-examples: what is not meant; a stretch of an indexed video is no answer.
         judged: As in :func:`relocal_pyg.video.find_moments`, after the id of the video.
         every: Give all moments of all videos and their count; ``top_k``, ``first_stage`` and
             ``candidates`` then say nothing.
@@ -289,6 +290,9 @@ def find_in_index(
         asked = Asked.clip(asked_for, probe(asked_for.path).start, extract(Path(asked_for.path)))
     rows, whole = asked.rows, asked.whole
     around = None if whole is None else whole.features
+    ids = {place: name for name, place in made.files.items() if name in index.places}
+    unlike, nos = said_no(unlike, lambda path: ids.get(Path(os.path.realpath(path))))
+    judged = [*judged, *nos]
     examples = read_examples(also, unlike, extract)
     hits, count = find_rows(
         rows,
