@@ -152,17 +152,9 @@ def _add(
         kept = model.encode(features, windows)
         if kept is None:
             kept = windows.new_zeros(len(windows), 0, 0), windows.new_zeros(len(windows))
-        entries.append(
-            VideoEntry(
-                video_id,
-                float(seconds_per_step),
-                features,
-                features.mean(dim=0, keepdim=True),
-                windows,
-                kept[1].int(),
-                kept[0].to(state_dtype),
-            )
-        )
+        mean, step = features.mean(dim=0, keepdim=True), float(seconds_per_step)
+        states, lengths = kept[0].to(state_dtype), kept[1].int()
+        entries.append(VideoEntry(video_id, step, features, mean, windows, lengths, states))
         added += 1
         waiting += entries[-1].num_bytes
         if waiting >= SHARD_BYTES:
@@ -346,14 +338,12 @@ class SearchIndex:
         if first_stage is None:
             rows = [np.arange(int(shard.first_proposal[-1])) for shard in self.shards]
         else:
-            sides = [(clip, around)]
-            for each in (example for example in examples if example.good):
-                video = None if each.video is None else torch.cat(list(each.video.split(BLOCK)))
-                sides.append((each.rows, video))
-            lists = [
-                self.first_stage.best(one, candidates, video, use_faiss=first_stage == "faiss")
-                for one, video in sides
-            ]
+            shown = [Example(clip, around), *(each for each in examples if each.good)]
+            lists = []
+            for one in shown:
+                video = None if one.video is None else torch.cat(list(one.video.split(BLOCK)))
+                faiss = first_stage == "faiss"
+                lists.append(self.first_stage.best(one.rows, candidates, video, use_faiss=faiss))
             rows = [np.unique(np.concatenate(parts)) for parts in zip(*lists, strict=True)]
         model = ByExamples(self.model, examples) if examples else self.model
         asked = _Asked(model, clip, around)
@@ -441,10 +431,10 @@ class SearchIndex:
             # One level for all: each video by itself has steps that are more similar than others.
             both = level_of(torch.cat([each.similarity for each in traces]))
             traces = [replace(both, similarity=each.similarity) for each in traces]
-        hits, chances, rule = [], [], ""
+        hits, rule = [], ""
         for (name, video, step), seen in zip(videos, traces, strict=True):
             moments, count = occurrences(
-                self.calibrated,
+                Calibrated(self.model) if examples else self.calibrated,
                 clip,
                 video,
                 query_video=around,
@@ -456,11 +446,12 @@ class SearchIndex:
             )
             rule = count.rule
             for each in moments:
-                chances.append(each.probability or 0.0)
                 start, end = (round(edge * step, 6) for edge in (each.start, each.end))
-                hits.append(Hit(name, start, end, each.score, chances[-1], each.presence))
-        hits = [hit for hit, chance in zip(hits, chances, strict=True) if chance >= least]
-        return sorted(hits, key=lambda hit: -(hit.probability or 0)), count_of(chances, least, rule)
+                chance = each.probability or 0.0
+                hits.append((chance, Hit(name, start, end, each.score, chance, each.presence)))
+        hits.sort(key=lambda told: -told[0])
+        count = count_of([chance for chance, _ in hits], least, rule)
+        return [hit for _, hit in hits[: count.number]], count
 
     def recall(self, queries: Sequence[ArrayLike], top_k: int = 10, **options: Any) -> float:
         """Share of the exhaustive answers that a first stage finds; options of :meth:`search`."""
@@ -566,7 +557,11 @@ class SearchIndex:
         return _Found(shard, torch.from_numpy(video), moments, scores.cpu())
 
     def with_probabilities(
-        self, hits: Sequence[Hit], query: Tensor, query_video: Tensor | None = None
+        self,
+        hits: Sequence[Hit],
+        query: Tensor,
+        query_video: Tensor | None = None,
+        examples: Sequence[Example] = (),
     ) -> list[Hit]:
         """Hits with their probabilities; as they are where the model is not calibrated.
 
@@ -576,14 +571,17 @@ class SearchIndex:
             hits: Answers of :meth:`search`, in any order, which is kept.
             query: ``[m, F]``.
             query_video: ``[v, F]`` or None.
+            examples: Those that they were found with.
         """
         if not isinstance(self.calibrated, Calibrated):
             return list(hits)
+        # What was learned on labels is of one query's scores, not of several examples'.
+        judge = Calibrated(self.model) if examples else self.calibrated
         told: dict[Hit, Hit] = {}
         for video_id in dict.fromkeys(hit.video_id for hit in hits):
             own = [hit for hit in hits if hit.video_id == video_id]
             features, step = self.video(video_id)
-            ranking = self.calibrated.rank(
+            ranking = judge.rank(
                 query,
                 features,
                 default_proposals(len(features), len(query), limit=GLANCE),

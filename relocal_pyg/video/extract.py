@@ -146,7 +146,7 @@ def extract_video(
             rate = min(max(probe(path, stream).fps_nominal or 25.0, 1.0), 120.0)
     check_number(rate, "rate_hz", above=0, most=1000)
     settings = _settings(backbone, rate, stream)
-    digest = "" if cache is None else _digest(path, settings)
+    digest = "" if cache is None else file_digest(path, backbone, rate, stream)
     with nullcontext() if cache is None else cache.lock(digest):
         video = None if cache is None else cache.get(digest)
         if video is None:
@@ -177,7 +177,7 @@ def stored_video(
     stream: int | None = None,
 ) -> VideoFeatures | None:
     """Features of all steps where a cache holds them; arguments of :func:`extract_video`."""
-    return cache.get(_digest(path, _settings(backbone, rate_hz, stream)))
+    return cache.get(file_digest(path, backbone, rate_hz, stream))
 
 
 class TooSparse(Exception):
@@ -541,12 +541,19 @@ def _settings(backbone: Backbone, rate_hz: float, stream: int | None) -> dict[st
     } | ({} if stream is None else {"stream": stream})
 
 
-def _digest(path: str | Path, settings: dict[str, Any]) -> str:
+def file_digest(
+    path: str | Path, backbone: Backbone, rate_hz: float, stream: int | None = None
+) -> str:
+    """What a cache calls the features of a file: of its bytes, and of how they are made.
+
+    Raises:
+        VideoError: The file cannot be read.
+    """
     try:
         content = sha256_file(check_file(path))
     except OSError as error:
         raise VideoError(f"cannot be read ({error.strerror})", file=path) from None
-    text = json.dumps([content, settings], sort_keys=True)
+    text = json.dumps([content, _settings(backbone, rate_hz, stream)], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()
 
 

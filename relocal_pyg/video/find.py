@@ -54,6 +54,7 @@ from relocal_pyg.video.query import (
     is_judged,
     pinned,
     read_examples,
+    said_no,
     within,
 )
 from relocal_pyg.video.rows import FeatureCache, VideoFeatures, twice_as_often
@@ -181,7 +182,7 @@ def find_moments(
             out otherwise.
         stream: Number of the video stream in the reference; the default one where None.
         also: Further examples of what is looked for.
-        unlike: Counter-examples: what is not meant.
+        unlike: Counter-examples: what is not meant; a stretch of the reference is no answer.
         judged: Stretches of the reference that somebody said yes or no to. Those with a yes come
             first, those with a no are no answers, and all are examples.
         every: Give all moments, however many, and their count
@@ -203,6 +204,7 @@ def find_moments(
         >>> find_moments(VideoQuery("match1.mp4", 62, 68), "match2.mp4").moments  # doctest: +SKIP
     """
     check_number(top_k, "top_k", least=1, whole=True)
+    check_number(nms_threshold, "nms_threshold", least=0, most=1)
     if rate_hz is not None:
         check_number(rate_hz, "rate_hz", above=0, most=1000)
     if least is not None:
@@ -242,6 +244,9 @@ def find_moments(
         around = read(Path(asked_for.path), stream if same else None)
         asked = Asked.clip(asked_for, known[1].start, around)
     rows, whole = asked.rows, asked.whole
+    here = Path(reference)
+    unlike, nos = said_no(unlike, lambda path: "" if check_file(path).samefile(here) else None)
+    judged = [*judged, *(stretch for _, stretch in nos)]
     examples = read_examples(also, unlike, read)
     # Key frames first can pay where much more is there than what will be looked at.
     length = known[0].duration or 0.0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from typing import Any
 from torch import Tensor
 
 from relocal_pyg.data.annotations import Quarantine
-from relocal_pyg.errors import SearchIndexError, UsageError, check_number
+from relocal_pyg.errors import SearchIndexError, UsageError, VideoError, check_number
 from relocal_pyg.io.read import read_json
 from relocal_pyg.io.write import also_reads, write_json
 from relocal_pyg.models.examples import Example
@@ -20,7 +21,7 @@ from relocal_pyg.moments import tiou
 from relocal_pyg.search.index import FirstStageName, Hit, SearchIndex
 from relocal_pyg.video.backbones import Backbone
 from relocal_pyg.video.decode import probe
-from relocal_pyg.video.extract import DEFAULT_RATE_HZ, Progress, extract_video
+from relocal_pyg.video.extract import DEFAULT_RATE_HZ, Progress, extract_video, file_digest
 from relocal_pyg.video.folder import Extraction, extract_folder, find_videos, passed_over
 from relocal_pyg.video.query import (
     Asked,
@@ -30,6 +31,7 @@ from relocal_pyg.video.query import (
     is_judged,
     pinned,
     read_examples,
+    said_no,
     within,
 )
 from relocal_pyg.video.rows import FeatureCache, VideoFeatures
@@ -48,6 +50,7 @@ class IndexedVideos:
         backbone: Name of the backbone.
         files: Where each video was, by its id; absolute, links resolved.
         network: What the backbone is built from, as the command line has it; empty where unknown.
+        digests: What tells the bytes of each file, by its id, where known.
     """
 
     index: Path
@@ -55,6 +58,7 @@ class IndexedVideos:
     backbone: str
     files: dict[str, Path] = field(default_factory=dict)
     network: dict[str, str | None] = field(default_factory=dict)
+    digests: dict[str, str] = field(default_factory=dict)
 
     @property
     def features(self) -> Path:
@@ -91,7 +95,9 @@ class IndexedVideos:
             # Records of before keep the name alone.
             usual = {"backbone": "efficientnet-lite0", "weights": None, "pca": None}
             network = record.get("network", usual if backbone == _BEFORE else {})
-            known = all(isinstance(each, str | None) for each in network.values())
+            digests = dict(record.get("digests", {}))
+            plain = (*network.values(), *digests.values())
+            known = all(isinstance(each, str | None) for each in plain)
             if not known or (network and not set(network) >= set(usual)):
                 raise ValueError
         except (AttributeError, TypeError, KeyError, ValueError):
@@ -99,7 +105,7 @@ class IndexedVideos:
                 "is damaged: remove it and run relocal index again", file=file
             ) from None
         also_reads(files.values())  # no output may be one of them
-        return cls(Path(index), rate, backbone, files, network)
+        return cls(Path(index), rate, backbone, files, network, digests)
 
     def save(self) -> None:
         """Write the record.
@@ -107,7 +113,8 @@ class IndexedVideos:
         Raises:
             OutputError: It cannot be written.
         """
-        record = {name: getattr(self, name) for name in ("rate_hz", "backbone", "network")}
+        names = ("rate_hz", "backbone", "network", "digests")
+        record = {name: getattr(self, name) for name in names}
         record["files"] = {name: str(place) for name, place in sorted(self.files.items())}
         write_json(self.record_of(self.index), record)
 
@@ -134,6 +141,8 @@ def index_features(
     network: dict[str, str | None] | None = None,
 ) -> tuple[IndexedVideos, Extraction]:
     """Extract the videos of a folder for an index, resumable.
+
+    A file that was moved since it was indexed keeps its id, where its bytes are the same.
 
     Args:
         videos: The folder.
@@ -162,13 +171,20 @@ def index_features(
         usual = 25.0 if backbone.clip_frames > 1 else DEFAULT_RATE_HZ
         rate = usual if rate_hz is None else rate_hz
         made = IndexedVideos(index, rate, backbone.name, network=network or {})
-    found = find_videos(videos, made.files)
+    gone = {made.digests.get(name): name for name, file in made.files.items() if not file.is_file()}
+    moved = {}
+    for file in find_videos(videos).values() if gone.keys() - {None} else ():
+        with suppress(VideoError):  # said when it is extracted
+            if (name := gone.get(file_digest(file, backbone, made.rate_hz))) is not None:
+                moved[name] = Path(os.path.realpath(file))
+    found = find_videos(videos, {**made.files, **moved})
     given = (found, made.features, backbone, made.rate_hz)
     done = extract_folder(*given, workers=workers, quarantine=quarantine, key=key, drop=True)
     if Path(videos).is_dir():
         done = replace(done, passed_over=passed_over(Path(videos)))
     files = {name: Path(os.path.realpath(found[name])) for name in found if name in done.digests}
-    made = replace(made, files={**made.files, **files})
+    digests = {**made.digests, **done.digests}
+    made = replace(made, files={**made.files, **files}, digests=digests)
     made.save()
     return made, done
 
@@ -240,7 +256,7 @@ def find_in_index(
         cache: Features of videos met before.
         progress: Called with the name of the file; what it gives is told the seconds done.
         also: Further examples of what is looked for.
-        unlike: Counter-examples: what is not meant.
+        unlike: Counter-examples: what is not meant; a stretch of an indexed video is no answer.
         judged: As in :func:`relocal_pyg.video.find_moments`, after the id of the video.
         every: Give all moments of all videos and their count; ``top_k``, ``first_stage`` and
             ``candidates`` then say nothing.
@@ -249,8 +265,11 @@ def find_in_index(
     Raises:
         SearchIndexError: The index was made with another backbone, or does not hold a video.
         VideoError: The file cannot be decoded.
-        UsageError: The query range lies outside its file.
+        UsageError: An argument is out of range, or the query range lies outside its file.
     """
+    check_number(top_k, "top_k", least=1, whole=True)
+    for name, share in (("nms_threshold", nms_threshold), ("least", least)):
+        check_number(share, name, least=0, most=1)
     asked_for = VideoQuery(Path(query)) if isinstance(query, str | Path) else query
     made.check(backbone)
     problems: list[str] = []
@@ -271,6 +290,9 @@ def find_in_index(
         asked = Asked.clip(asked_for, probe(asked_for.path).start, extract(Path(asked_for.path)))
     rows, whole = asked.rows, asked.whole
     around = None if whole is None else whole.features
+    ids = {place: name for name, place in made.files.items() if name in index.places}
+    unlike, nos = said_no(unlike, lambda path: ids.get(Path(os.path.realpath(path))))
+    judged = [*judged, *nos]
     examples = read_examples(also, unlike, extract)
     hits, count = find_rows(
         rows,
@@ -351,7 +373,7 @@ def find_rows(
 
         hits = [hit for hit in hits if low <= steps(hit) <= high] or hits
         hits = _places(hits, nms_threshold, top_k + ROOM * len(judged))
-        hits = index.with_probabilities(hits, rows, around) if sure else hits
+        hits = index.with_probabilities(hits, rows, around, examples) if sure else hits
     others = [
         hit
         for hit in hits
@@ -364,6 +386,8 @@ def find_rows(
         for moment in pinned([one for other, one in judged if other == name], ())
     ]
     hits = [*yes, *others]
+    if not sure:
+        hits = [replace(hit, probability=None, presence=None) for hit in hits]
     return (hits[:top_k], None) if count is None else (hits, count.more(len(yes)))
 
 

@@ -175,6 +175,25 @@ def read_examples(
 Judged = tuple[float, float, bool]
 
 
+def said_no(
+    unlike: Sequence[str | Path | VideoQuery], home_of: Callable[[Path], str | None]
+) -> tuple[list[VideoQuery], list[tuple[str, Judged]]]:
+    """Counter-examples of other videos, and those that are stretches of what is searched.
+
+    ``home_of`` gives the name of a file that is searched, None of others.
+    """
+    others, here = [], []
+    for each in unlike:
+        clip = each if isinstance(each, VideoQuery) else VideoQuery(Path(each))
+        home = None if clip.whole else home_of(Path(clip.path))
+        if home is None:
+            others.append(clip)
+        else:
+            last = math.inf if clip.end is None else clip.end
+            here.append((home, (clip.start or 0.0, last, False)))
+    return others, here
+
+
 def within(judged: Judged, duration: float, video: str) -> Judged:
     """What was judged, as far as its video goes.
 

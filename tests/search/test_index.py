@@ -16,10 +16,12 @@ from relocal_pyg.models import (
     MultiGraphRelocalizer,
 )
 from relocal_pyg.models.base import Ranking
+from relocal_pyg.models.examples import Example
 from relocal_pyg.models.similarity import inside_and_around, step_similarity
 from relocal_pyg.moments import clip_moments, nms
 from relocal_pyg.search import SearchIndex, add_videos, build_index
 from relocal_pyg.search.index import Hit, fingerprint, index_proposals
+from relocal_pyg.video.index import find_in_index, find_rows
 
 
 def videos(count: int, first: int = 0):
@@ -321,6 +323,44 @@ def test_times_are_those_of_steps_to_the_microsecond(tmp_path):
         step = lasts if hit.video_id == "v0" else steps
         for time in (hit.start, hit.end):
             assert time == round(round(time / step) * step, 6)
+
+
+def test_probabilities_of_one_query_are_none_of_several_examples(tmp_path, constant):
+    """Labels taught scores of one query: with examples chance judges, as where there are none."""
+    build_index(tmp_path, ContrastMatcher(), videos(6))
+    query, example = next(videos(1))[1], next(videos(1, 1))[1]
+    taught, bare = (
+        SearchIndex(tmp_path, Calibrated(ContrastMatcher(), confidence))
+        for confidence in (constant(0.9, 0.9), None)
+    )
+    options = {"top_k": 3, "first_stage": None, "candidates": 99, "least": 0.0}
+    for every in (False, True):
+        for examples in ([], [Example(example[4:9], example)]):
+            hits = [
+                find_rows(query[3:8], index, query, examples, [], every=every, **options)[0]
+                for index in (taught, bare)
+            ]
+            assert (hits[0] == hits[1]) == bool(examples)
+
+
+def test_what_stands_still_is_found_without_probabilities(tmp_path):
+    """Words or a picture, also where all moments are wanted and some were said yes to."""
+    build_index(tmp_path, ContrastMatcher(), videos(4))
+    index, query = SearchIndex(tmp_path, Calibrated(ContrastMatcher())), next(videos(1))[1][3:8]
+    options = {"top_k": 3, "first_stage": None, "candidates": 99, "least": 0.0, "sure": False}
+    for every in (False, True):
+        judged = [("v1", (1.0, 3.0, True))]
+        hits, _ = find_rows(query, index, None, [], judged, every=every, **options)
+        assert (hits[0].video_id, hits[0].start, hits[0].end) == ("v1", 1.0, 3.0)
+        assert {(hit.probability, hit.presence) for hit in hits} == {(None, None)}
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"top_k": -1}, {"top_k": 2.5}, {"nms_threshold": float("nan")}, {"least": 1.5}]
+)
+def test_numbers_that_mean_nothing_are_refused_before_a_film_is_read(tmp_path, wrong):
+    with pytest.raises(UsageError, match=next(iter(wrong))):
+        find_in_index(tmp_path / "clip.mp4", None, None, None, **wrong)
 
 
 def test_an_empty_index_answers_nothing(tmp_path):

@@ -142,6 +142,15 @@ def test_long_maps_are_pooled(planted, monkeypatch):
     assert whole.shape[1] == 75
 
 
+def test_a_stretch_of_the_reference_that_is_not_meant_is_no_answer(planted):
+    given = planted["clip"], planted["reference"]
+    best = find_moments(*given, backbone=BLOCKS).moments[0]
+    not_this = [VideoQuery(planted["reference"], best.start, best.end)]
+    for moment in find_moments(*given, backbone=BLOCKS, unlike=not_this).moments:
+        shared = min(moment.end, best.end) - max(moment.start, best.start)
+        assert shared <= 0.2 * (moment.end - moment.start)
+
+
 @pytest.mark.slow
 def test_the_query_itself_is_no_answer_unless_asked_for(tmp_path, write_video):
     """A texture that is shown twice: the other time is the answer."""

@@ -420,8 +420,7 @@ def find_in_video(
         probe(file)  # a wrong name is said before a network is loaded
     probe(reference, look.stream)
     also, unlike = asked.stretches()
-    judged: list[Judged] = [(*each, False) for each in asked.none_of(reference)]
-    unlike = [each for each in unlike if each.whole or not same_video(str(each.path), reference)]
+    judged: list[Judged] = []
     examples = asked.plain()
     for video, start, end, good in read_feedback(asked.feedback):
         here = video in (None, place_name(reference)) or same_video(str(video), reference)

@@ -124,6 +124,22 @@ def test_the_right_video_and_time_are_found(tmp_path: Path, blocks: None, capsys
     assert "5 frames a second" in capsys.readouterr().err
 
 
+def test_films_that_were_moved_keep_their_ids(tmp_path: Path):
+    """They would be in the index twice; another film of a name that is gone is another."""
+    for name, seed in (("a", 1), ("cam", 2)):
+        (tmp_path / "old").mkdir(exist_ok=True)
+        write(tmp_path / "old" / f"{name}.mp4", texture(seed, 30))
+    index_features(tmp_path / "old", tmp_path / "index", BLOCKS)
+    (tmp_path / "old").rename(tmp_path / "new")
+    write(tmp_path / "new" / "cam.mp4", texture(3, 30))
+    (tmp_path / "new" / "a.mp4").rename(tmp_path / "new" / "renamed.mp4")
+    made, done = index_features(tmp_path / "new", tmp_path / "index", BLOCKS)
+    assert (done.computed, done.reused) == (1, 1)
+    files = {name: file.name for name, file in made.files.items() if file.is_file()}
+    assert files == {"a": "renamed.mp4", "cam.mp4": "cam.mp4"}
+    assert IndexedVideos.load(tmp_path / "index") == made
+
+
 def test_another_backbone_or_no_record_is_refused(
     tmp_path: Path, blocks: None, capsys, monkeypatch: pytest.MonkeyPatch
 ):

@@ -14,6 +14,7 @@ from relocal_pyg.errors import SearchIndexError, UsageError
 from relocal_pyg.models import ContrastMatcher, CosineMatcher
 from relocal_pyg.search import build_index
 from relocal_pyg.video.index import IndexedVideos, find_in_index
+from relocal_pyg.video.query import VideoQuery
 
 
 def test_hits_of_all_videos_can_be_played(served_index, films, index):
@@ -86,6 +87,22 @@ def test_videos_of_one_file_name_stay_apart(days, films, blocks, tmp_path):
     collection.entries.pop("day1-cam")
     table = list(csv.DictReader(export(job, collection, "csv", 0.0).splitlines()))
     assert [row["video"] for row in table] == videos
+
+
+def test_a_stretch_of_the_index_that_is_not_meant_is_no_answer(index, films, blocks, tmp_path):
+    collection = Collection(index, ContrastMatcher(), Library(tmp_path))
+    given = films["clip"], collection.index, collection.made, blocks
+    best = find_in_index(*given).hits[0]
+    file = collection.made.files[best.video_id]
+    (tmp_path / "link.mp4").symlink_to(file)
+    for place in (file, tmp_path / "link.mp4"):
+        not_this = [VideoQuery(place, best.start, best.end)]
+        for every in (False, True):
+            hits = find_in_index(*given, unlike=not_this, every=every, least=0.0).hits
+            assert hits
+            for hit in hits:
+                shared = min(hit.end, best.end) - max(hit.start, best.start)
+                assert hit.video_id != best.video_id or shared <= 0.2 * (hit.end - hit.start)
 
 
 def test_only_an_index_that_is_open_is_searched(served, served_index):
