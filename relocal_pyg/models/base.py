@@ -6,9 +6,10 @@ import abc
 import contextlib
 import json
 import warnings
-from collections.abc import Callable, Iterator, Sequence, Sized
+from collections.abc import Callable, Iterator, Mapping, Sequence, Sized
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, ClassVar, cast
 
 import torch
@@ -58,6 +59,22 @@ class Ranking:
         order = torch.argsort(scores, descending=True, stable=True)
         before = None if proposals is None else proposals[order]
         return cls(moments[order], scores[order], before)
+
+    @property
+    def origins(self) -> Tensor:
+        """``[M, 2]``, what each moment was made of: itself where nothing was refined."""
+        return self.moments if self.proposals is None else self.proposals
+
+    def scores_of(self, windows: Tensor) -> Tensor:
+        """Scores ``[W]`` of windows ``[W, 2]`` that were ranked, in their order.
+
+        Each gets the best of what was made of it; one that was passed over the worst of all.
+        """
+        known, which = torch.unique(torch.cat([windows, self.origins]), dim=0, return_inverse=True)
+        best = self.scores.new_full((len(known),), -torch.inf)
+        best.scatter_reduce_(0, which[len(windows) :], self.scores, "amax")
+        found = best[which[: len(windows)]]
+        return torch.where(found.isinf(), self.scores.min(), found)
 
     def cpu(self) -> Ranking:
         """The same in main memory."""
@@ -129,7 +146,9 @@ def before_tanh(scores: Tensor) -> Tensor:
 class Relocalizer(abc.ABC):
     """A system that finds the moment of a reference that means the same as a query.
 
-    A subclass answers in :meth:`_rank`, where everything is on its device already.
+    A subclass answers in :meth:`_rank`, where everything is on its device already. It keeps
+    ``self._config = arguments(locals())`` first of all in its constructor, where that has
+    arguments, so that it can be rebuilt; or it says :meth:`config` itself.
 
     Attributes:
         title: The name shown in tables.
@@ -149,6 +168,7 @@ class Relocalizer(abc.ABC):
     max_windows: ClassVar[int] = 4000
     max_videos: ClassVar[int | None] = None
     in_channels: int | None = None
+    _config: Mapping[str, Any] = MappingProxyType({})
 
     @property
     def rounds(self) -> Sequence[Sequence[float]]:
@@ -165,7 +185,7 @@ class Relocalizer(abc.ABC):
 
     def config(self) -> dict[str, Any]:
         """Constructor arguments, plain JSON values only: what decides its answers."""
-        return {}
+        return dict(self._config)
 
     def rank(
         self,
@@ -225,39 +245,22 @@ class Relocalizer(abc.ABC):
         return ("none", "refined")
 
     def rankings(
-        self,
-        query: Tensor,
-        reference: Tensor,
-        proposals: Tensor,
-        *,
-        query_video: Tensor | None = None,
-        seconds_per_step: float | None = None,
+        self, query: Tensor, reference: Tensor, proposals: Tensor, **known: Any
     ) -> dict[str, Ranking]:
         """The answers by each of :attr:`refinements`; arguments as in :meth:`rank`."""
-        ranking = self.rank(
-            query, reference, proposals, query_video=query_video, seconds_per_step=seconds_per_step
-        )
-        before = ranking.moments if ranking.proposals is None else ranking.proposals
-        plain = Ranking(before, ranking.scores, ranking.proposals)
+        ranking = self.rank(query, reference, proposals, **known)
+        plain = Ranking(ranking.origins, ranking.scores, ranking.proposals)
         return dict(zip(self.refinements, (plain, ranking), strict=True))
 
     def rank_videos(
-        self,
-        query: Tensor,
-        references: Sequence[Tensor],
-        proposals: Sequence[Tensor],
-        *,
-        query_video: Tensor | None = None,
-        background: Tensor | None = None,
+        self, query: Tensor, references: Sequence[Tensor], proposals: Sequence[Tensor], **known: Any
     ) -> list[Ranking]:
         """Rank the proposals of each of many references; a network answers them together.
 
         Arguments as in :meth:`rank`. Finer windows are left to the caller, see :attr:`rounds`.
         """
-        return [
-            self.rank(query, *pair, query_video=query_video, background=background)
-            for pair in zip(references, proposals, strict=True)
-        ]
+        pairs = zip(references, proposals, strict=True)
+        return [self.rank(query, *pair, **known) for pair in pairs]
 
     def encode(self, reference: Tensor, proposals: Tensor) -> tuple[Tensor, Tensor] | None:
         """What is the same of each proposal for every query and worth keeping; None for nothing.
@@ -356,6 +359,7 @@ class Relocalizer(abc.ABC):
                 record=record,
             )
 
+    @torch.inference_mode(mode=False)  # in that mode nothing has gradients
     def explain(
         self,
         query: Tensor,
@@ -376,6 +380,14 @@ class Relocalizer(abc.ABC):
         Returns:
             ``[m, n]``, in units of the score before its tanh; None where a model cannot say.
         """
+        around = Surroundings(query_video, seconds_per_step)
+        window = torch.tensor([moment], dtype=query.dtype)
+        return self._explain(*self._enter(query, reference, window, around))
+
+    def _explain(
+        self, query: Tensor, reference: Any, window: Tensor, around: Surroundings
+    ) -> Tensor | None:
+        """:meth:`explain` of a window ``[1, 2]`` with everything on the model's device."""
         return None
 
     def scored_span(self, moment: Moment) -> tuple[float, float]:
@@ -388,7 +400,7 @@ class Relocalizer(abc.ABC):
 
 
 class Wrapper(Relocalizer):
-    """A system made of another one, which has its limits, its width and its device."""
+    """A system made of another one: limits, width and device are of that one."""
 
     def __init__(self, model: Relocalizer) -> None:
         self.model = model
@@ -412,26 +424,17 @@ def arguments(names: dict[str, Any]) -> dict[str, Any]:
 
 
 class TrainableRelocalizer(nn.Module, Relocalizer):
-    """A model with weights: what the training loop asks of it, and how it is kept.
-
-    A subclass keeps ``self._config = arguments(locals())`` first of all, so that :meth:`save` and
-    :func:`relocal_pyg.models.load_model` can rebuild it; or it says :meth:`config` itself.
-    """
+    """A model with weights: what the training loop asks of it, and how it is kept."""
 
     trainable: ClassVar[bool] = True
     #: Whether it answers sensibly before it is trained here; then only weights that beat that start
     #: by more than chance are kept (:func:`relocal_pyg.training.fit`).
     starts_informed: ClassVar[bool] = False
-    _config: dict[str, Any]
 
     @property
     def device(self) -> torch.device:
         """Where its weights are."""
         return next(self.parameters()).device
-
-    def config(self) -> dict[str, Any]:
-        """Constructor arguments, plain JSON values only: what :func:`arguments` kept of them."""
-        return dict(self._config)
 
     @abc.abstractmethod
     def training_set(

@@ -17,7 +17,7 @@ from relocal_pyg.io.write import replace_folder, write_json
 from relocal_pyg.models.base import Ranking, Relocalizer, Wrapper
 from relocal_pyg.models.presence import Logistic, judge
 from relocal_pyg.models.similarity import Rows, matching_statistics
-from relocal_pyg.moments import Moment, clip_moments, tiou
+from relocal_pyg.moments import clip_moments, tiou
 
 #: Where a run or a checkpoint keeps its calibration.
 FILE = "confidence.json"
@@ -128,7 +128,8 @@ class Calibrated(Wrapper):
     def __init__(self, model: Relocalizer, confidence: Confidence | None = None) -> None:
         super().__init__(model)
         self.confidence = confidence
-        for name in ("trainable", "reconstructed"):
+        own = "trainable", "reconstructed", "rankings", "explain", "scored_span", "raw_scores"
+        for name in own:  # what the base class has too
             setattr(self, name, getattr(model, name))
 
     def __getattr__(self, name: str) -> Any:
@@ -155,22 +156,6 @@ class Calibrated(Wrapper):
             return self.confidence.moment(facts), float(self.confidence.presence(facts[:1]))
 
         return replace(ranking, probabilities=probabilities)
-
-    def rankings(self, *args: Any, **options: Any) -> dict[str, Ranking]:
-        """Those of the model; nothing is selected by probabilities."""
-        return self.model.rankings(*args, **options)
-
-    def explain(self, *args: Any, **options: Any) -> Tensor | None:
-        """What the model says."""
-        return self.model.explain(*args, **options)
-
-    def scored_span(self, moment: Moment) -> tuple[float, float]:
-        """What the model says."""
-        return self.model.scored_span(moment)
-
-    def raw_scores(self, scores: Tensor) -> Tensor:
-        """What the model says."""
-        return self.model.raw_scores(scores)
 
     def eval(self) -> Calibrated:
         """Put the model in evaluation mode, where it has one."""

@@ -133,7 +133,7 @@ class ByExamples(Wrapper):
         return Ranking.sort(proposals, said + learned, proposals)
 
     def _said(self, example: Example, video: Rows, windows: Tensor, around: Surroundings) -> Tensor:
-        """The model's scores ``[M]`` of windows, before they are squashed, in their order."""
+        """The model's scores ``[M]`` of windows, before they are squashed."""
         ranking = self.model.rank(
             example.rows,
             video,
@@ -142,14 +142,7 @@ class ByExamples(Wrapper):
             seconds_per_step=around.seconds_per_step,
             background=around.background,
         )
-        origins = ranking.moments if ranking.proposals is None else ranking.proposals
-        scores = self.model.raw_scores(ranking.scores)
-        # A window gets the best score of what was made of it; one that was passed over the worst.
-        known, which = torch.unique(torch.cat([windows, origins]), dim=0, return_inverse=True)
-        best = scores.new_full((len(known),), -torch.inf)
-        best.scatter_reduce_(0, which[len(windows) :], scores, "amax")
-        found = best[which[: len(windows)]]
-        return torch.where(found.isinf(), scores.min(), found)
+        return self.model.raw_scores(ranking.scores_of(windows))
 
 
 def usual_length(shown: Sequence[Example], windows: Tensor) -> Tensor:

@@ -38,7 +38,6 @@ from relocal_pyg.models.compare import (
     similarity_tables,
 )
 from relocal_pyg.models.network_config import MatcherConfig
-from relocal_pyg.models.similarity import Rows
 from relocal_pyg.moments import Moment
 from relocal_pyg.nn.inference import InferenceNetwork
 from relocal_pyg.nn.losses import listwise_loss
@@ -324,21 +323,13 @@ class MultiGraphMatcher(TrainableRelocalizer):
 
     @torch.no_grad()
     def rank_videos(
-        self,
-        query: Tensor,
-        references: Sequence[Tensor],
-        proposals: Sequence[Tensor],
-        *,
-        query_video: Tensor | None = None,
-        background: Tensor | None = None,
+        self, query: Tensor, references: Sequence[Tensor], proposals: Sequence[Tensor], **known: Any
     ) -> list[Ranking]:
         """See :meth:`relocal_pyg.models.base.Relocalizer.rank_videos`."""
-        merged, found = self.inference(), []
-        for pair in zip(references, proposals, strict=True):
-            around = Surroundings(query_video, background=background)
-            ways = self._ways(*self._enter(query, *pair, around), merged, ("none",))
-            found.append(ways["none"])
-        return found
+        merged, around = self.inference(), Surroundings(**known)
+        pairs = zip(references, proposals, strict=True)
+        entered = (self._enter(query, *pair, around) for pair in pairs)
+        return [self._ways(*each, merged, ("none",))["none"] for each in entered]
 
     @torch.no_grad()
     def _ways(
@@ -364,32 +355,21 @@ class MultiGraphMatcher(TrainableRelocalizer):
             found["windows"] = Ranking.sort(moments, torch.tanh(raw), origins / parts)
         return found
 
-    @torch.inference_mode(mode=False)  # in that mode nothing has gradients
-    def explain(
-        self,
-        query: Tensor,
-        reference: Rows,
-        moment: tuple[float, float],
-        query_video: Rows | None = None,
-        seconds_per_step: float | None = None,
+    def _explain(
+        self, query: Tensor, reference: Tensor, window: Tensor, around: Surroundings
     ) -> Tensor:
         """How much each pair of steps added to the score of a moment.
 
         Gradient times input over the five tables of the query as it is, summed: what a small change
         would do. Whatever else is derived from a table follows it, except what chance gives.
-
-        Arguments and result as in :meth:`relocal_pyg.models.base.Relocalizer.explain`.
         """
-        window = torch.tensor([moment], dtype=query.dtype)
-        around = Surroundings(query_video, seconds_per_step)
-        query, video, place, around = self._enter(query, reference, window, around)
-        query, video, around, parts = in_parts(query, video, around)
+        query, reference, around, parts = in_parts(query, reference, around)
         # Only in training does cudnn keep what the gradient of an LSTM needs.
         with evaluating(self), torch.enable_grad(), torch.backends.cudnn.flags(enabled=False):
             known = around.query_video, None, around.seconds_per_step
-            tables = similarity_tables(query, video, *known).requires_grad_()
-            comparison = Comparison(query, video, *known, tables)
-            raw = self([self.look(comparison, place * parts)])
+            tables = similarity_tables(query, reference, *known).requires_grad_()
+            comparison = Comparison(query, reference, *known, tables)
+            raw = self([self.look(comparison, window * parts)])
             (gradient,) = torch.autograd.grad(raw.sum(), tables)
         added = (gradient * tables).sum(dim=0).detach()
         return added.view(len(query) // parts, parts, -1, parts).sum(dim=(1, 3))
