@@ -23,6 +23,7 @@ from relocal_pyg.data.proposals import default_proposals
 from relocal_pyg.errors import FeatureError, ProposalError, check_number
 from relocal_pyg.io.tensors import save_tensors
 from relocal_pyg.io.write import replace_folder
+from relocal_pyg.models.network_config import check_settings
 from relocal_pyg.models.similarity import BLOCK, Rows
 from relocal_pyg.moments import Moment, clip_moments, nms, to_tensor
 
@@ -183,6 +184,11 @@ class Relocalizer(abc.ABC):
         """Where it computes; None for wherever the query is."""
         return None
 
+    @property
+    def dtype(self) -> torch.dtype | None:
+        """Type of the rows that it takes; None for any."""
+        return None
+
     def config(self) -> dict[str, Any]:
         """Constructor arguments, plain JSON values only: what decides its answers."""
         return dict(self._config)
@@ -226,7 +232,7 @@ class Relocalizer(abc.ABC):
     ) -> tuple[Tensor, Any, Tensor, Surroundings]:
         """Bring everything to the model's device, rows as it wants them: no other place does."""
         device = query.device if self.device is None else self.device
-        dtype = next(self.parameters()).dtype if isinstance(self, nn.Module) else None
+        dtype = self.dtype
         sides = []
         for rows in (reference, around.query_video):
             if rows is None or self.by_blocks:
@@ -418,9 +424,14 @@ class Wrapper(Relocalizer):
 
 
 def arguments(names: dict[str, Any]) -> dict[str, Any]:
-    """Constructor arguments, from ``locals()`` in the first line of a constructor."""
+    """Constructor arguments, from ``locals()`` in the first line of a constructor.
+
+    Raises:
+        UsageError: One is out of range.
+    """
     names = {name: value for name, value in names.items() if name not in ("self", "__class__")}
-    return {k: list(v) if isinstance(v, tuple) else v for k, v in names.items()}
+    checked = check_settings(names, ("widths",))
+    return {k: list(v) if isinstance(v, tuple) else v for k, v in checked.items()}
 
 
 class TrainableRelocalizer(nn.Module, Relocalizer):
@@ -435,6 +446,11 @@ class TrainableRelocalizer(nn.Module, Relocalizer):
     def device(self) -> torch.device:
         """Where its weights are."""
         return next(self.parameters()).device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Type of the rows that it takes: that of its weights."""
+        return next(self.parameters()).dtype
 
     @abc.abstractmethod
     def training_set(

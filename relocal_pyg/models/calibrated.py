@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from relocal_pyg.errors import CheckpointError
+from relocal_pyg.errors import CheckpointError, UsageError
 from relocal_pyg.io.read import read_json
 from relocal_pyg.io.record import sha256_file, sha256_json
 from relocal_pyg.io.write import replace_folder, write_json
@@ -173,10 +173,13 @@ class Calibrated(Wrapper):
         """Write the model's checkpoint with the calibration in it; ``load_model`` reads both.
 
         Raises:
+            UsageError: The model has no weights to keep.
             OutputError: The folder cannot be written; what it held is intact.
         """
+        if not hasattr(self.model, "write"):
+            raise UsageError(f"{self.title} has no weights to keep: make it anew where it is used")
         with replace_folder(Path(folder), "model") as temporary:
-            self.model.write(temporary)  # type: ignore[attr-defined]
+            self.write(temporary)
             digest = sha256_file(temporary / "model.safetensors")
             write_confidence(temporary, digest, self.confidence)
 

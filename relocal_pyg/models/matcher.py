@@ -18,7 +18,7 @@ from relocal_pyg.data.items import Protocol
 from relocal_pyg.data.pair_data import resample, window_positions
 from relocal_pyg.data.proposals import ROUNDS, look_closer
 from relocal_pyg.data.samples import ListDataset, WindowList
-from relocal_pyg.errors import UsageError, check_number
+from relocal_pyg.errors import UsageError
 from relocal_pyg.graph import PairGraph
 from relocal_pyg.models.base import (
     Ranking,
@@ -120,9 +120,12 @@ class Member(nn.Module):
             [torch.full_like(p.mask[:, 0], n, dtype=torch.long) for n, p in enumerate(inputs)]
         )
         query_mask = torch.stack([part.query_mask for part in inputs])
-        query = self.encoder.encode_query(torch.stack([p.query for p in inputs]), query_mask)
+        told = next(self.parameters()).dtype
+        rows = torch.stack([p.query for p in inputs]).to(told)
+        query = self.encoder.encode_query(rows, query_mask)
         mask = torch.cat([part.mask for part in inputs])
-        hidden = self.encoder.encode_proposal(torch.cat([p.windows for p in inputs]), mask)
+        rows = torch.cat([p.windows for p in inputs]).to(told)
+        hidden = self.encoder.encode_proposal(rows, mask)
         nodes = torch.cat([query[owner], hidden], dim=1)
         real = torch.cat([query_mask[owner], mask], dim=1)
         pooled = self.fusion.pooled(nodes, self.graphs, real, nodes.shape[1])
@@ -135,6 +138,7 @@ class Member(nn.Module):
         They are ``[M, d]``, ``[M, S]`` and ``[V, D]``; ``owner`` says to which of the V pairs a
         window belongs.
         """
+        scalars, kind = scalars.to(pooled), kind.to(pooled)
         if self.training:
             kept = torch.rand(len(kind), 1, device=kind.device) >= self.blind
             kind = kind * kept
@@ -171,15 +175,8 @@ class MultiGraphMatcher(TrainableRelocalizer):
 
     def __init__(self, **settings: Any) -> None:
         super().__init__()
-        for name in ("ks", "paces"):
-            settings[name] = tuple(settings.get(name, getattr(MatcherConfig, name)))
         self.settings = config = MatcherConfig(**settings)
-        for name in ("num_members", "list_length"):
-            check_number(getattr(config, name), name, least=1, whole=True)
-        if not config.ks:
-            raise UsageError("ks are empty: one k or more wanted")
-        check_number(config.target_temperature, "target_temperature", above=0)
-        if config.paces[:1] != (1.0,) or not all(0.1 <= pace <= 10 for pace in config.paces):
+        if config.paces[0] != 1:
             raise UsageError(f"paces {config.paces}: 1 first, and others between 0.1 and 10 wanted")
         self.graphs = [
             PairGraph(config.num_steps, k, config.weight, normalization=config.normalization)
@@ -284,6 +281,11 @@ class MultiGraphMatcher(TrainableRelocalizer):
         # It has all of a PairNetwork that pooled() reads; its head is another.
         members = cast("Sequence[PairNetwork]", self.members)
         return [InferenceNetwork(member, self.graphs) for member in members]
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Videos are compared in float32 at least: short floats are for the network alone."""
+        return torch.promote_types(super().dtype, torch.float32)
 
     @property
     def refinements(self) -> tuple[str, ...]:
@@ -473,9 +475,8 @@ class WindowScorer:
         self._queries = []
         for comparison in comparisons:
             nodes, mask = model.query_nodes(comparison)
-            hidden = [
-                member.encoder.encode_query(nodes[None], mask[None])[0] for member in model.members
-            ]
+            rows, real = nodes[None].to(next(model.parameters())), mask[None]
+            hidden = [member.encoder.encode_query(rows, real)[0] for member in model.members]
             self._queries.append((comparison, hidden, mask))
 
     @torch.no_grad()
@@ -492,7 +493,8 @@ class WindowScorer:
                     scalars, kind = comparison.scalars(part), comparison.kind[None]
                     members = zip(model.members, queries, self.inference, strict=True)
                     for member, query, merged in members:
-                        states = merged.encode(comparison.reference_nodes, positions, mask, placed)
+                        rows = comparison.reference_nodes.to(merged.exact)
+                        states = merged.encode(rows, positions, mask, placed)
                         pooled = merged.pooled(query, query_mask, states, mask)
                         logits = member.weigh_windows(pooled, scalars, kind, owner)
                         scores.append(UNIT * (logits + model.plain(scalars)))
@@ -510,7 +512,8 @@ class WindowScorer:
         """
         quick = self.comparison.quick(windows)
         # Of two windows of one reference a measure says the same, standardised or not.
-        told = [member.weigh(self.comparison.kind) for member in self.model.members]
+        kind = self.comparison.kind.to(next(self.model.parameters()))
+        told = [member.weigh(kind) for member in self.model.members]
         standard, plain = torch.stack(told).mean(dim=0).chunk(2)
         weights = standard / self.comparison.scale + plain
         score = quick @ weights.view(len(TABLES), -1)[:, :2].flatten()

@@ -20,7 +20,7 @@ from relocal_pyg.data.pair_data import (
     window_positions,
 )
 from relocal_pyg.data.samples import TripletDataset
-from relocal_pyg.errors import FeatureError, UsageError, check_number
+from relocal_pyg.errors import FeatureError, UsageError
 from relocal_pyg.graph import PairGraph
 from relocal_pyg.models.base import (
     Ranking,
@@ -30,7 +30,7 @@ from relocal_pyg.models.base import (
     evaluating,
     separate,
 )
-from relocal_pyg.models.network_config import NetworkConfig
+from relocal_pyg.models.network_config import NetworkConfig, check_settings
 from relocal_pyg.moments import decode_offsets
 from relocal_pyg.nn.inference import InferenceNetwork
 from relocal_pyg.nn.losses import offset_loss, sum_over_ranks, triplet_loss
@@ -66,13 +66,8 @@ class MultiGraphRelocalizer(TrainableRelocalizer):
 
     def __init__(self, in_channels: int, **settings: Any) -> None:
         super().__init__()
-        settings["ks"] = tuple(settings.get("ks", NetworkConfig.ks))
-        heads = tuple(settings.get("head_channels", NetworkConfig.head_channels))
-        self.in_channels = int(check_number(in_channels, "in_channels", least=1, whole=True))
-        self.settings = config = NetworkConfig(**{**settings, "head_channels": heads})
-        check_number(config.margin, "margin")
-        if not config.ks:
-            raise UsageError("ks are empty: one k or more wanted")
+        self.in_channels = check_settings({"in_channels": in_channels})["in_channels"]
+        self.settings = config = NetworkConfig(**settings)
         self.graphs = [
             PairGraph(config.num_steps, k, config.weight, normalization=config.normalization)
             for k in config.ks

@@ -58,7 +58,6 @@ class FrameLevel(Relocalizer):
         self._config = arguments(locals())
         if variant not in ("average", "chou", "block"):
             raise UsageError(f"variant is {variant!r}: average, chou or block wanted")
-        check_number(min_steps, "min_steps", least=1, whole=True)
         if max_steps is not None:
             check_number(max_steps, "max_steps", least=min_steps, whole=True)
         self.variant: Variant = variant
