@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import inspect
 import math
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -107,6 +109,13 @@ def answer_facts(
     return torch.cat([torch.stack([own, deviations, lead], dim=1), match], dim=1)
 
 
+#: What the base class has too and is the model's own.
+_MODELS = frozenset(
+    ("dtype", "trainable", "reconstructed")
+    + ("refinements", "rankings", "explain", "scored_span", "raw_scores")
+)
+
+
 class Calibrated(Wrapper):
     """A model whose answers come with probabilities, as scikit-learn's ``CalibratedClassifierCV``.
 
@@ -128,19 +137,23 @@ class Calibrated(Wrapper):
     def __init__(self, model: Relocalizer, confidence: Confidence | None = None) -> None:
         super().__init__(model)
         self.confidence = confidence
-        own = "trainable", "reconstructed", "rankings", "explain", "scored_span", "raw_scores"
-        for name in own:  # what the base class has too
-            setattr(self, name, getattr(model, name))
+
+    def __getattribute__(self, name: str) -> Any:
+        return getattr(self.model, name) if name in _MODELS else super().__getattribute__(name)
 
     def __getattr__(self, name: str) -> Any:
         if name in ("model", "confidence"):  # a copy under way has neither yet
             raise AttributeError(name)
-        return getattr(self.model, name)
+        value = getattr(self.model, name)
+        if not inspect.ismethod(value):
+            return value
 
-    @property
-    def refinements(self) -> tuple[str, ...]:
-        """Those of the model."""
-        return self.model.refinements
+        @functools.wraps(value)
+        def call(*args: Any, **options: Any) -> Any:
+            found = value(*args, **options)
+            return self if found is self.model else found  # such as half(), cuda() and train()
+
+        return call
 
     def rank(self, query: Tensor, reference: Rows, proposals: Tensor, **known: Any) -> Ranking:
         """The model's ranking, whose answers know their probabilities; arguments as there."""
@@ -156,6 +169,12 @@ class Calibrated(Wrapper):
             return self.confidence.moment(facts), float(self.confidence.presence(facts[:1]))
 
         return replace(ranking, probabilities=probabilities)
+
+    def fit(self, *args: Any, **options: Any) -> Any:
+        """Train the model, as there; probabilities that were fitted to other weights go."""
+        trained = self.model.fit(*args, **options)  # type: ignore[attr-defined]
+        self.confidence = None
+        return trained
 
     def eval(self) -> Calibrated:
         """Put the model in evaluation mode, where it has one."""

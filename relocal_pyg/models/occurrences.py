@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from relocal_pyg.models.base import Relocalizer
+from relocal_pyg.errors import check_number
+from relocal_pyg.models.base import Relocalizer, as_features, as_rows
 from relocal_pyg.models.examples import Example, Trace, trace
 from relocal_pyg.models.similarity import BLOCK, Rows, mean_row, pair_centres
 from relocal_pyg.moments import Moment
@@ -96,7 +97,16 @@ def occurrences(
 
     Returns:
         Moments in steps, most probable first, and their count.
+
+    Raises:
+        FeatureError: Rows are not finite, not there, or of different widths.
+        UsageError: ``least`` or ``seconds_per_step`` is out of range.
     """
+    check_number(least, "least", least=0, most=1)
+    if seconds_per_step is not None:
+        check_number(seconds_per_step, "seconds_per_step", above=0)
+    query = as_features(query, "query")
+    reference = as_rows(reference, "reference", query.shape[1])
     wanted = (Example(query, query_video), *examples)
     seen = trace(wanted, reference, seconds_per_step, background) if seen is None else seen
     spans = [
