@@ -139,11 +139,6 @@ class Surroundings:
 SATURATED = 1 - 2**-24
 
 
-def before_tanh(scores: Tensor) -> Tensor:
-    """Scores before a last tanh, float64."""
-    return torch.atanh(scores.double().clamp(-SATURATED, SATURATED))
-
-
 class Relocalizer(abc.ABC):
     """A system that finds the moment of a reference that means the same as a query.
 
@@ -160,6 +155,7 @@ class Relocalizer(abc.ABC):
         in_channels: Width F of the features that it takes; None for any.
         max_windows: About how many windows it is given where there are no proposals.
         max_videos: How many videos of an index it is given in a search; None for any number.
+        ends_in_tanh: Whether its scores went through a last tanh that :meth:`raw_scores` undoes.
     """
 
     title: ClassVar[str]
@@ -168,6 +164,7 @@ class Relocalizer(abc.ABC):
     by_blocks: ClassVar[bool] = False
     max_windows: ClassVar[int] = 4000
     max_videos: ClassVar[int | None] = None
+    ends_in_tanh: ClassVar[bool] = False
     in_channels: int | None = None
     _config: Mapping[str, Any] = MappingProxyType({})
 
@@ -203,7 +200,7 @@ class Relocalizer(abc.ABC):
         seconds_per_step: float | None = None,
         background: Tensor | None = None,
     ) -> Ranking:
-        """Rank moments of a reference; inputs may be on any device.
+        """Rank moments of a reference; inputs may be on any device, :class:`Surroundings` too.
 
         Args:
             query: Features of the clip, float32 ``[m, F]``, ``m >= 1``.
@@ -211,9 +208,6 @@ class Relocalizer(abc.ABC):
                 in a file.
             proposals: Candidates, float32 ``[M, 2]`` in steps of the reference, ``M >= 1``.
                 A model that makes its own moments may ignore them.
-            query_video: Features of the whole video that the query was cut from, where known.
-            seconds_per_step: Duration of one step, where known.
-            background: Mean row ``[F]`` of a library that the videos belong to, where known.
 
         Returns:
             The :class:`Ranking`; it may hold another number of moments than ``proposals``.
@@ -261,9 +255,9 @@ class Relocalizer(abc.ABC):
     def rank_videos(
         self, query: Tensor, references: Sequence[Tensor], proposals: Sequence[Tensor], **known: Any
     ) -> list[Ranking]:
-        """Rank the proposals of each of many references; a network answers them together.
+        """:meth:`rank` of each of many references, together where a network answers.
 
-        Arguments as in :meth:`rank`. Finer windows are left to the caller, see :attr:`rounds`.
+        Finer windows are left to the caller, see :attr:`rounds`.
         """
         pairs = zip(references, proposals, strict=True)
         return [self.rank(query, *pair, **known) for pair in pairs]
@@ -271,12 +265,7 @@ class Relocalizer(abc.ABC):
     def encode(self, reference: Tensor, proposals: Tensor) -> tuple[Tensor, Tensor] | None:
         """What is the same of each proposal for every query and worth keeping; None for nothing.
 
-        Args:
-            reference: ``[n, F]``.
-            proposals: ``[M, 2]`` in steps.
-
-        Returns:
-            States ``[M, T, d]`` and their lengths ``[M]``.
+        From ``[n, F]`` and ``[M, 2]`` in steps, states ``[M, T, d]`` and their lengths ``[M]``.
         """
         return None
 
@@ -401,8 +390,10 @@ class Relocalizer(abc.ABC):
         return moment.proposal or (moment.start, moment.end)
 
     def raw_scores(self, scores: Tensor) -> Tensor:
-        """Scores as they were before a last function that squashes them; here there is none."""
-        return scores
+        """Scores before the last tanh, float64; as they are where there is none."""
+        if not self.ends_in_tanh:
+            return scores
+        return torch.atanh(scores.double().clamp(-SATURATED, SATURATED))
 
 
 class Wrapper(Relocalizer):
@@ -424,11 +415,7 @@ class Wrapper(Relocalizer):
 
 
 def arguments(names: dict[str, Any]) -> dict[str, Any]:
-    """Constructor arguments, from ``locals()`` in the first line of a constructor.
-
-    Raises:
-        UsageError: One is out of range.
-    """
+    """Constructor arguments, in range, from ``locals()`` in the first line of a constructor."""
     names = {name: value for name, value in names.items() if name not in ("self", "__class__")}
     checked = check_settings(names, ("widths",))
     return {k: list(v) if isinstance(v, tuple) else v for k, v in checked.items()}

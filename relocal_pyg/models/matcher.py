@@ -20,13 +20,7 @@ from relocal_pyg.data.proposals import ROUNDS, look_closer
 from relocal_pyg.data.samples import ListDataset, WindowList
 from relocal_pyg.errors import UsageError
 from relocal_pyg.graph import PairGraph
-from relocal_pyg.models.base import (
-    Ranking,
-    Surroundings,
-    TrainableRelocalizer,
-    before_tanh,
-    evaluating,
-)
+from relocal_pyg.models.base import Ranking, Surroundings, TrainableRelocalizer, evaluating
 from relocal_pyg.models.compare import (
     MEASURES,
     NUM_KIND,
@@ -169,6 +163,7 @@ class MultiGraphMatcher(TrainableRelocalizer):
     """
 
     title = "Multi-graph matcher"
+    ends_in_tanh = True
     starts_informed = True
     max_videos = 128  # comparing two videos is most of the work
     refines: Tensor
@@ -379,10 +374,6 @@ class MultiGraphMatcher(TrainableRelocalizer):
     def scored_span(self, moment: Moment) -> tuple[float, float]:
         """A finer window is scored itself."""
         return moment.start, moment.end
-
-    def raw_scores(self, scores: Tensor) -> Tensor:
-        """Scores before the last tanh."""
-        return before_tanh(scores)
 
     # Training
 

@@ -26,7 +26,6 @@ from relocal_pyg.models.base import (
     Ranking,
     Surroundings,
     TrainableRelocalizer,
-    before_tanh,
     evaluating,
     separate,
 )
@@ -62,6 +61,7 @@ class MultiGraphRelocalizer(TrainableRelocalizer):
     """
 
     title = "Multi-graph fusion"
+    ends_in_tanh = True
     in_channels: int
 
     def __init__(self, in_channels: int, **settings: Any) -> None:
@@ -227,10 +227,6 @@ class MultiGraphRelocalizer(TrainableRelocalizer):
         kept = states.to(own).transpose(0, 1)
         raw, offsets = self.inference().score(hidden, real, kept, mask)
         return decode_offsets(proposals.to(device), offsets), torch.tanh(raw)
-
-    def raw_scores(self, scores: Tensor) -> Tensor:
-        """Scores before the last tanh."""
-        return before_tanh(scores)
 
     def _explain(
         self, query: Tensor, reference: Tensor, window: Tensor, around: Surroundings
