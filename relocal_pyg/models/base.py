@@ -27,8 +27,7 @@ from relocal_pyg.models.network_config import check_settings
 from relocal_pyg.models.similarity import BLOCK, Rows
 from relocal_pyg.moments import Moment, clip_moments, nms, to_tensor
 
-#: Format of a checkpoint, raised when its layout changes; a newer one is refused. 2: the network
-#: over similarities is a model of its own.
+#: Format of a checkpoint, raised when its layout changes; a newer one is refused.
 FORMAT = 3
 
 #: From answers ``[A, 2]`` in steps and their scores ``[A]``, best first, to the probability of each
@@ -200,7 +199,7 @@ class Relocalizer(abc.ABC):
         seconds_per_step: float | None = None,
         background: Tensor | None = None,
     ) -> Ranking:
-        """Rank moments of a reference; inputs may be on any device, :class:`Surroundings` too.
+        """Rank moments of a reference; inputs may be on any device.
 
         Args:
             query: Features of the clip, float32 ``[m, F]``, ``m >= 1``.
@@ -208,6 +207,9 @@ class Relocalizer(abc.ABC):
                 in a file.
             proposals: Candidates, float32 ``[M, 2]`` in steps of the reference, ``M >= 1``.
                 A model that makes its own moments may ignore them.
+            query_video: See :class:`Surroundings`, as the other two.
+            seconds_per_step: Where known.
+            background: Where known.
 
         Returns:
             The :class:`Ranking`; it may hold another number of moments than ``proposals``.
