@@ -66,7 +66,8 @@ def tiou(first: ArrayLike, second: ArrayLike) -> Tensor:
         [1.0, 0.25]
     """
     first, second = _as_float(first), _as_float(second)
-    dtype = torch.promote_types(first.dtype, second.dtype)
+    # In float32 at least: sums of lengths do not always fit short floats.
+    dtype = torch.promote_types(torch.promote_types(first.dtype, second.dtype), torch.float32)
     first, second = first.to(dtype), second.to(dtype)
     start = torch.maximum(first[..., 0], second[..., 0])
     end = torch.minimum(first[..., 1], second[..., 1])
@@ -91,12 +92,19 @@ def nms(moments: Tensor, scores: Tensor, threshold: float, limit: int | None = N
     Returns:
         Positions of the kept moments, best first.
 
+    Raises:
+        UsageError: There is not one score a moment, or ``limit`` is below 0.
+
     Example:
         >>> kept = nms(torch.tensor([[0., 10.], [1., 10.], [20., 30.]]),
         ...            torch.tensor([.5, .9, .1]), 0.5)
         >>> kept.tolist()
         [1, 2]
     """
+    if moments.shape != (*scores.shape, 2):
+        raise UsageError(f"moments are {list(moments.shape)} and scores {list(scores.shape)}")
+    if limit is not None:
+        check_number(limit, "limit", least=0, whole=True)
     ranked = torch.argsort(scores, descending=True, stable=True)
     if limit is not None and 32 * limit < len(ranked):
         # Whether a moment is kept depends on better ones alone: mostly the first few settle it.

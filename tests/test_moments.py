@@ -299,3 +299,17 @@ def test_seconds_without_a_place_are_refused() -> None:
         with pytest.raises(UsageError, match="finite"):
             seconds_to_steps(moment, 1.0, 10)
     assert seconds_to_steps([-1e30, 1e30], 1.0, 10).tolist() == [0, 10]
+
+
+def test_suppression_refuses_what_would_drop_answers_unseen() -> None:
+    moments, scores = torch.tensor([[0.0, 4.0], [8.0, 9.0]]), torch.tensor([0.5, 0.9])
+    for limit in (-1, 1.5):
+        with pytest.raises(UsageError, match="limit"):
+            nms(moments, scores, 0.5, limit=limit)
+    with pytest.raises(UsageError, match="scores"):
+        nms(moments, scores[:1], 0.5)
+
+
+def test_long_moments_of_short_floats_overlap() -> None:
+    long = torch.tensor([[0.0, 60000.0], [0.0, 30000.0]]).half()
+    assert tiou(long[0], long).tolist() == pytest.approx([1.0, 0.5], abs=1e-3)

@@ -6,9 +6,10 @@ import abc
 import contextlib
 import json
 import warnings
-from collections.abc import Callable, Iterator, Sequence, Sized
+from collections.abc import Callable, Iterator, Mapping, Sequence, Sized
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, ClassVar, cast
 
 import torch
@@ -22,11 +23,11 @@ from relocal_pyg.data.proposals import default_proposals
 from relocal_pyg.errors import FeatureError, ProposalError, check_number
 from relocal_pyg.io.tensors import save_tensors
 from relocal_pyg.io.write import replace_folder
+from relocal_pyg.models.network_config import check_settings
 from relocal_pyg.models.similarity import BLOCK, Rows
 from relocal_pyg.moments import Moment, clip_moments, nms, to_tensor
 
-#: Format of a checkpoint, raised when its layout changes; a newer one is refused. 2: the network
-#: over similarities is a model of its own.
+#: Format of a checkpoint, raised when its layout changes; a newer one is refused.
 FORMAT = 3
 
 #: From answers ``[A, 2]`` in steps and their scores ``[A]``, best first, to the probability of each
@@ -58,6 +59,22 @@ class Ranking:
         order = torch.argsort(scores, descending=True, stable=True)
         before = None if proposals is None else proposals[order]
         return cls(moments[order], scores[order], before)
+
+    @property
+    def origins(self) -> Tensor:
+        """``[M, 2]``, what each moment was made of: itself where nothing was refined."""
+        return self.moments if self.proposals is None else self.proposals
+
+    def scores_of(self, windows: Tensor) -> Tensor:
+        """Scores ``[W]`` of windows ``[W, 2]`` that were ranked, in their order.
+
+        Each gets the best of what was made of it; one that was passed over the worst of all.
+        """
+        known, which = torch.unique(torch.cat([windows, self.origins]), dim=0, return_inverse=True)
+        best = self.scores.new_full((len(known),), -torch.inf)
+        best.scatter_reduce_(0, which[len(windows) :], self.scores, "amax")
+        found = best[which[: len(windows)]]
+        return torch.where(found.isinf(), self.scores.min(), found)
 
     def cpu(self) -> Ranking:
         """The same in main memory."""
@@ -121,15 +138,12 @@ class Surroundings:
 SATURATED = 1 - 2**-24
 
 
-def before_tanh(scores: Tensor) -> Tensor:
-    """Scores before a last tanh, float64."""
-    return torch.atanh(scores.double().clamp(-SATURATED, SATURATED))
-
-
 class Relocalizer(abc.ABC):
     """A system that finds the moment of a reference that means the same as a query.
 
-    A subclass answers in :meth:`_rank`, where everything is on its device already.
+    A subclass answers in :meth:`_rank`, where everything is on its device already. It keeps
+    ``self._config = arguments(locals())`` first of all in its constructor, where that has
+    arguments, so that it can be rebuilt; or it says :meth:`config` itself.
 
     Attributes:
         title: The name shown in tables.
@@ -140,6 +154,7 @@ class Relocalizer(abc.ABC):
         in_channels: Width F of the features that it takes; None for any.
         max_windows: About how many windows it is given where there are no proposals.
         max_videos: How many videos of an index it is given in a search; None for any number.
+        ends_in_tanh: Whether its scores went through a last tanh that :meth:`raw_scores` undoes.
     """
 
     title: ClassVar[str]
@@ -148,7 +163,9 @@ class Relocalizer(abc.ABC):
     by_blocks: ClassVar[bool] = False
     max_windows: ClassVar[int] = 4000
     max_videos: ClassVar[int | None] = None
+    ends_in_tanh: ClassVar[bool] = False
     in_channels: int | None = None
+    _config: Mapping[str, Any] = MappingProxyType({})
 
     @property
     def rounds(self) -> Sequence[Sequence[float]]:
@@ -163,9 +180,14 @@ class Relocalizer(abc.ABC):
         """Where it computes; None for wherever the query is."""
         return None
 
+    @property
+    def dtype(self) -> torch.dtype | None:
+        """Type of the rows that it takes; None for any."""
+        return None
+
     def config(self) -> dict[str, Any]:
         """Constructor arguments, plain JSON values only: what decides its answers."""
-        return {}
+        return dict(self._config)
 
     def rank(
         self,
@@ -185,9 +207,9 @@ class Relocalizer(abc.ABC):
                 in a file.
             proposals: Candidates, float32 ``[M, 2]`` in steps of the reference, ``M >= 1``.
                 A model that makes its own moments may ignore them.
-            query_video: Features of the whole video that the query was cut from, where known.
-            seconds_per_step: Duration of one step, where known.
-            background: Mean row ``[F]`` of a library that the videos belong to, where known.
+            query_video: See :class:`Surroundings`, as the other two.
+            seconds_per_step: Where known.
+            background: Where known.
 
         Returns:
             The :class:`Ranking`; it may hold another number of moments than ``proposals``.
@@ -206,7 +228,7 @@ class Relocalizer(abc.ABC):
     ) -> tuple[Tensor, Any, Tensor, Surroundings]:
         """Bring everything to the model's device, rows as it wants them: no other place does."""
         device = query.device if self.device is None else self.device
-        dtype = next(self.parameters()).dtype if isinstance(self, nn.Module) else None
+        dtype = self.dtype
         sides = []
         for rows in (reference, around.query_video):
             if rows is None or self.by_blocks:
@@ -225,49 +247,27 @@ class Relocalizer(abc.ABC):
         return ("none", "refined")
 
     def rankings(
-        self,
-        query: Tensor,
-        reference: Tensor,
-        proposals: Tensor,
-        *,
-        query_video: Tensor | None = None,
-        seconds_per_step: float | None = None,
+        self, query: Tensor, reference: Tensor, proposals: Tensor, **known: Any
     ) -> dict[str, Ranking]:
         """The answers by each of :attr:`refinements`; arguments as in :meth:`rank`."""
-        ranking = self.rank(
-            query, reference, proposals, query_video=query_video, seconds_per_step=seconds_per_step
-        )
-        before = ranking.moments if ranking.proposals is None else ranking.proposals
-        plain = Ranking(before, ranking.scores, ranking.proposals)
+        ranking = self.rank(query, reference, proposals, **known)
+        plain = Ranking(ranking.origins, ranking.scores, ranking.proposals)
         return dict(zip(self.refinements, (plain, ranking), strict=True))
 
     def rank_videos(
-        self,
-        query: Tensor,
-        references: Sequence[Tensor],
-        proposals: Sequence[Tensor],
-        *,
-        query_video: Tensor | None = None,
-        background: Tensor | None = None,
+        self, query: Tensor, references: Sequence[Tensor], proposals: Sequence[Tensor], **known: Any
     ) -> list[Ranking]:
-        """Rank the proposals of each of many references; a network answers them together.
+        """:meth:`rank` of each of many references, together where a network answers.
 
-        Arguments as in :meth:`rank`. Finer windows are left to the caller, see :attr:`rounds`.
+        Finer windows are left to the caller, see :attr:`rounds`.
         """
-        return [
-            self.rank(query, *pair, query_video=query_video, background=background)
-            for pair in zip(references, proposals, strict=True)
-        ]
+        pairs = zip(references, proposals, strict=True)
+        return [self.rank(query, *pair, **known) for pair in pairs]
 
     def encode(self, reference: Tensor, proposals: Tensor) -> tuple[Tensor, Tensor] | None:
         """What is the same of each proposal for every query and worth keeping; None for nothing.
 
-        Args:
-            reference: ``[n, F]``.
-            proposals: ``[M, 2]`` in steps.
-
-        Returns:
-            States ``[M, T, d]`` and their lengths ``[M]``.
+        From ``[n, F]`` and ``[M, 2]`` in steps, states ``[M, T, d]`` and their lengths ``[M]``.
         """
         return None
 
@@ -356,6 +356,7 @@ class Relocalizer(abc.ABC):
                 record=record,
             )
 
+    @torch.inference_mode(mode=False)  # in that mode nothing has gradients
     def explain(
         self,
         query: Tensor,
@@ -376,6 +377,14 @@ class Relocalizer(abc.ABC):
         Returns:
             ``[m, n]``, in units of the score before its tanh; None where a model cannot say.
         """
+        around = Surroundings(query_video, seconds_per_step)
+        window = torch.tensor([moment], dtype=query.dtype)
+        return self._explain(*self._enter(query, reference, window, around))
+
+    def _explain(
+        self, query: Tensor, reference: Any, window: Tensor, around: Surroundings
+    ) -> Tensor | None:
+        """:meth:`explain` of a window ``[1, 2]`` with everything on the model's device."""
         return None
 
     def scored_span(self, moment: Moment) -> tuple[float, float]:
@@ -383,12 +392,14 @@ class Relocalizer(abc.ABC):
         return moment.proposal or (moment.start, moment.end)
 
     def raw_scores(self, scores: Tensor) -> Tensor:
-        """Scores as they were before a last function that squashes them; here there is none."""
-        return scores
+        """Scores before the last tanh, float64; as they are where there is none."""
+        if not self.ends_in_tanh:
+            return scores
+        return torch.atanh(scores.double().clamp(-SATURATED, SATURATED))
 
 
 class Wrapper(Relocalizer):
-    """A system made of another one, which has its limits, its width and its device."""
+    """A system made of another one: limits, width and device are of that one."""
 
     def __init__(self, model: Relocalizer) -> None:
         self.model = model
@@ -406,32 +417,29 @@ class Wrapper(Relocalizer):
 
 
 def arguments(names: dict[str, Any]) -> dict[str, Any]:
-    """Constructor arguments, from ``locals()`` in the first line of a constructor."""
+    """Constructor arguments, in range, from ``locals()`` in the first line of a constructor."""
     names = {name: value for name, value in names.items() if name not in ("self", "__class__")}
-    return {k: list(v) if isinstance(v, tuple) else v for k, v in names.items()}
+    checked = check_settings(names, ("widths",))
+    return {k: list(v) if isinstance(v, tuple) else v for k, v in checked.items()}
 
 
 class TrainableRelocalizer(nn.Module, Relocalizer):
-    """A model with weights: what the training loop asks of it, and how it is kept.
-
-    A subclass keeps ``self._config = arguments(locals())`` first of all, so that :meth:`save` and
-    :func:`relocal_pyg.models.load_model` can rebuild it; or it says :meth:`config` itself.
-    """
+    """A model with weights: what the training loop asks of it, and how it is kept."""
 
     trainable: ClassVar[bool] = True
     #: Whether it answers sensibly before it is trained here; then only weights that beat that start
     #: by more than chance are kept (:func:`relocal_pyg.training.fit`).
     starts_informed: ClassVar[bool] = False
-    _config: dict[str, Any]
 
     @property
     def device(self) -> torch.device:
         """Where its weights are."""
         return next(self.parameters()).device
 
-    def config(self) -> dict[str, Any]:
-        """Constructor arguments, plain JSON values only: what :func:`arguments` kept of them."""
-        return dict(self._config)
+    @property
+    def dtype(self) -> torch.dtype:
+        """Type of the rows that it takes: that of its weights."""
+        return next(self.parameters()).dtype
 
     @abc.abstractmethod
     def training_set(

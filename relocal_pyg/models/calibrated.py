@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import inspect
 import math
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -10,14 +12,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from relocal_pyg.errors import CheckpointError
+from relocal_pyg.errors import CheckpointError, UsageError
 from relocal_pyg.io.read import read_json
 from relocal_pyg.io.record import sha256_file, sha256_json
 from relocal_pyg.io.write import replace_folder, write_json
 from relocal_pyg.models.base import Ranking, Relocalizer, Wrapper
 from relocal_pyg.models.presence import Logistic, judge
 from relocal_pyg.models.similarity import Rows, matching_statistics
-from relocal_pyg.moments import Moment, clip_moments, tiou
+from relocal_pyg.moments import clip_moments, tiou
 
 #: Where a run or a checkpoint keeps its calibration.
 FILE = "confidence.json"
@@ -107,6 +109,13 @@ def answer_facts(
     return torch.cat([torch.stack([own, deviations, lead], dim=1), match], dim=1)
 
 
+#: What the base class has too and is the model's own.
+_MODELS = frozenset(
+    ("dtype", "trainable", "reconstructed")
+    + ("refinements", "rankings", "explain", "scored_span", "raw_scores")
+)
+
+
 class Calibrated(Wrapper):
     """A model whose answers come with probabilities, as scikit-learn's ``CalibratedClassifierCV``.
 
@@ -128,18 +137,23 @@ class Calibrated(Wrapper):
     def __init__(self, model: Relocalizer, confidence: Confidence | None = None) -> None:
         super().__init__(model)
         self.confidence = confidence
-        for name in ("trainable", "reconstructed"):
-            setattr(self, name, getattr(model, name))
+
+    def __getattribute__(self, name: str) -> Any:
+        return getattr(self.model, name) if name in _MODELS else super().__getattribute__(name)
 
     def __getattr__(self, name: str) -> Any:
         if name in ("model", "confidence"):  # a copy under way has neither yet
             raise AttributeError(name)
-        return getattr(self.model, name)
+        value = getattr(self.model, name)
+        if not inspect.ismethod(value):
+            return value
 
-    @property
-    def refinements(self) -> tuple[str, ...]:
-        """Those of the model."""
-        return self.model.refinements
+        @functools.wraps(value)
+        def call(*args: Any, **options: Any) -> Any:
+            found = value(*args, **options)
+            return self if found is self.model else found  # such as half(), cuda() and train()
+
+        return call
 
     def rank(self, query: Tensor, reference: Rows, proposals: Tensor, **known: Any) -> Ranking:
         """The model's ranking, whose answers know their probabilities; arguments as there."""
@@ -156,21 +170,11 @@ class Calibrated(Wrapper):
 
         return replace(ranking, probabilities=probabilities)
 
-    def rankings(self, *args: Any, **options: Any) -> dict[str, Ranking]:
-        """Those of the model; nothing is selected by probabilities."""
-        return self.model.rankings(*args, **options)
-
-    def explain(self, *args: Any, **options: Any) -> Tensor | None:
-        """What the model says."""
-        return self.model.explain(*args, **options)
-
-    def scored_span(self, moment: Moment) -> tuple[float, float]:
-        """What the model says."""
-        return self.model.scored_span(moment)
-
-    def raw_scores(self, scores: Tensor) -> Tensor:
-        """What the model says."""
-        return self.model.raw_scores(scores)
+    def fit(self, *args: Any, **options: Any) -> Any:
+        """Train the model, as there; probabilities that were fitted to other weights go."""
+        trained = self.model.fit(*args, **options)  # type: ignore[attr-defined]
+        self.confidence = None
+        return trained
 
     def eval(self) -> Calibrated:
         """Put the model in evaluation mode, where it has one."""
@@ -188,10 +192,13 @@ class Calibrated(Wrapper):
         """Write the model's checkpoint with the calibration in it; ``load_model`` reads both.
 
         Raises:
+            UsageError: The model has no weights to keep.
             OutputError: The folder cannot be written; what it held is intact.
         """
+        if not hasattr(self.model, "write"):
+            raise UsageError(f"{self.title} has no weights to keep: make it anew where it is used")
         with replace_folder(Path(folder), "model") as temporary:
-            self.model.write(temporary)  # type: ignore[attr-defined]
+            self.write(temporary)
             digest = sha256_file(temporary / "model.safetensors")
             write_confidence(temporary, digest, self.confidence)
 

@@ -8,7 +8,7 @@ of what was said not to be meant.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -16,7 +16,14 @@ from torch.nn import functional
 
 from relocal_pyg.data.proposals import default_proposals
 from relocal_pyg.errors import UsageError
-from relocal_pyg.models.base import Ranking, Relocalizer, Surroundings, Wrapper, as_rows
+from relocal_pyg.models.base import (
+    Ranking,
+    Relocalizer,
+    Surroundings,
+    Wrapper,
+    as_features,
+    as_rows,
+)
 from relocal_pyg.models.similarity import (
     BLOCK,
     Rows,
@@ -46,7 +53,7 @@ class Example:
     """A stretch of a video that shows what is looked for, or does not.
 
     Attributes:
-        rows: Features ``[m, F]``.
+        rows: Features ``[m, F]``; arrays are checked and made tensors where they are used.
         video: Features ``[v, F]`` of its whole video, where known.
         good: False for a counter-example.
         alone: Whether the rest of the video is something else. Not so where the stretch is an
@@ -105,7 +112,7 @@ class ByExamples(Wrapper):
 
     def __init__(self, model: Relocalizer, examples: Sequence[Example]) -> None:
         super().__init__(model)
-        self.examples = tuple(examples)
+        self.examples = checked(examples)
 
     def _rank(
         self, query: Tensor, reference: Rows, proposals: Tensor, around: Surroundings
@@ -116,8 +123,8 @@ class ByExamples(Wrapper):
 
         def measure(video: Rows, windows: Tensor) -> tuple[Tensor, Tensor]:
             """What the model says of windows, and what the learned direction says."""
-            said = torch.stack([self._said(each, video, windows, around) for each in shown])
             learned = trace(examples, video, step, background).similarity
+            said = torch.stack([self._said(each, video, windows, around) for each in shown])
             return said.mean(dim=0), contrast_scores(learned.to(windows.device), windows)
 
         said, learned = measure(reference, proposals)
@@ -133,7 +140,7 @@ class ByExamples(Wrapper):
         return Ranking.sort(proposals, said + learned, proposals)
 
     def _said(self, example: Example, video: Rows, windows: Tensor, around: Surroundings) -> Tensor:
-        """The model's scores ``[M]`` of windows, before they are squashed, in their order."""
+        """The model's scores ``[M]`` of windows, before they are squashed."""
         ranking = self.model.rank(
             example.rows,
             video,
@@ -142,14 +149,7 @@ class ByExamples(Wrapper):
             seconds_per_step=around.seconds_per_step,
             background=around.background,
         )
-        origins = ranking.moments if ranking.proposals is None else ranking.proposals
-        scores = self.model.raw_scores(ranking.scores)
-        # A window gets the best score of what was made of it; one that was passed over the worst.
-        known, which = torch.unique(torch.cat([windows, origins]), dim=0, return_inverse=True)
-        best = scores.new_full((len(known),), -torch.inf)
-        best.scatter_reduce_(0, which[len(windows) :], scores, "amax")
-        found = best[which[: len(windows)]]
-        return torch.where(found.isinf(), scores.min(), found)
+        return self.model.raw_scores(ranking.scores_of(windows))
 
 
 def usual_length(shown: Sequence[Example], windows: Tensor) -> Tensor:
@@ -184,10 +184,8 @@ def trace(
     """
     if not any(example.good for example in examples):
         raise UsageError("only counter-examples: say what is looked for too")
-    width = examples[0].rows.shape[1]
-    for number, example in enumerate(examples):
-        as_rows(example.rows, f"example {number}", width)
-    as_rows(reference, "reference", width)
+    examples = checked(examples)
+    reference = as_rows(reference, "reference", examples[0].rows.shape[1])
     similarity = own = other = torch.zeros(())
     sides = [motion_rows(reference, seconds_per_step)]
     for example in examples:
@@ -223,6 +221,24 @@ def trace(
         high, low = float(own), float(other)
         return Trace(similarity, high, low, max(low + SHARE * (high - low), LEAST * high))
     return level_of(similarity)
+
+
+def checked(examples: Sequence[Example]) -> tuple[Example, ...]:
+    """Examples of float32, all of the width of the first.
+
+    Raises:
+        FeatureError: One has not such rows.
+    """
+    found: list[Example] = []
+    for number, each in enumerate(examples):
+        name = f"example {number}"
+        rows, video = as_features(each.rows, name), each.video
+        width = (found[0].rows if found else rows).shape[1]
+        as_rows(rows, name, width)
+        if video is not None and len(video) > 0:
+            video = as_rows(video, f"video of {name}", width)
+        found.append(replace(each, rows=rows, video=video))
+    return tuple(found)
 
 
 def has_rest(example: Example) -> bool:

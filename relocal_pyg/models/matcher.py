@@ -18,15 +18,9 @@ from relocal_pyg.data.items import Protocol
 from relocal_pyg.data.pair_data import resample, window_positions
 from relocal_pyg.data.proposals import ROUNDS, look_closer
 from relocal_pyg.data.samples import ListDataset, WindowList
-from relocal_pyg.errors import UsageError, check_number
+from relocal_pyg.errors import UsageError
 from relocal_pyg.graph import PairGraph
-from relocal_pyg.models.base import (
-    Ranking,
-    Surroundings,
-    TrainableRelocalizer,
-    before_tanh,
-    evaluating,
-)
+from relocal_pyg.models.base import Ranking, Surroundings, TrainableRelocalizer, evaluating
 from relocal_pyg.models.compare import (
     MEASURES,
     NUM_KIND,
@@ -38,7 +32,6 @@ from relocal_pyg.models.compare import (
     similarity_tables,
 )
 from relocal_pyg.models.network_config import MatcherConfig
-from relocal_pyg.models.similarity import Rows
 from relocal_pyg.moments import Moment
 from relocal_pyg.nn.inference import InferenceNetwork
 from relocal_pyg.nn.losses import listwise_loss
@@ -121,9 +114,12 @@ class Member(nn.Module):
             [torch.full_like(p.mask[:, 0], n, dtype=torch.long) for n, p in enumerate(inputs)]
         )
         query_mask = torch.stack([part.query_mask for part in inputs])
-        query = self.encoder.encode_query(torch.stack([p.query for p in inputs]), query_mask)
+        told = next(self.parameters()).dtype
+        rows = torch.stack([p.query for p in inputs]).to(told)
+        query = self.encoder.encode_query(rows, query_mask)
         mask = torch.cat([part.mask for part in inputs])
-        hidden = self.encoder.encode_proposal(torch.cat([p.windows for p in inputs]), mask)
+        rows = torch.cat([p.windows for p in inputs]).to(told)
+        hidden = self.encoder.encode_proposal(rows, mask)
         nodes = torch.cat([query[owner], hidden], dim=1)
         real = torch.cat([query_mask[owner], mask], dim=1)
         pooled = self.fusion.pooled(nodes, self.graphs, real, nodes.shape[1])
@@ -136,6 +132,7 @@ class Member(nn.Module):
         They are ``[M, d]``, ``[M, S]`` and ``[V, D]``; ``owner`` says to which of the V pairs a
         window belongs.
         """
+        scalars, kind = scalars.to(pooled), kind.to(pooled)
         if self.training:
             kept = torch.rand(len(kind), 1, device=kind.device) >= self.blind
             kind = kind * kept
@@ -166,21 +163,15 @@ class MultiGraphMatcher(TrainableRelocalizer):
     """
 
     title = "Multi-graph matcher"
+    ends_in_tanh = True
     starts_informed = True
     max_videos = 128  # comparing two videos is most of the work
     refines: Tensor
 
     def __init__(self, **settings: Any) -> None:
         super().__init__()
-        for name in ("ks", "paces"):
-            settings[name] = tuple(settings.get(name, getattr(MatcherConfig, name)))
         self.settings = config = MatcherConfig(**settings)
-        for name in ("num_members", "list_length"):
-            check_number(getattr(config, name), name, least=1, whole=True)
-        if not config.ks:
-            raise UsageError("ks are empty: one k or more wanted")
-        check_number(config.target_temperature, "target_temperature", above=0)
-        if config.paces[:1] != (1.0,) or not all(0.1 <= pace <= 10 for pace in config.paces):
+        if config.paces[0] != 1:
             raise UsageError(f"paces {config.paces}: 1 first, and others between 0.1 and 10 wanted")
         self.graphs = [
             PairGraph(config.num_steps, k, config.weight, normalization=config.normalization)
@@ -287,6 +278,11 @@ class MultiGraphMatcher(TrainableRelocalizer):
         return [InferenceNetwork(member, self.graphs) for member in members]
 
     @property
+    def dtype(self) -> torch.dtype:
+        """Videos are compared in float32 at least: short floats are for the network alone."""
+        return torch.promote_types(super().dtype, torch.float32)
+
+    @property
     def refinements(self) -> tuple[str, ...]:
         """:data:`REFINEMENTS`."""
         return REFINEMENTS
@@ -324,21 +320,13 @@ class MultiGraphMatcher(TrainableRelocalizer):
 
     @torch.no_grad()
     def rank_videos(
-        self,
-        query: Tensor,
-        references: Sequence[Tensor],
-        proposals: Sequence[Tensor],
-        *,
-        query_video: Tensor | None = None,
-        background: Tensor | None = None,
+        self, query: Tensor, references: Sequence[Tensor], proposals: Sequence[Tensor], **known: Any
     ) -> list[Ranking]:
         """See :meth:`relocal_pyg.models.base.Relocalizer.rank_videos`."""
-        merged, found = self.inference(), []
-        for pair in zip(references, proposals, strict=True):
-            around = Surroundings(query_video, background=background)
-            ways = self._ways(*self._enter(query, *pair, around), merged, ("none",))
-            found.append(ways["none"])
-        return found
+        merged, around = self.inference(), Surroundings(**known)
+        pairs = zip(references, proposals, strict=True)
+        entered = (self._enter(query, *pair, around) for pair in pairs)
+        return [self._ways(*each, merged, ("none",))["none"] for each in entered]
 
     @torch.no_grad()
     def _ways(
@@ -364,32 +352,21 @@ class MultiGraphMatcher(TrainableRelocalizer):
             found["windows"] = Ranking.sort(moments, torch.tanh(raw), origins / parts)
         return found
 
-    @torch.inference_mode(mode=False)  # in that mode nothing has gradients
-    def explain(
-        self,
-        query: Tensor,
-        reference: Rows,
-        moment: tuple[float, float],
-        query_video: Rows | None = None,
-        seconds_per_step: float | None = None,
+    def _explain(
+        self, query: Tensor, reference: Tensor, window: Tensor, around: Surroundings
     ) -> Tensor:
         """How much each pair of steps added to the score of a moment.
 
         Gradient times input over the five tables of the query as it is, summed: what a small change
         would do. Whatever else is derived from a table follows it, except what chance gives.
-
-        Arguments and result as in :meth:`relocal_pyg.models.base.Relocalizer.explain`.
         """
-        window = torch.tensor([moment], dtype=query.dtype)
-        around = Surroundings(query_video, seconds_per_step)
-        query, video, place, around = self._enter(query, reference, window, around)
-        query, video, around, parts = in_parts(query, video, around)
+        query, reference, around, parts = in_parts(query, reference, around)
         # Only in training does cudnn keep what the gradient of an LSTM needs.
         with evaluating(self), torch.enable_grad(), torch.backends.cudnn.flags(enabled=False):
             known = around.query_video, None, around.seconds_per_step
-            tables = similarity_tables(query, video, *known).requires_grad_()
-            comparison = Comparison(query, video, *known, tables)
-            raw = self([self.look(comparison, place * parts)])
+            tables = similarity_tables(query, reference, *known).requires_grad_()
+            comparison = Comparison(query, reference, *known, tables)
+            raw = self([self.look(comparison, window * parts)])
             (gradient,) = torch.autograd.grad(raw.sum(), tables)
         added = (gradient * tables).sum(dim=0).detach()
         return added.view(len(query) // parts, parts, -1, parts).sum(dim=(1, 3))
@@ -397,10 +374,6 @@ class MultiGraphMatcher(TrainableRelocalizer):
     def scored_span(self, moment: Moment) -> tuple[float, float]:
         """A finer window is scored itself."""
         return moment.start, moment.end
-
-    def raw_scores(self, scores: Tensor) -> Tensor:
-        """Scores before the last tanh."""
-        return before_tanh(scores)
 
     # Training
 
@@ -493,9 +466,8 @@ class WindowScorer:
         self._queries = []
         for comparison in comparisons:
             nodes, mask = model.query_nodes(comparison)
-            hidden = [
-                member.encoder.encode_query(nodes[None], mask[None])[0] for member in model.members
-            ]
+            rows, real = nodes[None].to(next(model.parameters())), mask[None]
+            hidden = [member.encoder.encode_query(rows, real)[0] for member in model.members]
             self._queries.append((comparison, hidden, mask))
 
     @torch.no_grad()
@@ -512,7 +484,8 @@ class WindowScorer:
                     scalars, kind = comparison.scalars(part), comparison.kind[None]
                     members = zip(model.members, queries, self.inference, strict=True)
                     for member, query, merged in members:
-                        states = merged.encode(comparison.reference_nodes, positions, mask, placed)
+                        rows = comparison.reference_nodes.to(merged.exact)
+                        states = merged.encode(rows, positions, mask, placed)
                         pooled = merged.pooled(query, query_mask, states, mask)
                         logits = member.weigh_windows(pooled, scalars, kind, owner)
                         scores.append(UNIT * (logits + model.plain(scalars)))
@@ -530,7 +503,8 @@ class WindowScorer:
         """
         quick = self.comparison.quick(windows)
         # Of two windows of one reference a measure says the same, standardised or not.
-        told = [member.weigh(self.comparison.kind) for member in self.model.members]
+        kind = self.comparison.kind.to(next(self.model.parameters()))
+        told = [member.weigh(kind) for member in self.model.members]
         standard, plain = torch.stack(told).mean(dim=0).chunk(2)
         weights = standard / self.comparison.scale + plain
         score = quick @ weights.view(len(TABLES), -1)[:, :2].flatten()

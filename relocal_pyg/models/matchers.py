@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -13,7 +13,7 @@ from torch.nn import functional
 from relocal_pyg.data.pair_data import nearest_steps
 from relocal_pyg.data.proposals import look_closer
 from relocal_pyg.io.seeding import generator
-from relocal_pyg.models.base import Ranking, Relocalizer, Surroundings
+from relocal_pyg.models.base import Ranking, Relocalizer, Surroundings, arguments
 from relocal_pyg.models.similarity import (
     Rows,
     contrast_scores,
@@ -40,12 +40,8 @@ class ContrastMatcher(Relocalizer):
     max_windows = 100_000  # a window costs next to nothing: at every step for an hour at 5 Hz
 
     def __init__(self, contrast: float = 0.5, *, centre_query: bool = True) -> None:
-        self.contrast = contrast
-        self.centre_query = centre_query
-
-    def config(self) -> dict[str, Any]:
-        """Constructor arguments."""
-        return {"contrast": self.contrast, "centre_query": self.centre_query}
+        self._config = arguments(locals())
+        self.contrast, self.centre_query = contrast, centre_query
 
     def _rank(
         self, query: Tensor, reference: Rows, proposals: Tensor, around: Surroundings
@@ -62,23 +58,16 @@ class ContrastMatcher(Relocalizer):
             proposals, contrast_scores(similarity, proposals, self.contrast), proposals
         )
 
-    def explain(
-        self,
-        query: Tensor,
-        reference: Rows,
-        moment: tuple[float, float],
-        query_video: Rows | None = None,
-        seconds_per_step: float | None = None,
+    def _explain(
+        self, query: Tensor, reference: Rows, window: Tensor, around: Surroundings
     ) -> Tensor:
         """What each pair of steps adds to the score: exact, they sum to it.
 
         The score is linear in the similarities of the reference's steps, and each of those a sum
         over the steps of the query.
-
-        Arguments and result as in :meth:`relocal_pyg.models.base.Relocalizer.explain`.
         """
         count = len(reference)
-        start, end = nearest_steps(query.new_tensor([moment]), count)[0].tolist()
+        start, end = nearest_steps(window, count)[0].tolist()
         side = max(1, round((end - start) / 2))
         shares = query.new_zeros(count)
         shares[max(start - side, 0) : end + side] = 1
@@ -92,8 +81,8 @@ class ContrastMatcher(Relocalizer):
             rows = rows / (len(rows) * rows.mean(dim=0).norm().clamp(min=1e-12))
             return torch.cat(list(cosine_blocks(rows, long, centre)), dim=1)
 
-        table = sum_of_kinds(query, reference, query_video, seconds_per_step, None, cosines)
-        return table * shares
+        known = around.query_video, around.seconds_per_step, None
+        return sum_of_kinds(query, reference, *known, cosines) * shares
 
 
 class CosineMatcher(Relocalizer):
@@ -127,11 +116,8 @@ class DiagonalMatcher(Relocalizer):
     by_blocks = True
 
     def __init__(self, num_points: int = 24) -> None:
+        self._config = arguments(locals())
         self.num_points = num_points
-
-    def config(self) -> dict[str, Any]:
-        """Constructor arguments."""
-        return {"num_points": self.num_points}
 
     def _rank(
         self, query: Tensor, reference: Rows, proposals: Tensor, around: Surroundings
@@ -171,10 +157,7 @@ class FinerWindows(Relocalizer):
         self, query: Tensor, reference: Rows, proposals: Tensor, around: Surroundings
     ) -> Ranking:
         def score(windows: Tensor) -> Tensor:
-            found = self.model.rank(query, reference, windows, **vars(around))
-            # Rankings are sorted: which of the windows, all different, is each?
-            which = (windows[:, None] == found.moments).all(dim=2).int().argmax(dim=1)
-            return found.scores[which]
+            return self.model.rank(query, reference, windows, **vars(around)).scores_of(windows)
 
         ranking = self.model.rank(query, reference, proposals, **vars(around))
         return Ranking.sort(*look_closer(ranking.moments, ranking.scores, score, len(reference)))
@@ -189,14 +172,15 @@ class WholeReference(Relocalizer):
     """
 
     title = "Whole reference"
+    _share: ClassVar[tuple[float, float]] = (0.0, 1.0)
 
     def _rank(
         self, query: Tensor, reference: Tensor, proposals: Tensor, around: Surroundings
     ) -> Ranking:
-        return _single(reference, 0.0, 1.0)
+        return Ranking(reference.new_tensor([self._share]) * len(reference), reference.new_ones(1))
 
 
-class CentreHalf(Relocalizer):
+class CentreHalf(WholeReference):
     """Answers ``[n / 4, 3 n / 4)``, the middle half of the reference.
 
     Example:
@@ -205,11 +189,7 @@ class CentreHalf(Relocalizer):
     """
 
     title = "Centre half"
-
-    def _rank(
-        self, query: Tensor, reference: Tensor, proposals: Tensor, around: Surroundings
-    ) -> Ranking:
-        return _single(reference, 0.25, 0.75)
+    _share = (0.25, 0.75)
 
 
 class RandomMoment(Relocalizer):
@@ -227,12 +207,8 @@ class RandomMoment(Relocalizer):
     title = "Random moment"
 
     def __init__(self, seed: int = 0, num_moments: int = 10) -> None:
-        self.seed = seed
-        self.num_moments = num_moments
-
-    def config(self) -> dict[str, Any]:
-        """Constructor arguments."""
-        return {"seed": self.seed, "num_moments": self.num_moments}
+        self._config = arguments(locals())
+        self.seed, self.num_moments = seed, num_moments
 
     def _rank(
         self, query: Tensor, reference: Tensor, proposals: Tensor, around: Surroundings
@@ -258,11 +234,8 @@ class Chance(Relocalizer):
     title = "Chance"
 
     def __init__(self, seed: int = 0) -> None:
+        self._config = arguments(locals())
         self.seed = seed
-
-    def config(self) -> dict[str, Any]:
-        """Constructor arguments."""
-        return {"seed": self.seed}
 
     def _rank(
         self, query: Tensor, reference: Tensor, proposals: Tensor, around: Surroundings
@@ -270,11 +243,6 @@ class Chance(Relocalizer):
         draws = _draws(self.seed, self.title, query, reference)
         order = torch.from_numpy(draws.permutation(len(proposals))).to(proposals.device)
         return Ranking(proposals[order], _falling(len(order), reference), proposals[order])
-
-
-def _single(reference: Tensor, start: float, end: float) -> Ranking:
-    moment = reference.new_tensor([[start, end]]) * len(reference)
-    return Ranking(moment, reference.new_ones(1))
 
 
 def _falling(count: int, like: Tensor) -> Tensor:

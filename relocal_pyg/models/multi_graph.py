@@ -20,18 +20,16 @@ from relocal_pyg.data.pair_data import (
     window_positions,
 )
 from relocal_pyg.data.samples import TripletDataset
-from relocal_pyg.errors import FeatureError, UsageError, check_number
+from relocal_pyg.errors import FeatureError, UsageError
 from relocal_pyg.graph import PairGraph
 from relocal_pyg.models.base import (
     Ranking,
     Surroundings,
     TrainableRelocalizer,
-    before_tanh,
     evaluating,
     separate,
 )
-from relocal_pyg.models.network_config import NetworkConfig
-from relocal_pyg.models.similarity import Rows
+from relocal_pyg.models.network_config import NetworkConfig, check_settings
 from relocal_pyg.moments import decode_offsets
 from relocal_pyg.nn.inference import InferenceNetwork
 from relocal_pyg.nn.losses import offset_loss, sum_over_ranks, triplet_loss
@@ -63,17 +61,13 @@ class MultiGraphRelocalizer(TrainableRelocalizer):
     """
 
     title = "Multi-graph fusion"
+    ends_in_tanh = True
     in_channels: int
 
     def __init__(self, in_channels: int, **settings: Any) -> None:
         super().__init__()
-        settings["ks"] = tuple(settings.get("ks", NetworkConfig.ks))
-        heads = tuple(settings.get("head_channels", NetworkConfig.head_channels))
-        self.in_channels = int(check_number(in_channels, "in_channels", least=1, whole=True))
-        self.settings = config = NetworkConfig(**{**settings, "head_channels": heads})
-        check_number(config.margin, "margin")
-        if not config.ks:
-            raise UsageError("ks are empty: one k or more wanted")
+        self.in_channels = check_settings({"in_channels": in_channels})["in_channels"]
+        self.settings = config = NetworkConfig(**settings)
         self.graphs = [
             PairGraph(config.num_steps, k, config.weight, normalization=config.normalization)
             for k in config.ks
@@ -234,25 +228,13 @@ class MultiGraphRelocalizer(TrainableRelocalizer):
         raw, offsets = self.inference().score(hidden, real, kept, mask)
         return decode_offsets(proposals.to(device), offsets), torch.tanh(raw)
 
-    def raw_scores(self, scores: Tensor) -> Tensor:
-        """Scores before the last tanh."""
-        return before_tanh(scores)
-
-    @torch.inference_mode(mode=False)  # in that mode nothing has gradients
-    def explain(
-        self,
-        query: Tensor,
-        reference: Rows,
-        moment: tuple[float, float],
-        query_video: Rows | None = None,
-        seconds_per_step: float | None = None,
+    def _explain(
+        self, query: Tensor, reference: Tensor, window: Tensor, around: Surroundings
     ) -> Tensor:
         """Gradient times weight over the edges between the videos, brought back from T steps.
 
         First-order: it says what a small change would do, and does not sum to the score. An edge
         counts in every layer and in both directions; steps that were thinned out get nothing.
-
-        Arguments and result as in :meth:`relocal_pyg.models.base.Relocalizer.explain`.
 
         Raises:
             UsageError: The network joins no steps (``graph_conv=False``).
@@ -261,12 +243,10 @@ class MultiGraphRelocalizer(TrainableRelocalizer):
             raise UsageError(
                 "a network without graph convolution joins no steps: nothing to explain"
             )
-        window = torch.tensor([moment], dtype=query.dtype)
-        query, video, window, _ = self._enter(query, reference, window, Surroundings())
         steps = self.settings.num_steps
         with evaluating(self), torch.no_grad():
             hidden, mask = self._encode_query(query)
-            x, shown = resample_windows(video, window, steps)
+            x, shown = resample_windows(reference, window, steps)
             sides = hidden[None], self.network.encode_proposal(x, shown)
         masks = mask[None], shown
         real = torch.cat(masks, dim=1)[0] if self.settings.mask_padding else None
@@ -285,8 +265,8 @@ class MultiGraphRelocalizer(TrainableRelocalizer):
         joined = slots[:steps, steps:] + slots[steps:, :steps].T
         joined = joined * mask[:, None] * shown
         rows, _ = resample_positions(torch.tensor(len(query), device=query.device), steps)
-        columns, _ = window_positions(len(video), window, steps)
-        table = query.new_zeros(len(query), len(video))
+        columns, _ = window_positions(len(reference), window, steps)
+        table = query.new_zeros(len(query), len(reference))
         return table.index_put_((rows[:, None], columns), joined, accumulate=True)
 
     # Training

@@ -2,12 +2,68 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Iterable
+from dataclasses import dataclass, field, fields
 from typing import Any, Literal
+
+from relocal_pyg.errors import UsageError, check_number, shorten
+
+_COUNT: dict[str, Any] = {"least": 1, "whole": True}
+_SHARE, _WEIGHT = {"least": 0.0, "most": 1.0}, {"least": 0.0}
+#: What :func:`relocal_pyg.errors.check_number` asks of a setting, whichever system it is of.
+_RANGES: dict[str, dict[str, Any]] = {
+    **dict.fromkeys(("in_channels", "hidden_channels", "head_channels", "feed_forward"), _COUNT),
+    **dict.fromkeys(("num_layers", "num_members", "num_factors", "num_anchors"), _COUNT),
+    **dict.fromkeys(("num_steps", "min_steps", "max_steps", "stride", "num_points"), _COUNT),
+    **dict.fromkeys(("num_moments", "num_reranked", "list_length", "heads", "slots"), _COUNT),
+    **dict.fromkeys(("ks", "widths"), _COUNT),
+    "far_proposals": {"least": 0, "whole": True},
+    **dict.fromkeys(("dropout", "input_dropout", "encoder_dropout", "matching_dropout"), _SHARE),
+    **dict.fromkeys(("blind", "nms_threshold"), _SHARE),
+    **dict.fromkeys(("before", "after", "background", "context", "gamma"), _WEIGHT),
+    **dict.fromkeys(("margin", "contrast"), {}),
+    "target_temperature": {"above": 0},
+    "paces": {"least": 0.1, "most": 10.0},
+}
+
+
+def check_settings(settings: dict[str, Any], several: Iterable[str] = ()) -> dict[str, Any]:
+    """Settings of a system by name: in range, as Python's own numbers, ``several`` as tuples.
+
+    Raises:
+        UsageError: One is out of range.
+    """
+    found, lists = dict(settings), set(several)
+    for name in lists & found.keys():
+        try:
+            found[name] = tuple(found[name])
+        except TypeError:
+            given = shorten(found[name])
+            raise UsageError(f"{name} is {given}, a list of numbers wanted") from None
+        if not found[name]:
+            raise UsageError(f"{name} are empty: one or more wanted")
+    for name, wanted in _RANGES.items():
+        if found.get(name) is None:
+            continue
+        values = found[name] if name in lists else (found[name],)
+        checked = [check_number(value, name, **wanted) for value in values]
+        plain = [value if isinstance(value, int | float) else float(value) for value in checked]
+        found[name] = tuple(plain) if name in lists else plain[0]
+    return found
 
 
 @dataclass(frozen=True)
-class NetworkConfig:
+class _Checked:
+    """Settings in range: those of :func:`check_settings`."""
+
+    def __post_init__(self) -> None:
+        several = [each.name for each in fields(self) if isinstance(each.default, tuple)]
+        for name, value in check_settings(vars(self), several).items():
+            object.__setattr__(self, name, value)
+
+
+@dataclass(frozen=True)
+class NetworkConfig(_Checked):
     """Shape of :class:`relocal_pyg.models.MultiGraphRelocalizer`, and its training; the paper's."""
 
     num_steps: int = 40
@@ -37,7 +93,7 @@ class NetworkConfig:
 
 
 @dataclass(frozen=True)
-class MatcherConfig:
+class MatcherConfig(_Checked):
     """Shape of :class:`relocal_pyg.models.matcher.MultiGraphMatcher` and what it is trained on."""
 
     num_members: int = 2

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from relocal_pyg.models.base import Relocalizer
+from relocal_pyg.errors import check_number
+from relocal_pyg.models.base import Relocalizer, as_features, as_rows
 from relocal_pyg.models.examples import Example, Trace, trace
 from relocal_pyg.models.similarity import BLOCK, Rows, mean_row, pair_centres
 from relocal_pyg.moments import Moment
@@ -96,7 +97,16 @@ def occurrences(
 
     Returns:
         Moments in steps, most probable first, and their count.
+
+    Raises:
+        FeatureError: Rows are not finite, not there, or of different widths.
+        UsageError: ``least`` or ``seconds_per_step`` is out of range.
     """
+    check_number(least, "least", least=0, most=1)
+    if seconds_per_step is not None:
+        check_number(seconds_per_step, "seconds_per_step", above=0)
+    query = as_features(query, "query")
+    reference = as_rows(reference, "reference", query.shape[1])
     wanted = (Example(query, query_video), *examples)
     seen = trace(wanted, reference, seconds_per_step, background) if seen is None else seen
     spans = [
@@ -117,23 +127,19 @@ def occurrences(
         seconds_per_step=seconds_per_step,
         background=background,
     ).cpu()
-    origins = ranking.moments if ranking.proposals is None else ranking.proposals
-    scores = [
-        float(ranking.scores[(origins == place).all(dim=1)].amax())
-        if (origins == place).all(dim=1).any()
-        else float(ranking.scores.min())
-        for place in places
-    ]
+    scores = ranking.scores_of(places)
     # By how similar the steps of a stretch are.
     means = torch.stack([seen.similarity[a:b].double().mean() for a, b in spans]) - seen.level
     chances, presence = torch.sigmoid(STEEPNESS * means / max(seen.own - seen.other, 1e-6)), None
     # What chance gives on the reference says nothing of one that is full of the action.
     if ranking.probabilities is not None and getattr(model, "confidence", None) is not None:
-        chances, presence = ranking.probabilities(places.double(), torch.tensor(scores).double())
+        chances, presence = ranking.probabilities(places.double(), scores.double())
         rule = "calibrated on labels"
     moments = [
         Moment(float(start), float(end), score, probability=chance, presence=presence)
-        for (start, end), score, chance in zip(spans, scores, chances.tolist(), strict=True)
+        for (start, end), score, chance in zip(
+            spans, scores.tolist(), chances.tolist(), strict=True
+        )
     ]
     moments.sort(key=lambda moment: -(moment.probability or 0))
     count = count_of(chances.tolist(), least, rule)

@@ -153,10 +153,10 @@ class SumConv(MessagePassing):
             edge_index = edge_index.as_tensor()
         if edge_weight is not None and edge_weight.shape[:1] != edge_index.shape[1:]:
             raise UsageError(f"{edge_index.shape[1]} edges have weights {list(edge_weight.shape)}")
-        pair = x if isinstance(x, tuple) else (x, x)
         # propagate_type: (x: OptPairTensor, edge_weight: OptTensor)
-        out = self.propagate(edge_index, x=pair, edge_weight=edge_weight, size=size)
-        out = out.to(pair[0].dtype)  # single messages are of the wider type of x and weights
+        out = self.propagate(edge_index, x=x, edge_weight=edge_weight, size=size)
+        # Single messages are of the wider type of x and weights.
+        out = out.to((x[0] if isinstance(x, tuple) else x).dtype)
         return zero_pads(out, mask)
 
     def message(self, x_j: Tensor, edge_weight: OptTensor) -> Tensor:
@@ -165,11 +165,11 @@ class SumConv(MessagePassing):
 
     @torch.compiler.disable  # it knows no sparse matrix
     def message_and_aggregate(
-        self, edge_index: Adj, x: OptPairTensor, edge_weight: OptTensor
+        self, edge_index: Adj, x: Tensor | OptPairTensor, edge_weight: OptTensor
     ) -> Tensor:
         """One sparse product; leading dimensions become channels, as it takes matrices only."""
-        source, target = x
-        _check_size(edge_index, x, edge_weight)
+        source, target = x if isinstance(x, tuple) else (x, x)
+        _check_size(edge_index, (source, target), edge_weight)
         flat = source if source.dim() == 2 else source.movedim(-2, 0).flatten(1)
         if isinstance(edge_index, EdgeIndex):
             (pointer, node), _ = edge_index.get_csc()
@@ -192,7 +192,7 @@ def _check_size(graph: Adj, x: OptPairTensor, edge_weight: OptTensor) -> None:
     for number, side in zip(size, x, strict=True):
         if side is not None and (number > side.shape[-2] or (matrix and number < side.shape[-2])):
             raise UsageError(f"the graph has {number} nodes and x {side.shape[-2]}")
-    if edge_weight is not None and edge_weight.shape != graph.shape[1:]:
+    if not matrix and edge_weight is not None and edge_weight.shape != graph.shape[1:]:
         raise UsageError(f"{graph.shape[1]} edges have weights {list(edge_weight.shape)}")
 
 
@@ -342,8 +342,9 @@ class MultiGraphConv(nn.Module):
     ) -> None:
         super().__init__()
         check_number(num_graphs, "num_graphs", least=1, whole=True)
-        check_number(out_channels, "out_channels", least=0, whole=True)
         hidden = out_channels if hidden_channels is None else hidden_channels
+        for name, size in (("out_channels", out_channels), ("hidden_channels", hidden)):
+            check_number(size, name, least=1, whole=True)
         self.in_channels = in_channels
         self.out_channels = out_channels
         self.hidden_channels = hidden

@@ -244,16 +244,8 @@ class ScoreHead(_Head):
 class OffsetHead(_Head):
     """Offsets ``[Tc, Tl]`` of a proposal from the pooled feature of its pair (section 4.6.2).
 
-    The layers of :class:`ScoreHead` with two unbounded outputs;
+    The layers and arguments of :class:`ScoreHead` with two unbounded outputs, offsets ``[..., 2]``;
     :func:`relocal_pyg.moments.decode_offsets` applies them.
-
-    Args:
-        in_channels: Size ``d`` of the pooled feature.
-        widths: Sizes of the hidden layers.
-
-    Shapes:
-        - **input:** pooled features ``[..., in_channels]``
-        - **output:** offsets ``[..., 2]`` as ``[Tc, Tl]``
 
     Example:
         >>> OffsetHead(16).eval()(torch.randn(4, 16)).shape

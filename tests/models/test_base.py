@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -29,6 +30,7 @@ from relocal_pyg.models import (
     Relocalizer,
     VideoLevel,
     WholeReference,
+    load_model,
 )
 from relocal_pyg.models.baselines.matr import MATR
 
@@ -235,3 +237,70 @@ def test_sst_refuses_what_it_cannot_scan_by(settings: dict[str, int]) -> None:
 def test_cross_gated_refuses_a_length_that_is_none(number: int) -> None:
     with pytest.raises(UsageError, match="max_steps"):
         CrossGated(F, 6, max_steps=number)
+
+
+@pytest.mark.parametrize("kind", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("make", TRAINED.values())
+def test_short_floats_answer_as_full_ones_do(make: Callable[[], Relocalizer], kind: torch.dtype):
+    full = make().eval()
+    short = make()
+    short.load_state_dict(full.state_dict())
+    short = short.to(kind).eval()
+    query, reference, video = torch.randn(4, F), torch.randn(30, F), torch.randn(12, F)
+    ours, theirs = (
+        model.rank(query, reference, WINDOWS, query_video=video, seconds_per_step=0.5)
+        for model in (short, full)
+    )
+    assert float(ours.scores.max()) == pytest.approx(float(theirs.scores.max()), abs=0.1)
+    for answer in short.rank_videos(query, [reference], [WINDOWS], query_video=video):
+        assert answer.scores.isfinite().all()
+    table = short.explain(query, reference, (3.0, 9.0), video)
+    assert table is None or table.isfinite().all()
+
+
+@pytest.mark.parametrize(
+    ("make", "name"),
+    [
+        (lambda: MultiGraphRelocalizer(F, ks=3), "ks"),
+        (lambda: MultiGraphRelocalizer(F, ks=()), "ks"),
+        (lambda: MultiGraphRelocalizer(F, head_channels=3), "head_channels"),
+        (lambda: MultiGraphRelocalizer(F, dropout=2.0), "dropout"),
+        (lambda: MultiGraphRelocalizer(0), "in_channels"),
+        (lambda: MultiGraphMatcher(context=float("nan")), "context"),
+        (lambda: MultiGraphMatcher(contrast=float("inf")), "contrast"),
+        (lambda: MultiGraphMatcher(paces=1.0), "paces"),
+        (lambda: MultiGraphMatcher(far_proposals=-1), "far_proposals"),
+        (lambda: ContrastMatcher(float("nan")), "contrast"),
+        (lambda: DiagonalMatcher(0), "num_points"),
+        (lambda: RandomMoment(num_moments=0), "num_moments"),
+        (lambda: FrameLevel(min_steps=0), "min_steps"),
+        (lambda: VideoLevel(F, 2.5), "hidden_channels"),
+        (lambda: SST(F, nms_threshold=-1.0), "nms_threshold"),
+        (lambda: CrossGated(F, num_factors=0), "num_factors"),
+        (lambda: AFTSRM(F, widths=4), "widths"),
+        (lambda: MATR(F, before=-1.0), "before"),
+    ],
+)
+def test_settings_out_of_range_are_one_line(make: Callable[[], Relocalizer], name: str):
+    with pytest.raises(UsageError, match=f"^{name} (is|are) ") as caught:
+        make()
+    assert "\n" not in str(caught.value)
+
+
+def test_settings_may_be_numbers_of_numpy(tmp_path: Path):
+    for number, (kind, given, settings) in enumerate(
+        (
+            (MultiGraphRelocalizer, (np.int64(F),), {"margin": np.float32(0.5), "num_steps": 5}),
+            (MultiGraphMatcher, (), {"hidden_channels": np.int64(6), "ks": np.arange(1, 3)}),
+        )
+    ):
+        model = kind(*given, **settings)
+        model.save(tmp_path / str(number))
+        assert load_model(tmp_path / str(number)).config() == model.config()
+
+
+def test_a_model_without_weights_has_no_checkpoint(tmp_path: Path):
+    for model in (ContrastMatcher(), Calibrated(ContrastMatcher()), FinerWindows(CosineMatcher())):
+        with pytest.raises(UsageError, match="no weights to keep"):
+            Calibrated(model).save(tmp_path / "model")
+    assert not list(tmp_path.iterdir())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -220,6 +221,29 @@ def test_a_calibrated_model_keeps_it(protocol: Protocol, calibrated: Confidence,
     assert found[0].probability is not None
     plain = model.localize(query, reference)
     assert [replace(m, probability=None, presence=None) for m in found] == plain
+
+
+def test_a_model_that_is_moved_or_cast_is_calibrated_still(constant) -> None:
+    model = Calibrated(small_network(), constant(moment=0.75))
+    query, reference = torch.randn(4, 5), torch.randn(30, 5)
+    for same in (model.cpu(), model.float(), model.train().eval(), model.requires_grad_(False)):
+        assert same is model
+        assert same.localize(query, reference)[0].probability == pytest.approx(0.75)
+    copied = copy.copy(model)
+    copied.model = ContrastMatcher()
+    windows = torch.tensor([[0.0, 4.0]])
+    assert list(copied.rankings(query, reference, windows)) == ["none", "refined"]
+    assert list(model.rankings(query, reference, windows)) == ["none", "windows"]
+
+
+def test_weights_that_were_trained_further_lose_their_probabilities(
+    constant, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(MultiGraphMatcher, "fit", lambda self, protocol: "trained")
+    model = Calibrated(small_network(), constant())
+    assert model.fit(None) == "trained"
+    model.save(tmp_path / "model")
+    assert isinstance(load_model(tmp_path / "model"), MultiGraphMatcher)
 
 
 @pytest.mark.slow

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch.nn import functional
 
-from relocal_pyg.errors import UsageError
+from relocal_pyg.errors import FeatureError, UsageError
 from relocal_pyg.models import ByExamples, Calibrated, ContrastMatcher, Example, MultiGraphMatcher
 from relocal_pyg.models.examples import separate, trace, usual_length
 from relocal_pyg.models.occurrences import count_of, occurrences
@@ -196,3 +196,26 @@ def test_the_order_of_examples_decides_nothing_of_the_direction(draw):
 def test_counter_examples_alone_are_refused(draw):
     with pytest.raises(UsageError, match="only counter-examples"):
         trace([Example(torch.rand(4, 3), good=False)], torch.rand(9, 3))
+
+
+def test_examples_may_be_any_arrays_of_one_width(draw):
+    video, reference = film(draw, [30]), film(draw, [10, 90])
+    shown = video[30:38]
+    wanted = ByExamples(ContrastMatcher(), [Example(shown, video)]).localize(shown, reference)
+    for kind in (lambda rows: rows.numpy(), torch.Tensor.double, torch.Tensor.tolist):
+        model = ByExamples(ContrastMatcher(), [Example(kind(shown), kind(video))])
+        assert model.localize(shown, reference) == wanted
+    whole = (video * 100).int()
+    assert ByExamples(ContrastMatcher(), [Example(whole[30:38], whole)]).localize(shown, reference)
+    for example in (Example(shown[:, :3]), Example(shown, video[:, :3])):
+        with pytest.raises(FeatureError, match="3 channels"):
+            ByExamples(ContrastMatcher(), [example]).localize(shown, reference)
+
+
+def test_occurrences_take_arrays_and_check_their_numbers(draw):
+    video, reference = film(draw, [30]), film(draw, [10, 90])
+    wanted = occurrences(ContrastMatcher(), video[30:38], reference)
+    assert occurrences(ContrastMatcher(), video[30:38].numpy(), reference.numpy()) == wanted
+    for options in ({"least": 2.0}, {"least": float("nan")}, {"seconds_per_step": 0.0}):
+        with pytest.raises(UsageError, match=next(iter(options))):
+            occurrences(ContrastMatcher(), video[30:38], reference, **options)

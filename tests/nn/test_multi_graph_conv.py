@@ -253,8 +253,9 @@ def test_refuses() -> None:
         conv(x, graphs_of(4, "coo"), [None])
     with pytest.raises(UsageError):
         MultiGraphConv(5, 6, 0)
-    with pytest.raises(UsageError, match="out_channels"):
-        MultiGraphConv(5, -6, 3)
+    for sizes, name in (((5, -6, 3), "out_channels"), ((5, 6, 3, 0), "hidden_channels")):
+        with pytest.raises(UsageError, match=name):
+            MultiGraphConv(*sizes)
     with pytest.raises(UsageError):
         MultiGraphFusion(5, 3, num_layers=0)
 

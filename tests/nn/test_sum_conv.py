@@ -87,10 +87,14 @@ def test_every_form_gives_the_same(
     probe = torch.randn_like(expected)
     grads = torch.autograd.grad((expected * probe).sum(), [x, conv.lin.weight])
     sorted_index = EdgeIndex(edge_index, sparse_size=(nodes, nodes), sort_order="col")
+    parts = SumConv(6, 4, decomposed_layers=2).to(dtype)
+    parts.lin = conv.lin
     rtol = 0 if dtype == torch.float64 else 1e-5
     outs = [
         conv(x, sorted_index, edge_weight),
         conv(x, csr(edge_index, edge_weight, nodes)),
+        parts(x, edge_index, edge_weight),
+        parts(x, csr(edge_index, edge_weight, nodes)),
         conv(x, graph),
         conv(x.expand(2, -1, -1), graph)[1],
         conv(x.repeat(2, 1), graph)[nodes:],

@@ -15,7 +15,6 @@ from torch_geometric.data import Data
 
 from relocal_pyg.data.items import Item, Protocol
 from relocal_pyg.data.samples import PartnerSamples
-from relocal_pyg.errors import check_number
 from relocal_pyg.models.base import Ranking, Surroundings, TrainableRelocalizer, arguments
 
 
@@ -189,8 +188,6 @@ class CrossGated(TrainableRelocalizer):
     ) -> None:
         self._config = arguments(locals())
         super().__init__()
-        if max_steps is not None:
-            check_number(max_steps, "max_steps", least=1, whole=True)
         self.in_channels = in_channels
         self.max_steps = max_steps
         self.encoder = nn.LSTM(in_channels, hidden_channels, batch_first=True)

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
 from relocal_pyg.errors import UsageError, check_number
-from relocal_pyg.models.base import Ranking, Relocalizer, Surroundings
+from relocal_pyg.models.base import Ranking, Relocalizer, Surroundings, arguments
 
 Variant = Literal["average", "chou", "block"]
 
@@ -55,18 +55,13 @@ class FrameLevel(Relocalizer):
     def __init__(
         self, variant: Variant = "average", *, min_steps: int = 1, max_steps: int | None = None
     ) -> None:
+        self._config = arguments(locals())
         if variant not in ("average", "chou", "block"):
             raise UsageError(f"variant is {variant!r}: average, chou or block wanted")
-        check_number(min_steps, "min_steps", least=1, whole=True)
         if max_steps is not None:
             check_number(max_steps, "max_steps", least=min_steps, whole=True)
         self.variant: Variant = variant
-        self.min_steps = min_steps
-        self.max_steps = max_steps
-
-    def config(self) -> dict[str, Any]:
-        """Constructor arguments."""
-        return {name: getattr(self, name) for name in ("variant", "min_steps", "max_steps")}
+        self.min_steps, self.max_steps = min_steps, max_steps
 
     def _rank(
         self, query: Tensor, reference: Tensor, proposals: Tensor, around: Surroundings

@@ -15,7 +15,7 @@ from torch_geometric.data import Data
 
 from relocal_pyg.data.items import Protocol
 from relocal_pyg.data.samples import PartnerSampler, SeededSamples
-from relocal_pyg.errors import UsageError, check_number
+from relocal_pyg.errors import UsageError
 from relocal_pyg.models.base import Ranking, Surroundings, TrainableRelocalizer, arguments
 
 #: Cost of a cell that no path may enter.
@@ -79,6 +79,7 @@ def alignment_loss(
     Costs ``[B, M, N]`` are padded at the end of both, lengths are ``[B]``; gamma 0 takes hard
     minima, and ``subsequence`` aligns to any part of the reference.
     """
+    cost = cost.to(torch.promote_types(cost.dtype, torch.float32))  # a short float holds no wall
     table = alignment_table(cost, gamma, subsequence=subsequence)
     pairs = torch.arange(len(table), device=cost.device)
     ends = table[pairs, :, query_steps - 1]
@@ -231,9 +232,6 @@ class MATR(TrainableRelocalizer):
         gamma: float = 0.1,
     ) -> None:
         self._config = arguments(locals())
-        for name in ("heads", "slots", "max_steps"):
-            check_number(self._config[name], name, least=1, whole=True)
-        check_number(gamma, "gamma", least=0)
         if hidden_channels % heads or hidden_channels % 2:
             raise UsageError("hidden_channels must be even and a multiple of heads")
         if fusion not in ("channel", "sequence", "none") or align not in ("subsequence", "global"):

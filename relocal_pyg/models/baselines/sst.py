@@ -15,7 +15,6 @@ from torch_geometric.data import Data
 
 from relocal_pyg.data.items import Item, Protocol
 from relocal_pyg.data.samples import SeededSamples
-from relocal_pyg.errors import check_number
 from relocal_pyg.io.seeding import generator
 from relocal_pyg.models.base import Ranking, Surroundings, TrainableRelocalizer, arguments
 from relocal_pyg.models.matchers import CosineMatcher
@@ -93,9 +92,6 @@ class SST(TrainableRelocalizer):
     ) -> None:
         self._config = arguments(locals())
         super().__init__()
-        check_number(num_anchors, "num_anchors", least=1, whole=True)
-        if stride is not None:
-            check_number(stride, "stride", least=1, whole=True)
         self.in_channels = in_channels
         self.num_anchors = num_anchors
         self.fixed_stride = stride
