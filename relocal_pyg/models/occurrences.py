@@ -58,7 +58,9 @@ class Count:
         return Count(*numbers, self.threshold, self.rule)
 
     def __str__(self) -> str:
-        span = "" if self.low == self.high else f" (95 %: {self.low} to {self.high})"
+        span = f" (95 %: {self.low} to {self.high})" if self.low < self.high else ""
+        if not self.low <= self.number <= self.high:  # a threshold far from one half
+            span = f" (95 %: {self.low} to {self.high} are right)"
         guess = f"; {self.rule}" if self.rule == GUESS else ""
         return f"{self.number}{span}, those of probability {self.threshold:g} or more{guess}"
 
@@ -166,6 +168,8 @@ def count_of(chances: Sequence[float], least: float, rule: str = "") -> Count:
         >>> count = count_of([0.9, 0.9, 0.6, 0.2], 0.5)
         >>> count.number, count.low, count.high, round(count.expected, 1)
         (3, 1, 4, 2.6)
+        >>> str(count_of([0.3] * 9, 0.2))
+        '9 (95 %: 0 to 6 are right), those of probability 0.2 or more'
     """
     odds = torch.ones(1, dtype=torch.float64)
     for chance in chances:
