@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -42,16 +42,23 @@ def _places(moments: Tensor) -> Tensor:
     return order.double()
 
 
-@dataclass(frozen=True)
-class Halves:
+def halves(amounts: Tensor) -> Tensor:
+    """Weights ``[N]`` that make of a mean that where pairs differ minus that where they agree.
+
+    Raises:
+        UsageError: All pairs disagree alike.
+    """
+    larger = amounts > amounts.median()
+    if not larger.any():
+        raise UsageError("all pairs disagree alike: there are no halves")
+    return torch.where(larger, 1 / larger.double().mean(), -1 / (~larger).double().mean())
+
+
+class Halves(NamedTuple):
     """A system on the pairs where steps and clips agree more, and where they agree less.
 
-    Attributes:
-        title: Name of the system.
-        agree: mAP@1 at 0.5 on the half with the smaller disagreement.
-        differ: On the other half.
-        gain: How much more it is ahead of the system that it is set beside where they differ: the
-            difference of both leads, with its paired interval over videos.
+    ``agree`` and ``differ`` are mAP@1 at 0.5 on either half; ``gain`` is how much more it is ahead
+    of another system where they differ, with its paired interval over videos.
     """
 
     title: str
@@ -61,12 +68,11 @@ class Halves:
 
     def text(self) -> str:
         """The line as a row of markdown, in percent."""
-        ends = (self.gain.value, self.gain.low, self.gain.high)
-        value, low, high = (None if end is None else f"{100 * end:+.1f}" for end in ends)
-        span = f" ({low} to {high})" if low and high else ""
-        return (
-            f"| {self.title} | {100 * self.agree:.1f} | {100 * self.differ:.1f} | {value}{span} |"
-        )
+        value, low, high = self.gain.value, self.gain.low, self.gain.high
+        known = low is not None and high is not None
+        span = f" ({100 * low:+.1f} to {100 * high:+.1f})" if known else ""
+        shares = f"{100 * self.agree:.1f} | {100 * self.differ:.1f}"
+        return f"| {self.title} | {shares} | {100 * value:+.1f}{span} |"
 
 
 def by_disagreement(comparison: Comparison, amounts: Tensor, against: str) -> list[Halves]:
@@ -83,11 +89,8 @@ def by_disagreement(comparison: Comparison, amounts: Tensor, against: str) -> li
     first = comparison.evaluations[against][0]
     if len(first.records) != len(amounts):
         raise UsageError(f"{len(amounts)} amounts of disagreement for {len(first.records)} pairs")
-    larger = amounts > amounts.median()
-    if not larger.any():
-        raise UsageError("all pairs disagree alike: there are no halves")
-    # With these weights a mean over all pairs is the difference of the means of both halves.
-    weight = torch.where(larger, 1 / larger.double().mean(), -1 / (~larger).double().mean())
+    weight = halves(amounts)
+    larger = weight > 0
     right = {
         title: torch.stack([above(each.tious, (0.5,)).double()[:, 0] for each in runs]).mean(dim=0)
         for title, runs in comparison.evaluations.items()

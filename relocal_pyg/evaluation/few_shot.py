@@ -6,6 +6,7 @@ MICLAB-BUPT/VAL-VLM). Published rows share no protocol; nothing here is comparab
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -20,6 +21,7 @@ from torch import Tensor
 
 from relocal_pyg.data.items import Item, Protocol
 from relocal_pyg.errors import AnnotationError, UsageError, check_number
+from relocal_pyg.evaluation.run import check_protocol, check_ranking
 from relocal_pyg.evaluation.statistics import Estimate
 from relocal_pyg.io.read import read_json
 from relocal_pyg.io.record import sha256_json
@@ -200,7 +202,13 @@ def average_precision(
     Detections of all episodes in one list by falling score; each takes the free truth of its
     episode with the largest tIoU if that is ``>=`` the threshold, else it is a false positive. The
     area is that under the precision's envelope. Ties keep their order.
+
+    Raises:
+        UsageError: A number of a detection is not finite: it has no place in the list.
     """
+    for found in detections:
+        if not all(map(math.isfinite, (found.start, found.end, found.score))):
+            raise UsageError(f"{found} is not finite")
     right, _ = _hits(detections, truths, thresholds)
     total = sum(map(len, truths.values()))
     return torch.from_numpy(_areas(right, np.ones(len(right)), total))
@@ -273,9 +281,15 @@ def evaluate_few_shot(
         interval over the references' videos.
 
     Raises:
-        UsageError: Probabilities are asked of a model that has none, or a word is unknown.
+        RelocalError: The model's answer is no ranking; the query and the episode are named.
+        UsageError: The list is of another protocol or empty, probabilities are asked of a model
+            that has none, a word is unknown, or a number out of range.
     """
+    check_protocol("the list of episodes", episodes.protocol, protocol)
+    if not episodes.episodes:
+        raise UsageError("there is no episode")
     check_number(samples, "samples", least=0, whole=True)
+    check_number(nms_threshold, "nms_threshold", least=0, most=1)
     known = ("class", "agnostic"), ("mean", "max"), ("raw", "probability")
     for asked, words in zip((pool, combine, score), known, strict=True):
         if asked not in words:
@@ -288,13 +302,15 @@ def evaluate_few_shot(
         reference = protocol.reference(episode.reference)
         rankings = []
         for support in episode.supports:
-            proposals = protocol.proposals(episode.reference, support)
+            proposals = protocol.proposals(episode.reference, support).float()
             if len(proposals):
                 around = protocol.reference(support)
                 with evaluating(model), torch.no_grad():
                     ranking = model.rank(
                         protocol.query(support), reference, proposals, query_video=around
                     )
+                place = f"{model.title}: query {support.item_id}, episode {episode.episode_id}"
+                check_ranking(ranking, place)
                 rankings.append(replace(ranking.cpu(), probabilities=ranking.probabilities))
         if not rankings:
             continue

@@ -19,7 +19,7 @@ from tqdm import tqdm
 from relocal_pyg import __version__
 from relocal_pyg.data.items import Pair, Protocol
 from relocal_pyg.data.pairs import PairList
-from relocal_pyg.errors import RelocalError, check_number
+from relocal_pyg.errors import RelocalError, UsageError, check_number
 from relocal_pyg.evaluation.metrics import best_tiou, oracle, recall_by_budget
 from relocal_pyg.evaluation.results import Evaluation, PairRecord, Span
 from relocal_pyg.models.base import Ranking, Relocalizer, evaluating
@@ -137,7 +137,7 @@ def answer_pairs(
             seconds = time.perf_counter() - start
             for ranking in rankings.values():
                 place = f"query {pair.query.item_id}, reference {pair.reference.item_id}"
-                _check(ranking, f"{model.title}: {place}")
+                check_ranking(ranking, f"{model.title}: {place}")
             yield Answer(pair, query, reference, around, proposals, rankings, seconds)
 
 
@@ -175,13 +175,18 @@ def evaluate(
 
     Raises:
         RelocalError: The list is empty, or the model's answer is no ranking; the pair is named.
-        UsageError: ``top_k`` is below 1, or ``nms_threshold`` outside 0 to 1.
+        UsageError: A list is of another protocol, ``top_k`` is below 1, or ``nms_threshold``
+            outside 0 to 1.
     """
     name = title or model.title
+    for asked in (pairs, pairs if nulls is None else nulls):
+        check_protocol("the pair list", asked.protocol, protocol)
     check_number(top_k, "top_k", least=1, whole=True)
     check_number(nms_threshold, "nms_threshold", least=0, most=1)
     if not pairs.pairs:
         raise RelocalError("there is no pair: one takes two videos of a class", record=pairs.split)
+    if not all(pair.reference.moments for pair in pairs.pairs):
+        raise UsageError("references without the action among the pairs: give them as nulls")
     asked = (*pairs.pairs, *(() if nulls is None else nulls.pairs))
     bar = tqdm(asked, desc=name, unit="pair", disable=None if progress else True)
     records = tuple(
@@ -304,8 +309,22 @@ def _scored(
     }
 
 
-def _check(ranking: Ranking, place: str) -> None:
-    """Refuse an answer that is no ranking."""
+def check_protocol(what: str, name: str, protocol: Protocol) -> None:
+    """Refuse a list that was drawn from a protocol of another name: its items may differ.
+
+    Raises:
+        UsageError: It was.
+    """
+    if name != protocol.name:
+        raise UsageError(f"{what} is of protocol {name}, not of {protocol.name}")
+
+
+def check_ranking(ranking: Ranking, place: str) -> None:
+    """Refuse an answer that is no ranking.
+
+    Raises:
+        RelocalError: Shapes do not fit, or a number is not finite.
+    """
     moments, scores, before = ranking.moments, ranking.scores, ranking.proposals
     shape = (len(scores), 2)
     if scores.ndim != 1 or moments.shape != shape or len(scores) == 0:

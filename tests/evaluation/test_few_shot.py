@@ -11,7 +11,7 @@ import torch
 
 from relocal_pyg.data import make_pairs
 from relocal_pyg.datasets.synthetic import SyntheticConfig, synthetic
-from relocal_pyg.errors import AnnotationError, UsageError
+from relocal_pyg.errors import AnnotationError, RelocalError, UsageError
 from relocal_pyg.evaluation import evaluate
 from relocal_pyg.evaluation.few_shot import (
     THRESHOLDS,
@@ -247,6 +247,29 @@ def test_requests_that_cannot_be_met():
     for wrong in ({"pool": "all"}, {"combine": "median"}, {"score": "logit"}, {"samples": -1}):
         with pytest.raises(UsageError, match="wanted"):
             evaluate_few_shot(ContrastMatcher(), protocol, episodes, **wrong)
+
+
+def test_what_has_no_place_in_the_list_is_refused():
+    """A score that is none sorted the list at random, and another protocol's videos were asked."""
+    protocol = synthetic(small())
+    episodes = draw_episodes(protocol, "test", count=2)
+
+    class Broken(ContrastMatcher):
+        def rank(self, *arguments, **options):
+            ranking = super().rank(*arguments, **options)
+            return replace(ranking, scores=ranking.scores * math.nan)
+
+    with pytest.raises(RelocalError, match=r"episode 0000\d: an answer or a score is not finite"):
+        evaluate_few_shot(Broken(), protocol, episodes)
+    for wrong, told in (
+        ({"protocol": "thumos"}, "of protocol thumos"),
+        ({"episodes": ()}, "no ep"),
+    ):
+        with pytest.raises(UsageError, match=told):
+            evaluate_few_shot(ContrastMatcher(), protocol, replace(episodes, **wrong))
+    for numbers in ((0, 1, math.nan), (0, math.inf, 1)):
+        with pytest.raises(UsageError, match="not finite"):
+            average_precision([Detection("a", "", *numbers)], {"a": [(0, 1)]})
 
 
 def test_one_example_many_times_is_one_example():

@@ -301,6 +301,61 @@ def test_a_damaged_evaluation_is_one_line(tmp_path: Path, text: str) -> None:
         Evaluation.load(tmp_path / "nowhere")
 
 
+@pytest.mark.parametrize(
+    ("wrong", "told"),
+    [
+        ({"title": 3}, "title"),
+        ({"settings": []}, "settings"),
+        ({"seed": True}, "seed"),
+        ({"records": []}, "no pair"),
+        ({"truths": [["a", "b"]]}, "evaluation.json"),
+        ({"truths": []}, "rows of 0 numbers"),
+        ({"moments": [[1, 2, 3]]}, "rows of 2 numbers"),
+        ({"moments": []}, "rows of 0 numbers"),
+        ({"tious": [3.0, 0, 0]}, "tIoU"),
+        ({"scores": []}, "lists differ"),
+        ({"recall": [[0.5, 0.5]]}, "lists differ"),
+        ({"video_id": None}, "video_id"),
+        ({"seconds_per_step": "1"}, "seconds_per_step"),
+        ({"oracle": -1}, "tIoU"),
+        ({"presence": [0.5]}, "presence"),
+    ],
+)
+def test_an_evaluation_of_another_shape_is_one_line(
+    small_protocol: Protocol,
+    small_pairs: PairList,
+    longest: Any,
+    tmp_path: Path,
+    wrong: dict[str, Any],
+    told: str,
+) -> None:
+    """A record that fits no pair gave a traceback, or wrong figures, wherever it was used first."""
+    evaluate(longest, small_protocol, small_pairs, top_k=3, progress=False).save(tmp_path)
+    content = json.loads((tmp_path / "evaluation.json").read_text())
+    place = content if set(wrong) <= set(content) else content["records"][0]
+    place.update(wrong)
+    (tmp_path / "evaluation.json").write_text(json.dumps(content))
+    with pytest.raises(RelocalError, match=told) as caught:
+        Evaluation.load(tmp_path)
+    assert "evaluation.json" in str(caught.value)
+
+
+def test_lists_that_do_not_belong_are_refused(
+    small_protocol: Protocol, small_pairs: PairList, longest: Any
+) -> None:
+    """The figures were kept as those of the protocol at hand."""
+    other = replace(small_pairs, protocol="other")
+    for lists in ((other, None), (small_pairs, other)):
+        with pytest.raises(UsageError, match="of protocol other, not of small"):
+            evaluate(longest, small_protocol, lists[0], nulls=lists[1], progress=False)
+    empty = tuple(replace(p, reference=replace(p.reference, moments=())) for p in small_pairs.pairs)
+    nulls = replace(small_pairs, pairs=empty)
+    with pytest.raises(UsageError, match="give them as nulls"):
+        evaluate(longest, small_protocol, nulls, progress=False)
+    found = evaluate(longest, small_protocol, small_pairs, nulls=nulls, progress=False)
+    assert found.nulls[0].instances_met == 0
+
+
 def test_what_cannot_be_written_is_an_output_error(
     small_protocol: Protocol, small_pairs: PairList, longest: Any, tmp_path: Path
 ) -> None:

@@ -92,6 +92,20 @@ def test_runs_that_differ_in_more_than_the_seed_are_told_apart(tmp_path):
     assert titles == [f"{usual}, {one}", f"{usual}, {below}"]
 
 
+def test_a_table_keeps_no_answers_of_an_earlier_one(protocol, tmp_path, monkeypatch):
+    """Those of models that were no longer in it, on other pairs, were read with its own."""
+    monkeypatch.setattr(recipe, "write_report", lambda *arguments, **options: None)
+    other = {"***": models.Chance(), "A" * 300: models.Chance()}
+    for count, free in ((3, {"Chance": models.Chance(), "b": models.Chance()}), (2, other)):
+        monkeypatch.setattr(recipe, "free_models", lambda protocol, free=free: free)
+        pairs = recipe.draw_pairs(protocol, "test", count)
+        comparison = recipe.compare_trained(protocol, pairs, [], max_nulls=2)
+        recipe.publish(comparison, pairs, tmp_path / "table", protocol)
+        kept = [Evaluation.load(each) for each in (tmp_path / "table" / "answers").iterdir()]
+        assert {each.title for each in kept} == set(comparison.evaluations)
+        assert {each.pairs_sha256 for each in kept} == {pairs.sha256}
+
+
 def test_two_models_of_one_name_are_refused_before_the_work(protocol):
     twice = [recipe.Trained("a", 0, models.Chance())] * 2
     with pytest.raises(UsageError, match="a, seed 0: two trained models"):
