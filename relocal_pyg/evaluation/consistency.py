@@ -13,7 +13,7 @@ from relocal_pyg.errors import UsageError
 from relocal_pyg.evaluation.metrics import above
 from relocal_pyg.evaluation.run import answer_pairs
 from relocal_pyg.evaluation.statistics import Estimate, bootstrap_interval
-from relocal_pyg.evaluation.tables import Comparison
+from relocal_pyg.evaluation.tables import Comparison, pipe_table
 from relocal_pyg.models.matchers import CosineMatcher, DiagonalMatcher
 
 
@@ -66,13 +66,12 @@ class Halves(NamedTuple):
     differ: float
     gain: Estimate
 
-    def text(self) -> str:
-        """The line as a row of markdown, in percent."""
-        value, low, high = self.gain.value, self.gain.low, self.gain.high
-        known = low is not None and high is not None
-        span = f" ({100 * low:+.1f} to {100 * high:+.1f})" if known else ""
-        shares = f"{100 * self.agree:.1f} | {100 * self.differ:.1f}"
-        return f"| {self.title} | {shares} | {100 * value:+.1f}{span} |"
+    def cells(self) -> list[str]:
+        """The row of a table, in percent."""
+        ends = [end for end in (self.gain.low, self.gain.high) if end is not None]
+        span = " ({:+.1f} to {:+.1f})".format(*(100 * end for end in ends)) if ends else ""
+        shares = [f"{100 * share:.1f}" for share in (self.agree, self.differ)]
+        return [self.title, *shares, f"{100 * self.gain.value:+.1f}{span}"]
 
 
 def by_disagreement(comparison: Comparison, amounts: Tensor, against: str) -> list[Halves]:
@@ -114,14 +113,9 @@ def to_markdown(amounts: Tensor, pairs: PairList, rows: list[Halves], against: s
     videos = [pair.reference.video_id for pair in pairs.pairs]
     mean = Estimate.known(amounts.mean(), *bootstrap_interval(amounts, videos))
     ends = f" (95 % {mean.low:.2f} to {mean.high:.2f})" if mean.low is not None else ""
-    return "\n".join(
-        [
-            f"Disagreement of similarity by step and by clip: {mean.value:.2f}{ends}, "
-            f"{len(amounts)} pairs; 0 is the same order of the proposals, 1 is unrelated.",
-            "",
-            f"| system, mAP@1 at .5 in % | they agree | they differ | more ahead of {against} |",
-            "|---|---|---|---|",
-            *(row.text() for row in rows),
-            "",
-        ]
+    told = (
+        f"Disagreement of similarity by step and by clip: {mean.value:.2f}{ends}, "
+        f"{len(amounts)} pairs; 0 is the same order of the proposals, 1 is unrelated."
     )
+    heads = "system, mAP@1 at .5 in %", "they agree", "they differ", f"more ahead of {against}"
+    return "\n".join([told, "", *pipe_table([heads, *(row.cells() for row in rows)], 1), ""])

@@ -23,6 +23,7 @@ from relocal_pyg.data.items import Item, Protocol
 from relocal_pyg.errors import AnnotationError, UsageError, check_number
 from relocal_pyg.evaluation.run import check_protocol, check_ranking
 from relocal_pyg.evaluation.statistics import Estimate
+from relocal_pyg.evaluation.tables import percent, pipe_table
 from relocal_pyg.io.read import read_json
 from relocal_pyg.io.record import sha256_json
 from relocal_pyg.io.seeding import generator
@@ -161,7 +162,8 @@ def draw_episodes(
             if fitting:
                 references[label] = sorted(fitting)
     if not any(len(by_label[label]) > shots for label in references):
-        raise AnnotationError(f"no class of {split} has a reference and {shots} other videos")
+        kind = "" if instances == "superset" else f"{instances}-instance "
+        raise AnnotationError(f"no class of {split} has a {kind}reference and {shots} other videos")
     labels = sorted(references)
     episodes = []
     for number in range(count):
@@ -384,17 +386,12 @@ def few_shot_table(
 
 def to_markdown(rows: Sequence[Mapping[str, Any]]) -> str:
     """The rows of :func:`few_shot_table`, in percent with half of each 95 % interval."""
-    names = ("map@0.5", "map@0.75", "map")
-    lines = ["| shots | moments | episodes | system | .5 | .75 | mean of .5 to .95 |"]
-    lines.append("|---" * 7 + "|")
+    cells = [["shots", "moments", "episodes", "system", ".5", ".75", "mean of .5 to .95"]]
     for row in rows:
-        cells = [str(row[key]) for key in ("shots", "instances", "episodes", "title")]
-        for name in names:
-            half = row[name].half_width
-            width = "" if half is None else f" ± {100 * half:.1f}"
-            cells.append(f"{100 * row[name].value:.1f}{width}")
-        lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join([*lines, ""])
+        words = [str(row[key]) for key in ("shots", "instances", "episodes", "title")]
+        scores = [percent(row[key], interval=True) for key in ("map@0.5", "map@0.75", "map")]
+        cells.append(words + scores)
+    return "\n".join([*pipe_table(cells, 4), ""])
 
 
 def combined(

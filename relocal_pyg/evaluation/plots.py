@@ -63,7 +63,9 @@ def colour_bar(figure: Figure, axes: Axes, image: Any, label: str) -> None:
 
 def whole_numbers(axis: Axis) -> None:
     """Ticks at whole numbers only: half a step does not exist."""
-    axis.get_major_locator().set_params(nbins=6, integer=True)
+    from matplotlib.ticker import MaxNLocator
+
+    axis.set_major_locator(MaxNLocator(6, integer=True))
 
 
 def name_rows(axes: Axes, ticks: Sequence[float], names: Sequence[str]) -> None:
@@ -354,8 +356,8 @@ def training_curves(
             points = [(record["step"], record[key]) for record in history if key in record]
             marker = "o" if len(points) < 30 else ""
             label = ascii_line(key.removeprefix("val_")).replace("_", " ")
-            look = {"color": colour, "linestyle": style, "marker": marker, "ms": 3}
-            axes.plot(*zip(*points, strict=True), label=label, **look)
+            (line,) = axes.plot(*zip(*points, strict=True), marker=marker, ms=3, label=label)
+            line.set(color=colour, linestyle=style)
         if best_step is not None:
             axes.axvline(best_step, color=DARK, linewidth=0.8, linestyle="--", label="kept")
         axes.set_xlabel("optimiser step")
@@ -412,9 +414,9 @@ def _draw_neighbours(axes: Axes, weights: Tensor, steps: int, step: int) -> None
             axes.plot([step, place], [1, 0], color=GREEN, linewidth=0.8, zorder=1)
         elif node != step:
             reach = abs(place - step)
-            size = reach, 0.3 + 0.7 * reach / steps
-            look = {"color": BLUE, "linewidth": 1, "zorder": 1}
-            axes.add_patch(Arc(((step + place) / 2, 1.0), *size, theta1=0, theta2=180, **look))
+            centre, height = ((step + place) / 2, 1.0), 0.3 + 0.7 * reach / steps
+            arc = Arc(centre, reach, height, theta1=0, theta2=180, color=BLUE, linewidth=1)
+            axes.add_patch(arc).set_zorder(1)
     size = max(2.0, min(8.0, 120 / steps))
     axes.plot(range(steps), [1] * steps, "o", color=BLUE, ms=size, label="query step")
     axes.plot(range(steps), [0] * steps, "o", color=ORANGE, ms=size, label="proposal step")

@@ -179,8 +179,8 @@ def evaluate(
             outside 0 to 1.
     """
     name = title or model.title
-    for asked in (pairs, pairs if nulls is None else nulls):
-        check_protocol("the pair list", asked.protocol, protocol)
+    for drawn in (pairs, pairs if nulls is None else nulls):
+        check_protocol("the pair list", drawn.protocol, protocol)
     check_number(top_k, "top_k", least=1, whole=True)
     check_number(nms_threshold, "nms_threshold", least=0, most=1)
     if not pairs.pairs:
@@ -242,14 +242,13 @@ def replay(model: Relocalizer, like: Evaluation) -> Evaluation:
     features of its own, so that a predictor seeded by them draws anew for each.
     """
     records = []
+    kept = like.settings.get("top_k", 5), like.settings.get("nms_threshold", 0.5)
     for number, record in enumerate(like.records):
         query = torch.full((record.query_steps, 1), float(number))
         reference = torch.zeros(record.reference_steps, 1)
         ranking = model.rank(query, reference, torch.tensor([[0.0, record.reference_steps]]))
         truths = torch.tensor(record.truths, dtype=torch.float64)
-        answer = _scored(
-            ranking, len(reference), truths, like.settings["top_k"], like.settings["nms_threshold"]
-        )
+        answer = _scored(ranking, len(reference), truths, *kept)
         records.append(replace(record, seconds=0.0, probability=None, presence=None, **answer))
     return replace(
         like,

@@ -435,12 +435,16 @@ def to_markdown(comparison: Comparison) -> str:
     """For a README: a pipe table; markup in names is made inert."""
     parts = []
     for grid in grids(comparison, full=True):
-        numbers = len(grid.cells[0]) - grid.words
-        lines = [f"| {' | '.join(map(_markdown, line))} |" for line in grid.cells]
-        lines.insert(1, f"| {' | '.join([':---'] * grid.words + ['---:'] * numbers)} |")
-        parts += ["", _markdown(grid.caption), "", *lines]
+        parts += ["", _markdown(grid.caption), "", *pipe_table(grid.cells, grid.words)]
         parts += ["", *(f"* {_markdown(line)}" for line in grid.notes)] if grid.notes else []
     return "\n".join(parts[1:]) + "\n"
+
+
+def pipe_table(cells: Sequence[Sequence[str]], words: int) -> list[str]:
+    """Lines of a Markdown table, headings first, whose first columns are so many of words."""
+    heads, *lines = [f"| {' | '.join(map(_markdown, line))} |" for line in cells]
+    rule = [":---"] * words + ["---:"] * (len(cells[0]) - words)
+    return [heads, f"| {' | '.join(rule)} |", *lines]
 
 
 def to_json(comparison: Comparison) -> str:

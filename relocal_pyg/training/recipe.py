@@ -327,8 +327,8 @@ def train_all(
             if start:
                 load_weights(model, start / "best")
             print(ascii_line(f"{system.title}, seed {seed}: training in {run}"))
-            where = {"out": run, "resume": True, "accelerator": accelerator}
-            fit(model, protocol, config=training, seed=seed, **where)
+            ask = partial(fit, model, protocol, config=training, accelerator=accelerator)
+            ask(seed=seed, out=run, resume=True)
             write_json(run / "finished.json", {"title": system.title, **facts})
         return run
 
@@ -451,7 +451,10 @@ def publish(
     Raises:
         OutputError: A file cannot be written, the folder holds something else, or another process
             writes it.
+        UsageError: The table is of another pair list.
     """
+    if pairs.sha256 != comparison.first.pairs_sha256:
+        raise UsageError("the table is of another pair list: give the one that was asked")
     with own_folder(folder, "evaluation") as folder:
         pairs.save(folder / "pairs.json")
         asked = len(comparison.first_with_nulls.nulls)

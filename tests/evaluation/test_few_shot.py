@@ -325,13 +325,14 @@ def test_one_answer_to_one_truth_is_the_hit_rate():
 def test_a_table_has_every_system_and_probabilities_where_there_are_some():
     protocol = synthetic(small())
     lists = [draw_episodes(protocol, "test", count=6, shots=shots) for shots in (1, 2)]
-    models = {"whole": WholeReference(), "pretrained": Calibrated(ContrastMatcher())}
+    models = {"who|le": WholeReference(), "pretrained": Calibrated(ContrastMatcher())}
     rows = few_shot_table(models, protocol, lists)
-    assert [row["title"] for row in rows if row["shots"] == 2][-1] == "whole"
+    assert [row["title"] for row in rows if row["shots"] == 2][-1] == "who|le"
     assert len(rows) == 6
     assert {row["sha256"] for row in rows} == {each.sha256 for each in lists}
     printed = to_markdown(rows).splitlines()
     assert len(printed) == 2 + len(rows)
     assert "| 2 | single | 6 | pretrained, by probability |" in "\n".join(printed)
+    assert "| who\\|le |" in printed[-1]  # the table had a column more there
     with pytest.raises(UsageError, match="not calibrated"):
         evaluate_few_shot(ContrastMatcher(), protocol, lists[0], score="probability")

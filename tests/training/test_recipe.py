@@ -104,6 +104,8 @@ def test_a_table_keeps_no_answers_of_an_earlier_one(protocol, tmp_path, monkeypa
         kept = [Evaluation.load(each) for each in (tmp_path / "table" / "answers").iterdir()]
         assert {each.title for each in kept} == set(comparison.evaluations)
         assert {each.pairs_sha256 for each in kept} == {pairs.sha256}
+    with pytest.raises(UsageError, match="another pair list"):
+        recipe.publish(comparison, recipe.draw_pairs(protocol, "test"), tmp_path, protocol)
 
 
 def test_two_models_of_one_name_are_refused_before_the_work(protocol):
