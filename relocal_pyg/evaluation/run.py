@@ -19,11 +19,11 @@ from tqdm import tqdm
 from relocal_pyg import __version__
 from relocal_pyg.data.items import Pair, Protocol
 from relocal_pyg.data.pairs import PairList
-from relocal_pyg.errors import RelocalError, UsageError, check_number
+from relocal_pyg.errors import RelocalError, UsageError, ascii_line, check_number
 from relocal_pyg.evaluation.metrics import best_tiou, oracle, recall_by_budget
 from relocal_pyg.evaluation.results import Evaluation, PairRecord, Span
 from relocal_pyg.models.base import Ranking, Relocalizer, evaluating
-from relocal_pyg.moments import Moment, clip_moments, nms
+from relocal_pyg.moments import clip_moments, nms
 
 #: Packages whose version can change a result.
 PACKAGES = (
@@ -188,7 +188,7 @@ def evaluate(
     if not all(pair.reference.moments for pair in pairs.pairs):
         raise UsageError("references without the action among the pairs: give them as nulls")
     asked = (*pairs.pairs, *(() if nulls is None else nulls.pairs))
-    bar = tqdm(asked, desc=name, unit="pair", disable=None if progress else True)
+    bar = tqdm(asked, desc=ascii_line(name), unit="pair", disable=None if progress else True)
     records = tuple(
         _record(answer, top_k, nms_threshold)
         for answer in answer_pairs(model, protocol, bar, surroundings=surroundings)
@@ -222,6 +222,16 @@ def evaluate(
     )
 
 
+def within(ranking: Ranking, num_steps: int) -> Ranking:
+    """Answers as users get them: cut to the video, without those that lie past an end of it."""
+    moments = clip_moments(ranking.moments.double(), num_steps)
+    real = moments[:, 0] < moments[:, 1]
+    before = None if ranking.proposals is None else ranking.proposals[real].double()
+    return replace(
+        ranking, moments=moments[real], scores=ranking.scores[real].double(), proposals=before
+    )
+
+
 def overlaps_by_way(
     model: Relocalizer, protocol: Protocol, pairs: Sequence[Pair]
 ) -> dict[str, Tensor]:
@@ -230,8 +240,9 @@ def overlaps_by_way(
     for number, answer in enumerate(answer_pairs(model, protocol, pairs, every_way=True)):
         truths = torch.tensor([answer.pair.reference.truths])
         for way, ranking in answer.rankings.items():
-            best = clip_moments(ranking.moments[:1].double(), len(answer.reference))
-            found[way][number] = best_tiou(best, truths)[0]
+            best = within(ranking, len(answer.reference)).moments[:1]
+            if len(best):
+                found[way][number] = best_tiou(best, truths)[0]
     return found
 
 
@@ -264,9 +275,8 @@ def replay(model: Relocalizer, like: Evaluation) -> Evaluation:
 def _record(answer: Answer, top_k: int, nms_threshold: float) -> PairRecord:
     query, item = answer.pair.query, answer.pair.reference
     truths = torch.tensor(item.truths, dtype=torch.float64).reshape(-1, 2)
-    best: Moment | None = None
-    if answer.ranking is not None:
-        best = answer.ranking.best(item.num_steps, 1)[0]
+    given = [] if answer.ranking is None else answer.ranking.best(item.num_steps, 1)
+    best = given[0] if given else None
     return PairRecord(
         query_id=query.item_id,
         reference_id=item.item_id,
@@ -291,11 +301,12 @@ def _scored(
     ranking: Ranking | None, num_steps: int, truths: Tensor, top_k: int, nms_threshold: float
 ) -> dict[str, Any]:
     """The part of a record that depends on the ranking; without truths nothing overlaps."""
-    if ranking is None:
+    ranking = None if ranking is None else within(ranking, num_steps)
+    if ranking is None or len(ranking.scores) == 0:
         return {"moments": (), "scores": (), "tious": (), "before": None, "tiou_before": None}
-    moments, scores = clip_moments(ranking.moments.double(), num_steps), ranking.scores.double()
+    moments, scores = ranking.moments, ranking.scores
     kept = nms(moments, scores, nms_threshold)[:top_k]
-    before = None if ranking.proposals is None else ranking.proposals[kept[:1]].double()
+    before = None if ranking.proposals is None else ranking.proposals[kept[:1]]
     known = len(truths) > 0
     return {
         "moments": _spans(moments[kept]),

@@ -22,7 +22,7 @@ from relocal_pyg.errors import CheckpointError, UsageError, ascii_line
 from relocal_pyg.evaluation.few_shot import Instances, draw_episodes, few_shot_table
 from relocal_pyg.evaluation.few_shot import to_markdown as few_shot_markdown
 from relocal_pyg.evaluation.report import write_report
-from relocal_pyg.evaluation.run import evaluate
+from relocal_pyg.evaluation.run import check_protocol, evaluate
 from relocal_pyg.evaluation.statistics import Estimate
 from relocal_pyg.evaluation.tables import Comparison, compare, to_json, to_latex, to_markdown
 from relocal_pyg.io.read import read_json
@@ -218,8 +218,8 @@ def ablation(preset: Preset, layers: Sequence[int], graphs: Sequence[int]) -> li
             ks=tuple(range(1, graph + 1)),
             graph_conv=graph_conv,
         )
-        for layer in layers
-        for graph in graphs
+        for layer in dict.fromkeys(layers)
+        for graph in dict.fromkeys(graphs)
         for graph_conv in (True, False)
     ]
 
@@ -334,7 +334,7 @@ def train_all(
 
     data = protocol.fingerprint
     for system in systems:
-        for seed in seeds:
+        for seed in dict.fromkeys(seeds):
             yield Trained.load(finished(system, seed), system.title, accelerator)
 
 
@@ -395,8 +395,8 @@ def few_shot(
     """
     lists = [
         draw_episodes(protocol, split, shots=number, count=count, instances=kind)
-        for kind in instances
-        for number in shots
+        for kind in dict.fromkeys(instances)
+        for number in dict.fromkeys(shots)
     ]
     _check_trained(trained, protocol, split, (i.video_id for i in protocol.splits.get(split, ())))
     trivial = (WholeReference(), CentreHalf(), RandomMoment())
@@ -428,6 +428,7 @@ def compare_trained(
     ranked by their scores alone: those pairs cost a big network more than the test does. There are
     at most ``max_nulls`` references without the action; one a pair where None.
     """
+    check_protocol("the pair list", pairs.protocol, protocol)  # before anything is calibrated
     videos = (pair.reference.video_id for pair in pairs.pairs)
     _check_trained(trained, protocol, pairs.split, videos)
     nulls = draw_nulls(protocol, pairs, max_nulls)

@@ -18,7 +18,7 @@ from relocal_pyg.errors import OutputError, RelocalError, UsageError
 from relocal_pyg.evaluation import Evaluation, answer_pairs, best_tiou, environment, evaluate
 from relocal_pyg.evaluation.metrics import above
 from relocal_pyg.evaluation.run import overlaps_by_way
-from relocal_pyg.models.base import Ranking, TrainableRelocalizer
+from relocal_pyg.models.base import Ranking, Relocalizer, TrainableRelocalizer
 from relocal_pyg.models.matchers import CentreHalf, WholeReference
 from relocal_pyg.moments import tiou
 
@@ -208,6 +208,28 @@ def test_an_answer_that_is_no_ranking_names_the_pair(
     with pytest.raises(RelocalError, match=message) as caught:
         evaluate(scripted([ranking]), small_protocol, small_pairs, progress=False)
     assert "query v0#0, reference v1#0" in str(caught.value)
+
+
+def test_answers_past_an_end_are_none_here_as_they_are_none_to_users(
+    small_protocol: Protocol, small_pairs: PairList, scripted: Any
+) -> None:
+    """An empty moment stood first where users were given the next; with nothing else it raised."""
+    past = [[44.0, 60.0], [10.0, 20.0], [-9.0, -1.0]]
+    model = scripted([rank_of(past, [0.9, 0.5, 0.4], past), rank_of(past[:1], [0.9], past[:1])])
+    evaluation = evaluate(model, small_protocol, small_pairs, progress=False)
+    first, second, *_ = evaluation.records
+    assert (first.moments, first.scores, first.tious) == (((10, 20),), (0.5,), (1,))
+    assert (first.before, first.tiou_before) == ((10, 20), 1)
+    assert (second.moments, second.tiou, second.before) == ((), 0, None)
+
+    class Past(Relocalizer):
+        title = "Past"
+
+        def rank(self, *arguments: Any, **options: Any) -> Ranking:
+            return rank_of(past, [0.9, 0.5, 0.4], past)
+
+    wanted = evaluate(Past(), small_protocol, small_pairs, progress=False).tious
+    assert torch.equal(overlaps_by_way(Past(), small_protocol, small_pairs.pairs)["none"], wanted)
 
 
 def test_an_answer_that_was_not_refined_counts_as_it_is_before_refinement(

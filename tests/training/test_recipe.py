@@ -150,8 +150,10 @@ def test_a_finished_run_is_read_and_another_setting_is_another_run(protocol, tmp
     again = list(recipe.train_all([system], protocol, (0,), tmp_path, steps=1))
     assert capsys.readouterr().out == ""
     assert again[0].history == first[0].history
-    list(recipe.train_all([system], protocol, (1,), tmp_path, steps=1))
+    # What is said twice is one run, where the table was refused once all were trained.
+    assert len(list(recipe.train_all([system], protocol, (1, 1), tmp_path, steps=1))) == 1
     assert len(list(tmp_path.iterdir())) == 2
+    assert recipe.ablation(RECOMMENDED, (1, 1), (2,))[2:] == []
     fewer = dataclasses.replace(protocol, splits={**protocol.splits, "val": ()})
     assert protocol.fingerprint != fewer.fingerprint
 
