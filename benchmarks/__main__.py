@@ -40,6 +40,8 @@ def main(arguments: list[str] | None = None) -> list[Table]:
     if unknown:
         parser.error(f"no part {', '.join(sorted(unknown))}: {', '.join(PARTS)}")
     if options.threads is not None:
+        if options.threads < 1:
+            parser.error("--threads takes a number of at least 1")
         torch.set_num_threads(options.threads)
     use_clock(options.clock)
     about = machine() | {"clock": options.clock}

@@ -15,10 +15,9 @@ import tyro
 from torch import Tensor
 
 from benchmarks.accuracy import sets
-from benchmarks.accuracy.consistency import halves
 from relocal_pyg.data.pairs import PairList
 from relocal_pyg.evaluation import Evaluation
-from relocal_pyg.evaluation.consistency import disagreement
+from relocal_pyg.evaluation.consistency import disagreement, halves
 from relocal_pyg.evaluation.metrics import above
 from relocal_pyg.evaluation.statistics import bootstrap_interval
 

@@ -7,6 +7,7 @@ builds and searches indices of that many videos, to see what grows.
 from __future__ import annotations
 
 import itertools
+import math
 import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -24,6 +25,7 @@ from relocal_pyg.data.items import Protocol
 from relocal_pyg.data.pair_data import resample, resample_windows
 from relocal_pyg.datasets.simulation import SimulatedFeatures
 from relocal_pyg.datasets.synthetic import SyntheticConfig, synthetic
+from relocal_pyg.errors import check_number
 from relocal_pyg.io.seeding import seed_torch
 from relocal_pyg.models import ContrastMatcher, MultiGraphMatcher, MultiGraphRelocalizer
 from relocal_pyg.models.base import Relocalizer, TrainableRelocalizer
@@ -148,14 +150,14 @@ def _measure(
 
 
 def recall(wanted: Sequence[Sequence[Hit]], found: Sequence[Sequence[Hit]]) -> float:
-    """Share of the wanted answers that were found, to a hundredth of a second."""
+    """Share of the wanted answers that were found, to a hundredth of a second; NaN for none."""
 
     def places(hits: Sequence[Hit]) -> set[tuple[str, float, float]]:
         return {(hit.video_id, round(hit.start, 2), round(hit.end, 2)) for hit in hits}
 
-    pairs = list(zip(wanted, found, strict=True))
-    common = sum(len(places(one) & places(other)) for one, other in pairs)
-    return common / sum(len(places(one)) for one, _ in pairs)
+    pairs = [(places(one), places(other)) for one, other in zip(wanted, found, strict=True)]
+    every = sum(len(one) for one, _ in pairs)
+    return sum(len(one & other) for one, other in pairs) / every if every else math.nan
 
 
 GROWTH = [
@@ -204,6 +206,7 @@ def main(
 
 
 def _grow(table: Table, count: int, queries: int, exhaustive: int, folder: Path) -> None:
+    check_number(count, "videos", least=2, whole=True)
     classes = min(100, count // 2)
     config = SyntheticConfig(
         train_classes=1, val_classes=1, test_classes=classes, test_videos=count // classes

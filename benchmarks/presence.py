@@ -265,6 +265,8 @@ def report(name: str, values: Tensor, happened: Tensor) -> str:
     """One line about probabilities ``[N]`` and what happened ``[N]``."""
     places = [[str(n) for n in range(int(c))] for c in (happened.sum(), (1 - happened).sum())]
     yes, no = values[happened > 0], values[happened == 0]
+    if not len(yes) or not len(no):
+        return f"{name}: N {len(values)}, all of one kind: ask for more"
     area, low, high = auroc_interval(yes[None], no[None], *places)
     error, chance = calibration_error(values, happened)
     shares = (100 * float((each >= 0.5).float().mean()) for each in (yes, no))

@@ -10,7 +10,6 @@ The films are drawn, written as mp4 and searched as ``relocal find --all`` does.
 
 from __future__ import annotations
 
-import sys
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ from typing import Any
 import av
 import numpy as np
 import torch
+import tyro
 from numpy.typing import NDArray
 
 from relocal_pyg.io.seeding import generator
@@ -114,7 +114,8 @@ def played(look: Film, name: str, seconds: float, pace: float) -> Iterator[NDArr
         yield every[int(number * pace)]
 
 
-def main(films: int = 50, seed: int = 1) -> None:
+def main(films: int = 50, seed: int = 1, /) -> None:
+    """Count in so many films, drawn by a seed."""
     near, once, held = [], [], []
     with tempfile.TemporaryDirectory() as folder:
         for number in range(films):
@@ -138,4 +139,4 @@ def main(films: int = 50, seed: int = 1) -> None:
 
 
 if __name__ == "__main__":
-    main(*map(int, sys.argv[1:]))
+    tyro.cli(main)

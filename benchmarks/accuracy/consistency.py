@@ -11,7 +11,7 @@ from torch import Tensor
 
 from benchmarks.accuracy import sets
 from benchmarks.accuracy.rows import Cell, answers
-from relocal_pyg.evaluation.consistency import disagreement
+from relocal_pyg.evaluation.consistency import disagreement, halves
 from relocal_pyg.evaluation.metrics import above
 from relocal_pyg.evaluation.statistics import bootstrap_interval
 from relocal_pyg.training.recipe import draw_pairs
@@ -52,12 +52,6 @@ class Line:
             f"| {amount:.2f} ({low:.2f} to {high:.2f}) | {self.recipe} | {100 * self.agree:+.1f} "
             f"| {100 * self.differ:+.1f} | {gain:+.1f} ({less:+.1f} to {more:+.1f}) |"
         )
-
-
-def halves(amounts: Tensor) -> Tensor:
-    """Weights ``[N]`` that make of a mean that where pairs differ minus that where they agree."""
-    larger = amounts > amounts.median()
-    return torch.where(larger, 1 / larger.double().mean(), -1 / (~larger).double().mean())
 
 
 def consistency_lines(cells: list[Cell], data: Path | None, out: Path) -> list[Line]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -13,7 +13,7 @@ from relocal_pyg.errors import UsageError
 from relocal_pyg.evaluation.metrics import above
 from relocal_pyg.evaluation.run import answer_pairs
 from relocal_pyg.evaluation.statistics import Estimate, bootstrap_interval
-from relocal_pyg.evaluation.tables import Comparison
+from relocal_pyg.evaluation.tables import Comparison, pipe_table
 from relocal_pyg.models.matchers import CosineMatcher, DiagonalMatcher
 
 
@@ -42,16 +42,23 @@ def _places(moments: Tensor) -> Tensor:
     return order.double()
 
 
-@dataclass(frozen=True)
-class Halves:
+def halves(amounts: Tensor) -> Tensor:
+    """Weights ``[N]`` that make of a mean that where pairs differ minus that where they agree.
+
+    Raises:
+        UsageError: All pairs disagree alike.
+    """
+    larger = amounts > amounts.median()
+    if not larger.any():
+        raise UsageError("all pairs disagree alike: there are no halves")
+    return torch.where(larger, 1 / larger.double().mean(), -1 / (~larger).double().mean())
+
+
+class Halves(NamedTuple):
     """A system on the pairs where steps and clips agree more, and where they agree less.
 
-    Attributes:
-        title: Name of the system.
-        agree: mAP@1 at 0.5 on the half with the smaller disagreement.
-        differ: On the other half.
-        gain: How much more it is ahead of the system that it is set beside where they differ: the
-            difference of both leads, with its paired interval over videos.
+    ``agree`` and ``differ`` are mAP@1 at 0.5 on either half; ``gain`` is how much more it is ahead
+    of another system where they differ, with its paired interval over videos.
     """
 
     title: str
@@ -59,14 +66,12 @@ class Halves:
     differ: float
     gain: Estimate
 
-    def text(self) -> str:
-        """The line as a row of markdown, in percent."""
-        ends = (self.gain.value, self.gain.low, self.gain.high)
-        value, low, high = (None if end is None else f"{100 * end:+.1f}" for end in ends)
-        span = f" ({low} to {high})" if low and high else ""
-        return (
-            f"| {self.title} | {100 * self.agree:.1f} | {100 * self.differ:.1f} | {value}{span} |"
-        )
+    def cells(self) -> list[str]:
+        """The row of a table, in percent."""
+        ends = [end for end in (self.gain.low, self.gain.high) if end is not None]
+        span = " ({:+.1f} to {:+.1f})".format(*(100 * end for end in ends)) if ends else ""
+        shares = [f"{100 * share:.1f}" for share in (self.agree, self.differ)]
+        return [self.title, *shares, f"{100 * self.gain.value:+.1f}{span}"]
 
 
 def by_disagreement(comparison: Comparison, amounts: Tensor, against: str) -> list[Halves]:
@@ -83,11 +88,8 @@ def by_disagreement(comparison: Comparison, amounts: Tensor, against: str) -> li
     first = comparison.evaluations[against][0]
     if len(first.records) != len(amounts):
         raise UsageError(f"{len(amounts)} amounts of disagreement for {len(first.records)} pairs")
-    larger = amounts > amounts.median()
-    if not larger.any():
-        raise UsageError("all pairs disagree alike: there are no halves")
-    # With these weights a mean over all pairs is the difference of the means of both halves.
-    weight = torch.where(larger, 1 / larger.double().mean(), -1 / (~larger).double().mean())
+    weight = halves(amounts)
+    larger = weight > 0
     right = {
         title: torch.stack([above(each.tious, (0.5,)).double()[:, 0] for each in runs]).mean(dim=0)
         for title, runs in comparison.evaluations.items()
@@ -111,14 +113,9 @@ def to_markdown(amounts: Tensor, pairs: PairList, rows: list[Halves], against: s
     videos = [pair.reference.video_id for pair in pairs.pairs]
     mean = Estimate.known(amounts.mean(), *bootstrap_interval(amounts, videos))
     ends = f" (95 % {mean.low:.2f} to {mean.high:.2f})" if mean.low is not None else ""
-    return "\n".join(
-        [
-            f"Disagreement of similarity by step and by clip: {mean.value:.2f}{ends}, "
-            f"{len(amounts)} pairs; 0 is the same order of the proposals, 1 is unrelated.",
-            "",
-            f"| system, mAP@1 at .5 in % | they agree | they differ | more ahead of {against} |",
-            "|---|---|---|---|",
-            *(row.text() for row in rows),
-            "",
-        ]
+    told = (
+        f"Disagreement of similarity by step and by clip: {mean.value:.2f}{ends}, "
+        f"{len(amounts)} pairs; 0 is the same order of the proposals, 1 is unrelated."
     )
+    heads = "system, mAP@1 at .5 in %", "they agree", "they differ", f"more ahead of {against}"
+    return "\n".join([told, "", *pipe_table([heads, *(row.cells() for row in rows)], 1), ""])

@@ -6,6 +6,7 @@ MICLAB-BUPT/VAL-VLM). Published rows share no protocol; nothing here is comparab
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -20,14 +21,16 @@ from torch import Tensor
 
 from relocal_pyg.data.items import Item, Protocol
 from relocal_pyg.errors import AnnotationError, UsageError, check_number
+from relocal_pyg.evaluation.run import check_protocol, check_ranking, within
 from relocal_pyg.evaluation.statistics import Estimate
+from relocal_pyg.evaluation.tables import percent, pipe_table
 from relocal_pyg.io.read import read_json
 from relocal_pyg.io.record import sha256_json
 from relocal_pyg.io.seeding import generator
 from relocal_pyg.io.write import write_json
 from relocal_pyg.models.base import Ranking, Relocalizer, evaluating
 from relocal_pyg.models.calibrated import Calibrated
-from relocal_pyg.moments import clip_moments, nms, tiou
+from relocal_pyg.moments import nms, tiou
 
 #: Thresholds of ActivityNet's average: .5 to .95.
 THRESHOLDS = tuple(round(0.5 + 0.05 * number, 2) for number in range(10))
@@ -159,7 +162,8 @@ def draw_episodes(
             if fitting:
                 references[label] = sorted(fitting)
     if not any(len(by_label[label]) > shots for label in references):
-        raise AnnotationError(f"no class of {split} has a reference and {shots} other videos")
+        kind = "" if instances == "superset" else f"{instances}-instance "
+        raise AnnotationError(f"no class of {split} has a {kind}reference and {shots} other videos")
     labels = sorted(references)
     episodes = []
     for number in range(count):
@@ -200,7 +204,13 @@ def average_precision(
     Detections of all episodes in one list by falling score; each takes the free truth of its
     episode with the largest tIoU if that is ``>=`` the threshold, else it is a false positive. The
     area is that under the precision's envelope. Ties keep their order.
+
+    Raises:
+        UsageError: A number of a detection is not finite: it has no place in the list.
     """
+    for found in detections:
+        if not all(map(math.isfinite, (found.start, found.end, found.score))):
+            raise UsageError(f"{found} is not finite")
     right, _ = _hits(detections, truths, thresholds)
     total = sum(map(len, truths.values()))
     return torch.from_numpy(_areas(right, np.ones(len(right)), total))
@@ -273,9 +283,15 @@ def evaluate_few_shot(
         interval over the references' videos.
 
     Raises:
-        UsageError: Probabilities are asked of a model that has none, or a word is unknown.
+        RelocalError: The model's answer is no ranking; the query and the episode are named.
+        UsageError: The list is of another protocol or empty, probabilities are asked of a model
+            that has none, a word is unknown, or a number out of range.
     """
+    check_protocol("the list of episodes", episodes.protocol, protocol)
+    if not episodes.episodes:
+        raise UsageError("there is no episode")
     check_number(samples, "samples", least=0, whole=True)
+    check_number(nms_threshold, "nms_threshold", least=0, most=1)
     known = ("class", "agnostic"), ("mean", "max"), ("raw", "probability")
     for asked, words in zip((pool, combine, score), known, strict=True):
         if asked not in words:
@@ -288,20 +304,21 @@ def evaluate_few_shot(
         reference = protocol.reference(episode.reference)
         rankings = []
         for support in episode.supports:
-            proposals = protocol.proposals(episode.reference, support)
+            proposals = protocol.proposals(episode.reference, support).float()
             if len(proposals):
                 around = protocol.reference(support)
                 with evaluating(model), torch.no_grad():
                     ranking = model.rank(
                         protocol.query(support), reference, proposals, query_video=around
                     )
+                place = f"{model.title}: query {support.item_id}, episode {episode.episode_id}"
+                check_ranking(ranking, place)
                 rankings.append(replace(ranking.cpu(), probabilities=ranking.probabilities))
         if not rankings:
             continue
-        moments, scores = combined(rankings, combine)
-        moments = clip_moments(moments, len(reference))
-        kept = nms(moments, scores, nms_threshold, limit=CAP)
-        moments, scores = moments[kept], scores[kept]
+        whole = within(Ranking(*combined(rankings, combine)), len(reference))
+        kept = nms(whole.moments, whole.scores, nms_threshold, limit=CAP)
+        moments, scores = whole.moments[kept], whole.scores[kept]
         if score == "probability":
             told = [each.probabilities for each in rankings if each.probabilities is not None]
             if len(told) < len(rankings):
@@ -368,17 +385,12 @@ def few_shot_table(
 
 def to_markdown(rows: Sequence[Mapping[str, Any]]) -> str:
     """The rows of :func:`few_shot_table`, in percent with half of each 95 % interval."""
-    names = ("map@0.5", "map@0.75", "map")
-    lines = ["| shots | moments | episodes | system | .5 | .75 | mean of .5 to .95 |"]
-    lines.append("|---" * 7 + "|")
+    cells = [["shots", "moments", "episodes", "system", ".5", ".75", "mean of .5 to .95"]]
     for row in rows:
-        cells = [str(row[key]) for key in ("shots", "instances", "episodes", "title")]
-        for name in names:
-            half = row[name].half_width
-            width = "" if half is None else f" ± {100 * half:.1f}"
-            cells.append(f"{100 * row[name].value:.1f}{width}")
-        lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join([*lines, ""])
+        words = [str(row[key]) for key in ("shots", "instances", "episodes", "title")]
+        scores = [percent(row[key], interval=True) for key in ("map@0.5", "map@0.75", "map")]
+        cells.append(words + scores)
+    return "\n".join([*pipe_table(cells, 4), ""])
 
 
 def combined(

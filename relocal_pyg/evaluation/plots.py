@@ -10,6 +10,7 @@ import io
 import math
 import warnings
 from collections.abc import Mapping, Sequence
+from itertools import cycle
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -21,6 +22,7 @@ from relocal_pyg.errors import UsageError, ascii_line, check_number
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.axis import Axis
     from matplotlib.figure import Figure
 
     from relocal_pyg.graph import PairGraph
@@ -32,6 +34,8 @@ PAGE_WIDTH = 7.2
 BLUE, ORANGE, GREEN, PURPLE, SKY = "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9"
 GREY, PALE, DARK = "#8A8A8A", "#D9D9D9", "#222222"
 _PALETTE = (BLUE, ORANGE, GREEN, PURPLE, SKY, "#E69F00", DARK)
+#: Where there are more lines than colours the next style begins.
+_LINES = [(colour, style) for style in ("-", (0, (5, 1.5)), (0, (1, 1))) for colour in _PALETTE]
 
 
 def new_figure(
@@ -57,27 +61,11 @@ def colour_bar(figure: Figure, axes: Axes, image: Any, label: str) -> None:
     bar.ax.tick_params(labelsize=8)
 
 
-def whole_numbers() -> Any:
+def whole_numbers(axis: Axis) -> None:
     """Ticks at whole numbers only: half a step does not exist."""
     from matplotlib.ticker import MaxNLocator
 
-    return MaxNLocator(6, integer=True)
-
-
-def colours(count: int) -> list[str]:
-    """Colours for so many lines."""
-    return [_PALETTE[i % len(_PALETTE)] for i in range(count)]
-
-
-def line_styles(count: int) -> list[Any]:
-    """Line styles for so many lines: another one where :func:`colours` begins anew.
-
-    Example:
-        >>> len({*zip(colours(20), map(str, line_styles(20)))})
-        20
-    """
-    styles = ["-", (0, (5, 1.5)), (0, (1, 1))]
-    return [styles[i // len(_PALETTE) % len(styles)] for i in range(count)]
+    axis.set_major_locator(MaxNLocator(6, integer=True))
 
 
 def name_rows(axes: Axes, ticks: Sequence[float], names: Sequence[str]) -> None:
@@ -332,8 +320,8 @@ def adjacency(graph: PairGraph, step: int | None = None) -> Figure:
     left.set_xlabel("source node")
     left.set_ylabel("target node")
     set_title(left, f"matrix, T = {steps}, k = {graph.k}", pad=18)
-    for axis in (left.xaxis, left.yaxis):
-        axis.set_major_locator(whole_numbers())
+    whole_numbers(left.xaxis)
+    whole_numbers(left.yaxis)
     for place, name in ((0.25, "query"), (0.75, "proposal")):
         left.text(place, 1.01, name, transform=left.transAxes, ha="center", va="bottom", fontsize=8)
     _draw_neighbours(right, matrix[step], steps, step)
@@ -364,16 +352,17 @@ def training_curves(
     groups = [(name, members) for name, members in groups if members] or [("loss", [])]
     figure, panels = new_figure(2.8, columns=len(groups))
     for axes, (name, members) in zip(panels, groups, strict=True):
-        for key, colour in zip(members, colours(len(members)), strict=True):
+        for key, (colour, style) in zip(members, cycle(_LINES)):
             points = [(record["step"], record[key]) for record in history if key in record]
             marker = "o" if len(points) < 30 else ""
             label = ascii_line(key.removeprefix("val_")).replace("_", " ")
-            axes.plot(*zip(*points, strict=True), color=colour, marker=marker, ms=3, label=label)
+            (line,) = axes.plot(*zip(*points, strict=True), marker=marker, ms=3, label=label)
+            line.set(color=colour, linestyle=style)
         if best_step is not None:
             axes.axvline(best_step, color=DARK, linewidth=0.8, linestyle="--", label="kept")
         axes.set_xlabel("optimiser step")
         axes.set_ylabel(name)
-        axes.xaxis.set_major_locator(whole_numbers())
+        whole_numbers(axes.xaxis)
         axes.grid(axis="y", color=PALE, linewidth=0.6)
         if members:
             draw_legend(axes)
@@ -389,20 +378,18 @@ def recall_curve(
     Names that are ``muted``, those of trivial predictors, are drawn dashed and grey.
     """
     figure, (axes,) = new_figure(3.4)
-    bright = [name for name in tious if name not in muted]
-    colour_of = dict(zip(bright, colours(len(bright)), strict=True))
-    style_of = dict(zip(bright, line_styles(len(bright)), strict=True))
-    dashes = ["--", ":", "-.", (0, (6, 2, 1, 2, 1, 2))]
+    bright = cycle(_LINES)
+    dull = cycle((GREY, style) for style in ("--", ":", "-.", (0, (6, 2, 1, 2, 1, 2))))
     for name, values in tious.items():
         overlaps = torch.as_tensor(values).double().sort().values
         # Just at an overlap the share above it drops: a step there, from 100 % at 0.
         share = 100 * (1 - torch.arange(1, len(overlaps) + 1) / max(len(overlaps), 1))
-        style = style_of.get(name) or dashes[list(muted).index(name) % len(dashes)]
+        colour, style = next(dull if name in muted else bright)
         axes.step(
             [0.0, *overlaps.tolist(), 1.0],
             [100.0, *share.tolist(), 0.0],
             where="post",
-            color=colour_of.get(name, GREY),
+            color=colour,
             linestyle=style,
             label=ascii_line(name),
         )
@@ -427,18 +414,9 @@ def _draw_neighbours(axes: Axes, weights: Tensor, steps: int, step: int) -> None
             axes.plot([step, place], [1, 0], color=GREEN, linewidth=0.8, zorder=1)
         elif node != step:
             reach = abs(place - step)
-            axes.add_patch(
-                Arc(
-                    ((step + place) / 2, 1.0),
-                    reach,
-                    0.3 + 0.7 * reach / steps,
-                    theta1=0,
-                    theta2=180,
-                    color=BLUE,
-                    linewidth=1,
-                    zorder=1,
-                )
-            )
+            centre, height = ((step + place) / 2, 1.0), 0.3 + 0.7 * reach / steps
+            arc = Arc(centre, reach, height, theta1=0, theta2=180, color=BLUE, linewidth=1)
+            axes.add_patch(arc).set_zorder(1)
     size = max(2.0, min(8.0, 120 / steps))
     axes.plot(range(steps), [1] * steps, "o", color=BLUE, ms=size, label="query step")
     axes.plot(range(steps), [0] * steps, "o", color=ORANGE, ms=size, label="proposal step")
@@ -446,7 +424,7 @@ def _draw_neighbours(axes: Axes, weights: Tensor, steps: int, step: int) -> None
     axes.set_ylim(-0.4, 1.7)
     axes.set_yticks([1, 0], ["query", "proposal"])
     axes.set_xlabel("step")
-    axes.xaxis.set_major_locator(whole_numbers())
+    whole_numbers(axes.xaxis)
     axes.spines["left"].set_visible(False)
     axes.tick_params(axis="y", length=0)
     set_title(axes, f"neighbours of query step {step} ({len(joined)} with itself)", pad=18)

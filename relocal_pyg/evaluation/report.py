@@ -22,6 +22,7 @@ from relocal_pyg.evaluation.plots import (
     training_curves,
 )
 from relocal_pyg.evaluation.results import PairRecord, Span
+from relocal_pyg.evaluation.run import check_protocol
 from relocal_pyg.evaluation.tables import (
     ABSENT,
     COLUMNS,
@@ -126,10 +127,7 @@ def write_report(
         UsageError: ``protocol`` is another one or lacks a pictured pair, or a class has no pair.
         OutputError: The page could not be written; what was there before is intact.
     """
-    if protocol.name != comparison.first.protocol:
-        raise UsageError(
-            f"the comparison is of protocol {comparison.first.protocol}, not of {protocol.name}"
-        )
+    check_protocol("the comparison", comparison.first.protocol, protocol)
     count = sum(row.kind == "model" for row in comparison.rows)
     content = render(
         "report.html",
@@ -233,7 +231,7 @@ def _cell(value: float | None) -> str:
 
 
 def _recall(comparison: Comparison) -> dict[str, Any]:
-    recall = comparison.average_recall
+    recall = comparison.first.average_recall
     return _table(
         "Average recall (%) of the truths by the first proposals of each reference, over the "
         "thresholds .5 to .95",

@@ -14,7 +14,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from relocal_pyg.errors import RelocalError
+from relocal_pyg.errors import RelocalError, shorten
 from relocal_pyg.evaluation.metrics import (
     AVERAGED,
     BUDGETS,
@@ -164,7 +164,12 @@ class PairRecord:
 
     @property
     def instances_met(self) -> float:
-        """Share of the truths that one of the first five answers meets with a tIoU above 0.5."""
+        """Share of the truths that one of the first five answers meets with a tIoU above 0.5.
+
+        It is 0 where there is nothing to find.
+        """
+        if not self.truths:
+            return 0.0
         truths = torch.tensor(self.truths, dtype=torch.float64)
         answers = torch.tensor(self.moments[:5], dtype=torch.float64).reshape(-1, 1, 2)
         met = above(tiou(answers, truths[None]), (0.5,)).any(dim=0)
@@ -186,16 +191,16 @@ class PairRecord:
         return None if self.before is None else self._in_seconds([self.before])[0]
 
     def csv_row(self) -> dict[str, object]:
-        """A row of ``pairs.csv``, in seconds of the reference; an absent value is empty."""
-        start, end = self.moments_seconds[0] if self.moments else ("", "")
-        row: dict[str, object | None] = {
+        """A row of ``pairs.csv``, in seconds of the reference; what is None stays empty there."""
+        start, end = self.moments_seconds[0] if self.moments else (None, None)
+        return {
             "query_id": self.query_id,
             "reference_id": self.reference_id,
             "label": self.label,
             "video_id": self.video_id,
             "start_seconds": start,
             "end_seconds": end,
-            "score": self.scores[0] if self.scores else "",
+            "score": self.scores[0] if self.scores else None,
             "tiou": self.tiou,
             "tiou_before": self.tiou_before,
             "oracle_tiou": self.oracle,
@@ -205,23 +210,57 @@ class PairRecord:
             "probability": self.probability,
             "presence": self.presence,
         }
-        return {name: "" if value is None else value for name, value in row.items()}
 
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> PairRecord:
-        """Rebuild a record from its JSON form: lists become tuples again, further keys are left."""
+        """Rebuild a record from its JSON form: lists become tuples again, further keys are left.
+
+        Raises:
+            KeyError: A field is missing.
+            TypeError: One is of another kind.
+            ValueError: A list is of another shape, or an overlap is none.
+        """
         known = {f.name: values[f.name] for f in fields(cls) if f.name in values}
-        for name in ("truths", "moments", "recall"):
-            known[name] = tuple(tuple(row) for row in known[name])
+        known["truths"], known["moments"] = (_rows(known[x], 2) for x in ("truths", "moments"))
+        known["recall"] = _rows(known["recall"], len(known["truths"]))
         for name in ("scores", "tious"):
-            known[name] = tuple(known[name])
+            (known[name],) = _rows([known[name]], len(known["moments"] if known[name] else ()))
         if known["before"] is not None:
-            known["before"] = tuple(known["before"])
-        return cls(**known)
+            (known["before"],) = _rows([known["before"]], 2)
+        record = cls(**known)
+        _check_kinds(record)
+        told = record.oracle, record.tiou_before or 0.0, *record.tious
+        if not all(0 <= overlap <= 1 for overlap in told):
+            raise ValueError(f"tIoU {told}")
+        if len(record.recall) != len(BUDGETS) or len(record.scores) != len(record.moments):
+            raise ValueError(f"{record.query_id} in {record.reference_id}: lists differ in length")
+        return record
 
     def _in_seconds(self, spans: Sequence[Span]) -> list[Span]:
         scale = self.seconds_per_step
         return [(start * scale, end * scale) for start, end in spans]
+
+
+_KINDS = {"str": str, "int": int, "float": int | float, "bool": bool, "dict[str, Any]": dict}
+
+
+def _check_kinds(made: PairRecord | Evaluation) -> None:
+    """Refuse what a file made where a plain field is of another kind than its annotation."""
+    for each in fields(made):
+        wanted, _, absent = str(each.type).partition(" | ")
+        value = getattr(made, each.name)
+        if wanted in _KINDS and not (absent and value is None):
+            right = isinstance(value, _KINDS[wanted])
+            if not right or isinstance(value, bool) != (wanted == "bool"):
+                raise TypeError(f"{each.name} is {shorten(value)}")
+
+
+def _rows(values: Any, width: int) -> tuple[Any, ...]:
+    """Lists of so many numbers as tuples."""
+    found = torch.tensor(values, dtype=torch.float64)
+    if found.shape not in ((len(values), width), (0,)):
+        raise ValueError(f"{shorten(values)}: rows of {width} numbers wanted")
+    return tuple(map(tuple, found.tolist()))
 
 
 _FORMAT = 2
@@ -274,14 +313,12 @@ class Evaluation:
     @cached_property
     def tious_before(self) -> Tensor | None:
         """The same before refinement; None where the model refines nothing."""
-        values = [record.tiou_before for record in self.records]
-        if all(value is None for value in values):
+        if all(record.tiou_before is None for record in self.records):
             return None
-        filled = [
-            record.tiou if value is None else value
-            for record, value in zip(self.records, values, strict=True)
-        ]
-        return torch.tensor(filled, dtype=torch.float64)
+        return torch.tensor(
+            [r.tiou if r.tiou_before is None else r.tiou_before for r in self.records],
+            dtype=torch.float64,
+        )
 
     @cached_property
     def best_of_5(self) -> Tensor | None:
@@ -307,6 +344,11 @@ class Evaluation:
     def clusters(self) -> list[str]:
         """Source video of each reference."""
         return [record.video_id for record in self.records]
+
+    @property
+    def proposals_per_reference(self) -> float:
+        """Mean number of proposals."""
+        return statistics.fmean(record.num_proposals for record in self.records)
 
     @property
     def average_recall(self) -> dict[int, float]:
@@ -335,7 +377,6 @@ class Evaluation:
         limits = estimate_scores(self.oracle_tious[None], self.clusters, samples=samples)
         classes = [map_at_1(self.tious[inside]) for inside in self._by_label().values()]
         times = [record.seconds for record in self.records]
-        proposals = [record.num_proposals for record in self.records]
         return {
             "model": self.title,
             "reconstructed": self.reconstructed,
@@ -347,14 +388,14 @@ class Evaluation:
             "pairs_seed": self.pairs_seed,
             "exclude": self.exclude,
             "source_videos": len(set(self.clusters)),
-            "scores": _plain(scores),
+            "scores": {name: asdict(score) for name, score in scores.items()},
             "macro_mAP@1": {f"{t:g}": statistics.fmean(c[t] for c in classes) for t in THRESHOLDS},
-            "oracle": _plain(limits),
+            "oracle": {name: asdict(score) for name, score in limits.items()},
             "AR@AN": {str(budget): value for budget, value in self.average_recall.items()},
             "by_length": self.by_length(),
             "by_label": self.by_label(),
-            "proposals_per_reference": statistics.fmean(proposals),
-            "pairs_without_proposals": proposals.count(0),
+            "proposals_per_reference": self.proposals_per_reference,
+            "pairs_without_proposals": sum(not record.num_proposals for record in self.records),
             "seconds_per_query": {
                 "mean": statistics.fmean(times),
                 "median": statistics.median(times),
@@ -399,8 +440,12 @@ class Evaluation:
                 raise RelocalError("written by another version: evaluate again", file=path)
             for name in ("records", "nulls"):
                 values[name] = tuple(map(PairRecord.from_json, values[name]))
-            return cls(**values)
-        except (TypeError, KeyError, AttributeError) as error:
+            found = cls(**values)
+            _check_kinds(found)
+            if not found.records or not all(record.truths for record in found.records):
+                raise ValueError("no pair, or one with nothing to find")
+            return found
+        except (TypeError, KeyError, AttributeError, ValueError, RuntimeError) as error:
             raise RelocalError(f"not an evaluation ({error!r})", file=path) from None
 
     def _by_label(self) -> dict[str, Tensor]:
@@ -434,10 +479,6 @@ def score_runs(
         samples=samples,
         seed=seed,
     )
-
-
-def _plain(scores: dict[str, Estimate]) -> dict[str, dict[str, float | None]]:
-    return {name: asdict(score) for name, score in scores.items()}
 
 
 #: The row that a model has to beat where references of the two kinds differ in length.

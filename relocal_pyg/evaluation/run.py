@@ -19,11 +19,11 @@ from tqdm import tqdm
 from relocal_pyg import __version__
 from relocal_pyg.data.items import Pair, Protocol
 from relocal_pyg.data.pairs import PairList
-from relocal_pyg.errors import RelocalError, check_number
+from relocal_pyg.errors import RelocalError, UsageError, ascii_line, check_number
 from relocal_pyg.evaluation.metrics import best_tiou, oracle, recall_by_budget
 from relocal_pyg.evaluation.results import Evaluation, PairRecord, Span
 from relocal_pyg.models.base import Ranking, Relocalizer, evaluating
-from relocal_pyg.moments import Moment, clip_moments, nms
+from relocal_pyg.moments import clip_moments, nms
 
 #: Packages whose version can change a result.
 PACKAGES = (
@@ -137,7 +137,7 @@ def answer_pairs(
             seconds = time.perf_counter() - start
             for ranking in rankings.values():
                 place = f"query {pair.query.item_id}, reference {pair.reference.item_id}"
-                _check(ranking, f"{model.title}: {place}")
+                check_ranking(ranking, f"{model.title}: {place}")
             yield Answer(pair, query, reference, around, proposals, rankings, seconds)
 
 
@@ -175,15 +175,20 @@ def evaluate(
 
     Raises:
         RelocalError: The list is empty, or the model's answer is no ranking; the pair is named.
-        UsageError: ``top_k`` is below 1, or ``nms_threshold`` outside 0 to 1.
+        UsageError: A list is of another protocol, ``top_k`` is below 1, or ``nms_threshold``
+            outside 0 to 1.
     """
     name = title or model.title
+    for drawn in (pairs, pairs if nulls is None else nulls):
+        check_protocol("the pair list", drawn.protocol, protocol)
     check_number(top_k, "top_k", least=1, whole=True)
     check_number(nms_threshold, "nms_threshold", least=0, most=1)
     if not pairs.pairs:
         raise RelocalError("there is no pair: one takes two videos of a class", record=pairs.split)
+    if not all(pair.reference.moments for pair in pairs.pairs):
+        raise UsageError("references without the action among the pairs: give them as nulls")
     asked = (*pairs.pairs, *(() if nulls is None else nulls.pairs))
-    bar = tqdm(asked, desc=name, unit="pair", disable=None if progress else True)
+    bar = tqdm(asked, desc=ascii_line(name), unit="pair", disable=None if progress else True)
     records = tuple(
         _record(answer, top_k, nms_threshold)
         for answer in answer_pairs(model, protocol, bar, surroundings=surroundings)
@@ -217,6 +222,16 @@ def evaluate(
     )
 
 
+def within(ranking: Ranking, num_steps: int) -> Ranking:
+    """Answers as users get them: cut to the video, without those that lie past an end of it."""
+    moments = clip_moments(ranking.moments.double(), num_steps)
+    real = moments[:, 0] < moments[:, 1]
+    before = None if ranking.proposals is None else ranking.proposals[real].double()
+    return replace(
+        ranking, moments=moments[real], scores=ranking.scores[real].double(), proposals=before
+    )
+
+
 def overlaps_by_way(
     model: Relocalizer, protocol: Protocol, pairs: Sequence[Pair]
 ) -> dict[str, Tensor]:
@@ -225,8 +240,9 @@ def overlaps_by_way(
     for number, answer in enumerate(answer_pairs(model, protocol, pairs, every_way=True)):
         truths = torch.tensor([answer.pair.reference.truths])
         for way, ranking in answer.rankings.items():
-            best = clip_moments(ranking.moments[:1].double(), len(answer.reference))
-            found[way][number] = best_tiou(best, truths)[0]
+            best = within(ranking, len(answer.reference)).moments[:1]
+            if len(best):
+                found[way][number] = best_tiou(best, truths)[0]
     return found
 
 
@@ -237,14 +253,13 @@ def replay(model: Relocalizer, like: Evaluation) -> Evaluation:
     features of its own, so that a predictor seeded by them draws anew for each.
     """
     records = []
+    kept = like.settings.get("top_k", 5), like.settings.get("nms_threshold", 0.5)
     for number, record in enumerate(like.records):
         query = torch.full((record.query_steps, 1), float(number))
         reference = torch.zeros(record.reference_steps, 1)
         ranking = model.rank(query, reference, torch.tensor([[0.0, record.reference_steps]]))
         truths = torch.tensor(record.truths, dtype=torch.float64)
-        answer = _scored(
-            ranking, len(reference), truths, like.settings["top_k"], like.settings["nms_threshold"]
-        )
+        answer = _scored(ranking, len(reference), truths, *kept)
         records.append(replace(record, seconds=0.0, probability=None, presence=None, **answer))
     return replace(
         like,
@@ -260,9 +275,8 @@ def replay(model: Relocalizer, like: Evaluation) -> Evaluation:
 def _record(answer: Answer, top_k: int, nms_threshold: float) -> PairRecord:
     query, item = answer.pair.query, answer.pair.reference
     truths = torch.tensor(item.truths, dtype=torch.float64).reshape(-1, 2)
-    best: Moment | None = None
-    if answer.ranking is not None:
-        best = answer.ranking.best(item.num_steps, 1)[0]
+    given = [] if answer.ranking is None else answer.ranking.best(item.num_steps, 1)
+    best = given[0] if given else None
     return PairRecord(
         query_id=query.item_id,
         reference_id=item.item_id,
@@ -287,11 +301,12 @@ def _scored(
     ranking: Ranking | None, num_steps: int, truths: Tensor, top_k: int, nms_threshold: float
 ) -> dict[str, Any]:
     """The part of a record that depends on the ranking; without truths nothing overlaps."""
-    if ranking is None:
+    ranking = None if ranking is None else within(ranking, num_steps)
+    if ranking is None or len(ranking.scores) == 0:
         return {"moments": (), "scores": (), "tious": (), "before": None, "tiou_before": None}
-    moments, scores = clip_moments(ranking.moments.double(), num_steps), ranking.scores.double()
+    moments, scores = ranking.moments, ranking.scores
     kept = nms(moments, scores, nms_threshold)[:top_k]
-    before = None if ranking.proposals is None else ranking.proposals[kept[:1]].double()
+    before = None if ranking.proposals is None else ranking.proposals[kept[:1]]
     known = len(truths) > 0
     return {
         "moments": _spans(moments[kept]),
@@ -304,8 +319,22 @@ def _scored(
     }
 
 
-def _check(ranking: Ranking, place: str) -> None:
-    """Refuse an answer that is no ranking."""
+def check_protocol(what: str, name: str, protocol: Protocol) -> None:
+    """Refuse a list that was drawn from a protocol of another name: its items may differ.
+
+    Raises:
+        UsageError: It was.
+    """
+    if name != protocol.name:
+        raise UsageError(f"{what} is of protocol {name}, not of {protocol.name}")
+
+
+def check_ranking(ranking: Ranking, place: str) -> None:
+    """Refuse an answer that is no ranking.
+
+    Raises:
+        RelocalError: Shapes do not fit, or a number is not finite.
+    """
     moments, scores, before = ranking.moments, ranking.scores, ranking.proposals
     shape = (len(scores), 2)
     if scores.ndim != 1 or moments.shape != shape or len(scores) == 0:

@@ -132,7 +132,8 @@ def auroc_interval(
         seed: Seed of the draws.
 
     Returns:
-        The area, and the ends of its interval, NaN where there is one cluster and one run.
+        The area, and the ends of its interval, NaN where there is one cluster and one run, or no
+        draw has both kinds.
 
     Raises:
         UsageError: Lengths differ, or there is no value of a kind.
@@ -165,8 +166,8 @@ def auroc_interval(
     won = torch.einsum("sa,rab,sb->sr", drawn, wins, drawn)
     met = torch.einsum("sa,ab,sb->s", drawn, sizes, drawn)
     areas = (won * runs).sum(dim=1) / (len(held) * met)
-    # A draw without one of the kinds has no area.
-    low, high = torch.quantile(areas[met > 0], areas.new_tensor([0.025, 0.975]))
+    # A draw without one of the kinds has no area: 0 of 0.
+    low, high = torch.nanquantile(areas, areas.new_tensor([0.025, 0.975]))
     return value, low, high
 
 

@@ -8,7 +8,7 @@ import re
 import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 
@@ -73,18 +73,12 @@ class Comparison:
     Attributes:
         rows: Models by falling mAP@1 at 0.5, then trivial predictors likewise, then the oracle.
         evaluations: What the rows are made of, by title; one entry a training seed.
-        num_videos: Source videos among the references: what the intervals resample.
-        proposals_per_reference: Their mean number.
-        average_recall: AR@AN of the proposals by number of proposals.
         presence: How well models tell references that hold the action from others; empty where no
             model met others.
     """
 
     rows: tuple[Row, ...]
     evaluations: dict[str, tuple[Evaluation, ...]]
-    num_videos: int
-    proposals_per_reference: float
-    average_recall: dict[int, float]
     presence: tuple[PresenceRow, ...] = ()
 
     @property
@@ -115,9 +109,9 @@ class Comparison:
         trained = ", ".join(map(str, seeds)) if seeds else "none"
         return (
             f"{first.protocol}, split {first.split}: N = {len(first)} pairs "
-            f"from {self.num_videos} videos; pair list {first.pairs_sha256[:12]} "
+            f"from {len(set(first.clusters))} videos; pair list {first.pairs_sha256[:12]} "
             f"(seed {first.pairs_seed}, exclude {first.exclude}); seeds of the models {trained}; "
-            f"{self.proposals_per_reference:.1f} proposals per reference, oracle mAP@1 "
+            f"{first.proposals_per_reference:.1f} proposals per reference, oracle mAP@1 "
             f"{100 * scores['mAP@1@0.5'].value:.1f} at .5, "
             f"{100 * scores['mAP@1@0.7'].value:.1f} at .7"
         )
@@ -169,9 +163,9 @@ class Comparison:
             "pairs_sha256": first.pairs_sha256,
             "pairs_seed": first.pairs_seed,
             "exclude": first.exclude,
-            "source_videos": self.num_videos,
-            "proposals_per_reference": self.proposals_per_reference,
-            "AR@AN": {str(budget): value for budget, value in self.average_recall.items()},
+            "source_videos": len(set(first.clusters)),
+            "proposals_per_reference": first.proposals_per_reference,
+            "AR@AN": {str(budget): value for budget, value in first.average_recall.items()},
             "rows": [asdict(row) for row in self.rows],
             "presence": [asdict(row) for row in self.presence],
             "footnotes": self.footnotes(),
@@ -219,9 +213,6 @@ def compare(evaluations: Sequence[Evaluation], *, samples: int = 1000, seed: int
     return Comparison(
         rows=tuple(rows),
         evaluations={title: tuple(group) for title, group in runs.items()},
-        num_videos=len(set(first.clusters)),
-        proposals_per_reference=statistics.fmean(r.num_proposals for r in first.records),
-        average_recall=first.average_recall,
         presence=presence_rows({title: runs[title] for title in timed}, samples=samples, seed=seed),
     )
 
@@ -288,16 +279,8 @@ def _place(row: Row) -> tuple[bool, float, float, str]:
 ABSENT = "-"
 
 
-@dataclass(frozen=True)
-class Column:
-    """One column: how it is headed and what it shows of a row.
-
-    Attributes:
-        group: Heading shared with the columns beside it; empty where there is none.
-        heading: Short heading under the group.
-        full: The heading said in full.
-        show: Gives the text of a cell.
-    """
+class Column(NamedTuple):
+    """One column: a heading that it may share, its own, that in full, and its cell of a row."""
 
     group: str
     heading: str
@@ -452,12 +435,16 @@ def to_markdown(comparison: Comparison) -> str:
     """For a README: a pipe table; markup in names is made inert."""
     parts = []
     for grid in grids(comparison, full=True):
-        numbers = len(grid.cells[0]) - grid.words
-        lines = [f"| {' | '.join(map(_markdown, line))} |" for line in grid.cells]
-        lines.insert(1, f"| {' | '.join([':---'] * grid.words + ['---:'] * numbers)} |")
-        parts += ["", _markdown(grid.caption), "", *lines]
+        parts += ["", _markdown(grid.caption), "", *pipe_table(grid.cells, grid.words)]
         parts += ["", *(f"* {_markdown(line)}" for line in grid.notes)] if grid.notes else []
     return "\n".join(parts[1:]) + "\n"
+
+
+def pipe_table(cells: Sequence[Sequence[str]], words: int) -> list[str]:
+    """Lines of a Markdown table, headings first, whose first columns are so many of words."""
+    heads, *lines = [f"| {' | '.join(map(_markdown, line))} |" for line in cells]
+    rule = [":---"] * words + ["---:"] * (len(cells[0]) - words)
+    return [heads, f"| {' | '.join(rule)} |", *lines]
 
 
 def to_json(comparison: Comparison) -> str:

@@ -197,13 +197,18 @@ def load_state(
     except (KeyError, TypeError, ValueError) as error:
         raise CheckpointError(f"is no record of a run ({error})", file=file) from None
     for key, value in json.loads(json.dumps(identity)).items():
-        if saved.get(key) != value:
-            raise CheckpointError(
-                f"was written with {key} = {saved.get(key)!r}, this run has {value!r}: "
-                "use another output folder",
-                file=folder,
-                record="progress.json",
-            )
+        before = saved.get(key)
+        if before == value:
+            continue
+        if isinstance(before, dict) and isinstance(value, dict):  # settings: the one that differs
+            key = next(n for n in before | value if before.get(n) != value.get(n))
+            before, value = before.get(key), value.get(key)
+        raise CheckpointError(
+            f"was written with {key} = {before!r}, this run has {value!r}: "
+            "use another output folder",
+            file=folder,
+            record="progress.json",
+        )
     load_weights(model, folder)
     try:
         state = torch.load(folder / "state.pt", map_location="cpu", weights_only=True)

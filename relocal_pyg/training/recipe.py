@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
@@ -22,7 +22,7 @@ from relocal_pyg.errors import CheckpointError, UsageError, ascii_line
 from relocal_pyg.evaluation.few_shot import Instances, draw_episodes, few_shot_table
 from relocal_pyg.evaluation.few_shot import to_markdown as few_shot_markdown
 from relocal_pyg.evaluation.report import write_report
-from relocal_pyg.evaluation.run import evaluate
+from relocal_pyg.evaluation.run import check_protocol, evaluate
 from relocal_pyg.evaluation.statistics import Estimate
 from relocal_pyg.evaluation.tables import Comparison, compare, to_json, to_latex, to_markdown
 from relocal_pyg.io.read import read_json
@@ -55,6 +55,8 @@ CALIBRATION_PAIRS = 100
 #: A network no wider than this computes in one thread, see :func:`spare_threads`.
 _NARROW = 128
 
+#: What of a run's record says how it was made, but for the seed.
+_MADE = ("settings", "training", "from_scratch", "start", "data_sha256")
 #: Settings of our network that say how it is trained, and fit weights of any training.
 _TRAINED_ON = ("blind", "list_length", "far_proposals", "target_temperature")
 
@@ -85,6 +87,7 @@ class Trained:
         choice: What validation said of these weights, where it was kept.
         data_sha256: Fingerprint of the protocol that it was trained on, where it was kept.
         videos: Those that it was trained or validated on, likewise.
+        made: Hash of how it was made, but for the seed.
     """
 
     title: str
@@ -94,6 +97,7 @@ class Trained:
     choice: Choice | None = None
     data_sha256: str | None = None
     videos: frozenset[str] = frozenset()
+    made: str = ""
 
     @classmethod
     def load(cls, run: str | Path, title: str | None = None, device: str = "cpu") -> Trained:
@@ -110,13 +114,14 @@ class Trained:
             seed, preset = int(facts["seed"]), facts.get("preset", Path(run).name)
             data, videos = facts.get("data_sha256"), frozenset(facts.get("videos", ()))
             rows = tuple({**row, "step": float(row["step"])} for row in history)
+            made = sha256_json([facts.get(name) for name in _MADE])
         except (AttributeError, KeyError, TypeError, ValueError) as error:
             reason = f"run.json or history.json is no record of a run ({error!r})"
             raise CheckpointError(reason, file=run) from None
         model = load_model(run)
         model.to(device)
         name = title or f"{model.title} ({preset})"
-        return cls(name, seed, model, rows, read_choice(run), data, videos)
+        return cls(name, seed, model, rows, read_choice(run), data, videos, made)
 
     @property
     def name(self) -> str:
@@ -133,21 +138,16 @@ def load_runs(runs: Sequence[str | Path], device: str = "cpu") -> list[Trained]:
         CheckpointError: As :meth:`Trained.load`.
     """
     trained = [Trained.load(run, device=device) for run in runs]
-    groups: dict[str, list[tuple[int, str]]] = defaultdict(list)
-    for run, each in zip(runs, trained, strict=True):
-        facts = read_json(Path(run) / "run.json", CheckpointError)
-        kept = ("settings", "training", "from_scratch", "start", "data_sha256")
-        groups[each.title].append((each.seed, sha256_json([facts.get(name) for name in kept])))
     folders = [Path(run).resolve().name for run in runs]
-
-    def title(number: int) -> str:
-        each, own = trained[number], folders[number]
-        seeds, made = zip(*groups[each.title], strict=True)
-        if len(set(seeds)) == len(seeds) and len(set(made)) == 1:
-            return each.title
-        return f"{each.title}, {own if folders.count(own) == 1 else runs[number]}"
-
-    return [replace(each, title=title(number)) for number, each in enumerate(trained)]
+    named = []
+    for run, folder, each in zip(runs, folders, trained, strict=True):
+        alike = [other for other in trained if other.title == each.title]
+        one_a_seed = len({other.seed for other in alike}) == len(alike)
+        if not one_a_seed or len({other.made for other in alike}) > 1:
+            title = f"{each.title}, {folder if folders.count(folder) == 1 else run}"
+            each = replace(each, title=title)
+        named.append(each)
+    return named
 
 
 def _check_trained(
@@ -218,8 +218,8 @@ def ablation(preset: Preset, layers: Sequence[int], graphs: Sequence[int]) -> li
             ks=tuple(range(1, graph + 1)),
             graph_conv=graph_conv,
         )
-        for layer in layers
-        for graph in graphs
+        for layer in dict.fromkeys(layers)
+        for graph in dict.fromkeys(graphs)
         for graph_conv in (True, False)
     ]
 
@@ -307,53 +307,35 @@ def train_all(
     A run is named by a hash of its settings, its seed and the protocol's items and files; one that
     was interrupted goes on where it stopped. Training ends after ``steps`` at most, where given.
     """
+
+    def finished(system: System, seed: int) -> Path:
+        start = system.start and finished(system.start, seed)
+        most = system.training.steps if steps is None else min(steps, system.training.steps)
+        training = system.training.with_steps(most)
+        seed_torch(seed, "weights")
+        model = system.build(protocol.features.dim)
+        facts = {
+            "model": type(model).__name__,
+            "config": model.config(),
+            "training": asdict(training),
+            "seed": seed,
+            "data": data,
+            **({"start": start.name} if start else {}),
+        }
+        run = folder / sha256_json(facts)[:16]
+        if not (run / "finished.json").is_file():
+            if start:
+                load_weights(model, start / "best")
+            print(ascii_line(f"{system.title}, seed {seed}: training in {run}"))
+            ask = partial(fit, model, protocol, config=training, accelerator=accelerator)
+            ask(seed=seed, out=run, resume=True)
+            write_json(run / "finished.json", {"title": system.title, **facts})
+        return run
+
     data = protocol.fingerprint
     for system in systems:
-        for seed in seeds:
-            run = _finished(system, protocol, seed, folder, steps, data, accelerator)
-            yield Trained.load(run, system.title, accelerator)
-
-
-def _finished(
-    system: System,
-    protocol: Protocol,
-    seed: int,
-    folder: Path,
-    steps: int | None,
-    data: str,
-    accelerator: str,
-) -> Path:
-    """The run folder of a system and a seed, trained now where it was not."""
-    same = protocol, seed, folder, steps, data, accelerator
-    start = system.start and _finished(system.start, *same)
-    most = system.training.steps if steps is None else min(steps, system.training.steps)
-    training = system.training.with_steps(most)
-    seed_torch(seed, "weights")
-    model = system.build(protocol.features.dim)
-    facts = {
-        "model": type(model).__name__,
-        "config": model.config(),
-        "training": asdict(training),
-        "seed": seed,
-        "data": data,
-        **({"start": start.name} if start else {}),
-    }
-    run = folder / sha256_json(facts)[:16]
-    if not (run / "finished.json").is_file():
-        if start:
-            load_weights(model, start / "best")
-        print(ascii_line(f"{system.title}, seed {seed}: training in {run}"))
-        fit(
-            model,
-            protocol,
-            config=training,
-            seed=seed,
-            out=run,
-            resume=True,
-            accelerator=accelerator,
-        )
-        write_json(run / "finished.json", {"title": system.title, **facts})
-    return run
+        for seed in dict.fromkeys(seeds):
+            yield Trained.load(finished(system, seed), system.title, accelerator)
 
 
 def draw_pairs(protocol: Protocol, split: str, limit: int | None = None) -> PairList:
@@ -413,8 +395,8 @@ def few_shot(
     """
     lists = [
         draw_episodes(protocol, split, shots=number, count=count, instances=kind)
-        for kind in instances
-        for number in shots
+        for kind in dict.fromkeys(instances)
+        for number in dict.fromkeys(shots)
     ]
     _check_trained(trained, protocol, split, (i.video_id for i in protocol.splits.get(split, ())))
     trivial = (WholeReference(), CentreHalf(), RandomMoment())
@@ -446,6 +428,7 @@ def compare_trained(
     ranked by their scores alone: those pairs cost a big network more than the test does. There are
     at most ``max_nulls`` references without the action; one a pair where None.
     """
+    check_protocol("the pair list", pairs.protocol, protocol)  # before anything is calibrated
     videos = (pair.reference.video_id for pair in pairs.pairs)
     _check_trained(trained, protocol, pairs.split, videos)
     nulls = draw_nulls(protocol, pairs, max_nulls)
@@ -463,12 +446,16 @@ def publish(
 ) -> Path:
     """Write a table in every form, its pair lists and every answer into a folder; the page.
 
+    Answers that an earlier table left there are removed where this one has none of that name.
     Histories and graphs of trained models are pictured.
 
     Raises:
         OutputError: A file cannot be written, the folder holds something else, or another process
             writes it.
+        UsageError: The table is of another pair list.
     """
+    if pairs.sha256 != comparison.first.pairs_sha256:
+        raise UsageError("the table is of another pair list: give the one that was asked")
     with own_folder(folder, "evaluation") as folder:
         pairs.save(folder / "pairs.json")
         asked = len(comparison.first_with_nulls.nulls)
@@ -478,12 +465,20 @@ def publish(
             with replace_file(folder / name) as temporary:
                 temporary.write_text(form(comparison), encoding="utf-8")
         taken: Counter[str] = Counter()
+        stale = set((folder / "answers").glob("*/evaluation.json"))
         for title, evaluations in comparison.evaluations.items():
             for evaluation in evaluations:
                 seed = "" if evaluation.seed is None else f"-seed{evaluation.seed}"
                 name = f"{slug(title)}{seed}"
                 taken[name] += 1  # titles that differ in signs alone have one slug
-                evaluation.save(folder / "answers" / (name + f"-{taken[name]}" * (taken[name] > 1)))
+                place = folder / "answers" / (name + f"-{taken[name]}" * (taken[name] > 1))
+                evaluation.save(place)
+                stale.discard(place / "evaluation.json")
+        for file in stale:  # of models that this table has no row for, maybe on other pairs
+            for name in ("evaluation.json", "metrics.json", "pairs.csv"):
+                (file.parent / name).unlink(missing_ok=True)
+            with suppress(OSError):  # somebody put something else there
+                file.parent.rmdir()
         drawn = [graphs for each in trained if (graphs := getattr(each.model, "graphs", ()))]
         write_report(
             folder / "report.html",
@@ -502,13 +497,14 @@ def publish(
 
 
 def slug(title: str) -> str:
-    """A title as a file name.
+    """A title as a file name, of a length that every file system takes.
 
     Example:
-        >>> slug("SST + cosine")
-        'sst-cosine'
+        >>> slug("SST + cosine"), slug("***")
+        ('sst-cosine', 'model')
     """
-    return "-".join("".join(c if c.isalnum() else " " for c in title.lower()).split())
+    words = "".join(c if c.isalnum() else " " for c in title.lower()).split()
+    return "-".join(words).encode()[:100].decode(errors="ignore") or "model"
 
 
 def spare_threads(preset: Preset) -> None:

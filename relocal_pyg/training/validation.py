@@ -16,14 +16,14 @@ from relocal_pyg.data.items import Pair, Protocol
 from relocal_pyg.data.pairs import make_null_pairs, make_pairs
 from relocal_pyg.errors import UsageError
 from relocal_pyg.evaluation.metrics import above, map_at_1
-from relocal_pyg.evaluation.run import Answer, answer_pairs, overlaps_by_way
+from relocal_pyg.evaluation.run import Answer, answer_pairs, overlaps_by_way, within
 from relocal_pyg.evaluation.statistics import Estimate, bootstrap_interval
 from relocal_pyg.io.record import sha256_file
 from relocal_pyg.models.base import Relocalizer
 from relocal_pyg.models.calibrated import FILE, Confidence, answer_facts, write_confidence
 from relocal_pyg.models.matchers import ContrastMatcher
 from relocal_pyg.models.presence import Logistic
-from relocal_pyg.moments import clip_moments, nms, tiou
+from relocal_pyg.moments import nms, tiou
 
 #: Thresholds whose mean mAP@1 selects a model: wide, so that a small set still tells models apart.
 SELECTION_THRESHOLDS = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
@@ -140,19 +140,16 @@ def _facts(model: Relocalizer, answer: Answer) -> tuple[Tensor, Tensor]:
     ranking, reference = answer.ranking, answer.reference
     if ranking is None:
         raise UsageError("no calibration: a validation pair has no proposals")
-    moments = clip_moments(ranking.moments, len(reference)).double()
-    kept = nms(moments, ranking.scores, 0.5, limit=_ANSWERS)
+    whole = within(ranking, len(reference))
+    if len(whole.scores) == 0:
+        raise UsageError("no calibration: all answers to a validation pair lie past its reference")
+    kept = nms(whole.moments, whole.scores, 0.5, limit=_ANSWERS)
+    moments = whole.moments[kept]
     facts = answer_facts(
-        model,
-        ranking,
-        moments[kept],
-        ranking.scores[kept],
-        answer.query,
-        reference,
-        answer.query_video,
+        model, ranking, moments, whole.scores[kept], answer.query, reference, answer.query_video
     )
     truths = torch.tensor(answer.pair.reference.truths, dtype=torch.float64).reshape(-1, 2)
-    overlap = tiou(moments[kept][:, None], truths[None])
+    overlap = tiou(moments[:, None], truths[None])
     return facts, (overlap > 0.5).any(dim=1).double()
 
 

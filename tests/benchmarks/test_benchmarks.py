@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import json
+import runpy
 import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
+from benchmarks import index, measuring  # noqa: E402
 from benchmarks.__main__ import PARTS, main  # noqa: E402
+
+ROOT = Path(index.__file__).parent
 
 
 @pytest.mark.parametrize(
@@ -40,6 +45,33 @@ def test_search_figures_hold_the_error_of_the_fast_forms(tmp_path):
 
 
 def test_a_wrong_part_is_refused(tmp_path, capsys):
-    with pytest.raises(SystemExit):
-        main(["agregation", "--json", str(tmp_path / "f.json")])
-    assert "no part agregation" in capsys.readouterr().err
+    for wrong, told in (
+        (["agregation"], "no part agregation"),
+        (["dp", "--threads", "0"], "least 1"),
+    ):
+        with pytest.raises(SystemExit):
+            main([*wrong, "--json", str(tmp_path / "f.json")])
+        assert told in capsys.readouterr().err
+
+
+@pytest.mark.filterwarnings("ignore:.*found in sys.modules:RuntimeWarning")
+@pytest.mark.parametrize(
+    "name",
+    [file.stem for file in ROOT.glob("*.py") if '__name__ == "__main__"' in file.read_text()],
+)
+def test_every_script_says_what_it_does(name, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", [name, "--help"])
+    with pytest.raises(SystemExit) as ended:
+        runpy.run_module(f"benchmarks.{name}", run_name="__main__")
+    assert ended.value.code == 0
+    assert "usage" in capsys.readouterr().out
+
+
+def test_an_index_grows_without_a_look_at_every_proposal(capsys):
+    clock, threads = measuring.clock, torch.get_num_threads()
+    try:
+        index.main(videos=(2,), queries=1, exhaustive=0)
+    finally:
+        measuring.clock = clock
+        torch.set_num_threads(threads)
+    assert capsys.readouterr().out.split()[-1] == "nan"

@@ -52,7 +52,8 @@ def test_halves_and_the_difference_of_leads_by_hand(asked):
     assert row.gain.value == pytest.approx(lead[0] - lead[1])
     assert row.agree == pytest.approx(sum(theirs[n] for n in agree) / 3)
     assert rows["Contrast matcher"].gain.value == 0
-    text = to_markdown(amounts, pairs, list(rows.values()), "Contrast matcher")
+    text = to_markdown(amounts, pairs, [row._replace(title="a|b")], "Contrast matcher")
+    assert "| a\\|b | " in text
     assert "clip: 0.50" in text
     none = to_markdown(torch.zeros(6), pairs, [], "Contrast matcher")
     assert "clip: 0.00 (95 % 0.00 to 0.00)" in none

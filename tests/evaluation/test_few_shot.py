@@ -11,7 +11,7 @@ import torch
 
 from relocal_pyg.data import make_pairs
 from relocal_pyg.datasets.synthetic import SyntheticConfig, synthetic
-from relocal_pyg.errors import AnnotationError, UsageError
+from relocal_pyg.errors import AnnotationError, RelocalError, UsageError
 from relocal_pyg.evaluation import evaluate
 from relocal_pyg.evaluation.few_shot import (
     THRESHOLDS,
@@ -249,6 +249,29 @@ def test_requests_that_cannot_be_met():
             evaluate_few_shot(ContrastMatcher(), protocol, episodes, **wrong)
 
 
+def test_what_has_no_place_in_the_list_is_refused():
+    """A score that is none sorted the list at random, and another protocol's videos were asked."""
+    protocol = synthetic(small())
+    episodes = draw_episodes(protocol, "test", count=2)
+
+    class Broken(ContrastMatcher):
+        def rank(self, *arguments, **options):
+            ranking = super().rank(*arguments, **options)
+            return replace(ranking, scores=ranking.scores * math.nan)
+
+    with pytest.raises(RelocalError, match=r"episode 0000\d: an answer or a score is not finite"):
+        evaluate_few_shot(Broken(), protocol, episodes)
+    for wrong, told in (
+        ({"protocol": "thumos"}, "of protocol thumos"),
+        ({"episodes": ()}, "no ep"),
+    ):
+        with pytest.raises(UsageError, match=told):
+            evaluate_few_shot(ContrastMatcher(), protocol, replace(episodes, **wrong))
+    for numbers in ((0, 1, math.nan), (0, math.inf, 1)):
+        with pytest.raises(UsageError, match="not finite"):
+            average_precision([Detection("a", "", *numbers)], {"a": [(0, 1)]})
+
+
 def test_one_example_many_times_is_one_example():
     moments = torch.tensor([[0.0, 4.0], [2.0, 6.0], [10.0, 12.0]])
     ranking = Ranking.sort(moments, torch.tensor([0.3, 0.9, 0.1]))
@@ -302,13 +325,14 @@ def test_one_answer_to_one_truth_is_the_hit_rate():
 def test_a_table_has_every_system_and_probabilities_where_there_are_some():
     protocol = synthetic(small())
     lists = [draw_episodes(protocol, "test", count=6, shots=shots) for shots in (1, 2)]
-    models = {"whole": WholeReference(), "pretrained": Calibrated(ContrastMatcher())}
+    models = {"who|le": WholeReference(), "pretrained": Calibrated(ContrastMatcher())}
     rows = few_shot_table(models, protocol, lists)
-    assert [row["title"] for row in rows if row["shots"] == 2][-1] == "whole"
+    assert [row["title"] for row in rows if row["shots"] == 2][-1] == "who|le"
     assert len(rows) == 6
     assert {row["sha256"] for row in rows} == {each.sha256 for each in lists}
     printed = to_markdown(rows).splitlines()
     assert len(printed) == 2 + len(rows)
     assert "| 2 | single | 6 | pretrained, by probability |" in "\n".join(printed)
+    assert "| who\\|le |" in printed[-1]  # the table had a column more there
     with pytest.raises(UsageError, match="not calibrated"):
         evaluate_few_shot(ContrastMatcher(), protocol, lists[0], score="probability")

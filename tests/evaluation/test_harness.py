@@ -18,7 +18,7 @@ from relocal_pyg.errors import OutputError, RelocalError, UsageError
 from relocal_pyg.evaluation import Evaluation, answer_pairs, best_tiou, environment, evaluate
 from relocal_pyg.evaluation.metrics import above
 from relocal_pyg.evaluation.run import overlaps_by_way
-from relocal_pyg.models.base import Ranking, TrainableRelocalizer
+from relocal_pyg.models.base import Ranking, Relocalizer, TrainableRelocalizer
 from relocal_pyg.models.matchers import CentreHalf, WholeReference
 from relocal_pyg.moments import tiou
 
@@ -210,6 +210,28 @@ def test_an_answer_that_is_no_ranking_names_the_pair(
     assert "query v0#0, reference v1#0" in str(caught.value)
 
 
+def test_answers_past_an_end_are_none_here_as_they_are_none_to_users(
+    small_protocol: Protocol, small_pairs: PairList, scripted: Any
+) -> None:
+    """An empty moment stood first where users were given the next; with nothing else it raised."""
+    past = [[44.0, 60.0], [10.0, 20.0], [-9.0, -1.0]]
+    model = scripted([rank_of(past, [0.9, 0.5, 0.4], past), rank_of(past[:1], [0.9], past[:1])])
+    evaluation = evaluate(model, small_protocol, small_pairs, progress=False)
+    first, second, *_ = evaluation.records
+    assert (first.moments, first.scores, first.tious) == (((10, 20),), (0.5,), (1,))
+    assert (first.before, first.tiou_before) == ((10, 20), 1)
+    assert (second.moments, second.tiou, second.before) == ((), 0, None)
+
+    class Past(Relocalizer):
+        title = "Past"
+
+        def rank(self, *arguments: Any, **options: Any) -> Ranking:
+            return rank_of(past, [0.9, 0.5, 0.4], past)
+
+    wanted = evaluate(Past(), small_protocol, small_pairs, progress=False).tious
+    assert torch.equal(overlaps_by_way(Past(), small_protocol, small_pairs.pairs)["none"], wanted)
+
+
 def test_an_answer_that_was_not_refined_counts_as_it_is_before_refinement(
     small_protocol: Protocol, small_pairs: PairList, scripted: Any
 ) -> None:
@@ -299,6 +321,61 @@ def test_a_damaged_evaluation_is_one_line(tmp_path: Path, text: str) -> None:
         Evaluation.load(tmp_path)
     with pytest.raises(RelocalError, match="does not exist"):
         Evaluation.load(tmp_path / "nowhere")
+
+
+@pytest.mark.parametrize(
+    ("wrong", "told"),
+    [
+        ({"title": 3}, "title"),
+        ({"settings": []}, "settings"),
+        ({"seed": True}, "seed"),
+        ({"records": []}, "no pair"),
+        ({"truths": [["a", "b"]]}, "evaluation.json"),
+        ({"truths": []}, "rows of 0 numbers"),
+        ({"moments": [[1, 2, 3]]}, "rows of 2 numbers"),
+        ({"moments": []}, "rows of 0 numbers"),
+        ({"tious": [3.0, 0, 0]}, "tIoU"),
+        ({"scores": []}, "lists differ"),
+        ({"recall": [[0.5, 0.5]]}, "lists differ"),
+        ({"video_id": None}, "video_id"),
+        ({"seconds_per_step": "1"}, "seconds_per_step"),
+        ({"oracle": -1}, "tIoU"),
+        ({"presence": [0.5]}, "presence"),
+    ],
+)
+def test_an_evaluation_of_another_shape_is_one_line(
+    small_protocol: Protocol,
+    small_pairs: PairList,
+    longest: Any,
+    tmp_path: Path,
+    wrong: dict[str, Any],
+    told: str,
+) -> None:
+    """A record that fits no pair gave a traceback, or wrong figures, wherever it was used first."""
+    evaluate(longest, small_protocol, small_pairs, top_k=3, progress=False).save(tmp_path)
+    content = json.loads((tmp_path / "evaluation.json").read_text())
+    place = content if set(wrong) <= set(content) else content["records"][0]
+    place.update(wrong)
+    (tmp_path / "evaluation.json").write_text(json.dumps(content))
+    with pytest.raises(RelocalError, match=told) as caught:
+        Evaluation.load(tmp_path)
+    assert "evaluation.json" in str(caught.value)
+
+
+def test_lists_that_do_not_belong_are_refused(
+    small_protocol: Protocol, small_pairs: PairList, longest: Any
+) -> None:
+    """The figures were kept as those of the protocol at hand."""
+    other = replace(small_pairs, protocol="other")
+    for lists in ((other, None), (small_pairs, other)):
+        with pytest.raises(UsageError, match="of protocol other, not of small"):
+            evaluate(longest, small_protocol, lists[0], nulls=lists[1], progress=False)
+    empty = tuple(replace(p, reference=replace(p.reference, moments=())) for p in small_pairs.pairs)
+    nulls = replace(small_pairs, pairs=empty)
+    with pytest.raises(UsageError, match="give them as nulls"):
+        evaluate(longest, small_protocol, nulls, progress=False)
+    found = evaluate(longest, small_protocol, small_pairs, nulls=nulls, progress=False)
+    assert found.nulls[0].instances_met == 0
 
 
 def test_what_cannot_be_written_is_an_output_error(

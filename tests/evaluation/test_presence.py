@@ -193,6 +193,11 @@ def test_seeds_are_averaged_and_one_video_has_no_interval() -> None:
     assert (value.item(), low.item(), high.item()) == (0.5, 0, 1)
     alone = auroc_interval(held[:1], empty[:1], ["a", "a"], ["a"])
     assert torch.isnan(alone[1])
+    # Few draws of two videos, one of each kind: in some none has both.
+    few = [
+        auroc_interval(held[:1, :1], empty[:1], ["a"], ["b"], samples=1, seed=n) for n in range(9)
+    ]
+    assert {str(low.item()) for _, low, _ in few} == {"nan", "1.0"}
     with pytest.raises(UsageError, match="wanted"):
         auroc_interval(held[:, :0], empty, [], ["b"])
     with pytest.raises(UsageError, match="one cluster"):

@@ -167,7 +167,7 @@ def test_the_page_tells_what_was_measured(page: Page, evil: Comparison) -> None:
     assert evil.first.environment["packages"]["torch"] in page.text
     longest_first = evil.evaluations["Other"][0].records[0].moments_seconds[0]
     assert f"{longest_first[0]:.1f} to {longest_first[1]:.1f} s" in page.text
-    recall = "".join(f"{100 * value:.1f}" for value in evil.average_recall.values())
+    recall = "".join(f"{100 * value:.1f}" for value in evil.first.average_recall.values())
     assert f"AR@AN{recall}" in page.text
 
 

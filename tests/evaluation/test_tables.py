@@ -154,6 +154,12 @@ def test_the_gain_over_the_matcher_is_paired(comparison: Comparison, perfect: Ev
     assert column.show(table.rows[0]).startswith("+")
 
 
+def test_an_evaluation_by_hand_is_set_beside_the_trivial_predictors(perfect: Evaluation) -> None:
+    wanted = [row.scores for row in compare([perfect], samples=2).rows]
+    bare = compare([replace(perfect, settings={}, environment={})], samples=2)
+    assert [row.scores for row in bare.rows] == wanted
+
+
 def test_only_one_pair_list_fits_in_a_table(perfect: Evaluation) -> None:
     for change in ({"pairs_sha256": "0" * 64}, {"split": "val"}, {"protocol": "other"}):
         with pytest.raises(UsageError, match="same pairs"):

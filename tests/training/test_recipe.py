@@ -92,6 +92,22 @@ def test_runs_that_differ_in_more_than_the_seed_are_told_apart(tmp_path):
     assert titles == [f"{usual}, {one}", f"{usual}, {below}"]
 
 
+def test_a_table_keeps_no_answers_of_an_earlier_one(protocol, tmp_path, monkeypatch):
+    """Those of models that were no longer in it, on other pairs, were read with its own."""
+    monkeypatch.setattr(recipe, "write_report", lambda *arguments, **options: None)
+    other = {"***": models.Chance(), "A" * 300: models.Chance()}
+    for count, free in ((3, {"Chance": models.Chance(), "b": models.Chance()}), (2, other)):
+        monkeypatch.setattr(recipe, "free_models", lambda protocol, free=free: free)
+        pairs = recipe.draw_pairs(protocol, "test", count)
+        comparison = recipe.compare_trained(protocol, pairs, [], max_nulls=2)
+        recipe.publish(comparison, pairs, tmp_path / "table", protocol)
+        kept = [Evaluation.load(each) for each in (tmp_path / "table" / "answers").iterdir()]
+        assert {each.title for each in kept} == set(comparison.evaluations)
+        assert {each.pairs_sha256 for each in kept} == {pairs.sha256}
+    with pytest.raises(UsageError, match="another pair list"):
+        recipe.publish(comparison, recipe.draw_pairs(protocol, "test"), tmp_path, protocol)
+
+
 def test_two_models_of_one_name_are_refused_before_the_work(protocol):
     twice = [recipe.Trained("a", 0, models.Chance())] * 2
     with pytest.raises(UsageError, match="a, seed 0: two trained models"):
@@ -134,8 +150,10 @@ def test_a_finished_run_is_read_and_another_setting_is_another_run(protocol, tmp
     again = list(recipe.train_all([system], protocol, (0,), tmp_path, steps=1))
     assert capsys.readouterr().out == ""
     assert again[0].history == first[0].history
-    list(recipe.train_all([system], protocol, (1,), tmp_path, steps=1))
+    # What is said twice is one run, where the table was refused once all were trained.
+    assert len(list(recipe.train_all([system], protocol, (1, 1), tmp_path, steps=1))) == 1
     assert len(list(tmp_path.iterdir())) == 2
+    assert recipe.ablation(RECOMMENDED, (1, 1), (2,))[2:] == []
     fewer = dataclasses.replace(protocol, splits={**protocol.splits, "val": ()})
     assert protocol.fingerprint != fewer.fingerprint
 
