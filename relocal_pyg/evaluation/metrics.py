@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torchmetrics import Metric
 
-from relocal_pyg.errors import UsageError
+from relocal_pyg.errors import UsageError, check_number
 from relocal_pyg.moments import tiou, to_tensor
 
 #: tIoU thresholds of mAP@1 that the paper lists (section 5.2.3).
@@ -244,7 +244,12 @@ def length_buckets(lengths: Tensor, bounds: Sequence[float] = LENGTH_BOUNDS) -> 
         >>> buckets = length_buckets(torch.tensor([4.0, 10.0, 80.0]))
         >>> {name: inside.nonzero().flatten().tolist() for name, inside in buckets.items()}
         {'< 10 s': [0], '10-30 s': [1], '>= 30 s': [2]}
+
+    Raises:
+        UsageError: There is no bound, or they do not rise.
     """
+    if not len(bounds) or any(low >= high for low, high in pairwise(bounds)):
+        raise UsageError(f"bounds {tuple(bounds)}: one or more rising lengths wanted")
     number = torch.bucketize(lengths.double(), torch.tensor(bounds).double(), right=True)
     middle = [f"{low:g}-{high:g} s" for low, high in pairwise(bounds)]
     names = [f"< {bounds[0]:g} s", *middle, f">= {bounds[-1]:g} s"]
@@ -276,7 +281,12 @@ def recall_by_budget(proposals: Tensor, truths: Tensor, budgets: Sequence[int] =
         >>> proposals, truths = torch.tensor([[0, 4], [2, 6]]), torch.tensor([[2, 6]])
         >>> recall_by_budget(proposals, truths, (1, 2)).tolist()
         [[0.3333333333333333], [1.0]]
+
+    Raises:
+        UsageError: A budget is below 1.
     """
+    for budget in budgets:
+        check_number(budget, "budget", least=1, whole=True)
     if len(proposals) == 0:
         return torch.zeros(len(budgets), len(truths), dtype=torch.float64)
     overlaps = tiou(proposals[:, None].double(), truths[None].double()).cummax(dim=0).values

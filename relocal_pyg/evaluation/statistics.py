@@ -136,7 +136,7 @@ def auroc_interval(
         draw has both kinds.
 
     Raises:
-        UsageError: Lengths differ, or there is no value of a kind.
+        UsageError: Lengths differ, there is no value of a kind, or a score is NaN.
 
     Example:
         >>> held, empty = torch.tensor([[0.9, 0.4]]), torch.tensor([[0.4, 0.1]])
@@ -147,6 +147,8 @@ def auroc_interval(
         raise UsageError(f"scores {list(held.shape)}, {list(empty.shape)}: [R, P], [R, Q] wanted")
     if held.shape[1] != len(held_clusters) or empty.shape[1] != len(empty_clusters):
         raise UsageError("one cluster a score wanted")
+    if held.isnan().any() or empty.isnan().any():
+        raise UsageError("a score is no number: it is above and below nothing")
     cluster, num_clusters = _number([*held_clusters, *empty_clusters])
     rows, columns = cluster.split([held.shape[1], empty.shape[1]])
     wins = torch.stack(

@@ -288,10 +288,15 @@ def fit(
 
     Raises:
         CheckpointError: ``out/last`` is damaged or of other settings, or there without ``resume``.
-        UsageError: There are no validation pairs, or the batch does not divide over the devices.
+        UsageError: There are no training items or validation pairs, or the batch does not divide
+            over the devices.
+        FeatureError: The features are of another width than the model's.
         RunError: The loss or its gradient stopped being finite; ``last`` holds weights from before.
     """
     folder = None if out is None else Path(out)
+    model.check_width(protocol.features.dim, f"protocol {protocol.name}")
+    if not protocol.splits.get("train"):
+        raise UsageError("no training items: the split 'train' is empty or missing")
     facts = {
         "model": type(model).__name__,
         "settings": model.config(),
@@ -302,7 +307,10 @@ def fit(
         **(identity or {}),
     }
     pairs = make_pairs(
-        protocol.splits["val"], split="val", protocol=protocol.name, exclude=protocol.exclude
+        protocol.splits.get("val", ()),
+        split="val",
+        protocol=protocol.name,
+        exclude=protocol.exclude,
     ).sample(config.max_validation_pairs)
     if not pairs.pairs:
         raise UsageError("no validation pairs: the split needs a class with two videos or more")

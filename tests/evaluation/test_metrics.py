@@ -291,6 +291,9 @@ def test_length_buckets_part_all_queries_once() -> None:
     assert torch.stack(list(buckets.values())).sum(dim=0).tolist() == [1] * 6
     assert [inside.sum().item() for inside in buckets.values()] == [2, 2, 2]
     assert list(length_buckets(lengths, (1.5,))) == ["< 1.5 s", ">= 1.5 s"]
+    for wrong in ((), (30.0, 10.0)):  # falling ones put long truths among the short
+        with pytest.raises(UsageError, match="rising"):
+            length_buckets(lengths, wrong)
     whole = length_buckets(torch.tensor([1, 2]), (1.5,))  # bounds are not cut to whole numbers
     assert whole["< 1.5 s"].tolist() == [True, False]
 

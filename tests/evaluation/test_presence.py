@@ -200,6 +200,8 @@ def test_seeds_are_averaged_and_one_video_has_no_interval() -> None:
     assert {str(low.item()) for _, low, _ in few} == {"nan", "1.0"}
     with pytest.raises(UsageError, match="wanted"):
         auroc_interval(held[:, :0], empty, [], ["b"])
+    with pytest.raises(UsageError, match="no number"):
+        auroc_interval(held * torch.nan, empty, ["a", "b"], ["b"])
     with pytest.raises(UsageError, match="one cluster"):
         auroc_interval(held, empty, ["a"], ["b"])
 

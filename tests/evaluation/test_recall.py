@@ -3,6 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from relocal_pyg.errors import UsageError
 from relocal_pyg.evaluation import oracle
 from relocal_pyg.evaluation.metrics import recall_by_budget
 from relocal_pyg.moments import tiou
@@ -49,5 +50,7 @@ def test_a_budget_beyond_the_list_takes_the_whole_list() -> None:
 
 def test_nothing_to_find_is_no_error() -> None:
     proposals, _ = make_case(3)
+    with pytest.raises(UsageError, match="budget is 0"):  # it took all proposals
+        recall_by_budget(proposals[2], torch.zeros(1, 2), (0,))
     assert oracle(proposals[2], torch.zeros(0, 2)).item() == 0
     assert recall_by_budget(proposals[2], torch.zeros(0, 2)).shape == (5, 0)

@@ -12,10 +12,10 @@ from torch_geometric.data import Batch
 from relocal_pyg.data.items import Protocol
 from relocal_pyg.data.pairs import make_pairs
 from relocal_pyg.datasets.synthetic import SyntheticConfig, synthetic
-from relocal_pyg.errors import CheckpointError, RunError, UsageError
+from relocal_pyg.errors import CheckpointError, FeatureError, RunError, UsageError
 from relocal_pyg.io.record import write_manifest
 from relocal_pyg.io.seeding import seed_torch
-from relocal_pyg.models import ContrastMatcher, load_model
+from relocal_pyg.models import SST, ContrastMatcher, load_model
 from relocal_pyg.models.base import TrainableRelocalizer
 from relocal_pyg.moments import clip_moments, tiou
 from relocal_pyg.nn.losses import listwise_loss
@@ -351,5 +351,12 @@ def test_history_settings_and_log_are_written(protocol, tmp_path: Path):
 def test_a_protocol_without_validation_pairs_is_refused(protocol):
     splits = {"train": protocol.splits["train"], "val": ()}
     empty = Protocol("x", splits, protocol.features, protocol.propose)
-    with pytest.raises(UsageError, match="validation"):
-        fit(network(protocol), empty, config=CONFIG, show_progress=False)
+    none = Protocol("x", {"train": splits["train"]}, protocol.features, protocol.propose)
+    untrained = dataclasses.replace(protocol, splits={**protocol.splits, "train": ()})
+    for wrong, told in ((empty, "validation"), (none, "validation"), (untrained, "training items")):
+        with pytest.raises(UsageError, match=told):
+            fit(network(protocol), wrong, config=CONFIG, show_progress=False)
+    with pytest.raises(FeatureError, match="protocol synthetic"):
+        fit(SST(protocol.features.dim + 1), protocol, config=CONFIG, show_progress=False)
+    with pytest.raises(UsageError, match="decay is no"):
+        TrainingConfig(decay="no")  # it was true
