@@ -13,7 +13,7 @@ from relocal_pyg.errors import check_number
 from relocal_pyg.models.base import Relocalizer, as_features, as_rows
 from relocal_pyg.models.examples import Example, Trace, trace
 from relocal_pyg.models.similarity import BLOCK, Rows, mean_row, pair_centres
-from relocal_pyg.moments import Moment
+from relocal_pyg.moments import Moment, tiou
 
 #: Log odds between what the rest of the query's video gives and its own steps.
 STEEPNESS = 8.0
@@ -159,6 +159,19 @@ def same_place(first: tuple[float, float], second: tuple[float, float]) -> bool:
     """Whether two stretches share more than a fifth of the shorter one."""
     common = min(first[1], second[1]) - max(first[0], second[0])
     return common > 0.2 * min(first[1] - first[0], second[1] - second[0])
+
+
+def same_answer(first: tuple[float, float], other: tuple[float, float]) -> bool:
+    """Whether the first is another cut of the other or mostly inside it.
+
+    Two answers of one list may share as much as :data:`APART`: a no to one leaves the other.
+
+    Example:
+        >>> [same_answer(each, (3.8, 4.6)) for each in ((4.2, 6.0), (4.4, 4.7), (3.8, 5.0))]
+        [False, True, True]
+    """
+    common = min(first[1], other[1]) - max(first[0], other[0])
+    return 2 * common > first[1] - first[0] or float(tiou(first, other)) > APART
 
 
 def count_of(chances: Sequence[float], least: float, rule: str = "") -> Count:

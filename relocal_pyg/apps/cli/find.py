@@ -342,16 +342,16 @@ def find_in_features(
     """Search one array of features for another; ``choose`` gives the model."""
     from relocal_pyg.models.examples import ByExamples
     from relocal_pyg.models.matcher import is_large
-    from relocal_pyg.models.occurrences import APART, ROOM, occurrences, same_place
+    from relocal_pyg.models.occurrences import APART, ROOM, occurrences, same_answer, same_place
 
     if asked.feedback is not None:
         raise UsageError("--feedback needs video files: give features as --query and --not")
     video, step = read_features(reference, asked.key), asked.seconds_per_step
     clip, whole = asked.rows(query, video.shape[1])
-    span, without = asked.span(len(clip if whole is None else whole)), asked.none_of(reference)
+    span, nos = asked.span(len(clip if whole is None else whole)), asked.none_of(reference)
     part = (asked.query_start, asked.query_end) != (None, None)
     left_out = part and not include_query and same_video(query, reference)
-    without += [span] if left_out else []
+    own = [span] if left_out else []
     usual = "contrast" if is_large(clip, len(video)) else "pretrained"
     matcher, why = choose(asked.model, device, usual)
     examples, count = asked.examples(video.shape[1]), None
@@ -366,15 +366,17 @@ def find_in_features(
             examples=examples,
             seconds_per_step=step,
             least=how.least,
-            without=[(start / step, end / step) for start, end in without],
+            without=[(start / step, end / step) for start, end in nos + own],
         )
         moments = [replace(m, start=m.start * step, end=m.end * step) for m in found]
     else:
-        room = how.top_k + ROOM * len(without)
+        room = how.top_k + ROOM * len(nos + own)
         found = matcher.localize(
             clip, video, top_k=room, seconds_per_step=step, query_video=whole, nms_threshold=APART
         )
-        clear = [m for m in found if not any(same_place((m.start, m.end), x) for x in without)]
+        asked_of = ((same_answer, nos), (same_place, own))
+        without = [(same, place) for same, places in asked_of for place in places]
+        clear = [m for m in found if not any(same((m.start, m.end), x) for same, x in without)]
         moments = clear[: how.top_k]
         if left_out:  # nothing is known about the rest
             moments = [replace(moment, probability=None, presence=None) for moment in moments]
