@@ -330,14 +330,8 @@ def exporting(
     """What is left to do to write moments, best first, into every file that was asked for."""
     found = cache(answers)
 
-    def plain(file: Path, name: str) -> None:
-        export_clips(file, to_clips(found(), label), name)
-
-    def padded() -> list[Clip]:
-        return to_clips(found(), label, options.padding or 0.0)
-
-    def export(file: Path, name: str) -> None:
-        clips = padded()
+    def export(file: Path, name: str, padding: float = 0.0) -> None:
+        clips = to_clips(found(), label, padding)
         if not clips and name not in MAY_BE_EMPTY:
             say(f"nothing was found: {file} is not written")
             return
@@ -353,14 +347,15 @@ def exporting(
         write_contact_sheet(sheet, found())
         say(f"contact sheet: {sheet}")
 
-    if options.csv_file is not None:
-        yield partial(plain, options.csv_file, "csv")
-    if options.srt_file is not None:
-        yield partial(plain, options.srt_file, "srt")
+    padding = options.padding or 0.0
+    for option, name in ((options.csv_file, "csv"), (options.srt_file, "srt")):
+        if option is not None:
+            yield partial(export, option, name)
     for file, name in options.formats().items():
-        yield partial(export, file, name)
+        yield partial(export, file, name, padding)
     if (folder := options.cut) is not None:
-        yield lambda: _cut_moments(folder, options.reencode, padded(), stream)
+        cut = partial(_cut_moments, folder, options.reencode, stream=stream)
+        yield lambda: cut(to_clips(found(), label, padding))
     if options.contact_sheet is not None:
         yield partial(show, options.contact_sheet)
 

@@ -351,7 +351,6 @@ def find_in_features(
     span, nos = asked.span(len(clip if whole is None else whole)), asked.none_of(reference)
     part = (asked.query_start, asked.query_end) != (None, None)
     left_out = part and not include_query and same_video(query, reference)
-    own = [span] if left_out else []
     usual = "contrast" if is_large(clip, len(video)) else "pretrained"
     matcher, why = choose(asked.model, device, usual)
     examples, count = asked.examples(video.shape[1]), None
@@ -366,20 +365,19 @@ def find_in_features(
             examples=examples,
             seconds_per_step=step,
             least=how.least,
-            without=[(start / step, end / step) for start, end in nos + own],
+            without=[(start / step, end / step) for start, end in (*nos, *[span] * left_out)],
         )
         moments = [replace(m, start=m.start * step, end=m.end * step) for m in found]
     else:
-        room = how.top_k + ROOM * len(nos + own)
+        room = how.top_k + ROOM * (len(nos) + left_out)
         found = matcher.localize(
             clip, video, top_k=room, seconds_per_step=step, query_video=whole, nms_threshold=APART
         )
-        asked_of = ((same_answer, nos), (same_place, own))
-        without = [(same, place) for same, places in asked_of for place in places]
-        clear = [m for m in found if not any(same((m.start, m.end), x) for same, x in without)]
-        moments = clear[: how.top_k]
+        found = [m for m in found if not any(same_answer((m.start, m.end), no) for no in nos)]
         if left_out:  # nothing is known about the rest
-            moments = [replace(moment, probability=None, presence=None) for moment in moments]
+            found = [m for m in found if not same_place((m.start, m.end), span)]
+            found = [replace(moment, probability=None, presence=None) for moment in found]
+        moments = found[: how.top_k]
     moments = [replace(m, start=round(m.start, 6), end=round(m.end, 6)) for m in moments]
     contributions = None
     best = next((moment for moment in moments if likely(moment, how.least)), None)
