@@ -248,10 +248,16 @@ def test_fc7(tensors, constants, tmp_path):
     torch.save(constants, tmp_path / "w.pt")
     with pytest.raises(CheckpointError, match="missing"):
         network.load_weights(tmp_path / "w.pt")
-    with pytest.raises(UsageError, match="fc8"):
-        C3D(layer="fc8")
-    with pytest.raises(UsageError, match="stride"):
-        C3D(stride=0)
+
+
+@pytest.mark.parametrize(
+    "option",
+    [{"layer": "fc8"}, {"stride": 0}, {"num_features": 0}, {"num_features": 2.5}, {"mean": (1, 2)}]
+    + [{"mean": (1, 2, float("nan"))}],
+)
+def test_an_argument_that_is_none_is_named(option):
+    with pytest.raises(UsageError, match=f"{next(iter(option))} is"):
+        C3D(**option)
 
 
 @pytest.mark.parametrize("bgr", [True, False])
@@ -260,6 +266,8 @@ def test_preparation(bgr):
     clips = torch.randint(0, 256, (2, 16, 128, 171, 3), dtype=torch.uint8)
     prepared = network.prepare(clips)
     assert prepared.shape == (2, 3, 16, 112, 112)
+    with pytest.raises(UsageError, match="111 x 171"):
+        network.prepare(clips[:, :, :111])
     for _ in range(20):
         b, t, y, x = (int(torch.randint(0, n, (1,))) for n in (2, 16, 112, 112))
         pixel = clips[b, t, y + 8, x + 29].tolist()
