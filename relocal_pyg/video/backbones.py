@@ -77,6 +77,7 @@ class FunctionBackbone:
         name: See :class:`Backbone`; change it whenever the function changes.
         dim, size, clip_frames, clip_stride: See :class:`Backbone`.
         text: Gives the row ``[1, dim]`` that words stand for, where the network reads.
+        interpolation: How FFmpeg scales frames to ``size``: ``"AREA"``, ``"BICUBIC"``.
 
     Raises:
         UsageError: A number is out of range.
@@ -95,6 +96,7 @@ class FunctionBackbone:
     clip_frames: int = 1
     clip_stride: int = 1
     text: Callable[[str], Tensor] | None = None
+    interpolation: str = "AREA"
 
     def __post_init__(self) -> None:
         for name in ("dim", "clip_frames", "clip_stride"):
@@ -137,8 +139,7 @@ class EfficientNetLite0:
         device: str | torch.device = "cpu",
         pool: Literal["max", "mean"] = "max",
     ) -> None:
-        if not 32 <= size <= 1024:
-            raise UsageError(f"size is {size}, 32 to 1024 pixels wanted")
+        check_number(size, "size", least=32, most=1024, whole=True)
         if pool not in ("max", "mean"):
             raise UsageError(f"pool is {pool!r}, 'max' or 'mean' wanted")
         try:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import warnings
 import zipfile
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -56,7 +57,7 @@ class C3D(nn.Module):
         bgr: Whether the weights expect blue first, as those trained with OpenCV input do.
 
     Raises:
-        UsageError: ``layer`` or ``stride`` is not one of the above.
+        UsageError: An argument is not one of the above.
 
     Shapes:
         :meth:`forward` takes float ``[B, 3, 16, 112, 112]``; calling the module with uint8
@@ -79,7 +80,10 @@ class C3D(nn.Module):
         super().__init__()
         if layer not in ("fc6", "fc7"):
             raise UsageError(f"layer is {layer!r}, 'fc6' or 'fc7' wanted")
-        check_number(stride, "stride", least=1, whole=True)
+        for name, number in (("stride", stride), ("num_features", num_features)):
+            check_number(number, name, least=1, most=1_000_000, whole=True)
+        if len(mean) != 3 or not all(map(math.isfinite, mean)):
+            raise UsageError(f"mean is {mean}, three numbers wanted")
         self.layer, self.dim, self.clip_stride, self.bgr = layer, num_features, stride, bgr
         channels = 3
         for name, width, _ in LAYERS:
@@ -88,7 +92,9 @@ class C3D(nn.Module):
         self.fc6 = nn.Linear(8192, num_features)
         if layer == "fc7":
             self.fc7 = nn.Linear(num_features, num_features)
-        self.register_buffer("mean", torch.tensor(mean).view(3, 1, 1, 1), persistent=False)
+        self.register_buffer(
+            "mean", torch.tensor(mean, dtype=torch.float32).view(3, 1, 1, 1), persistent=False
+        )
         self.eval()
 
     @property
@@ -115,19 +121,19 @@ class C3D(nn.Module):
     def __call__(self, clips: Tensor) -> Tensor:
         """Forward prepared clips; RGB uint8 ``[B, 16, 128, 171, 3]`` is prepared first."""
         if clips.dtype != torch.uint8:
-            result: Tensor = super().__call__(clips)
-            return result
+            return cast(Tensor, super().__call__(clips))
         with torch.no_grad():
-            features: Tensor = super().__call__(self.prepare(clips))
-        return features
+            return cast(Tensor, super().__call__(self.prepare(clips)))
 
     def prepare(self, clips: Tensor) -> Tensor:
         """Crop the middle, order the channels, subtract the mean: ``[B, 3, 16, 112, 112]``.
 
         Args:
-            clips: RGB uint8 ``[B, 16, H, W, 3]``, H and W at least 112.
+            clips: RGB uint8 ``[B, 16, H, W, 3]``, H and W at least 112 (UsageError).
         """
         height, width = clips.shape[2:4]
+        if min(height, width) < CROP:
+            raise UsageError(f"pictures of {height} x {width}, {CROP} x {CROP} and more wanted")
         top, left = (height - CROP) // 2, (width - CROP) // 2
         middle = clips[:, :, top : top + CROP, left : left + CROP]
         middle = middle.to(self.mean.device).permute(0, 4, 1, 2, 3).float()
@@ -160,9 +166,8 @@ class C3D(nn.Module):
             if not torch.isfinite(tensor).all():
                 raise CheckpointError("holds values that are not finite", file=path, record=key)
             found[name] = tensor
-        for name in wanted:
-            if name not in found:
-                raise CheckpointError("is missing", file=path, record=name)
+        if lost := [name for name in wanted if name not in found]:
+            raise CheckpointError("is missing", file=path, record=lost[0])
         self.load_state_dict(found)
 
 

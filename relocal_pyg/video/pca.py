@@ -60,7 +60,9 @@ class PCA:
             raise UsageError(
                 f"the PCA is of {len(self.mean)} channels, {backbone.name} gives {backbone.dim}"
             )
-        digest = hashlib.sha256()
+        scaling = getattr(backbone, "interpolation", "AREA")
+        # Features named without it were made from pictures scaled by AREA.
+        digest = hashlib.sha256(b"" if scaling == "AREA" else scaling.encode())
         for tensor in (self.mean, self.components):
             digest.update(tensor.contiguous().numpy().tobytes())
         return FunctionBackbone(
@@ -70,6 +72,7 @@ class PCA:
             size=backbone.size,
             clip_frames=backbone.clip_frames,
             clip_stride=backbone.clip_stride,
+            interpolation=scaling,
         )
 
     def save(self, path: str | Path) -> None:

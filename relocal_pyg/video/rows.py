@@ -11,6 +11,7 @@ import tempfile
 import threading
 from array import array
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -281,7 +282,8 @@ class FeatureCache:
         with writing(force=True), replace_file(self._file(video.digest)) as temporary:
             save_blocks(temporary, tensors, {"content": json.dumps(content)})
         if self.most is not None:
-            with self.lock(""):  # other threads put too
+            # Other threads put too; another process may take away what was listed.
+            with self.lock(""), suppress(FileNotFoundError):
                 stored = [each for each in self.folder.iterdir() if _ENTRY.fullmatch(each.name)]
                 for old in sorted(stored, key=lambda each: each.stat().st_mtime)[: -self.most]:
                     old.unlink()

@@ -194,13 +194,10 @@ def test_code_in_a_file_is_not_run(fresh, tmp_path, monkeypatch, write, name):
     assert not marker.exists()
 
 
-def test_plain_pickles_of_arrays_are_refused(fresh, tmp_path):
+def test_other_files_are_refused(fresh, tmp_path):
     (tmp_path / "w.pickle").write_bytes(pickle.dumps({"conv1.weight": np.ones(3)}))
     with pytest.raises(CheckpointError, match="safetensors"):
         fresh.load_weights(tmp_path / "w.pickle")
-
-
-def test_other_files_are_refused(fresh, tmp_path):
     for name in ("w.pt", "w.safetensors"):
         for data in (b"", b"text", b"\x80" * 500):
             (tmp_path / name).write_bytes(data)
@@ -248,10 +245,16 @@ def test_fc7(tensors, constants, tmp_path):
     torch.save(constants, tmp_path / "w.pt")
     with pytest.raises(CheckpointError, match="missing"):
         network.load_weights(tmp_path / "w.pt")
-    with pytest.raises(UsageError, match="fc8"):
-        C3D(layer="fc8")
-    with pytest.raises(UsageError, match="stride"):
-        C3D(stride=0)
+
+
+@pytest.mark.parametrize(
+    "option",
+    [{"layer": "fc8"}, {"stride": 0}, {"num_features": 0}, {"num_features": 2.5}, {"mean": (1, 2)}]
+    + [{"mean": (1, 2, float("nan"))}],
+)
+def test_an_argument_that_is_none_is_named(option):
+    with pytest.raises(UsageError, match=f"{next(iter(option))} is"):
+        C3D(**option)
 
 
 @pytest.mark.parametrize("bgr", [True, False])
@@ -260,6 +263,8 @@ def test_preparation(bgr):
     clips = torch.randint(0, 256, (2, 16, 128, 171, 3), dtype=torch.uint8)
     prepared = network.prepare(clips)
     assert prepared.shape == (2, 3, 16, 112, 112)
+    with pytest.raises(UsageError, match="111 x 171"):
+        network.prepare(clips[:, :, :111])
     for _ in range(20):
         b, t, y, x = (int(torch.randint(0, n, (1,))) for n in (2, 16, 112, 112))
         pixel = clips[b, t, y + 8, x + 29].tolist()

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -8,6 +9,7 @@ import torch
 from safetensors.torch import save_file
 
 from relocal_pyg.errors import CheckpointError, FeatureError, UsageError
+from relocal_pyg.video.backbones import FunctionBackbone
 from relocal_pyg.video.pca import PCA, fit_pca
 
 decomposition = pytest.importorskip("sklearn.decomposition")
@@ -133,6 +135,16 @@ def test_files_that_are_none(tmp_path):
 def test_bad_arrays(arrays, words):
     with pytest.raises(FeatureError, match=words):
         fit_pca(arrays, dim=4)
+
+
+def test_a_backbone_before_a_pca_sees_the_same_pictures():
+    """Scaled otherwise, they are not what the PCA was fitted to."""
+    plain = FunctionBackbone(lambda frames: frames.float().mean((1, 2)), "mean", 3, (8, 8))
+    sharp = replace(plain, interpolation="BICUBIC")
+    fitted = PCA(torch.zeros(3), torch.eye(3)[:2], torch.ones(2))
+    both = fitted.after(plain), fitted.after(sharp)
+    assert [each.interpolation for each in both] == ["AREA", "BICUBIC"]
+    assert both[0].name != both[1].name  # a cache finds features by it
 
 
 def test_usage(monkeypatch):
