@@ -33,6 +33,8 @@ from relocal_pyg.io.write import replace_file, write_json
 _UNWRITABLE = re.compile("[\0\ud800-\udfff]")
 #: Seconds by which two programs may differ on how long one video is.
 _SAME_DURATION = 1.0
+#: What is said of a file in which nothing happens.
+NO_ACTION = "holds no action"
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,9 +71,9 @@ class Quarantine:
         error: type[RelocalError] = AnnotationError,
     ) -> None:
         """Set a record aside; where ``strict``, raise it as an error of that kind."""
+        self.records.append(Rejected(str(file), record[:300], reason))
         if self.strict:
             raise error(reason, file=file, record=record)
-        self.records.append(Rejected(str(file), record[:300], reason))
 
     def summary(self) -> str:
         """How many records were set aside, and the first one, in one line."""
@@ -218,7 +220,7 @@ class VideoCollector:
     def finish(self) -> dict[str, Video]:
         """Give the videos; an error where there is no usable action."""
         if not self._segments:
-            reason = "holds no action"
+            reason = NO_ACTION
             if self._rejected:
                 first = self.quarantine.records[-self._rejected]
                 reason = f"no record can be used; the first: {first.record}: {first.reason}"

@@ -300,8 +300,8 @@ def _open_rows(path: Path, repeats: Whole) -> RowFile:
     count, width = entry["shape"]
     if entry["dtype"] != "F32" or repeats.shape != (count,) or repeats.dtype != np.int64:
         raise ValueError("not rows of this package")
-    if (repeats < 1).any() or repeats.sum() > MAX_STEPS:
-        raise ValueError("impossible repeats")
+    if width < 1 or (repeats < 1).any() or repeats.sum() > MAX_STEPS:
+        raise ValueError("impossible sizes")
     return RowFile(file, 8 + length + entry["data_offsets"][0], width, repeats)
 
 

@@ -244,6 +244,15 @@ def test_convert(tmp_path, capsys):
     assert "b,2.5,3.5,wink,anna," in (tmp_path / "rows.csv").read_text()
     assert not json.loads((tmp_path / "rows.csv.set-aside.json").read_text())
     assert main([*arguments, "--strict", "--fps", "25"]) == 2
+    # A session in which nothing happened; alone it is a mistake.
+    (tmp_path / "c.csv").write_text("video,start,end,label\n")
+    capsys.readouterr()
+    both = ["convert", str(tmp_path / "c.csv"), *arguments[1:], "--fps", "25"]
+    assert main(both) == 0
+    assert "2 records set aside in 2 files" in capsys.readouterr().out
+    for alone in ([*both, "--strict"], [*both[:2], "-o", str(tmp_path / "x.csv")]):
+        assert main(alone) == 2
+        assert "c.csv" in capsys.readouterr().err
     assert main(["convert", str(tmp_path / "none.eaf"), "-o", str(tmp_path / "x.csv")]) == 2
     assert "does not exist" in capsys.readouterr().err.splitlines()[-1]
 

@@ -22,10 +22,10 @@ from relocal_pyg.apps.cli.options import (
     load_protocol,
     say,
 )
-from relocal_pyg.errors import UsageError
+from relocal_pyg.errors import AnnotationError, UsageError
 
 if TYPE_CHECKING:
-    from relocal_pyg.data.annotations import Quarantine
+    from relocal_pyg.data.annotations import Quarantine, Video
     from relocal_pyg.video.folder import Extraction
 
 
@@ -150,18 +150,20 @@ def convert(
         clip: Cut what leaves its video at the video's borders instead of setting it aside.
         strict: Stop at the first bad record instead of setting it aside.
     """
-    from relocal_pyg.data.annotations import Quarantine, read_annotations, write_csv
+    from relocal_pyg.data.annotations import NO_ACTION, Quarantine, read_annotations, write_csv
     from relocal_pyg.formats.rows import ImportOptions
 
     quarantine = Quarantine(strict=strict)
     options = ImportOptions(media, fps, point_width, modifiers)
-    videos = [
-        video
-        for file in files
-        for video in read_annotations(
-            file, quarantine=quarantine, clip=clip, options=options
-        ).values()
-    ]
+    videos: list[Video] = []
+    for file in files:
+        try:
+            found = read_annotations(file, quarantine=quarantine, clip=clip, options=options)
+            videos += found.values()
+        except AnnotationError as error:
+            if error.reason != NO_ACTION or file == files[-1] and not videos:
+                raise
+            quarantine.add(file, "all of it", NO_ACTION)  # one session of many
     write_csv(out, videos)
     labels = {segment.label for video in videos for segment in video.segments}
     actions = sum(len(video.segments) for video in videos)

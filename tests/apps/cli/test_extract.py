@@ -81,7 +81,9 @@ def test_a_folder_is_extracted_once_and_the_bad_file_left_out(folder, tmp_path, 
 
 def test_strict_stops_at_the_bad_file(folder, tmp_path, capsys):
     arguments = ["extract", str(folder), "-o", str(tmp_path / "f.h5"), "--rate", "1", "--strict"]
-    assert main(arguments) == 2
+    assert main([*arguments, "--report", str(tmp_path / "bad.json")]) == 2
+    (left_out,) = json.loads((tmp_path / "bad.json").read_text())
+    assert left_out["file"].endswith("bad.mp4")
     error = capsys.readouterr().err
     assert "bad.mp4" in error
     assert len(error.splitlines()) == 1
