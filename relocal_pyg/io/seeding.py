@@ -7,9 +7,21 @@ import hashlib
 import numpy as np
 import torch
 
+from relocal_pyg.errors import check_number
+
 
 def derive_seed(seed: int, *keys: object) -> int:
-    """A 63-bit seed for the stream named by ``keys``, the same on every machine."""
+    """A 63-bit seed for the stream named by ``keys``, the same on every machine.
+
+    Raises:
+        UsageError: The seed is no whole number: 1.0 would name another stream than 1.
+
+    Example:
+        >>> derive_seed(1.0)
+        Traceback (most recent call last):
+        relocal_pyg.errors.UsageError: seed is 1.0, a whole number wanted
+    """
+    check_number(seed, "seed", most=2**64, whole=True)
     text = "/".join(str(key) for key in (seed, *keys))
     return int.from_bytes(hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest()[:8]) >> 1
 

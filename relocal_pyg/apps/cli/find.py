@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
@@ -523,16 +523,19 @@ def bars_on_terminal() -> Iterator[Callable[[str], Progress]]:
         yield lambda title: bars.enter_context(progress_bar(title))
 
 
-def moments_table(moments: list[Moment]) -> str:
-    """Ranked moments as lines of text, in seconds and by the clock."""
+def moments_table(moments: Sequence[Moment | Hit], videos: Sequence[str] = ()) -> str:
+    """Ranked moments as lines of text, in seconds and by the clock, with the video of each."""
+    named = ["video", *videos] if videos else [""] * (len(moments) + 1)
+    names = [ascii_line(name) for name in named]
+    width = max(map(len, names)) + bool(videos)
     judged = any(moment.probability is not None for moment in moments)
-    heads = f"{'rank':>4} {'start s':>10} {'end s':>10} {'start':>13} {'end':>13} {'score':>7}"
-    lines = [heads + (" probability" if judged else "")]
+    heads = f"{'start s':>10} {'end s':>10} {'start':>13} {'end':>13} {'score':>7}"
+    lines = [f"{'rank':>4} {names[0]:<{width}}{heads}" + (" probability" if judged else "")]
     lines += [
-        f"{rank:>4} {moment.start:>10.2f} {moment.end:>10.2f} {clock(moment.start):>13} "
-        f"{clock(moment.end):>13} {moment.score:>7.3f}"
-        + (f" {moment.probability:>11.2f}" if judged else "")
-        for rank, moment in enumerate(moments, start=1)
+        f"{rank:>4} {name:<{width}}{moment.start:>10.2f} {moment.end:>10.2f} "
+        f"{clock(moment.start):>13} {clock(moment.end):>13} {moment.score:>7.3f}"
+        + ("" if moment.probability is None else f" {moment.probability:>11.2f}")
+        for rank, (name, moment) in enumerate(zip(names[1:], moments, strict=True), start=1)
     ]
     return "\n".join(lines)
 

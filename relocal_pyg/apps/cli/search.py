@@ -20,7 +20,7 @@ from relocal_pyg.apps.cli.exports import (
     write_answers,
 )
 from relocal_pyg.apps.cli.extract import print_extraction
-from relocal_pyg.apps.cli.find import QueryOptions, bars_on_terminal, likely
+from relocal_pyg.apps.cli.find import QueryOptions, bars_on_terminal, likely, moments_table
 from relocal_pyg.apps.cli.options import (
     STEP_SECONDS,
     BackboneOptions,
@@ -36,9 +36,8 @@ from relocal_pyg.apps.cli.options import (
     load_network,
     say,
 )
-from relocal_pyg.errors import FeatureError, UsageError, ascii_line
+from relocal_pyg.errors import FeatureError, UsageError
 from relocal_pyg.formats import Source
-from relocal_pyg.formats.clips import clock
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -229,7 +228,7 @@ def search(
     say(f"matcher: {why}")
     if found.count is not None:
         print(f"found: {found.count}")
-    print_hits(hits)
+    print(moments_table(hits, [hit.video_id for hit in hits]))
     if left := len(found.hits) - len(hits):
         print(f"left out: {left} below --min-probability {least:g}")
 
@@ -262,22 +261,6 @@ def search(
     if exports.report is not None:
         tasks.append(partial(write_page, exports.report))
     write_all(tasks)
-
-
-def print_hits(hits: Sequence[Hit]) -> None:
-    """Print ranked hits as a table."""
-    names = [ascii_line(hit.video_id) for hit in hits]
-    width = max([*map(len, names), 5])
-    print(
-        f"{'rank':>4} {'video':<{width}} {'start s':>10} {'end s':>10} {'start':>13} {'score':>7}"
-        + (" probability" if any(hit.probability is not None for hit in hits) else "")
-    )
-    for rank, (hit, name) in enumerate(zip(hits, names, strict=True), start=1):
-        print(
-            f"{rank:>4} {name:<{width}} {hit.start:>10.2f} {hit.end:>10.2f} "
-            f"{clock(hit.start):>13} {hit.score:>7.3f}"
-            + ("" if hit.probability is None else f" {hit.probability:>11.2f}")
-        )
 
 
 def look_at(asked: QueryOptions, query: str | None) -> VideoQuery | StillQuery:
