@@ -230,7 +230,7 @@ class Clock:
         listed = stream.index_entries
         done = stream.frames > 0 and len(listed) > 0 and not self._torn
         if done and stream.container.format.name == "avi":  # without a list one is made on the way
-            done = listed[-1].timestamp > 0.98 * stream.frames - 2
+            done = (stream.duration or 0) >= stream.frames
         return done and self._decoding >= listed[-1].timestamp * self._base
 
     def place(self, frame: Any) -> Iterator[tuple[float, Any]]:

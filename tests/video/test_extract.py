@@ -175,6 +175,29 @@ def test_a_piece_of_an_avi_says_what_is_missing(tmp_path):
     assert file[:300].count(count) == 2
     piped.write_bytes(file[:300].replace(count, (1 << 30).to_bytes(4, "little")) + file[300:])
     assert extract_video(piped, mean_colour(), 5.0).problems == ()
+    held = tmp_path / "held.avi"
+    held.write_bytes(empty_last(file, 100))
+    video = extract_video(held, mean_colour(), 5.0)
+    assert (len(video.features), video.problems) == (50, ())
+
+
+def empty_last(avi: bytes, count: int) -> bytes:
+    """An AVI whose last pictures are empty, which says that the one before stays on."""
+    movi, old = avi.index(b"movi") + 4, avi.index(b"idx1")
+    number, made, index = 0, b"", b""
+    while movi < old:
+        size = int.from_bytes(avi[movi + 4 : movi + 8], "little")
+        kept = avi[movi + 8 : movi + 8 + size] if number < 250 - count else b""
+        entry = old + 8 + 16 * number
+        places = 4 + len(made), len(kept)
+        index += avi[entry : entry + 8] + b"".join(n.to_bytes(4, "little") for n in places)
+        made += (
+            avi[movi : movi + 4] + len(kept).to_bytes(4, "little") + kept + b"\0" * (len(kept) % 2)
+        )
+        movi, number = movi + 8 + size + size % 2, number + 1
+    head = avi[: avi.index(b"movi") - 4] + (len(made) + 4).to_bytes(4, "little") + b"movi"
+    whole = head + made + b"idx1" + len(index).to_bytes(4, "little") + index
+    return whole[:4] + (len(whole) - 8).to_bytes(4, "little") + whole[8:]
 
 
 def test_damage_is_reported_and_kept(tmp_path, write_video):
