@@ -102,7 +102,8 @@ def test_a_stretch_of_the_index_that_is_not_meant_is_no_answer(index, films, blo
             assert hits
             for hit in hits:
                 shared = min(hit.end, best.end) - max(hit.start, best.start)
-                assert hit.video_id != best.video_id or shared <= 0.2 * (hit.end - hit.start)
+                # Another answer of the list may share its edge.
+                assert hit.video_id != best.video_id or shared <= 0.5 * (hit.end - hit.start)
 
 
 def test_only_an_index_that_is_open_is_searched(served, served_index):
