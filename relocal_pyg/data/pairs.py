@@ -15,7 +15,7 @@ from relocal_pyg.errors import AnnotationError, UsageError, check_number
 from relocal_pyg.formats.rows import table_lines
 from relocal_pyg.io.read import read_json, read_text, tidy
 from relocal_pyg.io.record import sha256_json
-from relocal_pyg.io.seeding import derive_seed
+from relocal_pyg.io.seeding import check_seed, derive_seed
 from relocal_pyg.io.write import write_json
 
 Range = tuple[int, int]
@@ -207,7 +207,7 @@ def make_pairs(
         raise UsageError(f"exclude is {exclude!r}: one of {', '.join(_EXCLUDE)} wanted")
     if min_reference not in ("query", None):
         raise UsageError(f"min_reference is {min_reference!r}: 'query' or None wanted")
-    seed = int(check_number(seed, "seed", most=2**64, whole=True))
+    seed = check_seed(seed)
     ordered = sorted(items, key=lambda item: item.item_id)
     for first, second in zip(ordered, ordered[1:], strict=False):
         if first.item_id == second.item_id:
@@ -254,7 +254,7 @@ def make_null_pairs(protocol: Protocol, split: str, *, seed: int = 6) -> PairLis
     """
     if split not in protocol.splits:
         raise UsageError(f"no split {split!r}: {', '.join(protocol.splits)}")
-    seed = int(check_number(seed, "seed", most=2**64, whole=True))
+    seed = check_seed(seed)
     shown: dict[str, dict[str, set[Range]]] = defaultdict(lambda: defaultdict(set))
     for items in protocol.splits.values():
         for item in items:

@@ -22,7 +22,7 @@ from relocal_pyg.data.pair_data import PairData, nearest_steps
 from relocal_pyg.errors import AnnotationError, UsageError, check_number
 from relocal_pyg.graph import PairGraph
 from relocal_pyg.io.record import sha256_json
-from relocal_pyg.io.seeding import generator
+from relocal_pyg.io.seeding import check_seed, generator
 from relocal_pyg.io.tensors import read_tensors, save_tensors
 from relocal_pyg.io.write import replace_file
 from relocal_pyg.moments import encode_offsets, tiou
@@ -41,7 +41,7 @@ class SeededSamples(Dataset[_Sample], Generic[_Sample]):
     def __init__(self, protocol: Protocol, *, num_samples: int, seed: int) -> None:
         number = int(check_number(num_samples, "num_samples", least=1, whole=True))
         self.protocol, self.num_samples = protocol, number
-        self.seed = int(check_number(seed, "seed", most=2**64, whole=True))
+        self.seed = check_seed(seed)
 
     def __len__(self) -> int:
         return self.num_samples

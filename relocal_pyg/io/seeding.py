@@ -10,19 +10,20 @@ import torch
 from relocal_pyg.errors import check_number
 
 
-def derive_seed(seed: int, *keys: object) -> int:
-    """A 63-bit seed for the stream named by ``keys``, the same on every machine.
-
-    Raises:
-        UsageError: The seed is no whole number: 1.0 would name another stream than 1.
+def check_seed(seed: int) -> int:
+    """A seed as Python's own whole number, or a UsageError: 1.0 would name another stream than 1.
 
     Example:
         >>> derive_seed(1.0)
         Traceback (most recent call last):
         relocal_pyg.errors.UsageError: seed is 1.0, a whole number wanted
     """
-    check_number(seed, "seed", most=2**64, whole=True)
-    text = "/".join(str(key) for key in (seed, *keys))
+    return int(check_number(seed, "seed", most=2**64, whole=True))
+
+
+def derive_seed(seed: int, *keys: object) -> int:
+    """A 63-bit seed for the stream named by ``keys``, the same on every machine."""
+    text = "/".join(str(key) for key in (check_seed(seed), *keys))
     return int.from_bytes(hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest()[:8]) >> 1
 
 

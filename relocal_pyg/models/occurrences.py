@@ -58,9 +58,8 @@ class Count:
         return Count(*numbers, self.threshold, self.rule)
 
     def __str__(self) -> str:
-        span = f" (95 %: {self.low} to {self.high})" if self.low < self.high else ""
-        if not self.low <= self.number <= self.high:  # a threshold far from one half
-            span = f" (95 %: {self.low} to {self.high} are right)"
+        right = "" if self.low <= self.number <= self.high else " are right"
+        span = f" (95 %: {self.low} to {self.high}{right})" if right or self.low < self.high else ""
         guess = f"; {self.rule}" if self.rule == GUESS else ""
         return f"{self.number}{span}, those of probability {self.threshold:g} or more{guess}"
 

@@ -92,9 +92,7 @@ class C3D(nn.Module):
         self.fc6 = nn.Linear(8192, num_features)
         if layer == "fc7":
             self.fc7 = nn.Linear(num_features, num_features)
-        self.register_buffer(
-            "mean", torch.tensor(mean, dtype=torch.float32).view(3, 1, 1, 1), persistent=False
-        )
+        self.register_buffer("mean", torch.tensor(mean).float().view(3, 1, 1, 1), persistent=False)
         self.eval()
 
     @property

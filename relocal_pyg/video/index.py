@@ -172,11 +172,13 @@ def index_features(
         rate = usual if rate_hz is None else rate_hz
         made = IndexedVideos(index, rate, backbone.name, network=network or {})
     gone = {made.digests.get(name): name for name, file in made.files.items() if not file.is_file()}
-    moved = {}
+    moved, known = {}, set(made.files.values())
     for file in find_videos(videos).values() if gone.keys() - {None} else ():
+        place = Path(os.path.realpath(file))
         with suppress(VideoError):  # said when it is extracted
-            if (name := gone.get(file_digest(file, backbone, made.rate_hz))) is not None:
-                moved[name] = Path(os.path.realpath(file))
+            name = None if place in known else gone.get(file_digest(file, backbone, made.rate_hz))
+            if name is not None:
+                moved[name] = place
     found = find_videos(videos, {**made.files, **moved})
     given = (found, made.features, backbone, made.rate_hz)
     done = extract_folder(*given, workers=workers, quarantine=quarantine, key=key, drop=True)
