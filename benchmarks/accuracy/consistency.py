@@ -74,12 +74,13 @@ def consistency_lines(cells: list[Cell], data: Path | None, out: Path) -> list[L
     for (name, split, recipe), parts in grouped.items():
         values = torch.cat([amount for _, amount, _, _ in parts])
         lead = torch.cat([each for _, _, each, _ in parts])
-        weight = torch.cat([halves(amount) for _, amount, _, _ in parts])
+        split_up = [halves(amount, each) for _, amount, each, _ in parts]
+        larger, more = (torch.cat(column) for column in zip(*split_up, strict=True))
         runs = [seed for seed, amount, _, _ in parts for _ in amount]
         clusters = [video for *_, videos in parts for video in videos]
-        table = torch.stack([values, lead * weight], dim=1)
+        table = torch.stack([values, more], dim=1)
         low, high = bootstrap_interval(table, clusters, runs)
         (amount, gain) = torch.stack([table.mean(dim=0), low, high], dim=1).tolist()
-        sides = [float(lead[side].mean()) for side in (weight < 0, weight > 0)]
+        sides = [float(lead[side].mean()) for side in (~larger, larger)]
         found.append(Line(name, split, len(parts), len(lead), amount, recipe, *sides, gain))
     return found

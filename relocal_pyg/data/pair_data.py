@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, Literal, NoReturn
 
 import torch
@@ -148,6 +148,7 @@ def _check(features: Tensor) -> None:
 _EDGES = "edge_index_k"
 _WEIGHTS = "edge_weight_k"
 _NO_EDGES = "no edge_index_k*: use materialize=True, or give the layer PairGraphs or adj_t_k*"
+_ASK = "give a layer edge_indices(), and what knows one set only to_hetero()"
 
 
 class _EdgeSet(GlobalStorage):
@@ -241,6 +242,8 @@ class PairData(Data):
         for name in attributes:
             if "index" in name or "batch" in name or name == "face":
                 raise UsageError(f"attribute {name!r}: PyG would shift it in a batch, rename it")
+        if not isinstance(ks, Iterable):
+            raise UsageError(f"ks is {ks!r}: the graphs wanted, such as (1, 2, 3)")
         query, proposal = (to_tensor(side, FeatureError) for side in (query, proposal))
         query_x, query_mask = resample(query, num_steps, mode)
         proposal_x, proposal_mask = resample(proposal, num_steps, mode)
@@ -286,6 +289,13 @@ class PairData(Data):
             raise UsageError(_NO_EDGES)
         plain = super().edge_stores if "edge_index" in self else []
         return [*plain, *(_EdgeSet(self, k) for k in self.ks)]
+
+    @property
+    def edge_index(self) -> Tensor:
+        """The one edge set that was put beside the K; without it an error, where PyG has None."""
+        if "edge_index" not in self:
+            raise UsageError(f"a pair has an edge set a graph: {_ASK}" if self.ks else _NO_EDGES)
+        return self["edge_index"]
 
     def edge_indices(self) -> list[Tensor]:
         """``edge_index_k*`` ``[2, E_k]`` in the order of :attr:`ks`, as a layer wants them."""

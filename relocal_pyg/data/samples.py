@@ -100,7 +100,8 @@ class PartnerSampler:
         """An action of another class, in a video without the query's class where there is one."""
         labels = [label for label in self._labels if label != query.label]
         if not labels:
-            raise AnnotationError("a negative of another class was asked for; there is one class")
+            what = "of another class are wanted, there is one class: set negatives=video"
+            raise AnnotationError(f"negatives {what}, or use another system")
         videos = self._videos[_pick(labels, rng)]
         clean = [video for video in videos if (video, query.label) not in self._moments]
         return _pick(videos[_pick(clean or list(videos), rng)], rng)

@@ -42,8 +42,13 @@ def _places(moments: Tensor) -> Tensor:
     return order.double()
 
 
-def halves(amounts: Tensor) -> Tensor:
-    """Weights ``[N]`` that make of a mean that where pairs differ minus that where they agree.
+def halves(amounts: Tensor, lead: Tensor) -> tuple[Tensor, Tensor]:
+    """A lead ``[N]`` where pairs differ more against where they agree more.
+
+    Returns:
+        Bool ``[N]``, the half that differs more; and values ``[N]`` whose mean is the difference of
+        the two halves' means. They spread as that does when pairs are drawn: what both halves have
+        in common is none of their difference, however many pairs of each are drawn.
 
     Raises:
         UsageError: All pairs disagree alike.
@@ -51,7 +56,10 @@ def halves(amounts: Tensor) -> Tensor:
     larger = amounts > amounts.median()
     if not larger.any():
         raise UsageError("all pairs disagree alike: there are no halves")
-    return torch.where(larger, 1 / larger.double().mean(), -1 / (~larger).double().mean())
+    differ, agree = lead[larger].mean(), lead[~larger].mean()
+    rest = torch.where(larger, lead - differ, agree - lead)
+    share = torch.where(larger, larger.double().mean(), (~larger).double().mean())
+    return larger, differ - agree + rest / share
 
 
 class Halves(NamedTuple):
@@ -88,15 +96,13 @@ def by_disagreement(comparison: Comparison, amounts: Tensor, against: str) -> li
     first = comparison.evaluations[against][0]
     if len(first.records) != len(amounts):
         raise UsageError(f"{len(amounts)} amounts of disagreement for {len(first.records)} pairs")
-    weight = halves(amounts)
-    larger = weight > 0
     right = {
         title: torch.stack([above(each.tious, (0.5,)).double()[:, 0] for each in runs]).mean(dim=0)
         for title, runs in comparison.evaluations.items()
     }
     rows = []
     for title, hits in right.items():
-        lead = (hits - right[against]) * weight
+        larger, lead = halves(amounts, hits - right[against])
         rows.append(
             Halves(
                 title,

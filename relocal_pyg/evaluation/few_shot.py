@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
@@ -21,7 +21,7 @@ from torch import Tensor
 
 from relocal_pyg.data.items import Item, Protocol
 from relocal_pyg.errors import AnnotationError, UsageError, check_number
-from relocal_pyg.evaluation.run import check_protocol, check_ranking, within
+from relocal_pyg.evaluation.run import check_protocol, check_ranking, stacked
 from relocal_pyg.evaluation.statistics import Estimate
 from relocal_pyg.evaluation.tables import percent, pipe_table
 from relocal_pyg.io.read import read_json
@@ -30,7 +30,7 @@ from relocal_pyg.io.seeding import generator
 from relocal_pyg.io.write import write_json
 from relocal_pyg.models.base import Ranking, Relocalizer, evaluating
 from relocal_pyg.models.calibrated import Calibrated
-from relocal_pyg.moments import nms, tiou
+from relocal_pyg.moments import tiou
 
 #: Thresholds of ActivityNet's average: .5 to .95.
 THRESHOLDS = tuple(round(0.5 + 0.05 * number, 2) for number in range(10))
@@ -313,12 +313,11 @@ def evaluate_few_shot(
                     )
                 place = f"{model.title}: query {support.item_id}, episode {episode.episode_id}"
                 check_ranking(ranking, place)
-                rankings.append(replace(ranking.cpu(), probabilities=ranking.probabilities))
+                rankings.append(ranking.cpu())
         if not rankings:
             continue
-        whole = within(Ranking(*combined(rankings, combine)), len(reference))
-        kept = nms(whole.moments, whole.scores, nms_threshold, limit=CAP)
-        moments, scores = whole.moments[kept], whole.scores[kept]
+        together = Ranking(*combined(rankings, combine))
+        moments, scores = stacked(together.best(len(reference), CAP, nms_threshold=nms_threshold))
         if score == "probability":
             told = [each.probabilities for each in rankings if each.probabilities is not None]
             if len(told) < len(rankings):

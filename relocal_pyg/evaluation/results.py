@@ -352,12 +352,13 @@ class Evaluation:
 
     @property
     def average_recall(self) -> dict[int, float]:
-        """AR@AN: share of the truths met by the first AN proposals, averaged over thresholds."""
+        """AR@AN: share of the truths met by the first AN proposals, averaged over thresholds.
+
+        As in ActivityNet's task an overlap that equals a threshold meets it.
+        """
         recall = torch.cat([torch.tensor(r.recall, dtype=torch.float64) for r in self.records], 1)
-        return {
-            budget: statistics.fmean(map_at_1(best, RECALL_THRESHOLDS).values())
-            for budget, best in zip(BUDGETS, recall, strict=True)
-        }
+        met = above(recall, RECALL_THRESHOLDS, strict=False).double().mean(dim=(1, 2))
+        return dict(zip(BUDGETS, met.tolist(), strict=True))
 
     def by_length(self) -> dict[str, dict[str, Any]]:
         """Pairs, mAP@1 and mIoU by length of the truth; scores are None where there is no pair."""

@@ -23,7 +23,7 @@ from relocal_pyg.errors import RelocalError, UsageError, ascii_line, check_numbe
 from relocal_pyg.evaluation.metrics import best_tiou, oracle, recall_by_budget
 from relocal_pyg.evaluation.results import Evaluation, PairRecord, Span
 from relocal_pyg.models.base import Ranking, Relocalizer, evaluating
-from relocal_pyg.moments import clip_moments, nms
+from relocal_pyg.moments import Moment
 
 #: Packages whose version can change a result.
 PACKAGES = (
@@ -222,14 +222,10 @@ def evaluate(
     )
 
 
-def within(ranking: Ranking, num_steps: int) -> Ranking:
-    """Answers as users get them: cut to the video, without those that lie past an end of it."""
-    moments = clip_moments(ranking.moments.double(), num_steps)
-    real = moments[:, 0] < moments[:, 1]
-    before = None if ranking.proposals is None else ranking.proposals[real].double()
-    return replace(
-        ranking, moments=moments[real], scores=ranking.scores[real].double(), proposals=before
-    )
+def stacked(found: Sequence[Moment]) -> tuple[Tensor, Tensor]:
+    """Answers as arrays, float64: moments ``[A, 2]``, in their unit, and scores ``[A]``."""
+    rows = torch.tensor([(m.start, m.end, m.score) for m in found], dtype=torch.float64)
+    return rows.reshape(-1, 3)[:, :2], rows.reshape(-1, 3)[:, 2]
 
 
 def overlaps_by_way(
@@ -240,7 +236,7 @@ def overlaps_by_way(
     for number, answer in enumerate(answer_pairs(model, protocol, pairs, every_way=True)):
         truths = torch.tensor([answer.pair.reference.truths])
         for way, ranking in answer.rankings.items():
-            best = within(ranking, len(answer.reference)).moments[:1]
+            best, _ = stacked(ranking.best(len(answer.reference), 1))
             if len(best):
                 found[way][number] = best_tiou(best, truths)[0]
     return found
@@ -260,7 +256,7 @@ def replay(model: Relocalizer, like: Evaluation) -> Evaluation:
         ranking = model.rank(query, reference, torch.tensor([[0.0, record.reference_steps]]))
         truths = torch.tensor(record.truths, dtype=torch.float64)
         answer = _scored(ranking, len(reference), truths, *kept)
-        records.append(replace(record, seconds=0.0, probability=None, presence=None, **answer))
+        records.append(replace(record, seconds=0.0, **answer))
     return replace(
         like,
         title=model.title,
@@ -275,8 +271,6 @@ def replay(model: Relocalizer, like: Evaluation) -> Evaluation:
 def _record(answer: Answer, top_k: int, nms_threshold: float) -> PairRecord:
     query, item = answer.pair.query, answer.pair.reference
     truths = torch.tensor(item.truths, dtype=torch.float64).reshape(-1, 2)
-    given = [] if answer.ranking is None else answer.ranking.best(item.num_steps, 1)
-    best = given[0] if given else None
     return PairRecord(
         query_id=query.item_id,
         reference_id=item.item_id,
@@ -291,8 +285,6 @@ def _record(answer: Answer, top_k: int, nms_threshold: float) -> PairRecord:
         oracle=oracle(answer.proposals, truths).item(),
         num_proposals=len(answer.proposals),
         seconds=answer.seconds,
-        probability=None if best is None else best.probability,
-        presence=None if best is None else best.presence,
         **_scored(answer.ranking, item.num_steps, truths, top_k, nms_threshold),
     )
 
@@ -301,21 +293,21 @@ def _scored(
     ranking: Ranking | None, num_steps: int, truths: Tensor, top_k: int, nms_threshold: float
 ) -> dict[str, Any]:
     """The part of a record that depends on the ranking; without truths nothing overlaps."""
-    ranking = None if ranking is None else within(ranking, num_steps)
-    if ranking is None or len(ranking.scores) == 0:
-        return {"moments": (), "scores": (), "tious": (), "before": None, "tiou_before": None}
-    moments, scores = ranking.moments, ranking.scores
-    kept = nms(moments, scores, nms_threshold)[:top_k]
-    before = None if ranking.proposals is None else ranking.proposals[kept[:1]]
-    known = len(truths) > 0
+    given = [] if ranking is None else ranking.best(num_steps, top_k, nms_threshold=nms_threshold)
+    moments, scores = stacked(given)
+    best = given[0] if given else Moment(0.0, 0.0, 0.0)
+    told = len(truths) > 0
+    before = torch.tensor([best.proposal]) if told and best.proposal else None
     return {
-        "moments": _spans(moments[kept]),
-        "scores": tuple(scores[kept].tolist()),
-        "tious": tuple(best_tiou(moments[kept][None], truths[None])[0].tolist()) if known else (),
-        "before": None if before is None else _spans(before)[0],
-        "tiou_before": best_tiou(before, truths[None]).item()
-        if known and before is not None
-        else None,
+        "moments": _spans(moments),
+        "scores": tuple(scores.tolist()),
+        "tious": tuple(best_tiou(moments[None], truths[None])[0].tolist())
+        if told and given
+        else (),
+        "before": best.proposal,
+        "tiou_before": None if before is None else best_tiou(before, truths[None]).item(),
+        "probability": best.probability,
+        "presence": best.presence,
     }
 
 

@@ -97,10 +97,10 @@ class Ranking:
             nms_threshold: Of two answers with a larger tIoU only the better is given.
         """
         own = self.cpu()
-        moments = clip_moments(own.moments, num_steps)
+        moments, scores = clip_moments(own.moments.double(), num_steps), own.scores.double()
         real = (moments[:, 0] < moments[:, 1]).nonzero().flatten()  # some lie past an end
-        kept = real[nms(moments[real], own.scores[real], nms_threshold, limit=top_k)]
-        moments, scores = moments[kept].double(), own.scores[kept]
+        kept = real[nms(moments[real], scores[real], nms_threshold, limit=top_k)]
+        moments, scores = moments[kept], scores[kept]
         before: list[list[float]] | list[None] = [None] * len(kept)
         if own.proposals is not None:
             before = (own.proposals[kept].double() * seconds_per_step).tolist()
@@ -157,7 +157,7 @@ class Relocalizer(abc.ABC):
         ends_in_tanh: Whether its scores went through a last tanh that :meth:`raw_scores` undoes.
     """
 
-    title: ClassVar[str]
+    title: str
     trainable: ClassVar[bool] = False
     reconstructed: ClassVar[bool] = False
     by_blocks: ClassVar[bool] = False

@@ -33,10 +33,6 @@ _MODULES = {
     "MATR": "baselines.matr",
 }
 
-#: Largest number among a checkpoint's settings, and most entries of a list or layers of a stack:
-#: what is built before the weights are looked at stays small.
-LARGEST, MOST = 100_000, 64
-
 
 def load_model(folder: str | Path) -> TrainableRelocalizer | Calibrated:
     """Read a model that ``save`` or training wrote; nothing in the folder is ever unpickled.
@@ -89,21 +85,15 @@ def _confidence(folder: Path, given: Path) -> Confidence | None:
 
 
 def checked_config(folder: Path) -> dict[str, Any]:
-    """:func:`relocal_pyg.io.record.read_config` of a model that exists, its settings in range.
+    """:func:`relocal_pyg.io.record.read_config` of a model that exists.
 
     Raises:
-        CheckpointError: As there, of an unknown model, or with a setting out of range.
+        CheckpointError: As there, or of an unknown model.
     """
     config, file = read_config(folder, FORMAT, _WEIGHTS), folder / _CONFIG
     if config["model"] not in _MODULES:
         reason = "names a model that does not exist"
         raise CheckpointError(reason, file=file, record=config["model"])
-    for name, value in config["config"].items():
-        largest = MOST if name == "num_layers" else LARGEST
-        values = value if isinstance(value, list) else [value]
-        numbers = [each for each in values if isinstance(each, int | float)]
-        if len(values) > MOST or any(abs(number) > largest for number in numbers):
-            raise CheckpointError("is out of range", file=file, record=name)
     return config
 
 

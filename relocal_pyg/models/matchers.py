@@ -13,7 +13,7 @@ from torch.nn import functional
 from relocal_pyg.data.pair_data import nearest_steps
 from relocal_pyg.data.proposals import look_closer
 from relocal_pyg.io.seeding import generator
-from relocal_pyg.models.base import Ranking, Relocalizer, Surroundings, arguments
+from relocal_pyg.models.base import Ranking, Relocalizer, Surroundings, Wrapper, arguments
 from relocal_pyg.models.similarity import (
     Rows,
     contrast_scores,
@@ -132,22 +132,16 @@ class DiagonalMatcher(Relocalizer):
         return Ranking.sort(proposals, table[points, steps].mean(dim=1), proposals)
 
 
-class FinerWindows(Relocalizer):
+class FinerWindows(Wrapper):
     """Any model that scores windows, and finer windows around its best ones scored as well.
 
     Args:
         model: It ranks the proposals, and whatever else it is shown.
     """
 
-    title = "Finer windows"
-
     def __init__(self, model: Relocalizer) -> None:
-        self.model = model
-
-    @property
-    def device(self) -> torch.device | None:
-        """Where the model computes."""
-        return self.model.device
+        super().__init__(model)
+        self.title = f"{model.title}, finer windows"
 
     def config(self) -> dict[str, Any]:
         """The model's kind and constructor arguments."""

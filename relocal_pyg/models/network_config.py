@@ -8,12 +8,16 @@ from typing import Any, Literal
 
 from relocal_pyg.errors import UsageError, check_number, shorten
 
+#: Largest number among settings, and most entries of a list or layers of a stack: what a checkpoint
+#: asks for stays small, and what can be trained can be read again.
+LARGEST, MOST = 100_000, 64
 _COUNT: dict[str, Any] = {"least": 1, "whole": True}
 _SHARE, _WEIGHT = {"least": 0.0, "most": 1.0}, {"least": 0.0}
 #: What :func:`relocal_pyg.errors.check_number` asks of a setting, whichever system it is of.
 _RANGES: dict[str, dict[str, Any]] = {
     **dict.fromkeys(("in_channels", "hidden_channels", "head_channels", "feed_forward"), _COUNT),
-    **dict.fromkeys(("num_layers", "num_members", "num_factors", "num_anchors"), _COUNT),
+    **dict.fromkeys(("num_members", "num_factors", "num_anchors"), _COUNT),
+    "num_layers": {**_COUNT, "most": MOST},
     **dict.fromkeys(("num_steps", "min_steps", "max_steps", "stride", "num_points"), _COUNT),
     **dict.fromkeys(("num_moments", "num_reranked", "list_length", "heads", "slots"), _COUNT),
     **dict.fromkeys(("ks", "widths"), _COUNT),
@@ -40,13 +44,13 @@ def check_settings(settings: dict[str, Any], several: Iterable[str] = ()) -> dic
         except TypeError:
             given = shorten(found[name])
             raise UsageError(f"{name} is {given}, a list of numbers wanted") from None
-        if not found[name]:
-            raise UsageError(f"{name} are empty: one or more wanted")
+        if not 1 <= len(found[name]) <= MOST:
+            raise UsageError(f"{name} are {len(found[name])}: 1 to {MOST} wanted")
     for name, wanted in _RANGES.items():
         if found.get(name) is None:
             continue
         values = found[name] if name in lists else (found[name],)
-        checked = [check_number(value, name, **wanted) for value in values]
+        checked = [check_number(value, name, **{"most": LARGEST, **wanted}) for value in values]
         plain = [value if isinstance(value, int | float) else float(value) for value in checked]
         found[name] = tuple(plain) if name in lists else plain[0]
     return found

@@ -22,7 +22,7 @@ from torch_geometric.loader import DataLoader
 from tqdm import tqdm
 
 from relocal_pyg.data.items import Protocol
-from relocal_pyg.data.pairs import PairList, make_pairs
+from relocal_pyg.data.pairs import PairList
 from relocal_pyg.errors import CheckpointError, RelocalError, RunError, UsageError
 from relocal_pyg.evaluation.run import environment
 from relocal_pyg.io.read import read_json
@@ -34,7 +34,13 @@ from relocal_pyg.models.checkpoint import Choice, load_weights
 from relocal_pyg.models.matchers import ContrastMatcher
 from relocal_pyg.nn.products import FastProducts
 from relocal_pyg.training.presets import TrainingConfig
-from relocal_pyg.training.validation import paired_gain, passed, selection_score, validate
+from relocal_pyg.training.validation import (
+    draw_pairs,
+    paired_gain,
+    passed,
+    selection_score,
+    validate,
+)
 
 
 class Interrupts:
@@ -295,6 +301,8 @@ def fit(
     """
     folder = None if out is None else Path(out)
     model.check_width(protocol.features.dim, f"protocol {protocol.name}")
+    if model.dtype != torch.float32:
+        raise UsageError(f"the weights are {model.dtype}: call float() first, training takes that")
     if not protocol.splits.get("train"):
         raise UsageError("no training items: the split 'train' is empty or missing")
     facts = {
@@ -306,12 +314,7 @@ def fit(
         "data_sha256": protocol.fingerprint,
         **(identity or {}),
     }
-    pairs = make_pairs(
-        protocol.splits.get("val", ()),
-        split="val",
-        protocol=protocol.name,
-        exclude=protocol.exclude,
-    ).sample(config.max_validation_pairs)
+    pairs = draw_pairs(protocol, "val", config.max_validation_pairs)
     if not pairs.pairs:
         raise UsageError("no validation pairs: the split needs a class with two videos or more")
     facts["val_pairs"] = pairs.sha256

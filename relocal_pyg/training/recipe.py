@@ -17,7 +17,7 @@ from lightning_fabric.utilities.rank_zero import rank_zero_only
 
 from relocal_pyg import models
 from relocal_pyg.data.items import Protocol
-from relocal_pyg.data.pairs import PairList, make_null_pairs, make_pairs
+from relocal_pyg.data.pairs import PairList, make_null_pairs
 from relocal_pyg.errors import CheckpointError, UsageError, ascii_line
 from relocal_pyg.evaluation.few_shot import Instances, draw_episodes, few_shot_table
 from relocal_pyg.evaluation.few_shot import to_markdown as few_shot_markdown
@@ -49,6 +49,7 @@ from relocal_pyg.models.network_config import BaselineConfig, MatcherConfig, Net
 from relocal_pyg.training.loop import FitResult, fit
 from relocal_pyg.training.presets import PAPER, PRESETS, Preset, TrainingConfig
 from relocal_pyg.training.validation import calibrate, calibrate_run
+from relocal_pyg.training.validation import draw_pairs as draw_pairs
 
 #: Validation pairs for the probabilities of a model that comes without.
 CALIBRATION_PAIRS = 100
@@ -338,19 +339,6 @@ def train_all(
             yield Trained.load(finished(system, seed), system.title, accelerator)
 
 
-def draw_pairs(protocol: Protocol, split: str, limit: int | None = None) -> PairList:
-    """The hashed pair list of a split, the same on every machine, or a sample of it.
-
-    Raises:
-        UsageError: There is no such split.
-    """
-    if split not in protocol.splits:
-        raise UsageError(f"no split {split!r}: {', '.join(protocol.splits)}")
-    return make_pairs(
-        protocol.splits[split], split=split, protocol=protocol.name, exclude=protocol.exclude
-    ).sample(limit)
-
-
 def draw_nulls(protocol: Protocol, pairs: PairList, limit: int | None = None) -> PairList:
     """References without the action for the queries of a pair list, or for some of them."""
     asked = {pair.query.item_id for pair in pairs.pairs}
@@ -371,9 +359,9 @@ def free_models(protocol: Protocol) -> dict[str, Relocalizer]:
         matcher = Calibrated(matcher, calibrate(matcher, protocol, limit=CALIBRATION_PAIRS))
     pretrained = MultiGraphMatcher.pretrained()
     free: list[Relocalizer] = [Chance(), FrameLevel(), CosineMatcher(), DiagonalMatcher(), matcher]
+    free.append(FinerWindows(ContrastMatcher()))
     return {
         **{each.title: each for each in free},
-        f"{ContrastMatcher.title}, finer windows": FinerWindows(ContrastMatcher()),
         # Without labels, and judged by what chance gives on each reference, also without labels.
         f"{pretrained.title} (pretrained)": Calibrated(pretrained),
     }

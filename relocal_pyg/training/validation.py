@@ -13,23 +13,36 @@ from torch import Tensor
 from torch.nn import functional
 
 from relocal_pyg.data.items import Pair, Protocol
-from relocal_pyg.data.pairs import make_null_pairs, make_pairs
+from relocal_pyg.data.pairs import PairList, make_null_pairs, make_pairs
 from relocal_pyg.errors import UsageError
 from relocal_pyg.evaluation.metrics import above, map_at_1
-from relocal_pyg.evaluation.run import Answer, answer_pairs, overlaps_by_way, within
+from relocal_pyg.evaluation.run import Answer, answer_pairs, overlaps_by_way, stacked
 from relocal_pyg.evaluation.statistics import Estimate, bootstrap_interval
 from relocal_pyg.io.record import sha256_file
 from relocal_pyg.models.base import Relocalizer
 from relocal_pyg.models.calibrated import FILE, Confidence, answer_facts, write_confidence
 from relocal_pyg.models.matchers import ContrastMatcher
 from relocal_pyg.models.presence import Logistic
-from relocal_pyg.moments import nms, tiou
+from relocal_pyg.moments import tiou
 
 #: Thresholds whose mean mAP@1 selects a model: wide, so that a small set still tells models apart.
 SELECTION_THRESHOLDS = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
 #: Fewest validation videos that can tell a gain from chance: one of three ahead on all three by
 #: luck is one in eight.
 FEWEST_VIDEOS = 4
+
+
+def draw_pairs(protocol: Protocol, split: str, limit: int | None = None) -> PairList:
+    """The hashed pair list of a split, the same on every machine, or a sample of it.
+
+    Raises:
+        UsageError: There is no such split.
+    """
+    if split not in protocol.splits:
+        raise UsageError(f"no split {split!r}: {', '.join(protocol.splits)}")
+    return make_pairs(
+        protocol.splits[split], split=split, protocol=protocol.name, exclude=protocol.exclude
+    ).sample(limit)
 
 
 def validate(
@@ -104,9 +117,7 @@ def calibrate(model: Relocalizer, protocol: Protocol, *, limit: int | None = Non
         UsageError: There are fewer than 10 outcomes of some kind.
     """
     split = "val"
-    items, exclude = protocol.splits[split], protocol.exclude
-    every = make_pairs(items, split=split, protocol=protocol.name, exclude=exclude)
-    pairs = every.sample(limit).pairs
+    pairs = draw_pairs(protocol, split, limit).pairs
     nulls = make_null_pairs(protocol, split).sample(limit).pairs
     for what, count in (("pairs", len(pairs)), ("references without the action", len(nulls))):
         if count < FEWEST:
@@ -140,13 +151,11 @@ def _facts(model: Relocalizer, answer: Answer) -> tuple[Tensor, Tensor]:
     ranking, reference = answer.ranking, answer.reference
     if ranking is None:
         raise UsageError("no calibration: a validation pair has no proposals")
-    whole = within(ranking, len(reference))
-    if len(whole.scores) == 0:
+    moments, scores = stacked(ranking.best(len(reference), _ANSWERS))
+    if len(scores) == 0:
         raise UsageError("no calibration: all answers to a validation pair lie past its reference")
-    kept = nms(whole.moments, whole.scores, 0.5, limit=_ANSWERS)
-    moments = whole.moments[kept]
     facts = answer_facts(
-        model, ranking, moments, whole.scores[kept], answer.query, reference, answer.query_video
+        model, ranking, moments, scores, answer.query, reference, answer.query_video
     )
     truths = torch.tensor(answer.pair.reference.truths, dtype=torch.float64).reshape(-1, 2)
     overlap = tiou(moments[:, None], truths[None])

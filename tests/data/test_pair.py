@@ -328,6 +328,35 @@ def test_without_edges_nothing_is_done_in_silence() -> None:
     assert data.num_edges == 0
 
 
+@pytest.mark.parametrize(
+    "transform",
+    [
+        T.VirtualNode(),
+        T.LocalDegreeProfile(),
+        T.GDC(),
+        T.AddRandomWalkPE(2),
+        T.ToDense(20),
+        T.SIGN(1),
+    ],
+)
+@pytest.mark.parametrize("batched", [False, True])
+def test_what_knows_one_edge_set_is_refused_in_words(
+    transform: Callable[[object], object], batched: bool
+) -> None:
+    data = Batch.from_data_list([pair(), pair()]) if batched else pair()
+    with pytest.raises(UsageError, match="to_hetero"):
+        transform(data)
+    with pytest.raises(UsageError, match="edge_indices"):
+        _ = data.edge_index
+    data.edge_index = data.edge_index_k1
+    assert torch.equal(data.edge_index, data.edge_index_k1)
+
+
+def test_one_graph_is_no_list_of_graphs() -> None:
+    with pytest.raises(UsageError, match=r"ks is 3: the graphs wanted, such as \(1, 2, 3\)"):
+        PairData.from_features(torch.rand(3, 2), torch.rand(4, 2), 5, ks=3)  # type: ignore[arg-type]
+
+
 def test_transforms_that_change_the_number_of_nodes_are_refused_or_found() -> None:
     data = pair()
     with pytest.raises(UsageError, match="2T"):

@@ -6,7 +6,8 @@ import torch
 from relocal_pyg.datasets.synthetic import SyntheticConfig, synthetic
 from relocal_pyg.errors import UsageError
 from relocal_pyg.evaluation import compare, evaluate
-from relocal_pyg.evaluation.consistency import by_disagreement, disagreement, to_markdown
+from relocal_pyg.evaluation.consistency import by_disagreement, disagreement, halves, to_markdown
+from relocal_pyg.evaluation.statistics import bootstrap_interval
 from relocal_pyg.models import ContrastMatcher, CosineMatcher, DiagonalMatcher
 from relocal_pyg.training.recipe import draw_pairs
 
@@ -35,6 +36,26 @@ def test_disagreement_is_one_minus_spearman_over_the_proposals(asked):
         squares = sum((a - b) ** 2 for a, b in zip(*tables, strict=True))
         # Spearman's own formula, which holds where there are no ties.
         assert amount == pytest.approx(6 * squares / (count * (count**2 - 1)), abs=1e-6)
+
+
+def test_what_both_halves_share_widens_no_interval():
+    generator = torch.Generator().manual_seed(0)
+    amounts = torch.rand(60, generator=generator, dtype=torch.float64)
+    videos = [str(number // 3) for number in range(60)]
+    _, behind = halves(amounts, -torch.ones(60, dtype=torch.float64))
+    assert behind.eq(0).all()  # one behind on every pair: no more here than there
+    lead = torch.randint(-1, 2, (60,), generator=generator).double() - 0.7
+    larger, values = halves(amounts, lead)
+    assert values.mean() == pytest.approx(lead[larger].mean() - lead[~larger].mean())
+    # The bootstrap as it is defined: both means anew for each draw of videos.
+    drawn = []
+    for _ in range(2000):
+        names = torch.randint(20, (20,), generator=generator)
+        at = torch.cat([torch.arange(3 * name, 3 * name + 3) for name in names.tolist()])
+        drawn.append(lead[at][larger[at]].mean() - lead[at][~larger[at]].mean())
+    wanted = torch.stack(drawn).quantile(torch.tensor([0.025, 0.975], dtype=torch.float64))
+    found = torch.stack(bootstrap_interval(values, videos, samples=2000))
+    assert (found - wanted).abs().max() < 0.1
 
 
 def test_halves_and_the_difference_of_leads_by_hand(asked):

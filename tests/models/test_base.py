@@ -95,6 +95,13 @@ def test_config_rebuilds_the_model(make: Callable[[], Relocalizer]):
         assert type(model)(**model.config()).config() == model.config()
 
 
+def test_finer_windows_take_what_their_model_takes():
+    model = FinerWindows(MultiGraphRelocalizer(F, hidden_channels=6, num_steps=5).eval())
+    assert model.title == "Multi-graph fusion, finer windows"
+    with pytest.raises(FeatureError, match=f"has 3 channels and the model takes {F}"):
+        model.localize(torch.randn(4, 3), torch.randn(30, 3))
+
+
 def test_unfit_inputs_are_one_line():
     model = MultiGraphRelocalizer(F, hidden_channels=6, num_steps=5).eval()
     query, reference = torch.randn(4, F), torch.randn(30, F)

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from relocal_pyg.errors import CheckpointError
+from relocal_pyg.errors import CheckpointError, UsageError
 from relocal_pyg.io.record import write_manifest
 from relocal_pyg.io.tensors import save_tensors
 from relocal_pyg.models import (
@@ -96,6 +96,15 @@ def test_settings_out_of_range_are_one_line(tmp_path: Path, settings: dict[str, 
     with pytest.raises(CheckpointError) as caught:
         load_model(tmp_path / "model")
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{"in_channels": 150_528}, {"num_layers": 65}, {"ks": range(1, 66)}, {"margin": 1e6}],
+)
+def test_what_could_not_be_read_again_is_not_trained(settings: dict[str, Any]):
+    with pytest.raises(UsageError, match=f"^{next(iter(settings))} "):
+        MultiGraphRelocalizer(**{"in_channels": 4, "hidden_channels": 2, **settings})
 
 
 def test_what_the_manifest_does_not_list_is_not_read(tmp_path: Path):

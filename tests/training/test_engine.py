@@ -353,10 +353,16 @@ def test_a_protocol_without_validation_pairs_is_refused(protocol):
     empty = Protocol("x", splits, protocol.features, protocol.propose)
     none = Protocol("x", {"train": splits["train"]}, protocol.features, protocol.propose)
     untrained = dataclasses.replace(protocol, splits={**protocol.splits, "train": ()})
-    for wrong, told in ((empty, "validation"), (none, "validation"), (untrained, "training items")):
+    for wrong, told in (
+        (empty, "validation"),
+        (none, "no split 'val'"),
+        (untrained, "training items"),
+    ):
         with pytest.raises(UsageError, match=told):
             fit(network(protocol), wrong, config=CONFIG, show_progress=False)
     with pytest.raises(FeatureError, match="protocol synthetic"):
         fit(SST(protocol.features.dim + 1), protocol, config=CONFIG, show_progress=False)
+    with pytest.raises(UsageError, match="float64: call float"):
+        fit(network(protocol).double(), protocol, config=CONFIG, show_progress=False)
     with pytest.raises(UsageError, match="decay is no"):
         TrainingConfig(decay="no")  # it was true

@@ -108,6 +108,17 @@ def test_a_table_keeps_no_answers_of_an_earlier_one(protocol, tmp_path, monkeypa
         recipe.publish(comparison, recipe.draw_pairs(protocol, "test"), tmp_path, protocol)
 
 
+@pytest.mark.slow
+def test_a_protocol_that_is_for_testing_alone_gets_its_table(protocol, tmp_path, monkeypatch):
+    alone = dataclasses.replace(protocol, splits={"test": protocol.splits["test"]})
+    matcher = recipe.free_models(alone)["Contrast matcher"]
+    assert isinstance(matcher, models.ContrastMatcher)  # without probabilities
+    monkeypatch.setattr(recipe, "free_models", lambda protocol: {"a": matcher})
+    pairs = recipe.draw_pairs(alone, "test", 2)
+    comparison = recipe.compare_trained(alone, pairs, [], max_nulls=1)
+    assert recipe.publish(comparison, pairs, tmp_path, alone).is_file()
+
+
 def test_two_models_of_one_name_are_refused_before_the_work(protocol):
     twice = [recipe.Trained("a", 0, models.Chance())] * 2
     with pytest.raises(UsageError, match="a, seed 0: two trained models"):

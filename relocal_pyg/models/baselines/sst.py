@@ -99,7 +99,7 @@ class SST(TrainableRelocalizer):
         self.rerank = rerank
         self.num_reranked = num_reranked
         if rerank:
-            self.title = "SST + cosine"  # type: ignore[misc]
+            self.title = "SST + cosine"
         self.gru = nn.GRU(
             in_channels,
             hidden_channels,
