@@ -115,7 +115,7 @@ def checked_dataset(
     try:
         group = _hard_linked(file, name, path, name)
         if not isinstance(group, h5py.Group):
-            raise refuse(f"is not a group: a group with data set {key!r} wanted")
+            raise refuse(f"is not a group: a group with data set {key or KEYS[0]!r} wanted")
         if key is None:
             key = next((each for each in KEYS if group.get(each, getlink=True)), KEYS[0])
         if group.get(key, getlink=True) is None:

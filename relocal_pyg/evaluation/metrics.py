@@ -52,15 +52,10 @@ def best_tiou(moments: Tensor, truths: Tensor) -> Tensor:
             raise UsageError(f"{shapes}: [N, 2] or [N, K, 2] wanted")
     if len(answers) != len(targets):
         raise UsageError(f"{shapes}: the same N wanted")
-    finite = torch.isfinite(answers).all() & torch.isfinite(targets).all()
-    rising = (targets[..., 0] < targets[..., 1]).all()
-    for fine, problem in zip(
-        torch.stack([finite, rising]).tolist(),
-        ("a start or an end is not finite", "a truth does not start before it ends"),
-        strict=True,
-    ):
-        if not fine:
-            raise UsageError(f"{shapes}: {problem}")
+    sound = torch.isfinite(answers).all() & torch.isfinite(targets).all()
+    if not sound & (targets[..., 0] < targets[..., 1]).all():  # one wait for the device
+        reason = "a number is not finite, or a truth does not start before it ends"
+        raise UsageError(f"{shapes}: {reason}")
     many = answers if answers.ndim == 3 else answers[:, None]
     targets = targets if targets.ndim == 3 else targets[:, None]
     overlaps = tiou(many[:, :, None], targets[:, None]).amax(dim=-1)
@@ -118,6 +113,16 @@ def check_monotone(values: Mapping[float, float]) -> None:
             )
 
 
+class _Key(float):
+    """A threshold in a result, which a ``MetricCollection`` may give a prefix or a postfix."""
+
+    def __add__(self, other: Any) -> Any:
+        return f"{self}{other}" if isinstance(other, str) else float(self) + other
+
+    def __radd__(self, other: Any) -> Any:
+        return f"{other}{self}" if isinstance(other, str) else other + float(self)
+
+
 class MomentMAP(Metric):
     r"""mAP@1 of section 5.2.3 as a torchmetrics metric: it accumulates and merges over processes.
 
@@ -146,8 +151,6 @@ class MomentMAP(Metric):
     is_differentiable = False
     higher_is_better = True
     full_state_update = False
-    plot_lower_bound = 0.0
-    plot_upper_bound = 1.0
 
     hits: Tensor
     averaged_hits: Tensor
@@ -163,7 +166,7 @@ class MomentMAP(Metric):
     ) -> None:
         super().__init__(**options)
         several = thresholds if isinstance(thresholds, Iterable) else [thresholds]
-        self.thresholds = values = tuple(float(threshold) for threshold in several)
+        self.thresholds = values = tuple(map(_Key, several))
         if not values or not all(0 <= value <= 1 for value in values):
             raise UsageError(f"thresholds {values}: one or more numbers in [0, 1] wanted")
         self.strict = strict

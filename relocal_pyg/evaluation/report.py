@@ -61,7 +61,9 @@ def templates(package: str = "relocal_pyg.evaluation") -> Environment:
         lstrip_blocks=True,
         finalize=lambda value: value if isinstance(value, Markup) else ascii_line(str(value)),
     )
-    made.filters |= {"svg": _svg, "url": data_url}
+    # As an image of its own a picture can run nothing, whatever its labels say.
+    made.filters["svg"] = lambda figure: data_url(svg_text(figure).encode(), "image/svg+xml")
+    made.filters["url"] = data_url
     return made
 
 
@@ -78,11 +80,6 @@ def data_url(content: bytes, kind: str) -> str:
         'data:text/plain;base64,YQ=='
     """
     return f"data:{kind};base64,{base64.b64encode(content).decode()}"
-
-
-def _svg(figure: Figure) -> str:
-    """As an image of its own a picture can run nothing, whatever its labels say."""
-    return data_url(svg_text(figure).encode(), "image/svg+xml")
 
 
 def to_html(comparison: Comparison) -> Markup:

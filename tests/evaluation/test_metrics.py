@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import copy
+import json
 import math
 import pickle
 from fractions import Fraction
@@ -43,6 +44,21 @@ def random_spans(count: int, generator: torch.Generator, limit: int = 30) -> lis
 @pytest.fixture
 def generator() -> torch.Generator:
     return torch.Generator().manual_seed(5)
+
+
+def test_a_collection_names_thresholds_with_its_prefix() -> None:
+    """One metric alone in a collection, as in a Lightning module, was a TypeError."""
+    together = MetricCollection([MomentMAP((0.5, 0.75))], prefix="val/", postfix="-x")
+    found = together(torch.tensor([0.6, 0.2]))
+    assert {name: value.item() for name, value in found.items()} == {
+        "val/0.5-x": 0.5,
+        "val/0.75-x": 0.0,
+    }
+    alone = MomentMAP((0.5,))(torch.tensor([0.6]))
+    assert alone == {0.5: 1.0}
+    assert json.loads(json.dumps([*alone])) == [0.5]
+    (key,) = alone
+    assert key + 1 == 1 + key == 1.5
 
 
 def test_default_thresholds_are_those_of_the_paper() -> None:
