@@ -135,12 +135,14 @@ def _migrate(
 
 
 def load_weights(model: TrainableRelocalizer, folder: Path) -> None:
-    """Load ``model.safetensors`` of a folder into a model of the same shape.
+    """Load ``model.safetensors`` of a folder into a model of the same kind and shape.
 
     Raises:
-        CheckpointError: Unreadable, or a tensor is missing, extra, of another shape or not finite.
+        CheckpointError: Damaged, or a tensor is missing, extra, of another shape or not finite.
     """
-    file = folder / _WEIGHTS
+    kind, file = read_config(folder, FORMAT, _WEIGHTS)["model"], folder / _WEIGHTS
+    if kind != type(model).__name__:
+        raise CheckpointError(f"is of {kind}, {type(model).__name__} wanted", file=file)
     weights = read_tensors(file)
     check_tensors(weights, model.state_dict(), file)
     model.load_state_dict(weights)

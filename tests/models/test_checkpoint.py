@@ -21,7 +21,7 @@ from relocal_pyg.models import (
     VideoLevel,
     load_model,
 )
-from relocal_pyg.models.checkpoint import checked_config
+from relocal_pyg.models.checkpoint import checked_config, load_weights
 
 MODELS = {
     "paper": lambda: MultiGraphRelocalizer(8, hidden_channels=6, num_steps=5, head_channels=(4, 3)),
@@ -105,6 +105,22 @@ def test_settings_out_of_range_are_one_line(tmp_path: Path, settings: dict[str, 
 def test_what_could_not_be_read_again_is_not_trained(settings: dict[str, Any]):
     with pytest.raises(UsageError, match=f"^{next(iter(settings))} "):
         MultiGraphRelocalizer(**{"in_channels": 4, "hidden_channels": 2, **settings})
+
+
+def test_a_training_starts_from_sound_weights_of_its_own_kind(tmp_path: Path):
+    """A flipped bit was trained on in silence."""
+    model = MODELS["paper"]()
+    model.save(tmp_path / "a")
+    load_weights(model, tmp_path / "a")
+    SST(4, hidden_channels=2).save(tmp_path / "b")
+    with pytest.raises(CheckpointError, match="is of SST, MultiGraphRelocalizer wanted"):
+        load_weights(model, tmp_path / "b")
+    file = tmp_path / "a" / "model.safetensors"
+    content = bytearray(file.read_bytes())
+    content[-2] ^= 0x10
+    file.write_bytes(content)
+    with pytest.raises(CheckpointError, match="damaged"):
+        load_weights(model, tmp_path / "a")
 
 
 def test_what_the_manifest_does_not_list_is_not_read(tmp_path: Path):
