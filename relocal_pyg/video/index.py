@@ -17,7 +17,6 @@ from relocal_pyg.io.read import read_json
 from relocal_pyg.io.write import also_reads, write_json
 from relocal_pyg.models.examples import Example
 from relocal_pyg.models.occurrences import APART, ROOM, Count
-from relocal_pyg.moments import tiou
 from relocal_pyg.search.index import FirstStageName, Hit, SearchIndex
 from relocal_pyg.video.backbones import Backbone
 from relocal_pyg.video.decode import probe
@@ -358,23 +357,16 @@ def find_rows(
     else:
         hits = index.search(
             rows,
-            max(candidates, top_k),
+            top_k + ROOM * len(judged),
             first_stage=first_stage,
-            candidates=candidates,
-            nms_threshold=1.0,
+            candidates=max(candidates, top_k),
+            nms_threshold=nms_threshold,
+            # About as long as the query: an index holds windows of every length, and short ones
+            # inside an action would fill the list with pieces of one answer.
+            lengths=(SCALES[0] * len(rows), SCALES[1] * max(len(rows), SHORTEST_WINDOW)),
             query_video=around,
             examples=examples,
         )
-        # About as long as the query, where there are such: an index holds windows of every length,
-        # and short ones inside an action would fill the list with pieces of one answer.
-        low, high = SCALES[0] * len(rows), SCALES[1] * max(len(rows), SHORTEST_WINDOW)
-
-        def steps(hit: Hit) -> float:
-            shard, number = index.places[hit.video_id]
-            return round((hit.end - hit.start) / float(shard.seconds_per_step[number]), 3)
-
-        hits = [hit for hit in hits if low <= steps(hit) <= high] or hits
-        hits = _places(hits, nms_threshold, top_k + ROOM * len(judged))
         hits = index.with_probabilities(hits, rows, around, examples) if sure else hits
     others = [
         hit
@@ -391,15 +383,3 @@ def find_rows(
     if not sure:
         hits = [replace(hit, probability=None, presence=None) for hit in hits]
     return (hits[:top_k], None) if count is None else (hits, count.more(len(yes)))
-
-
-def _places(hits: list[Hit], threshold: float, top_k: int) -> list[Hit]:
-    """The best hit of each place of each video, at most ``top_k``."""
-    kept: list[Hit] = []
-    for hit in hits:
-        spans = [(other.start, other.end) for other in kept if other.video_id == hit.video_id]
-        if not spans or float(tiou([hit.start, hit.end], spans).max()) <= threshold:
-            kept.append(hit)
-        if len(kept) == top_k:
-            break
-    return kept
