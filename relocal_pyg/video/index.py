@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from os.path import commonprefix
 from pathlib import Path
 from typing import Any
 
@@ -170,14 +172,7 @@ def index_features(
         usual = 25.0 if backbone.clip_frames > 1 else DEFAULT_RATE_HZ
         rate = usual if rate_hz is None else rate_hz
         made = IndexedVideos(index, rate, backbone.name, network=network or {})
-    gone = {made.digests.get(name): name for name, file in made.files.items() if not file.is_file()}
-    moved, known = {}, set(made.files.values())
-    for file in find_videos(videos).values() if gone.keys() - {None} else ():
-        place = Path(os.path.realpath(file))
-        with suppress(VideoError):  # said when it is extracted
-            name = None if place in known else gone.get(file_digest(file, backbone, made.rate_hz))
-            if name is not None:
-                moved[name] = place
+    moved = _moved(made, find_videos(videos).values(), backbone)
     found = find_videos(videos, {**made.files, **moved})
     given = (found, made.features, backbone, made.rate_hz)
     done = extract_folder(*given, workers=workers, quarantine=quarantine, key=key, drop=True)
@@ -188,6 +183,33 @@ def index_features(
     made = replace(made, files={**made.files, **files}, digests=digests)
     made.save()
     return made, done
+
+
+def _moved(made: IndexedVideos, found: Iterable[Path], backbone: Backbone) -> dict[str, Path]:
+    """Where files are now that are no longer where they were, by their ids."""
+    gone: dict[str | None, list[str]] = defaultdict(list)
+    for name, file in made.files.items():
+        if not file.is_file():
+            gone[made.digests.get(name)].append(name)
+    moved: dict[str, Path] = {}
+    if not gone:
+        return moved
+    known, store = set(made.files.values()), FeatureCache(f"{made.features}.cache")
+    for place in sorted({Path(os.path.realpath(file)) for file in found} - known):
+        with suppress(VideoError):  # said when it is extracted
+            digest = file_digest(place, backbone, made.rate_hz)
+            # Of copies the one with the most names in common, from the last on.
+            ends = {
+                name: len(commonprefix([made.files[name].parts[::-1], place.parts[::-1]]))
+                for name in gone[digest] or gone[None]
+            }
+            if not gone[digest]:  # records of before name no digests, but features were kept
+                ends = {name: n for name, n in ends.items() if n and store.get(digest)}
+            if ends:
+                name = max(ends, key=ends.__getitem__)
+                gone[made.digests.get(name)].remove(name)
+                moved[name] = place
+    return moved
 
 
 #: Lengths of hits as multiples of the query's: those of ``find_moments``, and a grid's step more.
