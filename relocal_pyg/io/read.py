@@ -252,7 +252,7 @@ def version_of(file: str | Path) -> tuple[int, int] | None:
     return status.st_size, status.st_mtime_ns
 
 
-def id_problem(video_id: str) -> str | None:
+def id_problem(video_id: Any) -> str | None:
     r"""Say why a video id must not be used as a name, or None where it may.
 
     Example:
@@ -261,6 +261,8 @@ def id_problem(video_id: str) -> str | None:
         >>> id_problem("répas-01") is None
         True
     """
+    if not isinstance(video_id, str):
+        return "is no text"
     if video_id == "":
         return "is empty"
     if video_id in (".", ".."):

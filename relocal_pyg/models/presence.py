@@ -141,10 +141,10 @@ def moment_facts(
     whole = nearest_steps(moments.float(), count)
     own = _coverage(tables[:1].expand(len(whole), -1, -1), whole)
     own = torch.stack([_standard(torch.cat([each[None], coverage[1:]])) for each in own])
-    inside = torch.arange(count)
-    inside = (inside >= whole[:, :1]) & (inside < whole[:, 1:])
-    outside = tables[0].expand(len(whole), -1, -1).masked_fill(inside[:, None], -torch.inf)
-    outside = outside.amax(dim=2).mean(dim=1)
+    # The best before and after each: a table for every answer would take gigabytes.
+    ways = torch.stack([tables[0], tables[0].flip(1)])
+    before, after = functional.pad(ways, (1, 0), value=-torch.inf).cummax(dim=2).values
+    outside = torch.maximum(before[:, whole[:, 0]], after[:, count - whole[:, 1]]).mean(dim=0)
     length = ((whole[:, 1] - whole[:, 0]) / steps).log()
     columns = [
         *(fact.expand(len(whole)) for fact in facts),

@@ -13,7 +13,7 @@ from torch.nn import functional
 from relocal_pyg.data.pair_data import nearest_steps
 from relocal_pyg.errors import UsageError
 from relocal_pyg.models.base import Relocalizer
-from relocal_pyg.models.similarity import centres, contrast_scores, inside_and_around
+from relocal_pyg.models.similarity import Rows, centres, contrast_scores, inside_and_around
 from relocal_pyg.search.storage import Shard
 
 #: Videos, proposals of each, and queries that the fit looks at.
@@ -39,12 +39,7 @@ class FirstStage:
         self._quadratic: Tensor | None = None
 
     def best(
-        self,
-        query: Tensor,
-        count: int,
-        query_video: Tensor | None = None,
-        *,
-        use_faiss: bool = False,
+        self, query: Tensor, count: int, query_video: Rows | None = None, *, use_faiss: bool = False
     ) -> list[np.ndarray]:
         """Rows of the best proposals, for each shard.
 
@@ -68,7 +63,7 @@ class FirstStage:
         shard = np.searchsorted(self.first, rows, side="right") - 1
         return [rows[shard == number] - self.first[number] for number in range(len(self.shards))]
 
-    def _scan(self, query: Tensor, query_video: Tensor | None, count: int) -> np.ndarray:
+    def _scan(self, query: Tensor, query_video: Rows | None, count: int) -> np.ndarray:
         """Rows of the best proposals, best first; the scores of one shard are held at a time."""
         scores, rows = torch.empty(0, dtype=torch.float64), torch.empty(0, dtype=torch.int64)
         for shard, first in zip(self.shards, self.first, strict=False):
@@ -79,7 +74,7 @@ class FirstStage:
             rows = rows[best]
         return rows.numpy()
 
-    def _scores(self, shard: Shard, query: Tensor, query_video: Tensor | None) -> Tensor:
+    def _scores(self, shard: Shard, query: Tensor, query_video: Rows | None) -> Tensor:
         """The quadratic ``[M]`` of every proposal of a shard."""
         if self._quadratic is None:
             self._quadratic = self._fit()
@@ -136,7 +131,7 @@ class FirstStage:
         matrix, target = torch.cat(columns), torch.cat(wanted).double()
         return torch.linalg.lstsq(matrix, target[:, None]).solution[:, 0]
 
-    def _search(self, query: Tensor, query_video: Tensor | None, count: int) -> np.ndarray:
+    def _search(self, query: Tensor, query_video: Rows | None, count: int) -> np.ndarray:
         if self._faiss is None:
             self._faiss = self._train()
         lengths = torch.tensor([len(query)])

@@ -6,8 +6,9 @@ import hashlib
 import json
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, cast
 
 import numpy as np
 import torch
@@ -15,6 +16,7 @@ from numpy.typing import ArrayLike
 from torch import Tensor
 
 from relocal_pyg.data.proposals import (
+    SEEDS,
     default_proposals,
     finer_windows,
     geometric_lengths,
@@ -29,10 +31,11 @@ from relocal_pyg.errors import (
 )
 from relocal_pyg.io.read import id_problem
 from relocal_pyg.io.write import own_folder
-from relocal_pyg.models.base import Relocalizer, as_features, as_proposals
+from relocal_pyg.models.base import Relocalizer, as_features, as_proposals, as_rows
 from relocal_pyg.models.calibrated import Calibrated
-from relocal_pyg.models.examples import ByExamples, Example, has_rest, level_of, trace
+from relocal_pyg.models.examples import ByExamples, Example, checked, has_rest, level_of, trace
 from relocal_pyg.models.occurrences import Count, count_of, occurrences
+from relocal_pyg.models.presence import judge
 from relocal_pyg.moments import Moment, clip_moments, nms, seconds_to_steps
 from relocal_pyg.search.first_stage import FirstStage
 from relocal_pyg.search.storage import (
@@ -131,13 +134,10 @@ def _add(
         entries.clear()
 
     for video_id, array, seconds_per_step in videos:
-        fault = id_problem(video_id)
-        if fault is None and video_id in known:
-            fault = "is in the index already"
-        if fault is None and not 0 < seconds_per_step <= LARGEST:
-            fault = f"has steps of {seconds_per_step} seconds"
+        fault = id_problem(video_id) or ("is in the index already" if video_id in known else None)
         if fault is not None:
             raise UsageError(fault, record=video_id)
+        check_number(seconds_per_step, f"seconds per step of {video_id}", above=0, most=LARGEST)
         known.add(video_id)
         features = as_features(array, video_id)
         if listed.channels not in (0, features.shape[1]):
@@ -298,13 +298,13 @@ class SearchIndex:
         first_stage: FirstStageName | None = "scan",
         candidates: int = 1000,
         nms_threshold: float = 0.5,
+        lengths: tuple[float, float] = (0.0, float("inf")),
         query_video: ArrayLike | None = None,
         examples: Sequence[Example] = (),
     ) -> list[Hit]:
         """Find the moments of all videos that mean the same as a query.
 
-        Where the network validated best with finer windows, those around the answers are looked at
-        last.
+        Where the network validated best with finer windows, it looks at those near answers last.
 
         Args:
             query: Features of the clip, ``[m, F]``.
@@ -316,6 +316,8 @@ class SearchIndex:
             candidates: How many proposals the model looks at after a first stage; then it looks at
                 as many others of the videos that gave the best answers.
             nms_threshold: Of two answers of one video with a larger tIoU only the better is given.
+            lengths: Steps of the shortest and of the longest answers; of others there are some
+                where there are none of these.
             query_video: Features ``[v, F]`` of the whole video around the query, where known.
             examples: Further examples and counter-examples; what states of proposals the index
                 keeps is then not used.
@@ -332,31 +334,34 @@ class SearchIndex:
         check_number(nms_threshold, "nms_threshold", least=0, most=1)
         if first_stage not in ("scan", "faiss", None):
             raise UsageError(f"first_stage is {first_stage!r}, 'scan', 'faiss' or None wanted")
-        clip, around = self._sides(query, query_video, examples)
+        clip, around, examples = self._sides(query, query_video, examples)
         if not self.shards:
             return []
         if first_stage is None:
             rows = [np.arange(int(shard.first_proposal[-1])) for shard in self.shards]
         else:
             shown = [Example(clip, around), *(each for each in examples if each.good)]
-            lists = []
-            for one in shown:
-                video = None if one.video is None else torch.cat(list(one.video.split(BLOCK)))
-                faiss = first_stage == "faiss"
-                lists.append(self.first_stage.best(one.rows, candidates, video, use_faiss=faiss))
+            faiss = first_stage == "faiss"
+            lists = [
+                self.first_stage.best(one.rows, candidates, one.video, use_faiss=faiss)
+                for one in shown
+            ]
             rows = [np.unique(np.concatenate(parts)) for parts in zip(*lists, strict=True)]
         model = ByExamples(self.model, examples) if examples else self.model
         asked = _Asked(model, clip, around)
         found = self._look(asked, rows)
-        kept = self._best(found, nms_threshold, top_k)
+        best = partial(self._best, lengths=lengths, threshold=nms_threshold, top_k=top_k)
+        kept = best(found)
         if first_stage is not None:
             more = self._others(found, kept, rows, candidates)
             if any(map(len, more)):
                 found = _Found.join([found, self._look(asked, more)])
-                kept = self._best(found, nms_threshold, top_k)
+                kept = best(found)
         for shares in model.rounds:
-            found = self._look_closer(asked, found, kept, shares)
-            kept = self._best(found, nms_threshold, top_k)
+            # Several of one place, as in one video: the best may lie near a window that is behind.
+            seeds = best(found, threshold=max(nms_threshold, 0.5), top_k=SEEDS * top_k)
+            found = self._look_closer(asked, found, seeds, shares)
+            kept = best(found)
         hits = []
         for place in kept:
             shard, number = self.shards[int(found.shard[place])], int(found.video[place])
@@ -367,17 +372,16 @@ class SearchIndex:
 
     def _sides(
         self, query: ArrayLike, query_video: ArrayLike | None, examples: Sequence[Example]
-    ) -> tuple[Tensor, Tensor | None]:
-        """The query and its video, as wide as the features of the index, as the examples are."""
+    ) -> tuple[Tensor, Tensor | None, tuple[Example, ...]]:
+        """The query, its video and examples, as wide as the features of the index."""
         clip = as_features(query, "query")
-        around = None if query_video is None else as_features(query_video, "query_video")
-        sides = {"query": clip, "query_video": around}
-        sides |= {f"example {place}": one.rows for place, one in enumerate(examples, start=1)}
-        for name, side in sides.items():
-            if self.shards and side is not None and side.shape[1] != self.channels:
-                reason = f"has {side.shape[1]} channels, the index {self.channels}"
-                raise FeatureError(f"{reason}: use one backbone", record=name)
-        return clip, around
+        if self.shards and clip.shape[1] != self.channels:
+            reason = f"has {clip.shape[1]} channels, the index {self.channels}: use one backbone"
+            raise FeatureError(reason, record="query")
+        around = None
+        if query_video is not None:
+            around = cast(Tensor, as_rows(query_video, "query_video", clip.shape[1]))
+        return clip, around, checked([Example(clip, around), *examples])[1:]
 
     def video(self, video_id: str) -> tuple[Tensor, float]:
         """Features ``[n, F]`` of a video, and the seconds of a step; errors as :meth:`duration`."""
@@ -387,8 +391,7 @@ class SearchIndex:
     def duration(self, video_id: str) -> float:
         """Seconds of a video; ``SearchIndexError`` where the index does not hold it."""
         shard, number = self._place(video_id)
-        steps = int(shard.first_step[number + 1] - shard.first_step[number])
-        return steps * float(shard.seconds_per_step[number])
+        return int(np.diff(shard.first_step)[number]) * float(shard.seconds_per_step[number])
 
     def _place(self, video_id: str) -> tuple[Shard, int]:
         if video_id not in self.places:
@@ -423,7 +426,8 @@ class SearchIndex:
         Arguments as of :func:`relocal_pyg.models.occurrences.occurrences`; ``without`` is by the id
         of the video, in seconds.
         """
-        clip, around = self._sides(query, query_video, examples)
+        check_number(least, "least", least=0, most=1)
+        clip, around, examples = self._sides(query, query_video, examples)
         wanted = (Example(clip, around), *examples)
         videos = [(name, *self.video(name)) for name in self.places]
         traces = [trace(wanted, video, None, self.background) for _, video, _ in videos]
@@ -475,27 +479,26 @@ class SearchIndex:
         self, asked: _Asked, found: _Found, kept: Sequence[int], shares: Sequence[float]
     ) -> _Found:
         """What was found, and finer windows around the moments that were kept."""
-        parts = [found]
-        for number in sorted(set(found.shard[kept].tolist())):
-            shard = self.shards[number]
-            own = [place for place in kept if int(found.shard[place]) == number]
-            windows, videos = [], []
-            for video in sorted(set(found.video[own].tolist())):
-                best = [place for place in own if int(found.video[place]) == video]
-                steps = int(shard.first_step[video + 1] - shard.first_step[video])
-                windows.append(finer_windows(found.moments[best], steps, shares)[0])
-                videos.append(np.full(len(windows[-1]), video))
-            everything = np.concatenate(videos), torch.cat(windows)
-            if len(everything[0]):
-                parts.append(self._answer(asked, number, *everything))
+        parts, videos = [found], [(int(found.shard[i]), int(found.video[i])) for i in kept]
+        for number, video in sorted(set(videos)):
+            own = [i for i, place in zip(kept, videos, strict=True) if place == (number, video)]
+            steps = int(np.diff(self.shards[number].first_step)[video])
+            windows = finer_windows(found.moments[own], steps, shares)[0]
+            if len(windows):
+                parts.append(self._answer(asked, number, np.full(len(windows), video), windows))
         return _Found.join(parts)
 
-    def _best(self, found: _Found, threshold: float, top_k: int) -> list[int]:
+    def _best(
+        self, found: _Found, lengths: tuple[float, float], threshold: float, top_k: int
+    ) -> list[int]:
+        steps = (found.moments[:, 1] - found.moments[:, 0]).round(decimals=3)
+        fits = (steps >= lengths[0]) & (steps <= lengths[1])
+        some = (fits if fits.any() else steps.isfinite()).nonzero()[:, 0]
         # Far apart on one axis, moments of different videos never overlap.
         firsts = torch.tensor([0] + [len(shard.ids) for shard in self.shards]).cumsum(dim=0)
         place = (firsts[found.shard] + found.video).double() * (float(found.moments.max()) + 1)
         line = found.moments.double() + place[:, None]
-        return list(nms(line, found.scores, threshold, limit=top_k).tolist())
+        return list(some[nms(line[some], found.scores[some], threshold, limit=top_k)].tolist())
 
     def _others(
         self, found: _Found, kept: Sequence[int], rows: Sequence[np.ndarray], limit: int
@@ -559,8 +562,8 @@ class SearchIndex:
     def with_probabilities(
         self,
         hits: Sequence[Hit],
-        query: Tensor,
-        query_video: Tensor | None = None,
+        query: ArrayLike,
+        query_video: ArrayLike | None = None,
         examples: Sequence[Example] = (),
     ) -> list[Hit]:
         """Hits with their probabilities; as they are where the model is not calibrated.
@@ -575,23 +578,23 @@ class SearchIndex:
         """
         if not isinstance(self.calibrated, Calibrated):
             return list(hits)
+        clip, around, examples = self._sides(query, query_video, examples)
         # What was learned on labels is of one query's scores, not of several examples'.
-        judge = Calibrated(self.model) if examples else self.calibrated
+        confidence = None if examples else self.calibrated.confidence
         told: dict[Hit, Hit] = {}
         for video_id in dict.fromkeys(hit.video_id for hit in hits):
             own = [hit for hit in hits if hit.video_id == video_id]
             features, step = self.video(video_id)
-            ranking = judge.rank(
-                query,
-                features,
-                default_proposals(len(features), len(query), limit=GLANCE),
-                query_video=query_video,
-                background=self.background,
-            )
             spans = torch.tensor([[hit.start, hit.end] for hit in own], dtype=torch.float64) / step
-            scores = torch.tensor([hit.score for hit in own], dtype=torch.float64)
-            assert ranking.probabilities is not None
-            chances, presence = ranking.probabilities(spans, scores)
+            if confidence is None:
+                chances, presence = judge(clip, features, spans, around, self.background)
+            else:
+                windows = default_proposals(len(features), len(clip), limit=GLANCE)
+                known = {"query_video": around, "background": self.background}
+                ranking = self.calibrated.rank(clip, features, windows, **known)
+                scores = torch.tensor([hit.score for hit in own], dtype=torch.float64)
+                assert ranking.probabilities is not None
+                chances, presence = ranking.probabilities(spans, scores)
             for hit, chance in zip(own, chances.tolist(), strict=True):
                 told[hit] = replace(hit, probability=chance, presence=presence)
         return [told[hit] for hit in hits]

@@ -319,9 +319,7 @@ class ShardList:
             if not isinstance(shard.ids, list) or not shard.ids:
                 raise SearchIndexError("lists no videos", file=file, record=shard.name)
             for name in shard.ids:
-                fault = id_problem(name) if isinstance(name, str) else "is no text"
-                if fault is None and name in seen:
-                    fault = "comes twice"
+                fault = id_problem(name) or ("comes twice" if name in seen else None)
                 if fault is not None:
                     raise SearchIndexError(f"an id {fault}", file=file, record=shard.name)
                 seen.add(name)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from os.path import commonprefix
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +19,6 @@ from relocal_pyg.io.read import read_json
 from relocal_pyg.io.write import also_reads, write_json
 from relocal_pyg.models.examples import Example
 from relocal_pyg.models.occurrences import APART, ROOM, Count
-from relocal_pyg.moments import tiou
 from relocal_pyg.search.index import FirstStageName, Hit, SearchIndex
 from relocal_pyg.video.backbones import Backbone
 from relocal_pyg.video.decode import probe
@@ -171,14 +172,7 @@ def index_features(
         usual = 25.0 if backbone.clip_frames > 1 else DEFAULT_RATE_HZ
         rate = usual if rate_hz is None else rate_hz
         made = IndexedVideos(index, rate, backbone.name, network=network or {})
-    gone = {made.digests.get(name): name for name, file in made.files.items() if not file.is_file()}
-    moved, known = {}, set(made.files.values())
-    for file in find_videos(videos).values() if gone.keys() - {None} else ():
-        place = Path(os.path.realpath(file))
-        with suppress(VideoError):  # said when it is extracted
-            name = None if place in known else gone.get(file_digest(file, backbone, made.rate_hz))
-            if name is not None:
-                moved[name] = place
+    moved = _moved(made, find_videos(videos).values(), backbone)
     found = find_videos(videos, {**made.files, **moved})
     given = (found, made.features, backbone, made.rate_hz)
     done = extract_folder(*given, workers=workers, quarantine=quarantine, key=key, drop=True)
@@ -189,6 +183,33 @@ def index_features(
     made = replace(made, files={**made.files, **files}, digests=digests)
     made.save()
     return made, done
+
+
+def _moved(made: IndexedVideos, found: Iterable[Path], backbone: Backbone) -> dict[str, Path]:
+    """Where files are now that are no longer where they were, by their ids."""
+    gone: dict[str | None, list[str]] = defaultdict(list)
+    for name, file in made.files.items():
+        if not file.is_file():
+            gone[made.digests.get(name)].append(name)
+    moved: dict[str, Path] = {}
+    if not gone:
+        return moved
+    known, store = set(made.files.values()), FeatureCache(f"{made.features}.cache")
+    for place in sorted({Path(os.path.realpath(file)) for file in found} - known):
+        with suppress(VideoError):  # said when it is extracted
+            digest = file_digest(place, backbone, made.rate_hz)
+            # Of copies the one with the most names in common, from the last on.
+            ends = {
+                name: len(commonprefix([made.files[name].parts[::-1], place.parts[::-1]]))
+                for name in gone[digest] or gone[None]
+            }
+            if not gone[digest]:  # records of before name no digests, but features were kept
+                ends = {name: n for name, n in ends.items() if n and store.get(digest)}
+            if ends:
+                name = max(ends, key=ends.__getitem__)
+                gone[made.digests.get(name)].remove(name)
+                moved[name] = place
+    return moved
 
 
 #: Lengths of hits as multiples of the query's: those of ``find_moments``, and a grid's step more.
@@ -358,23 +379,16 @@ def find_rows(
     else:
         hits = index.search(
             rows,
-            max(candidates, top_k),
+            top_k + ROOM * len(judged),
             first_stage=first_stage,
-            candidates=candidates,
-            nms_threshold=1.0,
+            candidates=max(candidates, top_k),
+            nms_threshold=nms_threshold,
+            # About as long as the query: an index holds windows of every length, and short ones
+            # inside an action would fill the list with pieces of one answer.
+            lengths=(SCALES[0] * len(rows), SCALES[1] * max(len(rows), SHORTEST_WINDOW)),
             query_video=around,
             examples=examples,
         )
-        # About as long as the query, where there are such: an index holds windows of every length,
-        # and short ones inside an action would fill the list with pieces of one answer.
-        low, high = SCALES[0] * len(rows), SCALES[1] * max(len(rows), SHORTEST_WINDOW)
-
-        def steps(hit: Hit) -> float:
-            shard, number = index.places[hit.video_id]
-            return round((hit.end - hit.start) / float(shard.seconds_per_step[number]), 3)
-
-        hits = [hit for hit in hits if low <= steps(hit) <= high] or hits
-        hits = _places(hits, nms_threshold, top_k + ROOM * len(judged))
         hits = index.with_probabilities(hits, rows, around, examples) if sure else hits
     others = [
         hit
@@ -391,15 +405,3 @@ def find_rows(
     if not sure:
         hits = [replace(hit, probability=None, presence=None) for hit in hits]
     return (hits[:top_k], None) if count is None else (hits, count.more(len(yes)))
-
-
-def _places(hits: list[Hit], threshold: float, top_k: int) -> list[Hit]:
-    """The best hit of each place of each video, at most ``top_k``."""
-    kept: list[Hit] = []
-    for hit in hits:
-        spans = [(other.start, other.end) for other in kept if other.video_id == hit.video_id]
-        if not spans or float(tiou([hit.start, hit.end], spans).max()) <= threshold:
-            kept.append(hit)
-        if len(kept) == top_k:
-            break
-    return kept

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
@@ -183,6 +184,29 @@ def test_any_lengths(query: int, reference: int) -> None:
     moments, presence = judge(walk(query, 8, 1), walk(reference, 8, 2), place, walk(60, 8, 3))
     assert torch.isfinite(moments).all()
     assert 0 <= presence <= 1
+
+
+def test_many_answers_in_a_long_reference_take_little_memory() -> None:
+    """And each is judged as it is by itself."""
+    largest = 0
+
+    class Watch(TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+            nonlocal largest
+            made = function(*args, **(kwargs or {}))
+            if isinstance(made, Tensor):
+                largest = max(largest, made.untyped_storage().nbytes())
+            return made
+
+    query, reference = walk(6, 16, 1), walk(3000, 16, 2)
+    start = torch.arange(0.0, 3000, 10)[:, None]
+    answers = torch.cat([start, start + 7], dim=1)
+    with Watch():
+        every = judge(query, reference, answers)[0]
+    assert largest < 10_000_000
+    for number in (0, 150, 299):
+        one = judge(query, reference, answers[number : number + 1])[0]
+        torch.testing.assert_close(every[number : number + 1], one)
 
 
 def test_stills_and_black_say_nothing() -> None:

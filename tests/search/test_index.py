@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from relocal_pyg.data.proposals import ROUNDS, SEEDS, finer_windows
 from relocal_pyg.errors import FeatureError, ProposalError, SearchIndexError, UsageError
 from relocal_pyg.models import (
     MATR,
@@ -230,9 +231,12 @@ def test_bad_input_is_named(tmp_path):
         add_videos(tmp_path, model, [("../x", np.ones((4, 8)), 1.0)])
     with pytest.raises(FeatureError, match="channels"):
         add_videos(tmp_path, model, [("w", np.ones((4, 5)), 1.0)])
+    for name, seconds in ((7, 1.0), (b"w", 1.0), ("w", "1"), ("w", None), ("w", 0), ("w", True)):
+        with pytest.raises(UsageError, match="is no text|seconds per step of w is"):
+            add_videos(tmp_path, model, [(name, np.ones((4, 8)), seconds)])
     with pytest.raises(FeatureError, match="channels"):
         SearchIndex(tmp_path, model).search(np.ones((3, 5)))
-    with pytest.raises(FeatureError, match="query_video: has 5 channels"):
+    with pytest.raises(FeatureError, match="query_video has 5 channels"):
         SearchIndex(tmp_path, model).search(np.ones((3, 8)), query_video=np.ones((9, 5)))
     sound = json.loads((tmp_path / "index.json").read_text())
     for change, reason in (
@@ -305,10 +309,62 @@ def test_arguments_that_mean_nothing_are_refused(tmp_path):
             index.example("v0", *span, True)
     with pytest.raises(SearchIndexError, match="elsewhere: is not in the index"):
         index.with_probabilities([Hit("elsewhere", 0, 1, 0.5)], torch.from_numpy(query))
+    with pytest.raises(UsageError, match="least is 50"):
+        index.occurrences(query, least=50)
     hits, count = index.occurrences(query)
     assert (hits, count) == index.occurrences(torch.from_numpy(query))
     # Both sides with the same options: with no cut of candidates nothing is lost.
     assert index.recall([query], 50, nms_threshold=0.9, candidates=10**6) == 1
+
+
+def test_examples_and_queries_may_be_any_arrays(tmp_path):
+    """As of a model by itself; another width and rows that are none are refused in one line."""
+    build_index(tmp_path, ContrastMatcher(), videos(4))
+    index = SearchIndex(tmp_path, Calibrated(ContrastMatcher()))
+    (_, query, _), (_, other, _) = videos(2)
+    wanted = index.search(query[3:9], 3, examples=[Example(other[4:9], other)])
+    told = index.with_probabilities(wanted, query[3:9])
+    count = index.occurrences(query[3:9], examples=[Example(other[4:9], other)])[1]
+    for kind in (torch.Tensor.numpy, torch.Tensor.tolist, torch.Tensor.double):
+        examples = [Example(kind(other[4:9]), kind(other))]
+        assert index.search(kind(query[3:9]), 3, examples=examples) == wanted
+        assert index.with_probabilities(wanted, kind(query[3:9])) == told
+        assert index.occurrences(kind(query[3:9]), examples=examples)[1] == count
+    for rows, video in ((other[4], None), (other[4:9, :3], None), (other[4:9], other[:, :3])):
+        with pytest.raises(FeatureError, match="example 1"):
+            index.search(query[3:9], examples=[Example(rows, video)])
+
+
+@pytest.mark.parametrize("first_stage", ["scan", None])
+def test_as_many_places_are_found_as_are_asked_for(tmp_path, first_stage):
+    """However many windows of one place are better than the next place."""
+    draw = torch.Generator().manual_seed(0)
+    video, action = torch.randn(400, 8, generator=draw), 3 * torch.randn(8, generator=draw)
+    for start, share in ((60, 1), (200, 0.3), (320, 0.3)):
+        video[start : start + 30] += share * action
+    build_index(tmp_path, ContrastMatcher(), [("a", video, 1.0)])
+    index = SearchIndex(tmp_path, ContrastMatcher())
+    options = {"top_k": 3, "candidates": 3, "every": False, "least": 0.0}
+    hits, _ = find_rows(video[60:90], index, video, [], [], first_stage=first_stage, **options)
+    assert sorted(hit.start for hit in hits) == pytest.approx([60, 200, 320], abs=10)
+
+
+def test_a_network_looks_closer_at_a_few_places_only(tmp_path, monkeypatch):
+    """Not at every candidate of the first stage."""
+    model = ours("windows")
+    build_index(tmp_path, model, videos(12))
+    index, (_, query, _) = SearchIndex(tmp_path, model), next(videos(1))
+    seeds: list[int] = []
+
+    def counting(moments, *others):
+        seeds.append(len(moments))
+        return finer_windows(moments, *others)
+
+    monkeypatch.setattr("relocal_pyg.search.index.finer_windows", counting)
+    options = {"first_stage": "scan", "candidates": 1000, "every": False, "least": 0.0}
+    hits, _ = find_rows(query[3:9], index, query, [], [], top_k=2, **options)
+    assert len(hits) == 2
+    assert 0 < sum(seeds) <= len(ROUNDS) * SEEDS * 2
 
 
 def test_times_are_those_of_steps_to_the_microsecond(tmp_path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from fractions import Fraction
 from importlib import import_module
 from pathlib import Path
@@ -138,6 +139,27 @@ def test_films_that_were_moved_keep_their_ids(tmp_path: Path):
     files = {name: file.name for name, file in made.files.items() if file.is_file()}
     assert files == {"a": "renamed.mp4", "cam.mp4": "cam.mp4"}
     assert IndexedVideos.load(tmp_path / "index") == made
+
+
+@pytest.mark.parametrize("recorded", [True, False])
+def test_copies_that_were_moved_keep_their_ids(tmp_path: Path, recorded: bool):
+    """Also in an index of before, which has no digests; another film of the name is another."""
+    for name in ("a", "b"):
+        (tmp_path / "old" / name).mkdir(parents=True)
+        write(tmp_path / "old" / name / "cam.mp4", texture(1, 30))
+    write(tmp_path / "old" / "c.mp4", texture(2, 30))
+    made, _ = index_features(tmp_path / "old", tmp_path / "index", BLOCKS)
+    if not recorded:
+        replace(made, digests={}).save()
+    (tmp_path / "old").rename(tmp_path / "new")
+    write(tmp_path / "new" / "c.mp4", texture(3, 30))
+    again, _ = index_features(tmp_path / "new", tmp_path / "index", BLOCKS)
+    places = {name: file.relative_to(tmp_path.resolve()) for name, file in again.files.items()}
+    before = {name: file.relative_to(tmp_path.resolve()) for name, file in made.files.items()}
+    assert places.pop("c") == Path("old/c.mp4")
+    assert places.pop("c.mp4") == Path("new/c.mp4")
+    assert before.pop("c") == Path("old/c.mp4")
+    assert places == {name: "new" / file.relative_to("old") for name, file in before.items()}
 
 
 def test_another_backbone_or_no_record_is_refused(
