@@ -124,6 +124,8 @@ class QueryOptions:
         """Further examples and what is not meant: a file, seconds of it, whether it shows it."""
         from relocal_pyg.io.read import parse_stretch
 
+        if both := sorted({*self.also} & {*self.unlike}):
+            raise UsageError("is an example and what is not meant: leave one out", file=both[0])
         texts = [*((text, True) for text in self.also), *((text, False) for text in self.unlike)]
         return [(*parse_stretch(text), good) for text, good in texts]
 

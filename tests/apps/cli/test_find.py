@@ -212,6 +212,15 @@ def test_a_timecode_that_is_none_is_said_before_an_index_is_searched(index, caps
     assert capsys.readouterr().err.startswith("relocal: '25:99' is not a timecode")
 
 
+def test_a_yes_and_a_no_to_one_stretch_are_refused(place, capsys):
+    saved = ask(*FIND, "--query", "reference.npy:40-50")
+    saved["moments"] = [{"video": "reference.npy", "start": 40, "end": 50, "good": False}]
+    Path("saved.json").write_text(json.dumps(saved))
+    capsys.readouterr()
+    assert main(["find", "saved.json", "reference.npy", *CONTRAST]) == 2
+    assert "reference.npy:40.000-50.000: is an example and what is not" in capsys.readouterr().err
+
+
 def test_a_closed_standard_output_is_not_written_to(place, monkeypatch, capsys):
     monkeypatch.setattr("sys.stdout", None)  # what Python makes of ">&-"
     assert main([*FIND, "--json", "-"]) == 2
