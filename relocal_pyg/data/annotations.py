@@ -23,11 +23,11 @@ from relocal_pyg.formats.rows import (
     parse_seconds,
     positive,
     separator,
-    table_lines,
+    table_records,
     xml_rows,
 )
 from relocal_pyg.io.read import id_problem, read_json, read_lines, read_text, refuse_twins, tidy
-from relocal_pyg.io.write import replace_file, write_json
+from relocal_pyg.io.write import replace_text, write_json
 
 #: What no text file can hold.
 _UNWRITABLE = re.compile("[\0\ud800-\udfff]")
@@ -255,8 +255,10 @@ def _show(value: Any) -> str:
 #: Endings of files that are read.
 _SUFFIXES = (".csv", ".tsv", ".txt", ".json", ".boris", ".eaf", ".xml")
 
-#: What a table is read for; the first four are needed.
-_COLUMNS = ("video", "start", "end", "label", "duration", "subset", "subject")
+#: What a table is read for: what it needs, and what it may have.
+_COLUMNS, _MORE = ("video", "start", "end", "label"), ("duration", "subset", "subject")
+#: What may be a thousand and a bit, or a bit over one.
+_GROUPS = re.compile(r"[+-]?[1-9]\d{0,2}(,\d{3})+")
 
 
 def read_annotations(
@@ -365,9 +367,7 @@ def write_csv(path: str | Path, videos: Iterable[Video]) -> None:
             who = segment.subject or video.subject or ""
             times = plain(segment.start), plain(segment.end)
             rows.append((video.video_id, *times, segment.label, who, duration))
-    with replace_file(path) as temporary:
-        text = table_text(dict.fromkeys(rows))
-        temporary.write_text(text, encoding="utf-8", errors="backslashreplace", newline="")
+    replace_text(path, table_text(dict.fromkeys(rows)))
 
 
 def read_activitynet(
@@ -452,32 +452,16 @@ def read_csv(
 
 def _csv_rows(text: str, path: str | Path) -> Iterator[Row]:
     mark, _ = separator(text)
-    lines = table_lines(text, path)
-    first, head = next(lines, (1, []))
-    head, record = [name.lower() for name in head], f"line {first}"
-    if not head:
-        raise AnnotationError("is not a table: its first line is empty", file=path)
-    if missing := [name for name in _COLUMNS[:4] if name not in head]:
-        raise AnnotationError(f"has no column {', '.join(missing)}", file=path, record=record)
-    if twice := [name for name in _COLUMNS if head.count(name) > 1]:
-        raise AnnotationError(f"has more than one column {twice[0]}", file=path, record=record)
-    columns = [head.index(name) if name in head else len(head) for name in _COLUMNS]
 
     def seconds(cell: str) -> float | str:  # what is no time is shown as it was written
-        value = parse_seconds(cell, comma=mark != ",")
+        # Between commas a decimal comma stands in quotes, as sheets of some countries write it.
+        value = parse_seconds(cell, comma=mark != "," or not _GROUPS.fullmatch(cell))
         return cell if value is None else value
 
-    for number, cells in lines:
-        record = f"line {number}"
-        if any(cells[len(head) :]):
-            reason = f"is not a table: {len(cells)} cells, {len(head)} in the first line"
-            raise AnnotationError(reason, file=path, record=record)
-        if any(cells):
-            cells += [""] * (len(head) + 1 - len(cells))
-            video, start, end, label, length, subset, subject = (cells[at] for at in columns)
-            duration = seconds(length) if length else None
-            times = seconds(start), seconds(end)
-            yield Row(video, *times, label, record, subject, duration, subset)
+    for record, row in table_records(text, path, _COLUMNS, _MORE):
+        duration = seconds(row["duration"]) if row["duration"] else None
+        times, who = (seconds(row["start"]), seconds(row["end"])), row["subject"]
+        yield Row(row["video"], *times, row["label"], record, who, duration, row["subset"])
 
 
 def read_thumos14(

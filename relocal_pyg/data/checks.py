@@ -130,6 +130,7 @@ def check_dataset(
     strict: bool = False,
     seconds_per_step: float | None = None,
     time_limit: float = 10.0,
+    quarantine: Quarantine | None = None,
 ) -> Quarantine:
     """Check a feature file and its annotations without trusting either.
 
@@ -146,6 +147,8 @@ def check_dataset(
         strict: Make the first unusable record an error.
         seconds_per_step: Duration of a step, where the features are known to be evenly spaced.
         time_limit: Seconds without a sign of life after which reading is given up.
+        quarantine: Takes the records, for a caller that wants them after an error too; it says
+            itself whether it is ``strict``.
 
     Returns:
         What cannot be used, and why.
@@ -154,7 +157,7 @@ def check_dataset(
         FeatureError: The feature file as a whole cannot be used, or no annotated video is left.
         AnnotationError: The annotation file as a whole cannot be used.
     """
-    quarantine = Quarantine(strict=strict)
+    quarantine = Quarantine(strict=strict) if quarantine is None else quarantine
     records = probe_features(
         features, key, max_bytes=max_bytes, values=values, time_limit=time_limit
     )

@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from relocal_pyg.data.items import Item, Pair, Protocol
 from relocal_pyg.errors import AnnotationError, UsageError, check_number
-from relocal_pyg.formats.rows import table_lines
+from relocal_pyg.formats.rows import table_records
 from relocal_pyg.io.read import read_json, read_text, tidy
 from relocal_pyg.io.record import sha256_json
 from relocal_pyg.io.seeding import check_seed, derive_seed
@@ -125,15 +125,8 @@ def read_pairs(path: str | Path, protocol: Protocol, split: str) -> PairList:
     for item in itertools.chain(*protocol.splits.values()):
         known.setdefault(item.video_id, []).append(item)
     moments: dict[tuple[Item, Range, Item, str], set[Range]] = defaultdict(set)
-    lines = table_lines(read_text(path, AnnotationError), path)
-    head = [name.lower() for name in next(lines, (1, []))[1]]
-    if missing := [name for name in _COLUMNS if name not in head]:
-        raise AnnotationError(f"has no column {', '.join(missing)}", file=path)
-    for number, cells in lines:
-        if not any(cells):
-            continue
-        cells += [""] * (len(head) - len(cells))
-        row, record = dict(zip(head, cells, strict=False)), f"line {number}"
+    text = read_text(path, AnnotationError)
+    for record, row in table_records(text, path, _COLUMNS, ("label",)):
         for video in (tidy(row["query"]), tidy(row["reference"])):
             if video not in known:
                 raise AnnotationError(f"no split has a video {video!r}", file=path, record=record)
@@ -146,7 +139,7 @@ def read_pairs(path: str | Path, protocol: Protocol, split: str) -> PairList:
         query, reference = _around(asked, clip), _around(searched, span)
         if query is None or reference is None:
             raise AnnotationError("lies outside its video", file=path, record=record)
-        moments[query, clip, reference, row.get("label") or ""].add(span)
+        moments[query, clip, reference, row["label"]].add(span)
     named: dict[str, Item] = {}
 
     def placed(around: Item, label: str, *spans: Range) -> Item:

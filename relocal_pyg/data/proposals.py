@@ -18,7 +18,7 @@ from relocal_pyg.data.features import spellings
 from relocal_pyg.data.items import Item
 from relocal_pyg.errors import ProposalError, UsageError, check_number
 from relocal_pyg.io.read import MAX_LINES, id_problem, lines_of, read_text, tidy
-from relocal_pyg.io.write import replace_file
+from relocal_pyg.io.write import replace_text
 from relocal_pyg.moments import nms
 
 #: Window lengths of :func:`default_proposals` as multiples of the query's length.
@@ -249,8 +249,7 @@ def write_proposal_list(path: str | Path, records: Iterable[ProposalRecord]) -> 
         blocks.append(f"{head}{len(record.truths)}\n{truths}{len(record.moments)}\n{table}")
     if not blocks:
         raise ProposalError("there are no videos to write", file=path)
-    with replace_file(path) as temporary:
-        temporary.write_text("".join(blocks), encoding="utf-8")
+    replace_text(path, "".join(blocks))
 
 
 class _Lines:

@@ -32,7 +32,7 @@ from relocal_pyg.evaluation.tables import (
     percent,
     presence_cells,
 )
-from relocal_pyg.io.write import replace_file
+from relocal_pyg.io.write import replace_text
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -146,8 +146,7 @@ def write_report(
         histories={name: training_curves(each) for name, each in (histories or {}).items()},
         settings=_settings(comparison, settings or {}),
     )
-    with replace_file(path) as temporary:
-        Path(temporary).write_text(content, encoding="utf-8")
+    replace_text(path, content)
 
 
 def _table(caption: str, cells: Sequence[Sequence[object]]) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from pathlib import Path
 from relocal_pyg.errors import UsageError
 from relocal_pyg.formats import frames, seconds
 from relocal_pyg.formats.clips import Clip, Source, by_source, to_clips
-from relocal_pyg.io.write import replace_file
+from relocal_pyg.io.write import replace_text
 
 __all__ = ["FORMATS", "Clip", "Format", "Source", "export_clips", "format_of", "render", "to_clips"]
 
@@ -140,6 +140,5 @@ def export_clips(
             raise UsageError(f"two videos have one name: {name} needs a file for each", file=path)
     texts = {file: render(name, group, timeline_start) for file, group in groups.items()}
     for file, text in texts.items():
-        with replace_file(file) as temporary:
-            temporary.write_text(text, encoding="utf-8", newline="")
+        replace_text(file, text)
     return list(texts)

@@ -36,7 +36,7 @@ def resolve_markers(clips: Sequence[Clip], timeline_start: str = "01:00:00:00") 
     """Markers for a timeline of DaVinci Resolve that begins with the video, at such a timecode."""
     rate = _shared_rate(clips, "Resolve markers", TIMELINE_RATES)
     begin, drop = _same_day(clips, rate, *frame_number(timeline_start, rate))
-    lines = [f"TITLE: {clips[0].source.name}", _count_mode(drop), ""]
+    lines = [f"TITLE: {clips[0].source.name}", f"FCM: {'' if drop else 'NON-'}DROP FRAME", ""]
     for number, clip in enumerate(clips, start=1):
         first, stop = clip_frames(clip, rate)
         at, after = (timecode(begin + frame, rate, drop) for frame in (first, first + 1))
@@ -59,7 +59,7 @@ def cut_list(clips: Sequence[Clip]) -> str:
         for source, group in by_source(clips)
     }
     drop = begins[clips[0].source.path][1]
-    lines = [f"TITLE: {clips[0].source.name}", _count_mode(drop), ""]
+    lines = [f"TITLE: {clips[0].source.name}", f"FCM: {'' if drop else 'NON-'}DROP FRAME", ""]
     for number, (clip, first, stop, at) in enumerate(_in_a_row(clips, rate), start=1):
         begin, source_drop = begins[clip.source.path]
         times = [timecode(begin + frame, rate, source_drop) for frame in (first, stop)]
@@ -165,10 +165,7 @@ def fcpxml(clips: Sequence[Clip]) -> str:
     resources = ET.SubElement(root, "resources")
     formats: dict[tuple[int, int] | None, str] = {}
     assets: dict[str, str] = {}
-    for clip in clips:
-        source = clip.source
-        if source.path in assets:
-            continue
+    for source, _ in by_source(clips):
         if source.size not in formats:
             formats[source.size] = f"r{len(resources) + 1}"
             layout = {"id": formats[source.size], "frameDuration": time(1)}
@@ -260,8 +257,7 @@ def _shared_rate(
     clips: Sequence[Clip], what: str, known: Sequence[Fraction] | None = None
 ) -> Fraction:
     """The frame rate of all clips, among ``known`` ones where those are given."""
-    sources = {clip.source.path: clip.source for clip in clips}
-    rates = {path: source.rate(what) for path, source in sources.items()}
+    rates = {source.path: source.rate(what) for source, _ in by_source(clips)}
     rate = next(iter(rates.values()))
     for path, other in rates.items():
         if other != rate:
@@ -294,10 +290,6 @@ def _same_day(clips: Sequence[Clip], rate: Fraction, begin: int, drop: bool) -> 
         warnings.warn(text, stacklevel=2)
         begin = 0
     return begin, drop
-
-
-def _count_mode(drop: bool) -> str:
-    return "FCM: DROP FRAME" if drop else "FCM: NON-DROP FRAME"
 
 
 def _mode(drop: bool) -> str:

@@ -104,32 +104,25 @@ def table_rows(text: str, importer: Importer) -> Iterator[Row] | None:
         return _via_table(text, importer)
     above: list[list[str]] = []
     for number, head in table_lines(text, importer.path):
-        table = _Table(text, importer, head, number)
+        # Read anew each time: all lines at once would take many times the memory of the text.
+        table = partial(_records, text, importer, head, number)
         if "Behavior" in head and ("Start (s)" in head or "Time" in head):
             return _boris_table(table, above, "Start (s)" in head, importer)
         if "temporal_segment_start" in head and "file_list" in head:
-            return _via_records(table, {}, importer)
+            return _via_records(table(), {}, importer)
         above.append(head)
         if len(above) > _MAX_PREAMBLE or {"video", "start", "end"} <= set(head):
             break
     return None
 
 
-class _Table:
-    """Lines of a table that are not empty, by their number and the names of their columns.
-
-    They are read anew each time: all at once they would take many times the memory of the text.
-    """
-
-    def __init__(
-        self, text: str | Sequence[str], importer: Importer, head: Sequence[str], after: int
-    ) -> None:
-        self._text, self._path, self._head, self._after = text, importer.path, head, after
-
-    def __iter__(self) -> Iterator[tuple[str, Record]]:
-        for number, cells in table_lines(self._text, self._path):
-            if number > self._after and any(cells):
-                yield f"line {number}", dict(zip(self._head, cells, strict=False))
+def _records(
+    text: str | Sequence[str], importer: Importer, head: Sequence[str], after: int
+) -> Iterator[tuple[str, Record]]:
+    """Lines of a table that are not empty, by their number and the names of their columns."""
+    for number, cells in table_lines(text, importer.path):
+        if number > after and any(cells):
+            yield f"line {number}", dict(zip(head, cells, strict=False))
 
 
 # Label Studio
@@ -221,7 +214,7 @@ def _via_table(text: str, importer: Importer) -> Iterator[Row]:
         body.append("\n" if line.startswith(("#", '"#')) else line)  # line numbers stay
         if number > MAX_ROWS:
             break  # reading it as a table says so
-    table = _Table(body, importer, head, 0)
+    table = _records(body, importer, head, 0)
     yield from _via_records(table, attributes if isinstance(attributes, dict) else {}, importer)
 
 
@@ -428,17 +421,20 @@ def _boris_project(content: Mapping[str, Any], importer: Importer) -> Iterator[R
 
 
 def _boris_table(
-    table: _Table, above: Sequence[Sequence[str]], aggregated: bool, importer: Importer
+    table: Callable[[], Iterator[tuple[str, Record]]],
+    above: Sequence[Sequence[str]],
+    aggregated: bool,
+    importer: Importer,
 ) -> Iterator[Row]:
     """Rows of aggregated events, a start and a stop each, or of tabular ones, in turn."""
     # Version 7 puts above the header what is the same for all events.
     common = {cells[0]: cells[1] for cells in above if len(cells) > 1}
     listed = [cells[1] for cells in above if len(cells) > 1 and cells[0] == "Player #1"]
     named: dict[str, dict[str, None]] = {}
-    for _, cells in table:
+    for _, cells in table():
         named.setdefault(cells.get("Observation id", ""), {})[_boris_file(cells)] = None
     observations: dict[object, _Observation] = {}
-    for record, cells in table:
+    for record, cells in table():
         time = parse_seconds(cells.get("Start (s)" if aggregated else "Time", ""), True)
         event = _boris_event(cells, time, record, importer)
         if event is None:

@@ -232,6 +232,35 @@ def table_lines(text: str | Iterable[str], path: str | Path) -> Iterator[tuple[i
         raise AnnotationError(f"is not a table: {problem}", file=path, record=record) from None
 
 
+def table_records(
+    text: str, path: str | Path, needed: Sequence[str], known: Sequence[str] = ()
+) -> Iterator[tuple[str, dict[str, str]]]:
+    """Lines of a table, named, as cells by the columns that its first line names, in any case.
+
+    Empty lines are left out, and cells that a line has not are empty.
+
+    Raises:
+        AnnotationError: As :func:`table_lines`, a needed column is missing, one of those or of the
+            ``known`` ones is there twice, or a line has more cells than the first.
+    """
+    lines = table_lines(text, path)
+    first, head = next(lines, (1, []))
+    head, record = [name.lower() for name in head], f"line {first}"
+    if not head:
+        raise AnnotationError("is not a table: its first line is empty", file=path)
+    if missing := [name for name in needed if name not in head]:
+        raise AnnotationError(f"has no column {', '.join(missing)}", file=path, record=record)
+    if twice := [name for name in (*needed, *known) if head.count(name) > 1]:
+        raise AnnotationError(f"has more than one column {twice[0]}", file=path, record=record)
+    for number, cells in lines:
+        record = f"line {number}"
+        if any(cells[len(head) :]):
+            reason = f"is not a table: {len(cells)} cells, {len(head)} in the first line"
+            raise AnnotationError(reason, file=path, record=record)
+        if any(cells):
+            yield record, dict.fromkeys((*known, *head), "") | dict(zip(head, cells, strict=False))
+
+
 def parse_seconds(text: str, comma: bool = False) -> float | None:
     """Seconds of a cell: a number or ``[h:]mm:ss[.fff]``, maybe with a comma; None for neither.
 
@@ -479,12 +508,15 @@ def _shown(track: ET.Element, record: str, importer: Importer) -> Iterator[tuple
     """First frame of each run in which an object is in the picture, and the frame after it."""
     first: int | None = None
     last = -1
+    shapes: list[tuple[int, bool]] = []
     for shape in track:
         frame = whole(shape.get("frame"))
         if frame is None:
             importer.reject(record, "a shape has no frame number")
-            continue
-        outside = shape.get("outside") == "1"
+        else:
+            shapes.append((frame, shape.get("outside") == "1"))
+    # Tools that merge tracks, and people, do not keep them in order.
+    for frame, outside in sorted(shapes, key=lambda shape: shape[0]):
         if outside and first is not None:
             yield first, frame
             first = None

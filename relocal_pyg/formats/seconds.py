@@ -208,12 +208,10 @@ def via(clips: Sequence[Clip]) -> str:
     """A project of the VGG Image Annotator 3: one view for each video."""
     ids: dict[str, str] = {}
     files, views = {}, {}
-    for clip in clips:
-        source = clip.source
-        if source.path not in ids:
-            ids[source.path] = key = str(len(ids) + 1)
-            files[key] = {"fid": key, "fname": source.name, "type": 4, "loc": 1, "src": ""}
-            views[key] = {"fid_list": [key]}
+    for place, (source, _) in enumerate(by_source(clips), start=1):
+        ids[source.path] = key = str(place)
+        files[key] = {"fid": key, "fname": source.name, "type": 4, "loc": 1, "src": ""}
+        views[key] = {"fid_list": [key]}
     metadata = {}
     for number, clip in enumerate(clips):
         view = ids[clip.source.path]
@@ -330,16 +328,12 @@ def _milliseconds(seconds: float) -> int:
     return round(max(seconds, 0.0) * 1000)
 
 
-def _clock(seconds: float, point: str) -> str:
-    return clock(seconds).replace(".", point).rjust(12, "0")
-
-
 def _cues(clips: Sequence[Clip], point: str, quote: Callable[[str], str]) -> str:
-    return "\n".join(
-        f"{number}\n{_clock(clip.start, point)} --> {_clock(clip.end, point)}\n"
-        f"{quote(clip.caption)}\n"
-        for number, clip in enumerate((_on_grid(clip, 1000) for clip in clips), start=1)
-    )
+    cues = []
+    for number, clip in enumerate((_on_grid(clip, 1000) for clip in clips), start=1):
+        ends = (clock(end).replace(".", point).rjust(12, "0") for end in (clip.start, clip.end))
+        cues.append(f"{number}\n{' --> '.join(ends)}\n{quote(clip.caption)}\n")
+    return "\n".join(cues)
 
 
 def _on_grid(clip: Clip, per_second: int) -> Clip:

@@ -95,7 +95,7 @@ def read_json(path: str | Path, error: type[RelocalError], *, allow_nan: bool = 
         raise error(reason, file=path)
     hooks: dict[str, Any] = {"object_pairs_hook": _unique}
     if not allow_nan:
-        hooks |= {"parse_constant": _refuse, "parse_float": _finite}
+        hooks |= {"parse_constant": _finite, "parse_float": _finite}
     try:
         return json.loads(text, **hooks)
     except json.JSONDecodeError as problem:
@@ -247,7 +247,7 @@ def version_of(file: str | Path) -> tuple[int, int] | None:
     """Size in bytes and time of change in nanoseconds of a file; None where there is none."""
     try:
         status = os.stat(file)
-    except OSError:
+    except (OSError, ValueError):  # ValueError: no name of a file
         return None
     return status.st_size, status.st_mtime_ns
 
@@ -303,10 +303,6 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(result) < len(pairs):
         raise ValueError("a key occurs twice in one object")
     return result
-
-
-def _refuse(constant: str) -> float:
-    raise ValueError(f"{constant} is not JSON")
 
 
 def _finite(number: str) -> float:

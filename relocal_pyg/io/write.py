@@ -237,7 +237,7 @@ def own_folder(path: str | Path, kind: str) -> Iterator[Path]:
 
     Raises:
         OutputError: It cannot be made, another process holds it, or it holds files and is not
-            marked as a folder of this kind (``force`` takes it over and deletes nothing).
+            marked as a folder of this kind (``force`` takes over a stranger's, deletes nothing).
     """
     target = _resolve(path)
     if str(target) in _WORK.get().held or _is_follower():
@@ -286,8 +286,13 @@ def write_json(path: str | Path, value: Any) -> None:
         text = json.dumps(value, indent=1, allow_nan=False)
     except (TypeError, ValueError, RecursionError) as error:
         raise OutputError(f"cannot be written as JSON: {error}", file=path) from None
+    replace_text(path, text + "\n")
+
+
+def replace_text(path: str | Path, text: str) -> None:
+    """Write a text file as :func:`replace_file` does; letters that UTF-8 has not are escaped."""
     with replace_file(path) as temporary:
-        temporary.write_text(text + "\n", encoding="ascii")
+        temporary.write_text(text, encoding="utf-8", errors="backslashreplace", newline="")
 
 
 def sweep(path: str | Path) -> None:
@@ -401,9 +406,9 @@ def _refuse_foreign(path: str | Path, target: Path, kind: str) -> None:
             raise OutputError(f"is an input of this work ({given}): choose another", file=path)
     if os.path.lexists(target) and not target.is_dir():
         raise OutputError("is not a folder: choose another name", file=path)
-    if foreign and not _WORK.get().force:
+    if foreign and (found or not _WORK.get().force):
         what = f"is a folder of kind {found}" if found else "holds files that relocal did not write"
-        advice = "choose another folder, or take it with --force"
+        advice = "choose another folder" + ("" if found else ", or take it with --force")
         raise OutputError(f"{what}, and no manifest of kind {kind}: {advice}", file=path)
 
 

@@ -28,7 +28,7 @@ from relocal_pyg.evaluation.tables import Comparison, compare, to_json, to_latex
 from relocal_pyg.io.read import read_json
 from relocal_pyg.io.record import sha256_file, sha256_json
 from relocal_pyg.io.seeding import seed_torch
-from relocal_pyg.io.write import own_folder, replace_file, write_json
+from relocal_pyg.io.write import own_folder, replace_text, write_json
 from relocal_pyg.models.base import Relocalizer, TrainableRelocalizer, evaluating
 from relocal_pyg.models.baselines.frame_level import FrameLevel
 from relocal_pyg.models.calibrated import Calibrated
@@ -275,7 +275,12 @@ def train(
     facts = {"preset": preset.name, "from_scratch": from_scratch, **(identity or {})}
     if start is not None:
         best = start / "best" if (start / "best").is_dir() else start
-        load_weights(model, best)
+        try:
+            load_weights(model, best)
+        except CheckpointError as error:
+            wanted = "weights of the same network, from features as wide, wanted to start from"
+            reason = f"{error.reason}: {wanted}"
+            raise CheckpointError(reason, file=error.file, record=error.record) from None
         facts["start"] = sha256_file(best / "model.safetensors")
     result = fit(
         model,
@@ -402,8 +407,7 @@ def few_shot(
         ]
         write_json(folder / "few_shot.json", plain)
         text = few_shot_markdown(rows)
-        with replace_file(folder / "few_shot.md") as temporary:
-            temporary.write_text(text, encoding="utf-8")
+        replace_text(folder / "few_shot.md", text)
     return text
 
 
@@ -450,8 +454,7 @@ def publish(
         draw_nulls(protocol, pairs, asked).save(folder / "nulls.json")
         forms = {"results.md": to_markdown, "results.json": to_json, "results.tex": to_latex}
         for name, form in forms.items():
-            with replace_file(folder / name) as temporary:
-                temporary.write_text(form(comparison), encoding="utf-8")
+            replace_text(folder / name, form(comparison))
         taken: Counter[str] = Counter()
         stale = set((folder / "answers").glob("*/evaluation.json"))
         for title, evaluations in comparison.evaluations.items():

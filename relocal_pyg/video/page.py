@@ -18,7 +18,7 @@ from relocal_pyg.errors import UsageError, VideoError
 from relocal_pyg.evaluation.plots import BLUE, DARK, ORANGE, explanation_map, step_map
 from relocal_pyg.evaluation.report import render
 from relocal_pyg.formats.clips import Source, clock, one_line, presence_line, short_clock
-from relocal_pyg.io.write import replace_file
+from relocal_pyg.io.write import replace_file, replace_text
 from relocal_pyg.moments import Moment
 from relocal_pyg.video.decode import frames, probe, unreported
 from relocal_pyg.video.find import Found
@@ -140,8 +140,7 @@ def write_found_page(
         blue=BLUE,
         dark=DARK,
     )
-    with replace_file(path) as temporary:
-        temporary.write_text(html, encoding="utf-8")
+    replace_text(path, html)
 
 
 #: Pixels of a contact sheet: its pictures' height, the line above them, and between them.

@@ -285,7 +285,8 @@ class FeatureCache:
             # Other threads put too; another process may take away what was listed.
             with self.lock(""), suppress(FileNotFoundError):
                 stored = [each for each in self.folder.iterdir() if _ENTRY.fullmatch(each.name)]
-                for old in sorted(stored, key=lambda each: each.stat().st_mtime)[: -self.most]:
+                stored.sort(key=lambda each: each.stat().st_mtime, reverse=True)
+                for old in stored[self.most :]:
                     old.unlink()
 
     def _file(self, digest: str) -> Path:

@@ -25,6 +25,7 @@ from relocal_pyg.apps.cli import main
 from relocal_pyg.data import write_features
 from relocal_pyg.errors import OutputError
 from relocal_pyg.io import write
+from relocal_pyg.io.record import verify_manifest
 from relocal_pyg.io.write import (
     also_reads,
     check_output,
@@ -284,6 +285,17 @@ def test_what_others_wrote_is_replaced_by_force_alone(
     target.write_bytes(target.read_bytes() + b" edited by hand")
     assert main(line) == 2
     assert target.read_bytes() == written + b" edited by hand"
+
+
+def test_force_takes_no_folder_of_another_kind_of_ours(tmp_path: Path) -> None:
+    """A checkpoint whose manifest became that of a cache could not be read any more."""
+    with replace_folder(tmp_path / "model", "model") as folder:
+        (folder / "weights").write_text("1")
+    for take in (own_folder, replace_folder):
+        refused = pytest.raises(OutputError, match="of kind model")
+        with writing(force=True), refused, take(tmp_path / "model", "cache"):
+            pass
+    assert list(verify_manifest(tmp_path / "model", "model")) == ["weights"]
 
 
 def test_a_mark_belongs_to_the_content(tmp_path: Path) -> None:

@@ -144,7 +144,7 @@ def test_a_column_that_is_there_twice_is_refused(tmp_path: Path) -> None:
         read_csv(tmp_path / "a.csv")
 
 
-@pytest.mark.parametrize("time", ["1,5", "1,000", "nan", "0x1", "1_0", "1e400", "1h", "\u0663"])
+@pytest.mark.parametrize("time", ["1,000", "nan", "0x1", "1_0", "1e400", "1h", "\u0663"])
 def test_what_is_no_time_is_shown_as_it_was_written(tmp_path: Path, time: str) -> None:
     (tmp_path / "a.csv").write_text(f'video,start,end,label\nv,"{time}",9,x\n', encoding="utf-8")
     with pytest.raises(AnnotationError, match=f"times are '{time}'"):

@@ -219,6 +219,38 @@ def test_search_exports(tmp_path, capsys):
     assert "--cut needs video files" in capsys.readouterr().err
 
 
+def test_a_hit_ends_with_its_film_and_an_export_of_it_is_read_back(tmp_path):
+    """The last step of a film goes on after its end, by less than a step."""
+    from relocal_pyg.apps.cli.search import in_film, index, source_of
+    from relocal_pyg.data.annotations import read_annotations
+    from relocal_pyg.data.features import write_features
+    from relocal_pyg.models import ContrastMatcher
+    from relocal_pyg.search.index import Hit, SearchIndex
+
+    path = str(film(tmp_path / "a.mp4", Fraction(25)))  # 2.4 s
+    draw = np.random.default_rng(0).normal(size=(20, 4)).astype("f4")
+    videos = {"a": draw[:8], "long": draw, "gone": draw[:8]}
+    write_features(tmp_path / "a.h5", videos.items())
+    index(tmp_path / "index", tmp_path / "a.h5", seconds_per_step=0.32)
+    opened = SearchIndex(tmp_path / "index", ContrastMatcher())
+    files = {"a": path, "long": path, "gone": str(tmp_path / "gone.mp4")}
+
+    def ends(name, end):
+        source = source_of(name, files, opened)
+        hit = in_film(Hit(name, 1.28, end, 0.5), opened, lambda _: source)
+        (tmp_path / "a.json").write_text(
+            render("activitynet", to_clips([(source, hit.moment)], "jump"))
+        )
+        (video,) = read_annotations(tmp_path / "a.json").values()
+        assert video.segments[0].end == pytest.approx(hit.end)
+        return hit.end
+
+    assert ends("a", 2.56) == pytest.approx(2.4)
+    assert ends("a", 2.24) == 2.24
+    assert ends("long", 6.4) == 6.4  # what a header says of its film may be wrong
+    assert ends("gone", 2.56) == 2.56
+
+
 def test_convert(tmp_path, capsys):
     tasks = {"id": 1, "data": {"video": "/data/upload/1/0a1b2c3d-a.mp4"}}
     value = {"ranges": [{"start": 26, "end": 50}], "timelinelabels": ["run"]}

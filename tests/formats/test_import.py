@@ -411,6 +411,15 @@ def test_words_and_pictures_of_a_saved_query_are_no_video(tmp_path, query):
         read_saved(file)
 
 
+def test_a_comma_may_be_a_decimal_or_of_a_thousand(tmp_path):
+    """Between commas nobody can tell one second and a bit from a thousand and some."""
+    text = 'video,start,end,label\na,"0,250","1,234",x\na,"0,250","2,5",y\n'
+    quarantine = Quarantine()
+    found = rows(put(tmp_path, "a.csv", text), quarantine)
+    assert [row[1:4] for row in found] == [(0.25, 2.5, "y")]
+    assert ["'1,234'" in reason for _, reason in reasons(quarantine)] == [True]
+
+
 # Label Studio and CVAT
 
 
@@ -556,6 +565,11 @@ def test_cvat(tmp_path):
     ]
     with pytest.raises(AnnotationError, match="--fps"):
         rows(file)
+    # Shapes that come in another order are the same shapes.
+    turned = f"{box(29, 0)}{box(12, 1)}{box(20, 0)}{box(10, 0)}{box(11, 0)}"
+    text = text.replace(f"{box(10, 0)}{box(11, 0)}{box(12, 1)}{box(20, 0)}{box(29, 0)}", turned)
+    file = put(tmp_path, "b.xml", text.replace(f"{box(0, 0)}{box(25, 1)}", box(25, 1) + box(0, 0)))
+    assert [row[1:3] for row in rows(file, fps=10)] == [(0.0, 2.5), (1.0, 1.2), (2.0, 3.0)]
     # A job does not say what its film is called.
     job = text.replace("<task><name>my film.mp4</name></task>", "<job><id>4</id></job>")
     assert {row[0] for row in rows(put(tmp_path, "day.xml", job), fps=10)} == {"day"}
@@ -569,6 +583,7 @@ SHEETS = {
     "clock.csv": "video,start,end,label\nmonday,0:12.5,00:00:15.1,salto\ntuesday,3.2,6,salto\n",
     "semicolon.csv": "video;start;end;label\nmonday;12.5;15.1;salto\ntuesday;3.2;6;salto\n",
     "comma.csv": "video;start;end;label\r\nmonday;12,5;15,1;salto\r\ntuesday;3,2;6;salto\r\n",
+    "quoted.csv": 'video,start,end,label\nmonday,"12,5","15,1",salto\ntuesday,"3,2",6,salto\n',
     "said.csv": "sep=,\nvideo,start,end,label\nmonday,12.5,15.1,salto\ntuesday,3.2,6,salto\n",
     "tabs.tsv": "\ufeffvideo\tstart\tend\tlabel\nmonday\t12,5\t15,1\tsalto\n"
     "tuesday\t3.2\t6\tsalto\n",

@@ -44,6 +44,8 @@ def test_index_then_search_finds_the_planted_moment(tmp_path, capsys):
     told = capsys.readouterr().out
     assert "0 videos added, 6 there before" in told
     assert "answered as before: v1, v2; build the index anew" in told
+    index(tmp_path / "index", tmp_path / "b.h5", seconds_per_step=1.0)  # another clock
+    assert "answered as before: v0, v1, v2, v3, v4, v5" in capsys.readouterr().out
 
 
 def test_a_video_that_cannot_be_used_does_not_keep_the_others_out(tmp_path, capsys):

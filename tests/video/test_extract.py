@@ -297,6 +297,8 @@ def test_a_cache_is_kept_in_a_folder_of_its_own(tmp_path, steps_video):
     (tmp_path / "cache" / "model.safetensors").unlink()
     (tmp_path / "cache" / "manifest.json").unlink()  # as caches were before
     assert FeatureCache(tmp_path / "cache").get(digests[1]) is not None
+    extract_video(steps_video, mean_colour(), 5, cache=FeatureCache(tmp_path / "none", most=0))
+    assert not list((tmp_path / "none").glob("*.safetensors"))
 
 
 def test_threads_that_fill_a_small_cache_do_not_meet(tmp_path, steps_video):

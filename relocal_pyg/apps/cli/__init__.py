@@ -106,6 +106,8 @@ def command(name: str) -> Callable[..., None]:
             for path in paths_of(value) if mark.is_file else ():
                 if str(path) != "-":
                     files.append(path)
+                elif mark.may_stream and sys.stdout is None:
+                    raise UsageError("the standard output is closed: name a file")
                 elif mark.may_stream:
                     streams = True
                 else:

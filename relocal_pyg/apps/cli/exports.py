@@ -82,6 +82,10 @@ class ExportOptions:
             format_of("x", self.format)  # is there such a format?
             endings = " or ".join(FORMATS[self.format].suffixes)
             raise UsageError(f"--format {self.format} needs a file for --export, {endings}")
+        if self.reencode and self.cut is None:
+            raise UsageError("--reencode needs --cut")
+        if self.padding and not names and self.cut is None:
+            raise UsageError("--padding is of --export and --cut: give one, such as --export x.srt")
         if self.contact_sheet is not None:
             from relocal_pyg.video.page import sheet_kind
 
@@ -325,6 +329,8 @@ def exporting(
     options: ExportOptions,
     answers: Callable[[], Sequence[tuple[Source, Moment]]],
     label: str,
+    write_json: Callable[[Path], None],
+    write_page: Callable[[Path], None],
     stream: int | None = None,
 ) -> Iterator[Callable[[], None]]:
     """What is left to do to write moments, best first, into every file that was asked for."""
@@ -348,6 +354,8 @@ def exporting(
         say(f"contact sheet: {sheet}")
 
     padding = options.padding or 0.0
+    if options.json_file is not None:
+        yield partial(write_json, options.json_file)
     for option, name in ((options.csv_file, "csv"), (options.srt_file, "srt")):
         if option is not None:
             yield partial(export, option, name)
@@ -358,6 +366,8 @@ def exporting(
         yield lambda: cut(to_clips(found(), label, padding))
     if options.contact_sheet is not None:
         yield partial(show, options.contact_sheet)
+    if options.report is not None:
+        yield partial(write_page, options.report)
 
 
 def _cut_moments(folder: Path, reencode: bool, clips: Sequence[Clip], stream: int | None) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
@@ -64,17 +64,9 @@ def extract(
         raise UsageError("is written as HDF5: name it .h5", file=output)
     quarantine = Quarantine(strict=strict)
     backbone = load_backbone(network, device)
+    facts: dict[str, Any] = {"workers": workers, "quarantine": quarantine, "key": key}
     try:
-        done = extract_folder(
-            videos,
-            output,
-            backbone,
-            rate,
-            workers=workers,
-            cache=cache,
-            quarantine=quarantine,
-            key=key,
-        )
+        done = extract_folder(videos, output, backbone, rate, cache=cache, **facts)
     finally:
         if report is not None:
             quarantine.save(report)
@@ -197,14 +189,18 @@ def check(
         seconds_per_step: Duration of a step; the usual one of the videos where left out.
         strict: Stop at the first bad record with exit code 2.
     """
+    from relocal_pyg.data.annotations import Quarantine
     from relocal_pyg.data.checks import check_dataset
 
-    quarantine = check_dataset(
-        features, annotations, key=key, clip=clip, strict=strict, seconds_per_step=seconds_per_step
-    )
+    quarantine = Quarantine(strict=strict)
+    facts: dict[str, Any] = {"key": key, "clip": clip, "seconds_per_step": seconds_per_step}
+    try:
+        check_dataset(features, annotations, quarantine=quarantine, **facts)
+    finally:
+        if report is not None:
+            quarantine.save(report)
     for record in quarantine.records:
         say(f"{record.file}: {record.record}: {record.reason}")
     print(quarantine.summary())
     if report is not None:
-        quarantine.save(report)
         say(f"report: {report}")

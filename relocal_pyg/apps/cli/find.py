@@ -124,6 +124,8 @@ class QueryOptions:
         """Further examples and what is not meant: a file, seconds of it, whether it shows it."""
         from relocal_pyg.io.read import parse_stretch
 
+        if both := sorted({*self.also} & {*self.unlike}):
+            raise UsageError("is an example and what is not meant: leave one out", file=both[0])
         texts = [*((text, True) for text in self.also), *((text, False) for text in self.unlike)]
         return [(*parse_stretch(text), good) for text, good in texts]
 
@@ -140,7 +142,17 @@ class QueryOptions:
             reason = f"has {around.shape[1]} channels and not {channels}, as what is looked in"
             raise FeatureError(f"{reason}: extract both with the same backbone", file=place)
         start, end = stretch or (self.query_start, self.query_end)
-        rows = cut_steps(around, start, end, self.seconds_per_step, place)
+        if start is None and end is None:
+            return around, None
+        from relocal_pyg.moments import seconds_to_steps
+
+        length = len(around) * self.seconds_per_step
+        first, last = start or 0.0, length if end is None else end
+        if not 0 <= first < min(last, length):
+            reason = f"the stretch {first:g}-{last:g} s is not inside its {length:g} s"
+            raise UsageError(reason, file=place)
+        begin, stop = seconds_to_steps([first, last], self.seconds_per_step, len(around)).tolist()
+        rows = around[begin:stop]
         return rows, around if len(rows) < len(around) else None
 
     def span(self, steps: int) -> tuple[float, float]:
@@ -161,6 +173,11 @@ class QueryOptions:
         if (self.query_text, self.query_image, network) != (None, None, BackboneOptions()):
             options = "--query-text, --query-image, --backbone, --pool, --weights and --pca"
             raise UsageError(f"{options} need video files, these are features")
+
+    def refuse_features(self) -> None:
+        """Refuse what is asked of features, where there are films."""
+        if (self.seconds_per_step, self.key) != (1.0, None):
+            raise UsageError("--seconds-per-step and --key are of features, these are video files")
 
     def none_of(self, reference: str) -> list[tuple[float, float]]:
         """Seconds of a reference that are not meant."""
@@ -301,6 +318,7 @@ def find(
         own = look.include_query
         answer = find_in_features(clip, reference, asked, how, device, include_query=own)
     else:
+        asked.refuse_features()
         look_for = asked.video(clip)
         answer = find_in_video(look_for, reference, asked, network, look, how, cache, device)
     print_answer(answer, verbose, least)
@@ -311,23 +329,21 @@ def find(
         source = answer.source()
         return [(source, moment) for moment in moments]
 
-    def write_page(path: Path, found: Found) -> None:
+    def write_json(path: Path) -> None:
+        write_answers(path, [(place_name(reference), moment) for moment in moments], **facts)
+
+    def write_page(path: Path) -> None:
         from relocal_pyg.video.page import write_found_page
 
-        write_found_page(path, replace(found, moments=moments), why=facts["matcher"])
+        assert answer.found is not None  # of features no page is asked for
+        write_found_page(path, replace(answer.found, moments=moments), why=facts["matcher"])
         say(f"report: {path}")
 
     tasks: list[Callable[[], None]] = []
-    if (file := exports.json_file) is not None:
-        named = [(place_name(reference), moment) for moment in moments]
-        tasks.append(partial(write_answers, file, named, **facts))
     if explain is not None:
         told = answer.contributions, answer.seconds_per_step, facts
         tasks.append(partial(write_explanation, explain, moments, *told))
-    tasks += exporting(exports, ranked, label, look.stream)
-    if exports.report is not None and answer.found is not None:
-        tasks.append(partial(write_page, exports.report, answer.found))
-    write_all(tasks)
+    write_all([*tasks, *exporting(exports, ranked, label, write_json, write_page, look.stream)])
 
 
 def find_in_features(
@@ -550,23 +566,3 @@ def read_features(place: str, key: str | None) -> Tensor:
     if video_id:
         return FeatureStore(name, key=key).read(video_id)
     return as_features(read_array(place, FeatureError), place)
-
-
-def cut_steps(
-    features: Tensor, start: float | None, end: float | None, seconds_per_step: float, place: str
-) -> Tensor:
-    """The steps that ``[start, end)`` seconds touch; all of them where both are None."""
-    if start is None and end is None:
-        return features
-    first = 0.0 if start is None else start
-    last = len(features) * seconds_per_step if end is None else end
-    if not 0 <= first < last or first >= len(features) * seconds_per_step:
-        raise UsageError(
-            f"the stretch {first:g}-{last:g} s is not inside its "
-            f"{len(features) * seconds_per_step:g} s",
-            file=place,
-        )
-    from relocal_pyg.moments import seconds_to_steps
-
-    begin, stop = seconds_to_steps([first, last], seconds_per_step, len(features)).tolist()
-    return features[begin:stop]

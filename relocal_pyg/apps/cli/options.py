@@ -18,7 +18,6 @@ from relocal_pyg.io.read import parse_number, parse_time
 from relocal_pyg.io.write import also_reads
 
 if TYPE_CHECKING:
-    from relocal_pyg.data.features import FeatureStore
     from relocal_pyg.data.items import Protocol
     from relocal_pyg.models import Calibrated
     from relocal_pyg.models.base import Relocalizer
@@ -45,6 +44,9 @@ class Output:
 
 #: A file that a command writes.
 OUT_FILE = Output(is_file=True)
+
+#: Options that are of video files.
+OF_FILMS = "--rate, --workers, --backbone, --pool, --weights and --pca"
 
 #: Where results go while what is said on the way goes to the standard error.
 RESULTS: ContextVar[TextIO | None] = ContextVar("results", default=None)
@@ -137,6 +139,8 @@ def check_places(value: Any, *, is_option: bool) -> None:
 
 def split_place(place: str) -> tuple[str, str]:
     """A file, and which of its videos where FILE::ID says so; a file of that name comes first."""
+    if "\0" in place:  # JSON and tables may hold it
+        raise UsageError("is no name of a file", file=place)
     parts = place.split("::")
     files = ["::".join(parts[:number]) for number in (len(parts), *range(1, len(parts)))]
     file = next(filter(os.path.exists, files), place.rpartition("::")[0] or place)
@@ -258,7 +262,21 @@ def load_protocol(options: DataOptions) -> Protocol:
     path = options.features or root / "features.h5"
     features = FeatureStore(path, key=options.key, subsample=options.subsample)
     if options.protocol == "custom":
-        return _custom(options, features, root)
+        from relocal_pyg.data.annotations import Quarantine
+        from relocal_pyg.datasets.custom import custom
+
+        same = ("proposals", "unseen_classes", "holdout", "background", "seconds_per_step", "clip")
+        quarantine = Quarantine(strict=options.strict)
+        protocol = custom(
+            features,
+            options.annotations or root / "annotations.json",
+            seed=options.split_seed,
+            quarantine=quarantine,
+            **{name: getattr(options, name) for name in same},
+        )
+        if quarantine.records:
+            print(quarantine.summary())
+        return protocol
     if options.protocol == "anet-vrl":
         return anet_vrl(root, features, options.annotations)
     seed, proposals = options.split_seed, options.proposals
@@ -279,34 +297,9 @@ def describe(options: DataOptions) -> dict[str, Any]:
 
 def restore(record: dict[str, Any]) -> DataOptions:
     """The options that :func:`describe` recorded."""
-    paths = ("root", "features", "annotations", "proposals")
-    values: dict[str, Any] = {
-        key: Path(value) if key in paths and value is not None else value
-        for key, value in record.items()
-    }
-    return DataOptions(**values)
-
-
-def _custom(options: DataOptions, features: FeatureStore, root: Path) -> Protocol:
-    from relocal_pyg.data.annotations import Quarantine
-    from relocal_pyg.datasets.custom import custom
-
-    quarantine = Quarantine(strict=options.strict)
-    protocol = custom(
-        features,
-        options.annotations or root / "annotations.json",
-        proposals=options.proposals,
-        unseen_classes=options.unseen_classes,
-        holdout=options.holdout,
-        background=options.background,
-        seconds_per_step=options.seconds_per_step,
-        seed=options.split_seed,
-        clip=options.clip,
-        quarantine=quarantine,
-    )
-    if quarantine.records:
-        print(quarantine.summary())
-    return protocol
+    paths = {"root", "features", "annotations", "proposals"} & record.keys()
+    places = {key: Path(record[key]) for key in paths if record[key] is not None}
+    return DataOptions(**{**record, **places})
 
 
 PresetName = Literal["recommended", "paper"]

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import replace
-from functools import partial
+from fractions import Fraction
+from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -22,6 +24,7 @@ from relocal_pyg.apps.cli.exports import (
 from relocal_pyg.apps.cli.extract import print_extraction
 from relocal_pyg.apps.cli.find import QueryOptions, bars_on_terminal, likely, moments_table
 from relocal_pyg.apps.cli.options import (
+    OF_FILMS,
     STEP_SECONDS,
     BackboneOptions,
     Count,
@@ -36,7 +39,7 @@ from relocal_pyg.apps.cli.options import (
     load_network,
     say,
 )
-from relocal_pyg.errors import FeatureError, UsageError
+from relocal_pyg.errors import FeatureError, UsageError, VideoError
 from relocal_pyg.formats import Source
 
 if TYPE_CHECKING:
@@ -45,7 +48,7 @@ if TYPE_CHECKING:
     from relocal_pyg.moments import Moment
     from relocal_pyg.search.index import Hit, SearchIndex
     from relocal_pyg.video.index import FoundVideos
-    from relocal_pyg.video.query import Judged, StillQuery, VideoQuery
+    from relocal_pyg.video.query import StillQuery, VideoQuery
 
 
 def index(
@@ -91,6 +94,8 @@ def index(
     there = folder / "index.json"  # perhaps without a video: a run was killed early
     opened = SearchIndex(folder, matcher, verify=False) if there.exists() else None
     if features.is_dir() or features.suffix.lower() in VIDEO_SUFFIXES:
+        if seconds_per_step is not None:
+            raise UsageError("--seconds-per-step is of features: videos have --rate")
         from relocal_pyg.video.index import IndexedVideos, index_features
 
         quarantine = Quarantine()
@@ -109,6 +114,8 @@ def index(
         )
         print_extraction(done, quarantine)
         features, seconds = made.features, backbone.clip_stride / made.rate_hz
+    elif (network, rate, workers) != (BackboneOptions(), None, None):
+        raise UsageError(f"{OF_FILMS} need video files, these are features")
     elif seconds_per_step is None:
         shards = opened.shards if opened is not None else ()
         clocks = {float(each) for shard in shards for each in shard.seconds_per_step} or {1.0}
@@ -130,7 +137,11 @@ def index(
                 continue
             if opened is None or video_id not in opened.places:
                 yield video_id, rows, seconds
-            elif not same_rows(rows, opened.video(video_id)[0]):
+                continue
+            held, step = opened.video(video_id)
+            same = rows.shape == held.shape and abs(step - seconds) <= 1e-6 * seconds
+            # Another machine or number type may make a little of them.
+            if not same or float((rows.float() - held).norm()) > 0.01 * float(held.norm()):
                 changed.append(video_id)
 
     added = (build_index if opened is None else add_videos)(folder, matcher, videos())
@@ -141,13 +152,6 @@ def index(
         say(f"left out: {record.file}: {record.record}: {record.reason}")
     if changed:
         say(f"changed since, and answered as before: {', '.join(changed)}; build the index anew")
-
-
-def same_rows(rows: Tensor, others: Tensor) -> bool:
-    """Whether features are the same but for what another machine or number type makes of them."""
-    if rows.shape != others.shape:
-        return False
-    return float((rows.float() - others).norm()) <= 0.01 * float(others.norm())
 
 
 def search(
@@ -193,8 +197,11 @@ def search(
     label = asked.name(query)
     query, asked = asked.opened(query)
     least = (0.5 if every else 0.0) if min_probability is None else min_probability
+    judged = [(video, tuple(said)) for video, *said in read_feedback(asked.feedback)]
+    if any(video is None for video, _ in judged):
+        raise UsageError('"video" is missing: which of the index?', file=asked.feedback)
     how: dict[str, Any] = {
-        "judged": judgements(asked.feedback),
+        "judged": judged,
         "top_k": top_k,
         "first_stage": None if first_stage == "none" else first_stage,
         "candidates": candidates,
@@ -206,6 +213,8 @@ def search(
         exports.refuse_films()
         exports.try_on(Source(str(folder)))
         asked.refuse_films(network)
+    else:  # what no film could change, such as a timecode that is none
+        exports.try_on(Source("film", frame_rate=Fraction(60000, 1001), size=(16, 9)))
     wanted = None if rows else look_at(asked, query)
     matcher, why = choose_matcher(asked.model, device)
     opened = SearchIndex(folder, matcher)
@@ -223,8 +232,9 @@ def search(
             )
         for problem in found.problems:
             say(f"damaged: {problem}")
-    hits, title = [hit for hit in found.hits if likely(hit, least)], found.asked.title
-    files = files_of(folder)
+    files, title = files_of(folder), found.asked.title
+    source = cache(partial(source_of, files=files, opened=opened))
+    hits = [in_film(hit, opened, source) for hit in found.hits if likely(hit, least)]
     say(f"matcher: {why}")
     if found.count is not None:
         print(f"found: {found.count}")
@@ -233,8 +243,7 @@ def search(
         print(f"left out: {left} below --min-probability {least:g}")
 
     def write_json(path: Path) -> None:
-        each = [(files.get(name, name), *said) for name, said in how["judged"]]
-        judged = [dict(zip(EXAMPLE, one, strict=True)) for one in each]
+        each = [(files.get(str(name), name), *said) for name, said in judged]
         write_answers(
             path,
             [(hit.video_id, hit) for hit in hits],
@@ -244,7 +253,7 @@ def search(
             count=found.count,
             settings=found.settings,
             query_span=found.span,
-            examples=[*asked.plain(), *judged],
+            examples=[*asked.plain(), *(dict(zip(EXAMPLE, one, strict=True)) for one in each)],
         )
 
     def write_page(path: Path) -> None:
@@ -255,12 +264,10 @@ def search(
         write_found_page(path, answers, why=why, names=names, files=places)
         say(f"report: {path}")
 
-    tasks = [*exporting(exports, lambda: locate(hits, files, opened), label)]
-    if exports.json_file is not None:
-        tasks.insert(0, partial(write_json, exports.json_file))
-    if exports.report is not None:
-        tasks.append(partial(write_page, exports.report))
-    write_all(tasks)
+    def ranked() -> list[tuple[Source, Moment]]:
+        return [(source(hit.video_id), hit.moment) for hit in hits]
+
+    write_all(exporting(exports, ranked, label, write_json, write_page))
 
 
 def look_at(asked: QueryOptions, query: str | None) -> VideoQuery | StillQuery:
@@ -268,6 +275,7 @@ def look_at(asked: QueryOptions, query: str | None) -> VideoQuery | StillQuery:
     from relocal_pyg.video.decode import probe
     from relocal_pyg.video.query import VideoQuery
 
+    asked.refuse_features()
     wanted, (also, unlike) = asked.video(query), asked.stretches()
     for each in (wanted, *also, *unlike):
         file = each.path if isinstance(each, VideoQuery) else each.image
@@ -285,36 +293,27 @@ def search_features(
 
     clip, whole = asked.rows(query, opened.channels)
     hits, count = find_rows(clip, opened, whole, asked.examples(opened.channels), **how)
-    return FoundVideos(
-        hits=hits,
-        asked=VideoQuery(Path(query)),
-        span=asked.span(len(clip if whole is None else whole)),
-        settings={"seconds_per_step": asked.seconds_per_step, "key": asked.key},
-        query=clip,
-        query_video=whole,
-        count=count,
-    )
+    span = asked.span(len(clip if whole is None else whole))
+    settings = {"seconds_per_step": asked.seconds_per_step, "key": asked.key}
+    return FoundVideos(hits, VideoQuery(Path(query)), span, settings, clip, whole, count=count)
 
 
-def judgements(path: Path | None) -> list[tuple[str, Judged]]:
-    """Judged stretches of videos of an index."""
-    found = read_feedback(path)
-    if any(video is None for video, *_ in found):
-        raise UsageError('"video" is missing: which of the index?', file=path)
-    return [(str(video), (start, end, good)) for video, start, end, good in found]
-
-
-def locate(
-    hits: Sequence[Hit], files: dict[str, str], opened: SearchIndex
-) -> list[tuple[Source, Moment]]:
-    """Answers with the videos they are in, files where the index was made from such."""
+def source_of(name: str, files: dict[str, str], opened: SearchIndex) -> Source:
+    """A video of an index: its file, where the index was made from such and it can be read."""
     from relocal_pyg.video.cut import describe_source
 
-    sources: dict[str, Source] = {}
-    for name in {hit.video_id: None for hit in hits}:
-        file = files.get(name, name)
-        if name in files and Path(file).is_file():
-            sources[name] = describe_source(Path(file), name)
-        else:
-            sources[name] = Source(file, opened.duration(name), id=name)
-    return [(sources[hit.video_id], hit.moment) for hit in hits]
+    place, length = files.get(name, name), opened.duration(name)
+    with suppress(VideoError):
+        if name in files and Path(place).is_file():
+            found = describe_source(Path(place), name)
+            short = found.duration is None or found.duration <= length - opened.video(name)[1]
+            return describe_source(Path(place), name, length) if short else found
+    return Source(place, length, id=name)
+
+
+def in_film(hit: Hit, opened: SearchIndex, source: Callable[[str], Source]) -> Hit:
+    """A hit that ends with its film, which its last step may not."""
+    if hit.end <= opened.duration(hit.video_id) - opened.video(hit.video_id)[1]:
+        return hit
+    last = source(hit.video_id).duration
+    return hit if last is None else replace(hit, end=min(hit.end, last))

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import tyro
 
 from relocal_pyg.apps.cli.options import (
+    OF_FILMS,
     BackboneOptions,
     Count,
     DataOptions,
@@ -93,6 +94,11 @@ def train(
     identity: dict[str, object] = {}
     if (out / "last").is_dir() and not resume:  # said before anything is extracted
         raise UsageError("holds a run: pass --resume to go on, or another folder", file=out)
+    if videos is None and (network, rate, workers) != (BackboneOptions(), None, None):
+        raise UsageError(f"{OF_FILMS} need --videos")
+    weights = [] if start is None else [*start.glob("model.s*"), *start.glob("best/model.s*")]
+    if start is not None and not weights:
+        raise UsageError("holds no weights to start from: name a run or a checkpoint", file=start)
     if videos is not None:
         data, identity["features"] = extract_for_training(
             videos, data, network, out, rate, workers, device
@@ -134,8 +140,10 @@ def extract_for_training(
     """Extract into ``OUT/features.h5``; the options that use it, and how it was made."""
     if data.annotations is None:
         raise UsageError("--videos needs --annotations: JSON, or CSV of video,start,end,label")
-    if data.features is not None:
-        raise UsageError("give --videos or --features, not both")
+    made = (data.features, data.seconds_per_step, data.subsample) != (None, None, 1)
+    if made or data.protocol not in (None, "custom"):
+        options = "--features, --seconds-per-step, --subsample and a --protocol of others"
+        raise UsageError(f"--videos makes the features: leave {options} out")
     from relocal_pyg.apps.cli.extract import print_extraction
     from relocal_pyg.data.annotations import Quarantine
     from relocal_pyg.video.folder import features_from_videos
@@ -250,6 +258,7 @@ def evaluate(
         device: Where networks run; "auto" is cuda where there is one.
     """
     from relocal_pyg.data.pairs import read_pairs
+    from relocal_pyg.evaluation.consistency import by_disagreement, disagreement, to_markdown
     from relocal_pyg.training import recipe
 
     if few_shot and (pairs is not None or consistency):
@@ -293,7 +302,9 @@ def evaluate(
             comparison = recipe.compare_trained(protocol, asked, trained)
             print_table(comparison, asked, folder / name, protocol, trained)
             if consistency:
-                print_consistency(comparison, asked, protocol)
+                amounts = disagreement(protocol, asked)
+                gains = by_disagreement(comparison, amounts, "Contrast matcher")
+                print(to_markdown(amounts, asked, gains, "Contrast matcher"))
 
 
 def ablate(
@@ -363,15 +374,6 @@ def print_table(
 
     print(to_text(comparison))
     say(f"report: {publish(comparison, pairs, folder, protocol, trained)}")
-
-
-def print_consistency(comparison: Comparison, pairs: PairList, protocol: Protocol) -> None:
-    """Print how far similarity by step and by clip disagree, and who gains where they do."""
-    from relocal_pyg.evaluation.consistency import by_disagreement, disagreement, to_markdown
-
-    against = "Contrast matcher"
-    amounts = disagreement(protocol, pairs)
-    print(to_markdown(amounts, pairs, by_disagreement(comparison, amounts, against), against))
 
 
 def _data_of(run: Path, data: DataOptions) -> DataOptions:

@@ -48,10 +48,10 @@ from relocal_pyg.errors import (
     ascii_line,
 )
 from relocal_pyg.formats.clips import table_text
-from relocal_pyg.formats.rows import table_lines
+from relocal_pyg.formats.rows import table_records
 from relocal_pyg.io.read import parse_stretch, parse_time, read_text, version_of
 from relocal_pyg.io.record import Journal, sha256_file
-from relocal_pyg.io.write import replace_file
+from relocal_pyg.io.write import replace_text
 
 if TYPE_CHECKING:
     from relocal_pyg.models import Calibrated
@@ -115,6 +115,8 @@ def _searcher(
         from relocal_pyg.video.query import Asked, StillQuery
 
         if query is not None and is_features(query):
+            if rate is not None:
+                raise UsageError("--rate is of video files, these are features")
             asked.refuse_films(network)
             channels = read_features(query, asked.key).shape[1]
             asked.rows(query, channels)
@@ -204,8 +206,17 @@ def watch(
                 if run is not None and told.get("moments") and number_of not in told_of:
                     _run(run, told, journal, number_of)
 
+            locked: set[Path] = set()
+
             def wanted(file: Path, version: tuple[int, int]) -> bool:
-                return (file.relative_to(folder).as_posix(), *version) not in done
+                if (file.relative_to(folder).as_posix(), *version) in done:
+                    return False
+                if may_read := os.access(file, os.R_OK):
+                    locked.discard(file)
+                elif file not in locked:  # searched as soon as it may be read
+                    locked.add(file)
+                    warnings.warn(f"{file}: may not be read", stacklevel=2)
+                return may_read
 
             suffixes = (".npy",) if query and is_features(query) else VIDEO_SUFFIXES
             for file, version in settled_files(
@@ -330,8 +341,7 @@ def batch(
     for row in rows:
         for each in done.get(names[row], []) or [{}]:
             written.append((*row, *(each.get(column) for column in ANSWER), errors.get(row)))
-    with replace_file(out / "answers.csv") as temporary:
-        temporary.write_text(table_text(written), encoding="utf-8")
+    replace_text(out / "answers.csv", table_text(written))
     say(f"answers: {out / 'answers.csv'}")
     if errors:
         raise RunError(f"{len(errors)} of {len(rows)} rows have no answer: see the column error")
@@ -343,22 +353,17 @@ def _time(text: str) -> float | None:
 
 def _read_rows(table: Path) -> list[Row]:
     """The rows of a table, each once."""
-    lines = table_lines(read_text(table, AnnotationError), table)
-    heads = [head.lower() for head in next(lines, (0, []))[1]]
-    if not {"query", "reference"} <= set(heads):
-        raise AnnotationError("has no columns query and reference in its first line", file=table)
-    if unknown := [head for head in heads if head and head not in COLUMNS]:
-        say(f"columns that are not read: {', '.join(unknown)}")
     rows: dict[Row, None] = {}
-    for line, cells in lines:
-        row = dict(zip(heads, cells, strict=False))
-        if not any(cells):
-            continue
-        if not (row.get("query") and row.get("reference")):
-            record = f"line {line}"
+    unknown: dict[str, None] = {}
+    text = read_text(table, AnnotationError)
+    for record, row in table_records(text, table, COLUMNS[::3], COLUMNS[1:3]):
+        unknown |= dict.fromkeys(name for name in row if name and name not in COLUMNS)
+        if not (row["query"] and row["reference"]):
             raise AnnotationError("has no query or no reference", file=table, record=record)
         query, reference = (str(table.parent / row[name]) for name in ("query", "reference"))
-        rows[query, row.get("query_start", ""), row.get("query_end", ""), reference] = None
+        rows[query, row["query_start"], row["query_end"], reference] = None
+    if unknown:
+        say(f"columns that are not read: {', '.join(unknown)}")
     if not rows:
         raise AnnotationError("holds no rows", file=table)
     return list(rows)

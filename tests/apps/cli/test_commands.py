@@ -111,6 +111,9 @@ def test_a_system_of_others_is_trained_started_from_and_found_with(root, tmp_pat
     assert "MATR (matr)" in capsys.readouterr().out
     assert main(["train", str(tmp_path / "no"), *options, "fusion=all"]) == 2
     assert "no such fusion" in capsys.readouterr().err
+    other = ["train", str(tmp_path / "no"), *own(root), "--steps", "1", "--start", str(alone)]
+    assert main(other) == 2
+    assert "weights of the same network" in capsys.readouterr().err
 
 
 def test_find_without_a_model_finds_a_planted_clip(tmp_path: Path, capsys):
@@ -225,7 +228,9 @@ def test_check_reports_each_bad_record(root: Path, tmp_path: Path, capsys):
     assert main(["check", features, str(bad), "--report", str(report)]) == 0
     assert video in capsys.readouterr().out
     assert report.is_file()
-    assert main(["check", features, str(bad), "--strict"]) == 2
+    whole = json.loads(report.read_text())
+    assert main(["check", features, str(bad), "--strict", "--report", str(report)]) == 2
+    assert json.loads(report.read_text()) == whole[:1]
     message = capsys.readouterr().err
     assert message.startswith("relocal: ")
     assert video in message

@@ -204,7 +204,7 @@ def test_videos_need_annotations_and_exclude_features(folder, tmp_path, capsys):
         (tmp_path / name).touch()
     arguments += ["--annotations", str(tmp_path / "a.csv"), "--features", str(tmp_path / "f.h5")]
     assert main(arguments) == 2
-    assert "not both" in capsys.readouterr().err
+    assert "leave --features" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("name", ["a.npy", "a.mp4"])

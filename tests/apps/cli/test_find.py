@@ -184,6 +184,63 @@ def test_options_of_films_are_refused_for_features(index, capsys, words):
         assert words[0] in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("words", "reason"),
+    [
+        (("find", "a.mp4", "a.mp4", "--key", "x"), "--seconds-per-step and --key are of features"),
+        (("search", "library", "a.mp4", "--seconds-per-step", "2"), "are of features"),
+        (("watch", ".", "--query", "a.mp4", "--key", "x", "--out", "w"), "are of features"),
+        (("watch", ".", "--query", "clip.npy", "--rate", "5", "--out", "w"), "is of video files"),
+        (("index", "more", ".", "--seconds-per-step", "2"), "videos have --rate"),
+        (("index", "library", "lib.h5", "--rate", "2"), "need video files"),
+        ((*FIND, "--reencode"), "needs --cut"),
+        ((*FIND, "--srt", "a.srt", "--padding", "2"), "--padding is of --export and --cut"),
+        (("train", "run", "--backbone", "c3d"), "need --videos"),
+        (("train", "run", "--start", "."), "holds no weights to start from"),
+    ],
+)
+def test_an_option_that_would_change_nothing_is_refused(index, capsys, words, reason):
+    Path("a.mp4").touch()
+    assert main([*words]) == 2
+    assert reason in capsys.readouterr().err
+
+
+def test_a_timecode_that_is_none_is_said_before_an_index_is_searched(index, capsys):
+    words = ("search", "library", "a.mp4", "--export", "a.edl", "--format", "resolve-markers")
+    Path("a.mp4").touch()
+    assert main([*words, "--timeline-start", "25:99"]) == 2
+    assert capsys.readouterr().err.startswith("relocal: '25:99' is not a timecode")
+
+
+def test_a_yes_and_a_no_to_one_stretch_are_refused(place, capsys):
+    saved = ask(*FIND, "--query", "reference.npy:40-50")
+    saved["moments"] = [{"video": "reference.npy", "start": 40, "end": 50, "good": False}]
+    Path("saved.json").write_text(json.dumps(saved))
+    capsys.readouterr()
+    assert main(["find", "saved.json", "reference.npy", *CONTRAST]) == 2
+    assert "reference.npy:40.000-50.000: is an example and what is not" in capsys.readouterr().err
+
+
+def test_a_closed_standard_output_is_not_written_to(place, monkeypatch, capsys):
+    monkeypatch.setattr("sys.stdout", None)  # what Python makes of ">&-"
+    assert main([*FIND, "--json", "-"]) == 2
+    assert "the standard output is closed" in capsys.readouterr().err
+
+
+def test_json_that_names_no_file_is_refused_in_a_line(place, capsys):
+    judged = {"video": "a\0b", "start": 0, "end": 1, "good": True}
+    Path("judged.json").write_text(json.dumps([judged]))
+    for name in ("a.mp4", "b.mp4"):
+        Path(name).touch()
+    assert main(["find", "a.mp4", "b.mp4", "--feedback", "judged.json"]) == 2
+    assert capsys.readouterr().err.count("\n") == 1
+    saved = ask(*FIND) | {"query": "a\0.npy"}
+    Path("saved.json").write_text(json.dumps(saved))
+    capsys.readouterr()
+    assert main(["watch", ".", "--query", "saved.json", "--out", "w", "--once"]) == 2
+    assert "is no name of a file" in capsys.readouterr().err
+
+
 def test_exports_of_an_index_end_with_the_video(index):
     words = ("search", "library", "clip.npy", "--padding", "500", "--export", "found.csv")
     assert main([*words, "--top-k", "3"]) == 0

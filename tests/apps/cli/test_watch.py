@@ -280,3 +280,47 @@ def test_a_batch_answers_again_what_asks_of_other_files(tmp_path, capsys):
         capsys.readouterr()
         assert main(command) == 0
         assert f"{before} of 1 rows were answered before" in capsys.readouterr().out
+
+
+@pytest.mark.filterwarnings("default")
+def test_a_file_that_may_not_be_read_is_searched_once_it_may(tmp_path, capsys, monkeypatch):
+    (tmp_path / "in").mkdir()
+    save(tmp_path / "query.npy", 0, 6)
+    for seed, name in enumerate("ab"):
+        save(tmp_path / "in" / f"{name}.npy", seed)
+    monkeypatch.setattr(os, "access", lambda path, mode: Path(path).stem != "b")
+    assert watch(tmp_path, "--once") == 0
+    error = capsys.readouterr().err
+    assert error.startswith("relocal: warning: ")
+    assert error.endswith("b.npy: may not be read\n")
+    journal = tmp_path / "out" / "answers.jsonl"
+    assert [each["file"] for each in lines(journal)[1:]] == ["a.npy"]
+    monkeypatch.undo()
+    assert watch(tmp_path, "--once") == 0
+    assert [each["file"] for each in lines(journal)[1:]] == ["a.npy", "b.npy"]
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("query,reference,query\nq.npy,r.npy,s.npy\n", "more than one column query"),
+        ("query,reference\nq.npy,r,x.npy\n", "line 2: is not a table: 3 cells, 2 in the first"),
+        ("query,reference\nq\0.npy,r.npy\n", "q\\x00.npy: is no name of a file"),
+        ("\nquery,reference\n", "its first line is empty"),
+    ],
+)
+def test_a_table_that_could_be_read_in_two_ways_is_refused(tmp_path, capsys, text, reason):
+    (tmp_path / "table.csv").write_text(text)
+    assert main(["batch", str(tmp_path / "table.csv"), "--out", str(tmp_path / "out")]) == 2
+    assert reason in capsys.readouterr().err
+
+
+def test_a_folder_whose_name_is_no_text_has_its_table(tmp_path):
+    folder = Path(os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9"))
+    folder.mkdir()
+    (folder / "table.csv").write_text("query,reference\nq.npy,none.npy\n")
+    assert main(["batch", str(folder / "table.csv"), "--out", str(tmp_path / "out")]) == 1
+    with open(tmp_path / "out" / "answers.csv", encoding="utf-8") as stream:
+        assert [row["query"] for row in csv.DictReader(stream)] == [
+            str(folder / "q.npy").replace("\udce9", "\\udce9")
+        ]
