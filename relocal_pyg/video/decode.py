@@ -418,13 +418,14 @@ def timed(
                 if not packet.is_keyframe or due - apart <= stamp < due - 1e-6:
                     continue
                 due = stamp + apart
+            decoded: list[Any] = [None] * (packet is None)
             try:
-                decoded = stream.decode(packet) if packet is not None else []
+                # Where the file broke off, nothing has emptied the decoder yet.
+                decoded = [*stream.decode(packet), *decoded]
             except failures():
                 # An empty packet shows the same picture again; without a time it ends the stream.
-                damaged += packet.size > 0 or packet.dts is None
-                continue
-            for frame in decoded if packet is not None else [None]:
+                damaged += packet is not None and (packet.size > 0 or packet.dts is None)
+            for frame in decoded:
                 for time, placed in clock.place(frame):
                     if held is not None:
                         yield held[0], time, held[1]
@@ -467,7 +468,7 @@ def _last_end(clock: Clock, held: tuple[float, Any], stated: float | None, whole
     own = float(frame.duration * frame.time_base) if frame.duration else clock.length
     # Believed where the header bears it out; where there is none, for an hour.
     most = time + MAX_JUMP if stated is None else max(stated, time + clock.length)
-    return max(min(time + own, most), clock.stays, time + 2 * _TOLERANCE)
+    return max(min(max(time + own, clock.stays), most), time + 2 * _TOLERANCE)
 
 
 @lru_cache(maxsize=64)

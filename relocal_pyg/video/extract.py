@@ -254,7 +254,7 @@ def extract_places(
         digest="",
         settings=_settings(backbone, rate_hz, stream),
     )
-    return video, spans, seen / count
+    return video, spans, min(seen / count, 1.0)
 
 
 class _Work:

@@ -74,7 +74,16 @@ def flat(level, height=48, width=64):
     return np.full((height, width, 3), level, dtype=np.uint8)
 
 
-def film(path, start=0.0, sound_from=None, times=None, options=None, container=None, extra=0):
+def film(
+    path,
+    start=0.0,
+    sound_from=None,
+    times=None,
+    options=None,
+    container=None,
+    extra=0,
+    codec="mpeg4",
+):
     """75 pictures from ``start`` on, a stream of stills before them where ``extra`` says so."""
     times = [start + i / 12.5 for i in range(75)] if times is None else times
     with av.open(str(path), "w", options=container or {}) as output:
@@ -85,7 +94,7 @@ def film(path, start=0.0, sound_from=None, times=None, options=None, container=N
             small.disposition = 0
             streams.append(small)
         exact = {"qmin": "1", "qmax": "1", **(options or {})}
-        video = output.add_stream("mpeg4", rate=25, options=exact)
+        video = output.add_stream(codec, rate=25, options=exact)
         video.width, video.height, video.pix_fmt = 64, 48, "yuv420p"
         video.codec_context.time_base = Fraction(1, 1000)
         if extra:
@@ -279,6 +288,8 @@ def test_frames_that_no_other_needs_are_left_out_and_the_rest_is_the_same(tmp_pa
 def test_wrong_stamps_are_mended_and_pictures_are_kept(stamps, shown, dropped, jumps):
     base = Fraction(1, 25)
     nothing = dict.fromkeys(["guessed_rate", "base_rate", "duration", "start_time"])
+    context = SimpleNamespace(skip_frame="DEFAULT")
+    nothing |= {"codec_context": context}
     stream = SimpleNamespace(time_base=base, average_rate=25, metadata={}, **nothing)
     kind = SimpleNamespace(name="any")
     clock = Clock(SimpleNamespace(start_time=0, duration=None, format=kind), stream)
@@ -327,3 +338,39 @@ def test_of_a_film_of_key_frames_one_a_step_is_decoded(tmp_path):
     times, numbers = zip(*shown(0.99 / 3.125), strict=True)
     assert times == pytest.approx([0.32 * i for i in range(19)], abs=1e-3)
     assert numbers == pytest.approx(range(0, 75, 4), abs=1.5)
+
+
+@pytest.mark.parametrize("suffix", [".mp4", ".mkv", ".ts", ".flv"])
+def test_a_film_does_not_end_with_its_last_key_frame(tmp_path, suffix):
+    """Also where others are not decoded: a scan of key frames has to know how far the film goes."""
+    codec = "flv" if suffix == ".flv" else "mpeg4"
+    path = film(tmp_path / f"a{suffix}", options={"g": "37"}, codec=codec)
+    for apart in (0.0, 5.0):
+        found = list(pictures(path, report=pytest.fail, skip="NONKEY", apart=apart))
+        assert found[-1][0] < 4
+        assert found[-1][1] == pytest.approx(6.0, abs=0.05)
+
+
+def test_a_decoder_that_gives_nothing_more_is_damage(tmp_path):
+    """HEVC whose references are lost: no error, no picture, and packets until the end."""
+    if "libx265" not in av.codecs_available:
+        pytest.skip("this FFmpeg writes no HEVC")
+    whole, torn = tmp_path / "whole.mkv", tmp_path / "torn.mkv"
+    with av.open(str(whole), "w") as output:
+        stream = output.add_stream("libx265", rate=25, options={"x265-params": "log-level=none"})
+        stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
+        for i in range(120):
+            output.mux(stream.encode(av.VideoFrame.from_ndarray(flat(i), format="rgb24")))
+        output.mux(stream.encode())
+    with av.open(str(whole)) as reading, av.open(str(torn), "w") as writing:
+        stream = reading.streams.video[0]
+        copy = writing.add_stream_from_template(stream, opaque=True)
+        for number, packet in enumerate(reading.demux(stream)):
+            if packet.size and not 25 <= number < 60:
+                packet.stream = copy
+                writing.mux(packet)
+    problems: list[str] = []
+    shown = list(pictures(torn, report=problems.append))
+    assert len(shown) < 40
+    assert shown[-1][1] < 1.6  # it is not said to stay on
+    assert problems == [f"ends at {shown[-1][1]:.1f} s of the stated 4.8 s"]
