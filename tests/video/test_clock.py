@@ -5,6 +5,9 @@ Film of most tests: 12 s at 12.5 pictures a second, grey levels that tell each p
 
 from __future__ import annotations
 
+import base64
+import io
+import re
 import warnings
 from fractions import Fraction
 from pathlib import Path
@@ -12,11 +15,14 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from relocal_pyg.errors import UsageError, VideoError
-from relocal_pyg.video import FunctionBackbone, extract_video, find_moments
+from relocal_pyg.video import FunctionBackbone, extract_video, find_moments, write_found_page
 from relocal_pyg.video.container import Clock
+from relocal_pyg.video.cut import describe_source
 from relocal_pyg.video.decode import VideoWarning, droppable, frames, pictures, probe
+from relocal_pyg.video.page import write_contact_sheet
 
 av = pytest.importorskip("av")
 
@@ -212,6 +218,23 @@ def test_the_default_stream_is_looked_at_and_another_on_request(tmp_path):
     with pytest.raises(UsageError, match=r"has no video stream 7 \(its video streams: 0, 1\)"):
         probe(path, stream=7)
     assert next(frames(path, stream=0))[1].shape == (24, 32, 3)
+
+
+def test_pictures_of_an_answer_are_those_of_the_stream_that_was_searched(tmp_path):
+    path = film(tmp_path / "two.mkv", extra=1)  # what is not the default stream is dark
+    found = find_moments(path, path, backbone=BLOCKS, stream=0, include_query=True)
+    write_found_page(tmp_path / "page.html", found)
+    shown = re.findall(
+        r'src="data:image/jpeg;base64,([^"]+)"', (tmp_path / "page.html").read_text()
+    )
+    pictures = [Image.open(io.BytesIO(base64.b64decode(each))) for each in shown]
+    assert len(pictures) >= 6
+    assert max(np.asarray(each).mean() for each in pictures) < 20
+    ranked = [(describe_source(path), moment) for moment in found.moments[:1]]
+    for stream, dark in ((0, True), (None, False)):
+        write_contact_sheet(tmp_path / f"{stream}.png", ranked, stream)
+        sheet = np.asarray(Image.open(tmp_path / f"{stream}.png"))[40:140, 880:920]
+        assert (sheet.mean() < 20) == dark
 
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="peaks are read from /proc")
