@@ -209,6 +209,9 @@ class Clock:
         self.length = 1 / rate if (rate := stated_rate(stream)) else 0.0
         self._base = float(stream.time_base)
         self._zero = zero(container)
+        # These keep times of decoding alone; those of presentation are FFmpeg's guess.
+        name, delayed = container.format.name, stream.codec_context.has_b_frames
+        self._guessed = name == "avi" or (name == "asf" and not delayed)
         # Of presentation and of decoding.
         self._last, self._faults = [-math.inf, -math.inf], [0, 0]
         self._decoding = self._previous = -math.inf
@@ -303,8 +306,8 @@ class Clock:
             self._faults[kind] += stamp is not None and stamp <= self._last[kind]
             either = next((each for each in (stamp, pts, dts) if each is not None), None)
             self._last[kind] = self._last[kind] if either is None else either
-        believed = self._faults[0] <= self._faults[1] or dts is None
-        return pts if believed and pts is not None else dts
+        believed = not self._guessed and self._faults[0] <= self._faults[1]
+        return pts if pts is not None and (believed or dts is None) else dts
 
 
 def stated_rate(stream: Any) -> float | None:

@@ -391,6 +391,9 @@ class _Fit:
             self.colours |= {"colorspace": 6, "color_range": 1}  # what swscale makes of them
         self.aspect = original.sample_aspect_ratio or original.codec_context.sample_aspect_ratio
         self.matrix = Orientation(frame).matrix
+        # Two fields in one: players show them apart. Scaling would mix them and forget the order.
+        kept = self.codec == "libx264" and self.format == shape.name
+        self.woven = kept and frame.interlaced_frame
         self._crop: Any = None
 
     def add_stream(self, output: Any, step: float) -> Any:
@@ -407,6 +410,10 @@ class _Fit:
         context.time_base = _TIME_BASE
         if self.codec == "libx265":
             context.codec_tag = "hvc1"
+        if self.woven:
+            context.flags |= import_av().codec.context.Flags.interlaced_dct
+        if output.format.name in ("avi", "asf"):
+            context.max_b_frames = 0  # pictures that wait for others would all be shown late
         for name, value in self.colours.items():
             setattr(context, name, value)
         if self.aspect:

@@ -311,7 +311,7 @@ def test_frames_that_no_other_needs_are_left_out_and_the_rest_is_the_same(tmp_pa
 def test_wrong_stamps_are_mended_and_pictures_are_kept(stamps, shown, dropped, jumps):
     base = Fraction(1, 25)
     nothing = dict.fromkeys(["guessed_rate", "base_rate", "duration", "start_time"])
-    context = SimpleNamespace(skip_frame="DEFAULT")
+    context = SimpleNamespace(skip_frame="DEFAULT", has_b_frames=False)
     nothing |= {"codec_context": context}
     stream = SimpleNamespace(time_base=base, average_rate=25, metadata={}, **nothing)
     kind = SimpleNamespace(name="any")

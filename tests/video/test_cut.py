@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import re
 import shutil
 import subprocess
 from fractions import Fraction
@@ -511,3 +512,45 @@ def test_an_avi_whose_list_of_key_frames_is_lost_is_not_cut_at_any_picture(tmp_p
     with pytest.raises(OutputError, match="come out otherwise.*re-encode"):
         cut_clip(source, 1.2, 2.0, tmp_path / "clip.avi")
     cut_clip(source, 1.2, 2.0, tmp_path / "clip.mp4", reencode=True)
+
+
+@pytest.mark.parametrize("suffix", [".avi", ".wmv"])
+def test_a_clip_begins_at_once_where_the_container_keeps_times_of_decoding_alone(
+    tmp_path, steps_video, suffix
+):
+    target = tmp_path / f"clip{suffix}"
+    cut_clip(steps_video, 1.0, 2.0, target, reencode=True)
+    times, found = numbers(target)
+    assert times == pytest.approx([i / 25 for i in range(25)], abs=2e-3)
+    assert found == pytest.approx(range(25, 50), abs=1.5)
+
+
+@pytest.mark.parametrize("upper_first", [True, False])
+def test_woven_fields_stay_woven_fields(tmp_path, upper_first):
+    """Players show the two fields of a picture one after the other, if they are told."""
+    if "libx264" not in av.codecs_available:
+        pytest.skip("this FFmpeg writes no H.264")
+    source, target = tmp_path / "a.mp4", tmp_path / "clip.mp4"
+    order = "tff=1" if upper_first else "bff=1"
+    recorded(source, "libx264", "yuv420p", **{"x264-params": order})
+    cut_clip(source, 1.0, 2.0, target, reencode=True)
+    for path in (source, target):
+        with av.open(str(path)) as video:
+            assert all(frame.interlaced_frame for frame in video.decode(video=0))
+    if shutil.which("ffprobe"):
+        asked = [
+            "-show_entries",
+            "frame=top_field_first",
+            "-of",
+            "csv=p=0",
+            "-read_intervals",
+            "%+#9",
+        ]
+        done = subprocess.run(
+            ["ffprobe", "-v", "error", *asked, str(target)],
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        orders = set(re.findall(r"^[01]", done.stdout, re.MULTILINE))  # others are of side data
+        assert orders == {"1" if upper_first else "0"}
