@@ -392,8 +392,8 @@ class _Fit:
         self.aspect = original.sample_aspect_ratio or original.codec_context.sample_aspect_ratio
         self.matrix = Orientation(frame).matrix
         # Two fields in one: players show them apart. Scaling would mix them and forget the order.
-        kept = self.codec == "libx264" and self.format == shape.name
-        self.woven = kept and frame.interlaced_frame
+        as_it_is = self.codec == "libx264" and self.format == shape.name
+        self.woven = as_it_is and frame.interlaced_frame
         self._crop: Any = None
 
     def add_stream(self, output: Any, step: float) -> Any:
