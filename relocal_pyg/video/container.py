@@ -209,26 +209,44 @@ class Clock:
         self.length = 1 / rate if (rate := stated_rate(stream)) else 0.0
         self._base = float(stream.time_base)
         self._zero = zero(container)
+        # These keep times of decoding alone; those of presentation are FFmpeg's guess.
+        name, delayed = container.format.name, stream.codec_context.has_b_frames
+        self._guessed = name == "avi" or (name == "asf" and not delayed)
         # Of presentation and of decoding.
         self._last, self._faults = [-math.inf, -math.inf], [0, 0]
-        self.stays = self._decoding = self._previous = -math.inf
+        self._decoding = self._previous = -math.inf
+        self._skipping = stream.codec_context.skip_frame != "DEFAULT"
+        self._latest: tuple[float, int, bool] = -math.inf, 0, False
 
     def note(self, packet: Any) -> None:
-        """Look at the packet that is decoded next."""
-        if not packet.size and packet.pts is not None:  # the same picture again
-            self.stays = (packet.pts + (packet.duration or 0)) * self._base - self._zero
-        if packet.dts is None:
-            return
-        self._torn = packet.is_corrupt
-        stamp = packet.dts * self._base
-        # Times of decoding only rise, but for single stamps that are wrong.
-        self.restarting |= stamp < self._decoding - self._reach()
-        self._decoding = stamp
+        """Look at the packet that comes next, decoded or not."""
+        if packet.dts is not None:
+            self._torn = packet.is_corrupt
+            stamp = packet.dts * self._base
+            # Times of decoding only rise, but for single stamps that are wrong.
+            if stamp < self._decoding - self._reach():
+                self.restarting, self._latest = True, (-math.inf, 0, False)
+            self._decoding = stamp
+        if packet.pts is not None and not packet.is_discard:
+            shown = packet.pts, packet.duration or 0, self._skipping or not packet.size
+            self._latest = max(self._latest, shown)
+
+    @property
+    def stays(self) -> float:
+        """Seconds until which the last picture or one that was not decoded is shown, if known."""
+        stamp, duration, known = self._latest  # an empty packet shows the same picture again
+        end = stamp * self._base + (duration * self._base or self.length) - self._zero
+        return end if known else -math.inf
 
     def has_read_all(self, stream: Any) -> bool:
-        """Whether the last packet that the header lists was read whole (MP4 lists them all)."""
+        """Whether the last packet that the header lists was read whole (MP4 lists them all).
+
+        Some decoders give nothing, and no error, from damage on: then it was not.
+        """
         listed = stream.index_entries
         done = stream.frames > 0 and len(listed) > 0 and not self._torn
+        late = (self._latest[0] - max(self._last)) * self._base
+        done &= self._skipping or late <= self._reach()
         if done and stream.container.format.name == "avi":  # without a list one is made on the way
             done = (stream.duration or 0) >= stream.frames
         return done and self._decoding >= listed[-1].timestamp * self._base
@@ -288,8 +306,8 @@ class Clock:
             self._faults[kind] += stamp is not None and stamp <= self._last[kind]
             either = next((each for each in (stamp, pts, dts) if each is not None), None)
             self._last[kind] = self._last[kind] if either is None else either
-        believed = self._faults[0] <= self._faults[1] or dts is None
-        return pts if believed and pts is not None else dts
+        believed = not self._guessed and self._faults[0] <= self._faults[1]
+        return pts if pts is not None and (believed or dts is None) else dts
 
 
 def stated_rate(stream: Any) -> float | None:
@@ -333,9 +351,11 @@ def missing_end(container: Any, stream: Any, until: float) -> float | None:
     """The end that the header states, where pictures end well before; the place is lost."""
     end = min(stated_ends(container, stream), default=0.0)
     late = end - max(1.0, 0.02 * end)
+    if until >= late:
+        return None
     # Where only the length of the whole is known, sound may go on after the pictures.
-    alone = container.format.name not in _COUNTING
-    return end if until < late and (alone or not _lasts(container, None, late)) else None
+    alone = container.format.name not in _COUNTING or _lasts(container, stream, late)
+    return end if alone or not _lasts(container, None, late) else None
 
 
 def _lasts(container: Any, stream: Any, seconds: float) -> bool:

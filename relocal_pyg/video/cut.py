@@ -27,7 +27,15 @@ from relocal_pyg.video.container import (
     reason,
     seek_before,
 )
-from relocal_pyg.video.decode import Orientation, packets_of, pictures, probe, restarts, unreported
+from relocal_pyg.video.decode import (
+    Orientation,
+    filtered,
+    packets_of,
+    pictures,
+    probe,
+    restarts,
+    unreported,
+)
 
 # Exact for the usual frame rates and for milliseconds, and not too fine for MPEG-4.
 _TIME_BASE = Fraction(1, 60_000)
@@ -383,6 +391,9 @@ class _Fit:
             self.colours |= {"colorspace": 6, "color_range": 1}  # what swscale makes of them
         self.aspect = original.sample_aspect_ratio or original.codec_context.sample_aspect_ratio
         self.matrix = Orientation(frame).matrix
+        # Two fields in one: players show them apart. Scaling would mix them and forget the order.
+        as_it_is = self.codec == "libx264" and self.format == shape.name
+        self.woven = as_it_is and frame.interlaced_frame
         self._crop: Any = None
 
     def add_stream(self, output: Any, step: float) -> Any:
@@ -399,6 +410,10 @@ class _Fit:
         context.time_base = _TIME_BASE
         if self.codec == "libx265":
             context.codec_tag = "hvc1"
+        if self.woven:
+            context.flags |= import_av().codec.context.Flags.interlaced_dct
+        if output.format.name in ("avi", "asf"):
+            context.max_b_frames = 0  # pictures that wait for others would all be shown late
         for name, value in self.colours.items():
             setattr(context, name, value)
         if self.aspect:
@@ -411,19 +426,10 @@ class _Fit:
         """A picture as the encoder takes it: an odd last row or column is left out."""
         even = frame.width - frame.width % 2, frame.height - frame.height % 2
         if even == (self.width, self.height) != (frame.width, frame.height):
-            frame = self._cropped(frame)
+            crop = "crop", f"{self.width}:{self.height}:0:0:exact=1"
+            self._crop = self._crop or filtered(frame, crop)
+            frame = self._crop(frame)
         same = (frame.width, frame.height) == (self.width, self.height)
         if same and frame.format.name == self.format:
             return frame
         return frame.reformat(self.width, self.height, self.format, interpolation="BICUBIC")
-
-    def _cropped(self, frame: Any) -> Any:
-        if self._crop is None:
-            graph = import_av().filter.Graph()
-            size = {"width": frame.width, "height": frame.height, "format": frame.format}
-            source = graph.add_buffer(**size, time_base=_TIME_BASE)
-            crop = graph.add("crop", f"{self.width}:{self.height}:0:0:exact=1")
-            graph.link_nodes(source, crop, graph.add("buffersink")).configure()
-            self._crop = graph
-        self._crop.push(frame)
-        return self._crop.pull()

@@ -12,6 +12,7 @@ import os
 import warnings
 from collections.abc import Callable, Generator, Iterable, Iterator
 from dataclasses import dataclass
+from fractions import Fraction
 from functools import lru_cache
 from itertools import chain, islice, pairwise, repeat
 from numbers import Integral
@@ -30,6 +31,7 @@ from relocal_pyg.video.container import (
     choose_stream,
     codec_name,
     failures,
+    import_av,
     likely_end,
     missing_end,
     open_video,
@@ -59,12 +61,13 @@ class Orientation:
 
     def __init__(self, frame: Any) -> None:
         try:
-            data = frame.side_data.get("DISPLAYMATRIX")
-            self.matrix = None if data is None else np.frombuffer(bytes(data), np.int32).tolist()
+            sides = frame.side_data
         except ValueError:  # beside it lies what PyAV has no name for, such as EXIF
-            turn = -math.radians(frame.rotation)
-            cos, sin = (round(side * 65536) for side in (math.cos(turn), math.sin(turn)))
-            self.matrix = [cos, sin, 0, -sin, cos, 0, 0, 0, 1 << 30]
+            named = len(import_av().sidedata.sidedata.Type)
+            others = [("sidedata", f"mode=delete:type={kind}") for kind in range(named, 64)]
+            sides = filtered(frame, *others)(frame).side_data
+        data = sides.get("DISPLAYMATRIX")
+        self.matrix = None if data is None else np.frombuffer(bytes(data), np.int32).tolist()
         # The upper left 2 x 2 turns and mirrors.
         a, b, _, c, d = (self.matrix or [1, 0, 0, 0, 1])[:5]
         self._turn = a, b, c, d
@@ -88,6 +91,21 @@ class Orientation:
         else:
             flip_x, flip_y = a < 0, d < 0
         return np.ascontiguousarray(stored[:: -1 if flip_y else 1, :: -1 if flip_x else 1])
+
+
+def filtered(like: Any, *steps: tuple[str, str]) -> Callable[[Any], Any]:
+    """Give a function that puts frames of one shape through FFmpeg's filters (names, arguments)."""
+    graph = import_av().filter.Graph()
+    size = {"width": like.width, "height": like.height, "format": like.format}
+    source = graph.add_buffer(**size, time_base=Fraction(1, 1000))
+    graph.link_nodes(source, *(graph.add(*step) for step in steps), graph.add("buffersink"))
+    graph.configure()
+
+    def run(frame: Any) -> Any:
+        graph.push(frame)
+        return graph.pull()
+
+    return run
 
 
 # Some containers (Matroska) keep whole milliseconds: a frame due at .1667 s is stamped .167 s.
@@ -400,13 +418,14 @@ def timed(
                 if not packet.is_keyframe or due - apart <= stamp < due - 1e-6:
                     continue
                 due = stamp + apart
+            decoded: list[Any] = [None] * (packet is None)
             try:
-                decoded = stream.decode(packet) if packet is not None else []
+                # Where the file broke off, nothing has emptied the decoder yet.
+                decoded = [*stream.decode(packet), *decoded]
             except failures():
                 # An empty packet shows the same picture again; without a time it ends the stream.
-                damaged += packet.size > 0 or packet.dts is None
-                continue
-            for frame in decoded if packet is not None else [None]:
+                damaged += packet is not None and (packet.size > 0 or packet.dts is None)
+            for frame in decoded:
                 for time, placed in clock.place(frame):
                     if held is not None:
                         yield held[0], time, held[1]
@@ -449,7 +468,7 @@ def _last_end(clock: Clock, held: tuple[float, Any], stated: float | None, whole
     own = float(frame.duration * frame.time_base) if frame.duration else clock.length
     # Believed where the header bears it out; where there is none, for an hour.
     most = time + MAX_JUMP if stated is None else max(stated, time + clock.length)
-    return max(min(time + own, most), clock.stays, time + 2 * _TOLERANCE)
+    return max(min(max(time + own, clock.stays), most), time + 2 * _TOLERANCE)
 
 
 @lru_cache(maxsize=64)

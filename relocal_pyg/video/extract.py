@@ -198,8 +198,6 @@ def extract_places(
 ) -> tuple[VideoFeatures, list[Span], float]:
     """Look at the key frames of a video, and at every step only where they say that it pays.
 
-    Arguments as in :func:`extract_video`, and:
-
     Args:
         path: The video file.
         backbone: An image network.
@@ -207,7 +205,7 @@ def extract_places(
         choose: Given rows ``[k, F]`` of the key frames and their seconds ``[k]``, says which steps
             ``[first, last)`` to look at, in order and apart from each other.
         max_gap: Seconds between key frames above which it does not pay.
-        progress: As there.
+        progress: As in :func:`extract_video`.
         report: As there.
         stream: As there.
         threads: As there.
@@ -254,7 +252,7 @@ def extract_places(
         digest="",
         settings=_settings(backbone, rate_hz, stream),
     )
-    return video, spans, seen / count
+    return video, spans, min(seen / count, 1.0)
 
 
 class _Work:
@@ -330,7 +328,8 @@ class _Work:
 
         def keys() -> Decoded:
             nonlocal end
-            for time, until, frame in self.pictures(report, "NONKEY", apart=0.5 * max_gap):
+            options: dict[str, Any] = {"stream": self.stream, "report": report, "skip": "NONKEY"}
+            for time, until, frame in pictures(self.path, apart=0.5 * max_gap, **options):
                 times.append(time)
                 if len(times) in (_KEYS, 4 * _KEYS) and np.median(np.diff(times)) > max_gap:
                     raise TooSparse
@@ -368,32 +367,22 @@ class _Work:
 
     def steps(self, report: Callable[[str], None], start: float, stop: float | None) -> Decoded:
         """The steps of a stretch; :attr:`ends` keeps when its last picture goes, by its start."""
+        skip = self.skip()
+        options: dict[str, Any] = {"stream": self.stream, "report": report, "skip": skip}
 
         def watched() -> Iterator[Timed]:
-            for item in self.pictures(report, self.skip(), start, stop):
+            # Key frames where they are enough, one a step.
+            for item in pictures(self.path, start, stop, apart=0.99 / self.rate, **options):
                 yield item
                 self.ends[start] = item[1]
 
-        early = 0.0 if self.skip() == "DEFAULT" else 0.5 / self.rate
+        early = 0.0 if skip == "DEFAULT" else 0.5 / self.rate
         return grid(watched(), self.rate, start, stop, early)
 
     def skip(self) -> str:
         """Which frames need not be decoded, see :func:`relocal_pyg.video.decode.droppable`."""
         some = (self.stated or 0.0) >= _LONG and self.backbone.clip_frames == 1
         return droppable(self.path, self.rate, self.stream) if some else "DEFAULT"
-
-    def pictures(
-        self,
-        report: Callable[[str], None],
-        skip: str,
-        start: float = 0.0,
-        end: float | None = None,
-        apart: float | None = None,
-    ) -> Iterator[Timed]:
-        """Decoded pictures of a stretch; key frames where they are enough, one a step."""
-        apart = 0.99 / self.rate if apart is None else apart
-        options: dict[str, Any] = {"stream": self.stream, "report": report, "skip": skip}
-        return pictures(self.path, start, end, apart=apart, **options)
 
     def rows(self, decoded: Decoded) -> tuple[RowFile, Tensor]:
         """Rows of what :func:`relocal_pyg.video.decode.grid` gives, and when each appears."""

@@ -97,6 +97,7 @@ class Found:
         explanation: ``[m, n]``, what each meeting of a query step with a reference step added to
             the score of the best moment; None where it was not asked for, or nobody can say.
         count: How many there are, where all were asked for.
+        stream: Number of the video stream of the reference, where one was asked for.
     """
 
     moments: list[Moment]
@@ -113,6 +114,7 @@ class Found:
     problems: tuple[str, ...] = field(default=())
     explanation: Tensor | None = None
     count: Count | None = None
+    stream: int | None = None
 
 
 @dataclass(frozen=True)
@@ -319,6 +321,7 @@ def find_moments(
         problems=tuple(problems),
         explanation=_explain(matcher, rows, looked, whole, likely, pace) if explain else None,
         count=count,
+        stream=stream,
     )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +21,7 @@ from relocal_pyg.evaluation.report import render
 from relocal_pyg.formats.clips import Source, clock, one_line, presence_line, short_clock
 from relocal_pyg.io.write import replace_file, replace_text
 from relocal_pyg.moments import Moment
+from relocal_pyg.video.container import check_file
 from relocal_pyg.video.decode import frames, probe, unreported
 from relocal_pyg.video.find import Found
 from relocal_pyg.video.index import FoundVideos
@@ -29,8 +31,10 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
-def thumbnails(path: str | Path, times: Iterable[float], height: int = 96) -> list[bytes | None]:
-    """The pictures on the screen at given times, as JPEG.
+def thumbnails(
+    path: str | Path, times: Iterable[float], height: int = 96, stream: int | None = None
+) -> list[bytes | None]:
+    """The pictures on the screen at given times, as JPEG; of the default stream where None.
 
     The width follows from the video, at most 4 times the height, in pixels.
 
@@ -45,13 +49,12 @@ def thumbnails(path: str | Path, times: Iterable[float], height: int = 96) -> li
 
     if not 1 <= height <= 1024:
         raise UsageError(f"height is {height}, 1 to 1024 wanted")
-    info = probe(path)
+    info = probe(path, stream)
     width = round(height * min(max(info.width / info.height, 0.25), 4))
     pictures: list[bytes | None] = []
     for time in times:
-        shown = frames(
-            path, rate_hz=10.0, start=max(time, 0.0), size=(height, width), report=unreported
-        )
+        options: dict[str, Any] = {"size": (height, width), "report": unreported, "stream": stream}
+        shown = frames(path, rate_hz=10.0, start=max(time, 0.0), **options)
         try:
             _, picture = next(shown)
         except VideoError:
@@ -126,7 +129,7 @@ def write_found_page(
         still=isinstance(asked, StillQuery),
         presence="" if best is None or best.presence is None else presence_line(best.presence),
         clock=clock,
-        strip_of=_strip,
+        strip_of=partial(_strip, searched=one),
         timeline=timeline_svg(one) if one else None,
         map=_map_figure(one) if one else None,
         explanation=_explanation_figure(one) if one else None,
@@ -157,12 +160,15 @@ def sheet_kind(path: str | Path) -> str:
     return kind
 
 
-def write_contact_sheet(path: str | Path, ranked: Sequence[tuple[Source, Moment]]) -> None:
+def write_contact_sheet(
+    path: str | Path, ranked: Sequence[tuple[Source, Moment]], stream: int | None = None
+) -> None:
     """Write one picture of moments: a line and six pictures each, best first.
 
     Args:
         path: A file that ends in .jpg or .png, written all or nothing.
         ranked: The moments with their videos; where a file is gone there are no pictures.
+        stream: Number of the video stream; the default one where None.
 
     Raises:
         OutputError: The file cannot be written.
@@ -180,8 +186,9 @@ def write_contact_sheet(path: str | Path, ranked: Sequence[tuple[Source, Moment]
     rows = []
     for rank, (source, moment) in enumerate(ranked, start=1):
         file = Path(source.path)
-        strip = _strip(file, moment.start, moment.end) if file.is_file() else []
-        opened = [Image.open(io.BytesIO(jpeg)) for _, jpeg in strip if jpeg is not None]
+        times = spread(moment.start, moment.end, 6)
+        strip = thumbnails(file, times, stream=stream) if file.is_file() else []
+        opened = [Image.open(io.BytesIO(jpeg)) for jpeg in strip if jpeg is not None]
         pictures = [p.resize((round(p.width * _PICTURE / p.height), _PICTURE)) for p in opened]
         sure = "" if moment.probability is None else f", probability {moment.probability:.2f}"
         text = f"{rank}. {source.video_id}: {clock(moment.start)} to {clock(moment.end)}{sure}"
@@ -239,9 +246,14 @@ def timeline_svg(found: Found) -> Markup:
     )
 
 
-def _strip(path: Path, start: float, end: float) -> list[tuple[float, bytes | None]]:
+def _strip(
+    path: Path, start: float, end: float, searched: Found | None
+) -> list[tuple[float, bytes | None]]:
+    """Six pictures; of the stream that was searched where this is what was."""
+    here = searched is not None and check_file(path).samefile(searched.reference)
     times = spread(start, end, 6)
-    return list(zip(times, thumbnails(path, times), strict=True))
+    pictures = thumbnails(path, times, stream=searched.stream if searched and here else None)
+    return list(zip(times, pictures, strict=True))
 
 
 def _explanation_figure(found: Found) -> Figure | None:

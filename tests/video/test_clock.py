@@ -5,6 +5,9 @@ Film of most tests: 12 s at 12.5 pictures a second, grey levels that tell each p
 
 from __future__ import annotations
 
+import base64
+import io
+import re
 import warnings
 from fractions import Fraction
 from pathlib import Path
@@ -12,11 +15,14 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from relocal_pyg.errors import UsageError, VideoError
-from relocal_pyg.video import FunctionBackbone, extract_video, find_moments
+from relocal_pyg.video import FunctionBackbone, extract_video, find_moments, write_found_page
 from relocal_pyg.video.container import Clock
+from relocal_pyg.video.cut import describe_source
 from relocal_pyg.video.decode import VideoWarning, droppable, frames, pictures, probe
+from relocal_pyg.video.page import write_contact_sheet
 
 av = pytest.importorskip("av")
 
@@ -74,7 +80,16 @@ def flat(level, height=48, width=64):
     return np.full((height, width, 3), level, dtype=np.uint8)
 
 
-def film(path, start=0.0, sound_from=None, times=None, options=None, container=None, extra=0):
+def film(
+    path,
+    start=0.0,
+    sound_from=None,
+    times=None,
+    options=None,
+    container=None,
+    extra=0,
+    codec="mpeg4",
+):
     """75 pictures from ``start`` on, a stream of stills before them where ``extra`` says so."""
     times = [start + i / 12.5 for i in range(75)] if times is None else times
     with av.open(str(path), "w", options=container or {}) as output:
@@ -85,7 +100,7 @@ def film(path, start=0.0, sound_from=None, times=None, options=None, container=N
             small.disposition = 0
             streams.append(small)
         exact = {"qmin": "1", "qmax": "1", **(options or {})}
-        video = output.add_stream("mpeg4", rate=25, options=exact)
+        video = output.add_stream(codec, rate=25, options=exact)
         video.width, video.height, video.pix_fmt = 64, 48, "yuv420p"
         video.codec_context.time_base = Fraction(1, 1000)
         if extra:
@@ -205,6 +220,23 @@ def test_the_default_stream_is_looked_at_and_another_on_request(tmp_path):
     assert next(frames(path, stream=0))[1].shape == (24, 32, 3)
 
 
+def test_pictures_of_an_answer_are_those_of_the_stream_that_was_searched(tmp_path):
+    path = film(tmp_path / "two.mkv", extra=1)  # what is not the default stream is dark
+    found = find_moments(path, path, backbone=BLOCKS, stream=0, include_query=True)
+    write_found_page(tmp_path / "page.html", found)
+    shown = re.findall(
+        r'src="data:image/jpeg;base64,([^"]+)"', (tmp_path / "page.html").read_text()
+    )
+    pictures = [Image.open(io.BytesIO(base64.b64decode(each))) for each in shown]
+    assert len(pictures) >= 6
+    assert max(np.asarray(each).mean() for each in pictures) < 20
+    ranked = [(describe_source(path), moment) for moment in found.moments[:1]]
+    for stream, dark in ((0, True), (None, False)):
+        write_contact_sheet(tmp_path / f"{stream}.png", ranked, stream)
+        sheet = np.asarray(Image.open(tmp_path / f"{stream}.png"))[40:140, 880:920]
+        assert (sheet.mean() < 20) == dark
+
+
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="peaks are read from /proc")
 def test_a_picture_too_large_is_refused_before_its_memory_is_taken(tmp_path, monkeypatch):
     path = tmp_path / "large.mov"
@@ -279,6 +311,8 @@ def test_frames_that_no_other_needs_are_left_out_and_the_rest_is_the_same(tmp_pa
 def test_wrong_stamps_are_mended_and_pictures_are_kept(stamps, shown, dropped, jumps):
     base = Fraction(1, 25)
     nothing = dict.fromkeys(["guessed_rate", "base_rate", "duration", "start_time"])
+    context = SimpleNamespace(skip_frame="DEFAULT", has_b_frames=False)
+    nothing |= {"codec_context": context}
     stream = SimpleNamespace(time_base=base, average_rate=25, metadata={}, **nothing)
     kind = SimpleNamespace(name="any")
     clock = Clock(SimpleNamespace(start_time=0, duration=None, format=kind), stream)
@@ -327,3 +361,39 @@ def test_of_a_film_of_key_frames_one_a_step_is_decoded(tmp_path):
     times, numbers = zip(*shown(0.99 / 3.125), strict=True)
     assert times == pytest.approx([0.32 * i for i in range(19)], abs=1e-3)
     assert numbers == pytest.approx(range(0, 75, 4), abs=1.5)
+
+
+@pytest.mark.parametrize("suffix", [".mp4", ".mkv", ".ts", ".flv"])
+def test_a_film_does_not_end_with_its_last_key_frame(tmp_path, suffix):
+    """Also where others are not decoded: a scan of key frames has to know how far the film goes."""
+    codec = "flv" if suffix == ".flv" else "mpeg4"
+    path = film(tmp_path / f"a{suffix}", options={"g": "37"}, codec=codec)
+    for apart in (0.0, 5.0):
+        found = list(pictures(path, report=pytest.fail, skip="NONKEY", apart=apart))
+        assert found[-1][0] < 4
+        assert found[-1][1] == pytest.approx(6.0, abs=0.05)
+
+
+def test_a_decoder_that_gives_nothing_more_is_damage(tmp_path):
+    """HEVC whose references are lost: no error, no picture, and packets until the end."""
+    if "libx265" not in av.codecs_available:
+        pytest.skip("this FFmpeg writes no HEVC")
+    whole, torn = tmp_path / "whole.mkv", tmp_path / "torn.mkv"
+    with av.open(str(whole), "w") as output:
+        stream = output.add_stream("libx265", rate=25, options={"x265-params": "log-level=none"})
+        stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
+        for i in range(120):
+            output.mux(stream.encode(av.VideoFrame.from_ndarray(flat(i), format="rgb24")))
+        output.mux(stream.encode())
+    with av.open(str(whole)) as reading, av.open(str(torn), "w") as writing:
+        stream = reading.streams.video[0]
+        copy = writing.add_stream_from_template(stream, opaque=True)
+        for number, packet in enumerate(reading.demux(stream)):
+            if packet.size and not 25 <= number < 60:
+                packet.stream = copy
+                writing.mux(packet)
+    problems: list[str] = []
+    shown = list(pictures(torn, report=problems.append))
+    assert len(shown) < 40
+    assert shown[-1][1] < 1.6  # it is not said to stay on
+    assert problems == [f"ends at {shown[-1][1]:.1f} s of the stated 4.8 s"]

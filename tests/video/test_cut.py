@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import re
 import shutil
 import subprocess
 from fractions import Fraction
@@ -9,7 +10,7 @@ import pytest
 
 from relocal_pyg.errors import OutputError, UsageError, VideoError
 from relocal_pyg.video.cut import cut_clip, describe_source
-from relocal_pyg.video.decode import frames, probe
+from relocal_pyg.video.decode import filtered, frames, probe
 
 av = pytest.importorskip("av")
 
@@ -511,3 +512,39 @@ def test_an_avi_whose_list_of_key_frames_is_lost_is_not_cut_at_any_picture(tmp_p
     with pytest.raises(OutputError, match="come out otherwise.*re-encode"):
         cut_clip(source, 1.2, 2.0, tmp_path / "clip.avi")
     cut_clip(source, 1.2, 2.0, tmp_path / "clip.mp4", reencode=True)
+
+
+@pytest.mark.parametrize("suffix", [".avi", ".wmv"])
+def test_a_clip_begins_at_once_where_the_container_keeps_times_of_decoding_alone(
+    tmp_path, steps_video, suffix
+):
+    target = tmp_path / f"clip{suffix}"
+    cut_clip(steps_video, 1.0, 2.0, target, reencode=True)
+    times, found = numbers(target)
+    assert times == pytest.approx([i / 25 for i in range(25)], abs=2e-3)
+    assert found == pytest.approx(range(25, 50), abs=1.5)
+
+
+@pytest.mark.parametrize("order", ["tff", "bff"])
+def test_woven_fields_stay_woven_fields(tmp_path, order):
+    """Players show the two fields of a picture one after the other, if they are told."""
+    if "libx264" not in av.codecs_available or not shutil.which("ffprobe"):
+        pytest.skip("this FFmpeg writes no H.264, or nothing tells the order")
+    source, target = tmp_path / "a.mp4", tmp_path / "clip.mp4"
+    with av.open(str(source), "w") as output:
+        stream = output.add_stream("libx264", rate=25, options={"flags": "+ildct"})
+        stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
+        weave = None
+        for number, picture in enumerate(moving(50)):
+            frame = av.VideoFrame.from_ndarray(picture, format="rgb24").reformat(format="yuv420p")
+            weave = weave or filtered(frame, ("setfield", order))
+            frame = weave(frame)
+            frame.pts, frame.time_base = number, Fraction(1, 25)
+            output.mux(stream.encode(frame))
+        output.mux(stream.encode())
+    cut_clip(source, 1.0, 2.0, target, reencode=True)
+    for path in (source, target):
+        asked = ["-show_entries", "frame=interlaced_frame,top_field_first", "-of", "csv=p=0"]
+        said = subprocess.check_output(["ffprobe", "-v", "error", *asked, str(path)], text=True)
+        orders = set(re.findall(r"^[01],[01]", said, re.MULTILINE))  # others are of side data
+        assert orders == {"1,1" if order == "tff" else "1,0"}

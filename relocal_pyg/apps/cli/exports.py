@@ -350,7 +350,7 @@ def exporting(
         if not found():
             say(f"nothing was found: {sheet} is not written")
             return
-        write_contact_sheet(sheet, found())
+        write_contact_sheet(sheet, found(), stream)
         say(f"contact sheet: {sheet}")
 
     padding = options.padding or 0.0
