@@ -9,10 +9,12 @@ from collections import Counter
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from unicodedata import category
 
 from relocal_pyg.errors import OutputError, RelocalError, SearchIndexError, UsageError, VideoError
 from relocal_pyg.models.base import Relocalizer
 from relocal_pyg.search.index import SearchIndex
+from relocal_pyg.video.container import open_video, zero
 from relocal_pyg.video.cut import cut_clip
 from relocal_pyg.video.decode import VideoInfo, probe
 from relocal_pyg.video.folder import find_videos
@@ -20,8 +22,8 @@ from relocal_pyg.video.index import IndexedVideos
 
 #: Seconds of a video that are shown where a browser cannot play its format.
 MAX_PREVIEW = 4 * 3600.0
-#: Characters of a file's name that are shown.
-_NAME_LENGTH = 120
+#: Characters of a file's name that are shown, the last: exports name the file by them.
+_NAME_LENGTH = 255
 
 
 @dataclass(frozen=True)
@@ -34,6 +36,7 @@ class Entry:
         path: Where it is.
         duration: Seconds that its header states, or None.
         uploaded: Came from the browser, not from the served folder.
+        begins: Seconds at which its time stamps begin; here all clocks begin at 0.
     """
 
     key: str
@@ -41,6 +44,7 @@ class Entry:
     path: Path
     duration: float | None
     uploaded: bool
+    begins: float
 
 
 class Library:
@@ -105,8 +109,13 @@ class Library:
         if known is not None:
             return known
         info: VideoInfo = probe(path)
-        shown = "".join(c if c.isprintable() else "_" for c in name)[:_NAME_LENGTH] or "video"
-        entry = Entry(secrets.token_urlsafe(16), shown, path, info.duration, uploaded)
+        with open_video(path) as (container, _):
+            begins = zero(container)
+        # Blanks of other widths are in names of screen recordings, joiners in those of emoji.
+        fine = (c.isprintable() or c in "\u200c\u200d" or category(c) == "Zs" for c in name)
+        told = "".join(c if ok else "_" for c, ok in zip(name, fine, strict=True))
+        shown = told[-_NAME_LENGTH:] or "video"
+        entry = Entry(secrets.token_urlsafe(16), shown, path, info.duration, uploaded, begins)
         with self._lock:
             self._entries[entry.key] = self._by_path[path] = entry
         return entry
