@@ -105,6 +105,9 @@ def make_app(
             raise HTTPException(404, "no such answer" if answered else "no such search")
         return job
 
+    def least_of(request: Request) -> float:
+        return parse_number(request.query_params.get("least", "0"))
+
     async def videos(request: Request) -> Response:
         return JSONResponse([describe(entry) for entry in library.entries()])
 
@@ -232,9 +235,8 @@ def make_app(
         job, name = search_of(request, answered=True), request.query_params.get("format", "")
         if name not in FORMATS and name != "query":
             return refuse(404, f"no such format: {', '.join(FORMATS)}")
-        least = parse_number(request.query_params.get("least", "0"))
         async with drawing:
-            text = await run_in_threadpool(make_export, job, collection, name, least)
+            text = await run_in_threadpool(make_export, job, collection, name, least_of(request))
         file = "query.json" if name == "query" else f"moments{FORMATS[name].suffixes[0]}"
         headers = {"Content-Disposition": f'attachment; filename="{file}"'}
         return Response(text, media_type="application/octet-stream", headers=headers)
@@ -336,7 +338,7 @@ def make_app(
     async def report(request: Request) -> Response:
         job = search_of(request, answered=True)
         async with drawing:
-            html = await run_in_threadpool(make_report, job, collection)
+            html = await run_in_threadpool(make_report, job, collection, least_of(request))
         # The page forbids itself everything but its own pictures and style.
         policy = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
         return Response(html, media_type="text/html", headers={"Content-Security-Policy": policy})

@@ -466,6 +466,7 @@ async function save(event) {
 function tellSave() {
   const least = byId("least-label").hidden ? 0 : byId("least").value / 100;
   byId("save").href = `api/searches/${shown.id}/export?format=${byId("format").value}&least=${least}`;
+  byId("report").href = `api/searches/${shown.id}/report?least=${least}`;
 }
 
 function show(found, anew = false) {
@@ -480,7 +481,6 @@ function show(found, anew = false) {
   // A curve is of one video.
   for (const id of ["timeline", "ends"]) byId(id).toggleAttribute("hidden", several);
   if (!several) drawTimeline(found);
-  byId("report").href = `api/searches/${found.id}/report`;
   byId("least-label").hidden = !found.moments.some((m) => m.probability !== null);
   byId("settings").textContent = `${found.matcher}; ${found.settings.backbone}, ` +
     `${found.settings.frames_per_second} frames a second; the query is centred by ` +
