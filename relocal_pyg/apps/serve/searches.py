@@ -186,8 +186,7 @@ class SearchQueue:
 
 def describe(entry: Entry) -> dict[str, Any]:
     """A video of the library."""
-    known = {name: getattr(entry, name) for name in ("name", "duration", "uploaded")}
-    return {"id": entry.key, **known}
+    return {"id": entry.key, "name": entry.name, "duration": entry.duration}
 
 
 def by_name(problems: Sequence[str], films: Sequence[Entry]) -> tuple[str, ...]:
@@ -230,12 +229,9 @@ def _one_video(found: Found) -> dict[str, Any]:
     count = min(len(found.similarity), _MAX_POINTS)
     curve = functional.adaptive_max_pool1d(found.similarity[None], count)[0]
     presence = found.moments[0].presence if found.moments else None
-    moments = [
-        {name: getattr(moment, name) for name in ("start", "end", "score", "probability")}
-        for moment in found.moments
-    ]
+    shown = ("start", "end", "score", "probability")
     return {
-        "moments": moments,
+        "moments": [{name: getattr(each, name) for name in shown} for each in found.moments],
         "presence": "" if presence is None else presence_line(presence),
         "curve": [round(value, 3) for value in curve.tolist()],
         "reference_seconds": found.reference_seconds,

@@ -7,6 +7,8 @@ import threading
 from pathlib import Path
 from typing import Any
 
+import av
+import numpy as np
 import pytest
 
 pytest.importorskip("selenium")
@@ -16,6 +18,7 @@ from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.support.ui import Select, WebDriverWait
 
+from conftest import texture, write
 from relocal_pyg.formats import FORMATS
 from relocal_pyg.models import ContrastMatcher
 from relocal_pyg.models.calibrated import Calibrated
@@ -288,6 +291,56 @@ def test_a_format_that_no_browser_plays_is_shown_as_a_preview(browser, served, o
     assert player.get_property("currentSrc").endswith("/preview")
     assert player.get_property("videoWidth") == 64
     assert not browser.find_element(By.ID, "query-note").is_displayed()
+
+
+def test_a_film_that_is_heard_alone_is_shown_as_a_preview(browser, served, tmp_path):
+    silent, film = write(tmp_path / "silent.mp4", texture(3, 30), "mpeg4"), tmp_path / "film.mp4"
+    with av.open(str(silent)) as given, av.open(str(film), "w") as output:
+        shown = output.add_stream_from_template(given.streams.video[0])
+        sound = output.add_stream("aac", rate=16000, layout="mono")
+        for packet in given.demux(video=0):
+            if packet.dts is not None:
+                packet.stream = shown
+                output.mux(packet)
+        frame = av.AudioFrame.from_ndarray(np.zeros((1, 16000), np.float32), "fltp", "mono")
+        frame.sample_rate, frame.pts = 16000, 0
+        output.mux([*sound.encode(frame), *sound.encode()])
+    browser.get(served.url)
+    browser.find_element(By.ID, "query-file").send_keys(str(film))
+    player = browser.find_element(By.ID, "query-player")
+    wait(browser, lambda b: player.get_property("videoWidth") == 64)
+    assert player.get_property("currentSrc").endswith("/preview")
+
+
+def test_a_clip_is_marked_anew_and_back_goes_to_the_answers_before(browser, served, monkeypatch):
+    go_on = threading.Event()  # nobody waits for pictures
+
+    def strip(*given: Any) -> bytes:
+        go_on.wait(60)
+        return b""
+
+    monkeypatch.setattr("relocal_pyg.apps.serve.app.strip", strip)
+    browser.get(served.url)
+    wait(browser, lambda b: len(Select(b.find_element(By.ID, "query")).options) == 2)
+    for side in ("query", "reference"):
+        Select(browser.find_element(By.ID, side)).select_by_index(1)
+    player, title = (
+        browser.find_element(By.ID, name) for name in ("query-player", "results-title")
+    )
+    span = browser.find_element(By.ID, "span")
+    for stretch, ends in (((1, 2), "0:01.00 to 0:02.00"), ((4, 6), "0:04.00 to 0:06.00")):
+        for time, key in zip(stretch, "io", strict=True):
+            at(browser, player, time)
+            player.send_keys(key)
+        assert span.text == ends
+        browser.find_element(By.ID, "find").click()
+        wait(browser, lambda b, ends=ends: ends in title.text)
+    first = cards(browser)[0]
+    first.send_keys("y")
+    wait(browser, lambda b: b.find_element(By.ID, "told").text == "you said yes to 1")
+    go_on.set()
+    browser.back()
+    wait(browser, lambda b: "0:01.00 to 0:02.00" in title.text)
 
 
 def test_a_file_that_is_no_video_is_refused_in_words(browser, served, tmp_path):
