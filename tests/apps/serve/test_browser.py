@@ -7,8 +7,6 @@ import threading
 from pathlib import Path
 from typing import Any
 
-import av
-import numpy as np
 import pytest
 
 pytest.importorskip("selenium")
@@ -18,7 +16,6 @@ from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.support.ui import Select, WebDriverWait
 
-from conftest import texture, write
 from relocal_pyg.formats import FORMATS
 from relocal_pyg.models import ContrastMatcher
 from relocal_pyg.models.calibrated import Calibrated
@@ -293,20 +290,9 @@ def test_a_format_that_no_browser_plays_is_shown_as_a_preview(browser, served, o
     assert not browser.find_element(By.ID, "query-note").is_displayed()
 
 
-def test_a_film_that_is_heard_alone_is_shown_as_a_preview(browser, served, tmp_path):
-    silent, film = write(tmp_path / "silent.mp4", texture(3, 30), "mpeg4"), tmp_path / "film.mp4"
-    with av.open(str(silent)) as given, av.open(str(film), "w") as output:
-        shown = output.add_stream_from_template(given.streams.video[0])
-        sound = output.add_stream("aac", rate=16000, layout="mono")
-        for packet in given.demux(video=0):
-            if packet.dts is not None:
-                packet.stream = shown
-                output.mux(packet)
-        frame = av.AudioFrame.from_ndarray(np.zeros((1, 16000), np.float32), "fltp", "mono")
-        frame.sample_rate, frame.pts = 16000, 0
-        output.mux([*sound.encode(frame), *sound.encode()])
+def test_a_film_that_is_heard_alone_is_shown_as_a_preview(browser, served, heard_film):
     browser.get(served.url)
-    browser.find_element(By.ID, "query-file").send_keys(str(film))
+    browser.find_element(By.ID, "query-file").send_keys(str(heard_film))
     player = browser.find_element(By.ID, "query-player")
     wait(browser, lambda b: player.get_property("videoWidth") == 64)
     assert player.get_property("currentSrc").endswith("/preview")
