@@ -21,7 +21,7 @@ from relocal_pyg.evaluation.plots import (
     timeline,
     training_curves,
 )
-from relocal_pyg.evaluation.results import PairRecord, Span
+from relocal_pyg.evaluation.results import Span
 from relocal_pyg.evaluation.run import check_protocol
 from relocal_pyg.evaluation.tables import (
     ABSENT,
@@ -317,22 +317,18 @@ def _pair(
         "place": place,
         "why": why,
         "leader": leader,
-        "answers": _answers(answers),
+        "answers": [
+            (
+                title,
+                _seconds(answer.moments_seconds[0]) if answer.moments else ABSENT,
+                f"{answer.tiou:.3f}",
+                _seconds(answer.before_seconds) if answer.before_seconds else ABSENT,
+                ABSENT if answer.tiou_before is None else f"{answer.tiou_before:.3f}",
+                f"{answer.oracle:.3f}",
+            )
+            for title, answer in answers.items()
+        ],
     }
-
-
-def _answers(answers: Mapping[str, PairRecord]) -> list[tuple[str, ...]]:
-    return [
-        (
-            title,
-            _seconds(answer.moments_seconds[0]) if answer.moments else ABSENT,
-            f"{answer.tiou:.3f}",
-            _seconds(answer.before_seconds) if answer.before_seconds else ABSENT,
-            ABSENT if answer.tiou_before is None else f"{answer.tiou_before:.3f}",
-            f"{answer.oracle:.3f}",
-        )
-        for title, answer in answers.items()
-    ]
 
 
 def _settings(comparison: Comparison, settings: Mapping[str, object]) -> list[dict[str, Any]]:

@@ -346,11 +346,11 @@ def _encode(
                     # What is still on the screen belongs to the clip, if it is there to be seen.
                     if time < start - float(_EPSILON) and min(gone, end) - start < step:
                         continue
-                    first = max(time, start)
+                    first = start and max(time, start)  # from 0 the first picture of all stands
                     with open_video(source, number) as (_, original):
                         fit = _Fit(frame, original)
                         stream = fit.add_stream(output, step)
-                begin, until = max(time, start), min(gone, end)
+                begin, until = max(time, start) if held else first, min(gone, end)
                 held = fit(frame)
                 output.mux(stream.encode(_at(held, begin - first)))
             if first is None or held is None:

@@ -334,6 +334,9 @@ def test_a_clip_of_a_film_that_begins_late_is_cut_by_its_clock(tmp_path, write_v
         assert shown[1] == pytest.approx(6.0, abs=0.09)
         first = round((shown[0] - 3) * 25)
         assert numbers(target)[1][: 75 - first] == pytest.approx(range(first, 75), abs=1.5)
+    # From its beginning on the first picture stands, as a player shows it.
+    assert cut_clip(source, 0.0, 6.0, target, reencode=True)[0] == 0
+    assert probe(target).duration == pytest.approx(6.0, abs=0.1)
 
 
 def test_pictures_of_another_size_on_the_way_are_scaled(tmp_path):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import mimetypes
 import re
+import secrets
 import socket
 import tempfile
 import threading
@@ -91,7 +92,7 @@ def make_app(
     uploading = 0
     drawing = asyncio.Semaphore(_MAX_DRAWING)
     drawn, previewing = asyncio.Semaphore(1), asyncio.Semaphore(1)  # who waits holds no thread
-    indexed = 0 if collection is None else len(collection)
+    indexed = 0 if collection is None else len(collection.index)
 
     def video_of(request: Request) -> Entry:
         entry = library.get(request.path_params["key"])
@@ -104,6 +105,9 @@ def make_app(
         if job is None or (answered and job.found is None):
             raise HTTPException(404, "no such answer" if answered else "no such search")
         return job
+
+    def least_of(request: Request) -> float:
+        return parse_number(request.query_params.get("least", "0"))
 
     async def videos(request: Request) -> Response:
         return JSONResponse([describe(entry) for entry in library.entries()])
@@ -132,11 +136,11 @@ def make_app(
         if not library.reserve(size):
             return refuse(507, "there is no room for more uploads: start relocal serve anew")
         uploading += 1
-        place, kept = library.place(), False
+        place, kept = library.uploads / f"{secrets.token_hex(16)}.upload", False
         try:
             await receive(request, place, size)
             name = Path(unquote(request.headers.get("x-file-name", ""))).name
-            entry = await run_in_threadpool(library.add, place, name, uploaded=True)
+            entry = await run_in_threadpool(library.add, place, name)
             kept = True
             return JSONResponse(describe(entry), 201)
         except VideoError as error:
@@ -157,7 +161,7 @@ def make_app(
         await read_search(request)  # no plain form of another page can send one
         async with drawn:
             films = await run_in_threadpool(write_example, library.uploads / "example")
-        entries = [library.add(film, film.name, uploaded=True) for film in films]
+        entries = [library.add(film, film.name) for film in films]
         start, end = CLIP
         return JSONResponse({"videos": list(map(describe, entries)), "start": start, "end": end})
 
@@ -165,6 +169,8 @@ def make_app(
         entry = video_of(request)
         if not entry.path.is_file():
             raise HTTPException(404, "no such video")
+        if abs(entry.begins) > 0.1:  # some browsers show it by that clock, some do not
+            return refuse(415, f"its clock begins at {entry.begins:.2f} s: ask for its preview")
         kind = mimetypes.guess_type(entry.name)[0] or ""
         kind = kind if kind.startswith("video/") else "video/mp4"
         return FileResponse(entry.path, media_type=kind)
@@ -230,9 +236,8 @@ def make_app(
         job, name = search_of(request, answered=True), request.query_params.get("format", "")
         if name not in FORMATS and name != "query":
             return refuse(404, f"no such format: {', '.join(FORMATS)}")
-        least = parse_number(request.query_params.get("least", "0"))
         async with drawing:
-            text = await run_in_threadpool(make_export, job, collection, name, least)
+            text = await run_in_threadpool(make_export, job, collection, name, least_of(request))
         file = "query.json" if name == "query" else f"moments{FORMATS[name].suffixes[0]}"
         headers = {"Content-Disposition": f'attachment; filename="{file}"'}
         return Response(text, media_type="application/octet-stream", headers=headers)
@@ -295,28 +300,16 @@ def make_app(
                 "least": 0.0,
                 "cache": cache,
                 "progress": title,
+                "backbone": backbone,
             }
             found: Found | FoundVideos
             if reference is not None:
-                found = find_moments(
-                    clip,
-                    reference.path,
-                    model=matcher,
-                    backbone=backbone,
-                    judged=[(start, end, good) for _, start, end, good in marks],
-                    rate_hz=rate_hz,
-                    **shared,
-                )
+                shared |= {"judged": [mark[1:] for mark in marks], "rate_hz": rate_hz}
+                found = find_moments(clip, reference.path, model=matcher, **shared)
             else:
                 assert collection is not None
-                found = find_in_index(
-                    clip,
-                    collection.index,
-                    collection.made,
-                    backbone,
-                    judged=[(str(name), (start, end, good)) for name, start, end, good in marks],
-                    **shared,
-                )
+                shared["judged"] = [(str(name), tuple(said)) for name, *said in marks]
+                found = find_in_index(clip, collection.index, collection.made, **shared)
                 # Answers are remembered; rows of long videos need not be.
                 found = replace(found, query=found.query[:0].clone(), query_video=None)
             return replace(found, problems=by_name(found.problems, films))
@@ -334,7 +327,7 @@ def make_app(
     async def report(request: Request) -> Response:
         job = search_of(request, answered=True)
         async with drawing:
-            html = await run_in_threadpool(make_report, job, collection)
+            html = await run_in_threadpool(make_report, job, collection, least_of(request))
         # The page forbids itself everything but its own pictures and style.
         policy = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
         return Response(html, media_type="text/html", headers={"Content-Security-Policy": policy})

@@ -9,19 +9,21 @@ from collections import Counter
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from unicodedata import category
 
 from relocal_pyg.errors import OutputError, RelocalError, SearchIndexError, UsageError, VideoError
 from relocal_pyg.models.base import Relocalizer
 from relocal_pyg.search.index import SearchIndex
+from relocal_pyg.video.container import open_video, zero
 from relocal_pyg.video.cut import cut_clip
-from relocal_pyg.video.decode import VideoInfo, probe
+from relocal_pyg.video.decode import probe
 from relocal_pyg.video.folder import find_videos
 from relocal_pyg.video.index import IndexedVideos
 
 #: Seconds of a video that are shown where a browser cannot play its format.
 MAX_PREVIEW = 4 * 3600.0
-#: Characters of a file's name that are shown.
-_NAME_LENGTH = 120
+#: Characters of a file's name that are shown, the last: exports name the file by them.
+_NAME_LENGTH = 255
 
 
 @dataclass(frozen=True)
@@ -33,14 +35,14 @@ class Entry:
         name: File name for people; never a path.
         path: Where it is.
         duration: Seconds that its header states, or None.
-        uploaded: Came from the browser, not from the served folder.
+        begins: Seconds at which its time stamps begin; here all clocks begin at 0.
     """
 
     key: str
     name: str
     path: Path
     duration: float | None
-    uploaded: bool
+    begins: float
 
 
 class Library:
@@ -94,19 +96,20 @@ class Library:
         with self._lock:
             self._reserved -= size
 
-    def place(self) -> Path:
-        """A fresh random file name inside the folder of uploads."""
-        return self.uploads / f"{secrets.token_hex(16)}.upload"
-
-    def add(self, path: Path, name: str, *, uploaded: bool) -> Entry:
+    def add(self, path: Path, name: str) -> Entry:
         """Add a file after a look inside; one that is there already stays as it is."""
         with self._lock:
             known = self._by_path.get(path)
         if known is not None:
             return known
-        info: VideoInfo = probe(path)
-        shown = "".join(c if c.isprintable() else "_" for c in name)[:_NAME_LENGTH] or "video"
-        entry = Entry(secrets.token_urlsafe(16), shown, path, info.duration, uploaded)
+        info = probe(path)
+        with open_video(path) as (container, _):
+            begins = zero(container)
+        # Blanks of other widths are in names of screen recordings, joiners in those of emoji.
+        fine = (c.isprintable() or c in "\u200c\u200d" or category(c) == "Zs" for c in name)
+        told = "".join(c if ok else "_" for c, ok in zip(name, fine, strict=True))
+        shown = told[-_NAME_LENGTH:] or "video"
+        entry = Entry(secrets.token_urlsafe(16), shown, path, info.duration, begins)
         with self._lock:
             self._entries[entry.key] = self._by_path[path] = entry
         return entry
@@ -142,7 +145,7 @@ class Library:
             if not real.is_relative_to(root):
                 continue
             with suppress(VideoError):
-                self.add(real, file.relative_to(root).as_posix(), uploaded=False)
+                self.add(real, file.relative_to(root).as_posix())
         if not self._entries:
             raise UsageError("holds no videos that can be read", file=folder)
 
@@ -172,7 +175,4 @@ class Collection:
                 continue
             name = file.name if names[file.name] == 1 else f"{video_id}{file.suffix}"
             with suppress(VideoError):  # moved or changed since: found, but not played
-                self.entries[video_id] = library.add(file, name, uploaded=False)
-
-    def __len__(self) -> int:
-        return len(self.index)
+                self.entries[video_id] = library.add(file, name)

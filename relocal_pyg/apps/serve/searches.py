@@ -15,13 +15,14 @@ from typing import Any, Literal
 
 from torch.nn import functional
 
-from relocal_pyg.apps.cli.exports import EXAMPLE, answers_content
+from relocal_pyg.apps.cli.exports import EXAMPLE, answers_content, plain_answers
 from relocal_pyg.apps.serve.library import Collection, Entry
 from relocal_pyg.errors import RelocalError, ascii_line
 from relocal_pyg.formats import Source, render, to_clips
 from relocal_pyg.formats.clips import presence_line
 from relocal_pyg.models.occurrences import same_place
 from relocal_pyg.moments import Moment
+from relocal_pyg.search.index import Hit
 from relocal_pyg.video.cut import describe_source
 from relocal_pyg.video.extract import Progress
 from relocal_pyg.video.find import Found
@@ -185,8 +186,7 @@ class SearchQueue:
 
 def describe(entry: Entry) -> dict[str, Any]:
     """A video of the library."""
-    known = {name: getattr(entry, name) for name in ("name", "duration", "uploaded")}
-    return {"id": entry.key, **known}
+    return {"id": entry.key, "name": entry.name, "duration": entry.duration}
 
 
 def by_name(problems: Sequence[str], films: Sequence[Entry]) -> tuple[str, ...]:
@@ -229,12 +229,9 @@ def _one_video(found: Found) -> dict[str, Any]:
     count = min(len(found.similarity), _MAX_POINTS)
     curve = functional.adaptive_max_pool1d(found.similarity[None], count)[0]
     presence = found.moments[0].presence if found.moments else None
-    moments = [
-        {"start": m.start, "end": m.end, "score": round(m.score, 4), "probability": m.probability}
-        for m in found.moments
-    ]
+    shown = ("start", "end", "score", "probability")
     return {
-        "moments": moments,
+        "moments": [{name: getattr(each, name) for name in shown} for each in found.moments],
         "presence": "" if presence is None else presence_line(presence),
         "curve": [round(value, 3) for value in curve.tolist()],
         "reference_seconds": found.reference_seconds,
@@ -255,7 +252,7 @@ def _videos(found: FoundVideos, collection: Collection | None) -> dict[str, Any]
             {
                 "start": round(hit.start, 3),
                 "end": round(end, 3),
-                "score": round(hit.score, 4),
+                "score": hit.score,
                 "probability": hit.probability,
                 "id": hit.video_id,
                 "video": None if entry is None else entry.key,
@@ -274,27 +271,40 @@ def _files(job: Job, collection: Collection | None) -> dict[str, Path]:
     return {name: entry.path for name, entry in collection.entries.items()}
 
 
+def _left(
+    job: Job, collection: Collection | None, least: float = 0.0
+) -> list[tuple[dict[str, Any], Moment]]:
+    """The moments that were not said no to, as they are shown and as people left them.
+
+    Those less probable than ``least`` are left out, unless somebody said yes to them.
+    """
+    first = job.found.moments[:1] if isinstance(job.found, Found) else []
+    presence = first[0].presence if first else None
+    left = []
+    for shown in answer(job, collection)["moments"]:
+        judged, sure = shown["judged"], shown["probability"]
+        if judged or (judged is None and (sure is None or sure >= least)):
+            times = shown["start"], shown["end"], shown["score"]
+            left.append((shown, Moment(*times, probability=sure, presence=presence)))
+    return left
+
+
 def export(job: Job, collection: Collection | None, name: str, least: float) -> str:
-    """The moments that were not said no to, as people left them, as the text of a format.
+    """What is :func:`_left` as the text of a format.
 
     ``name`` is a key of :data:`relocal_pyg.formats.FORMATS`, or "query": to search again with.
-    Moments less probable than ``least`` are left out, unless somebody said yes to them.
     """
     if name == "query":
         return saved_query(job, collection)
     sources: dict[str, Source] = {}
     kept, files = [], _files(job, collection)
-    for shown in answer(job, collection)["moments"]:
-        judged, sure, video = shown["judged"], shown["probability"], shown.get("id", "")
-        if judged is False or (judged is None and sure is not None and sure < least):
-            continue
-        called = shown.get("name", job.names[1])
+    for shown, moment in _left(job, collection, least):
+        video, called = shown.get("id", ""), shown.get("name", job.names[1])
         if video not in sources:
             there = video in files and files[video].is_file()
             known = describe_source(files[video], video) if there else Source(called, id=video)
             # Uploads have random names; the server's folders are nobody's business.
             sources[video] = replace(known, path=called, here=False)
-        moment = Moment(shown["start"], shown["end"], shown["score"], probability=sure)
         kept.append((sources[video], moment))
     return render(name, to_clips(kept, Path(job.names[0]).stem))
 
@@ -315,21 +325,15 @@ def saved_query(job: Job, collection: Collection | None) -> str:
     """The JSON of answers, as ``relocal find`` writes and reads it; no path of the server."""
     about, found = job.about, job.found
     assert found is not None
-    moments = [
-        {
-            "rank": rank,
-            "video": each.get("id", Path(job.names[1]).stem),
-            **{key: each[key] for key in ("start", "end", "score", "probability")},
-        }
-        for rank, each in enumerate(answer(job, collection)["moments"], start=1)
-        if each["judged"] is not False
-    ]
+    stem, left = Path(job.names[1]).stem, _left(job, collection)
     content = answers_content(
-        moments,
+        plain_answers((shown.get("id", stem), moment) for shown, moment in left),
         query=job.names[0],
         reference=job.names[1],
         matcher=found.matcher if isinstance(found, Found) else "",
         query_span=(about["start"], about["end"]),
+        presence=left[0][1].presence if left else None,
+        count=found.count,
         settings=found.settings,
         examples=[
             {**{key: each[key] for key in EXAMPLE}, "video": each["name"]}
@@ -359,10 +363,16 @@ def strip(path: Path, start: float, end: float, count: int) -> bytes:
     return buffer.getvalue()
 
 
-def report(job: Job, collection: Collection | None) -> str:
-    """The report of a search that is done as HTML."""
+def report(job: Job, collection: Collection | None, least: float) -> str:
+    """The report of what is :func:`_left` as HTML."""
     assert job.found is not None
+    found, left = job.found, _left(job, collection, least)
+    if isinstance(found, Found):
+        found = replace(found, moments=[moment for _, moment in left])
+    else:
+        hits = [Hit(shown["id"], m.start, m.end, m.score, m.probability) for shown, m in left]
+        found = replace(found, hits=hits)
     with tempfile.TemporaryDirectory(prefix="relocal-report-") as folder:
         target = Path(folder) / "report.html"
-        write_found_page(target, job.found, names=job.names, files=_files(job, collection))
+        write_found_page(target, found, names=job.names, files=_files(job, collection))
         return target.read_text(encoding="utf-8")

@@ -79,6 +79,23 @@ def old_film(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
+def heard_film(tmp_path: Path) -> Path:
+    """A film of which Chromium plays the sound alone."""
+    silent, film = write(tmp_path / "silent.mp4", texture(3, 30), "mpeg4"), tmp_path / "film.mp4"
+    with av.open(str(silent)) as given, av.open(str(film), "w") as output:
+        shown = output.add_stream_from_template(given.streams.video[0])
+        sound = output.add_stream("aac", rate=16000, layout="mono")
+        for packet in given.demux(video=0):
+            if packet.dts is not None:
+                packet.stream = shown
+                output.mux(packet)
+        frame = av.AudioFrame.from_ndarray(np.zeros((1, 16000), np.float32), "fltp", "mono")
+        frame.sample_rate, frame.pts = 16000, 0
+        output.mux([*sound.encode(frame), *sound.encode()])
+    return film
+
+
+@pytest.fixture
 def torn_film(tmp_path: Path) -> Path:
     """A film that ends before it says; its path is no easy one."""
     whole = write(tmp_path / "whole.mkv", [*texture(1, 25), *texture(7, 50), *texture(2, 75)])

@@ -9,7 +9,9 @@ import threading
 from importlib import import_module
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
+import av
 import pytest
 
 from relocal_pyg.apps.cli import main
@@ -23,7 +25,7 @@ from relocal_pyg.video import FunctionBackbone
 
 def test_upload_search_and_play(served, films):
     code, clip = served.upload(films["clip"].read_bytes(), "my%20clip.mp4")
-    assert (code, clip["name"], clip["uploaded"]) == (201, "my clip.mp4", True)
+    assert (code, clip["name"]) == (201, "my clip.mp4")
     listed = json.loads(served.ask("GET", "/api/videos")[2])
     assert [video["name"] for video in listed] == ["reference.mp4", "my clip.mp4"]
     code, job = served.search(query=clip["id"], reference=served.reference(), top_k=2)
@@ -352,7 +354,7 @@ def test_what_is_read_has_its_own_title(served, films, monkeypatch, tmp_path):
     (tmp_path / "other").mkdir()
     place = tmp_path / "other" / "reference.mp4"  # the file name of the other one
     place.write_bytes(films["reference"].read_bytes())
-    other = served.library.add(place, "other/reference.mp4", uploaded=False).key
+    other = served.library.add(place, "other/reference.mp4").key
     _, job = served.search(query=served.reference(), reference=other, query_start=4, query_end=5)
     served.outcome(job["id"])
     served.judge(job["id"], 0, judged=True)
@@ -432,7 +434,7 @@ def test_a_moment_stays_in_its_film(served, served_index):
 
 
 def test_damage_is_told_by_the_names_that_are_shown(served, torn_film, tmp_path):
-    entry = served.library.add(torn_film, f"My: Films/{torn_film.name}", uploaded=False)
+    entry = served.library.add(torn_film, f"My: Films/{torn_film.name}")
     _, job = served.search(query=served.reference(), reference=entry.key, query_start=4)
     done = served.outcome(job["id"])
     assert done["state"] == "done", done["error"]
@@ -619,3 +621,50 @@ def test_the_command_opens_an_index(starts, index, blocks, monkeypatch, capsys, 
     assert "made with blocks, the query with other" in error
     assert len(error.splitlines()) == 1
     assert len(starts) == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "shown"),
+    [
+        ("Recording at 10.00\u202fAM.mp4", "Recording at 10.00\u202fAM.mp4"),
+        ("\U0001f468\u200d\U0001f469 family.mp4", "\U0001f468\u200d\U0001f469 family.mp4"),
+        ("x" * 200 + ".mp4", "x" * 200 + ".mp4"),
+        ("\u202egpj\n.mp4", "_gpj_.mp4"),
+    ],
+)
+def test_a_film_is_called_as_its_file_is(served, films, name, shown):
+    _, video = served.upload(films["clip"].read_bytes(), quote(name))
+    assert video["name"] == shown
+
+
+def test_a_film_whose_clock_begins_late_is_shown_by_its_preview(served, films, tmp_path):
+    late = tmp_path / "late.mkv"
+    with av.open(str(films["clip"])) as given, av.open(str(late), "w") as output:
+        stream = output.add_stream_from_template(given.streams.video[0])
+        for packet in given.demux(video=0):
+            if packet.dts is not None:
+                packet.pts += round(5 / packet.time_base)
+                packet.dts += round(5 / packet.time_base)
+                packet.stream = stream
+                output.mux(packet)
+    _, video = served.upload(late.read_bytes(), "late.mkv")
+    code, _, body = served.ask("GET", f"/api/videos/{video['id']}")
+    assert (code, b"its clock begins at 5.0" in body) == (415, True)
+    code, _, body = served.ask("GET", f"/api/videos/{video['id']}/preview")
+    assert code == 200
+    (tmp_path / "preview.mp4").write_bytes(body)
+    with av.open(str(tmp_path / "preview.mp4")) as copy:
+        assert copy.start_time == 0
+
+
+def test_the_report_is_of_what_people_left(served):
+    key = served.reference()
+    _, job = served.search(query=key, reference=key, query_start=4, query_end=6)
+    first, second = served.outcome(job["id"])["moments"][:2]
+    served.judge(job["id"], first["number"], start=4.5, end=5.5)
+    path = f"/api/searches/{job['id']}"
+    served.judge(job["id"], second["number"], judged=False)
+    left = served.outcome(job["id"])["moments"]
+    report = served.ask("GET", f"{path}/report")[2].decode()
+    assert "0:00:04.500 to 0:00:05.500" in report
+    assert report.count("<h3>") == len(left) - 1

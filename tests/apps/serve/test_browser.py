@@ -290,6 +290,45 @@ def test_a_format_that_no_browser_plays_is_shown_as_a_preview(browser, served, o
     assert not browser.find_element(By.ID, "query-note").is_displayed()
 
 
+def test_a_film_that_is_heard_alone_is_shown_as_a_preview(browser, served, heard_film):
+    browser.get(served.url)
+    browser.find_element(By.ID, "query-file").send_keys(str(heard_film))
+    player = browser.find_element(By.ID, "query-player")
+    wait(browser, lambda b: player.get_property("videoWidth") == 64)
+    assert player.get_property("currentSrc").endswith("/preview")
+
+
+def test_a_clip_is_marked_anew_and_back_goes_to_the_answers_before(browser, served, monkeypatch):
+    go_on = threading.Event()  # nobody waits for pictures
+
+    def strip(*given: Any) -> bytes:
+        go_on.wait(60)
+        return b""
+
+    monkeypatch.setattr("relocal_pyg.apps.serve.app.strip", strip)
+    browser.get(served.url)
+    wait(browser, lambda b: len(Select(b.find_element(By.ID, "query")).options) == 2)
+    for side in ("query", "reference"):
+        Select(browser.find_element(By.ID, side)).select_by_index(1)
+    player, title = (
+        browser.find_element(By.ID, name) for name in ("query-player", "results-title")
+    )
+    span = browser.find_element(By.ID, "span")
+    for stretch, ends in (((1, 2), "0:01.00 to 0:02.00"), ((4, 6), "0:04.00 to 0:06.00")):
+        for time, key in zip(stretch, "io", strict=True):
+            at(browser, player, time)
+            player.send_keys(key)
+        assert span.text == ends
+        browser.find_element(By.ID, "find").click()
+        wait(browser, lambda b, ends=ends: ends in title.text)
+    first = cards(browser)[0]
+    first.send_keys("y")
+    wait(browser, lambda b: b.find_element(By.ID, "told").text == "you said yes to 1")
+    go_on.set()
+    browser.back()
+    wait(browser, lambda b: "0:01.00 to 0:02.00" in title.text)
+
+
 def test_a_file_that_is_no_video_is_refused_in_words(browser, served, tmp_path):
     (tmp_path / "list.mp4").write_text("milk, bread\n" * 100)
     browser.get(served.url)

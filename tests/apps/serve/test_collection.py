@@ -126,7 +126,7 @@ def test_a_video_that_is_gone_is_found_but_not_played(index, tmp_path):
     made.files["three"].write_text("no video any more")
     library = Library(tmp_path)
     collection = Collection(index, ContrastMatcher(), library)
-    assert len(collection) == 3
+    assert len(collection.index) == 3
     assert list(collection.entries) == ["one"]
     assert [entry.name for entry in library.entries()] == ["one.mp4"]
 

@@ -13,7 +13,9 @@ function say(text, bad = false) {
 }
 
 async function fetched(path, options) {
-  const answer = await fetch(path, options);
+  const answer = await fetch(path, options).catch(() => {
+    throw new Error("relocal serve does not answer: is it still running?");
+  });
   if (answer.ok) return answer;
   const { error } = await answer.json().catch(() => ({}));
   throw new Error(error || `the server answered ${answer.status}`);
@@ -26,15 +28,20 @@ async function ask(path, method = "GET", body = undefined) {
 
 // ---- videos, and the two players
 
-// A format that the browser does not play is asked for again as a preview that the server makes.
-function load(player, id, note) {
+// A format that the browser does not play is asked for again as a preview that the server makes; so
+// is one of which it plays the sound alone, or cannot tell the length.
+function load(player, id, note, ready = () => {}) {
   const tell = (text) => {
     if (!note) return;
     note.textContent = text;
     note.hidden = !text;
   };
   tell("");
-  player.onloadeddata = () => tell("");
+  player.onloadedmetadata = () => {
+    if (!player.videoWidth || !Number.isFinite(player.duration)) return player.onerror();
+    tell("");
+    ready();
+  };
   player.onerror = () => {
     if (!player.getAttribute("src")) return;
     if (player.src.endsWith("/preview"))
@@ -54,8 +61,13 @@ function load(player, id, note) {
 function choose(side, id) {
   byId(side).value = id;
   const video = videos.find((each) => each.id === id);
-  load(byId(`${side}-player`), video ? id : "", byId(`${side}-note`));
-  scrubbers[side].show(video && id, 0, (video && video.duration) || 0);
+  const scrubber = scrubbers[side], player = byId(`${side}-player`);
+  scrubber.show(video && id, 0, (video && video.duration) || 0);
+  load(player, video ? id : "", byId(`${side}-note`), () => {
+    // Some files do not state how long they are.
+    if (!scrubber.to) scrubber.show(id, 0, player.duration, scrubber.start, scrubber.end || player.duration);
+    tellSpan();
+  });
   if (side === "query") tellSpan();
   document.querySelector(`[data-side=${side}]`).classList.toggle("empty", !video && id !== INDEX);
   byId("find").disabled = !(byId("query").value && byId("reference").value) || running !== null;
@@ -132,8 +144,13 @@ function tellSpan() {
     : `${clock(start)} to ${clock(end)}`;
 }
 
+// What was marked before gives way to a start behind its end, and to an end before its start.
 function mark(edge) {
-  scrubbers.query.move(edge, byId("query-player").currentTime);
+  const clip = scrubbers.query, time = byId("query-player").currentTime;
+  if (!clip.to) return;
+  if (edge === "start" && time >= clip.end) clip.end = clip.to;
+  if (edge === "end" && time <= clip.start) clip.start = clip.from;
+  clip.move(edge, time);
 }
 
 function shuttle(player, key) {
@@ -221,17 +238,20 @@ async function history() {
     const button = make("button", "", title(each.about));
     button.type = "button";
     button.dataset.id = each.id;
-    button.addEventListener("click", async () => {
-      try {
-        show(await ask(`api/searches/${each.id}`));
-      } catch (error) {
-        say(error.message, true);
-      }
-    });
+    button.addEventListener("click", () => reopen(each.id));
     return button;
   }));
   byId("history").hidden = done.length < (shown ? 2 : 1);
   return all;
+}
+
+async function reopen(id) {
+  try {
+    const found = await ask(`api/searches/${id}`);
+    if (found.moments) show(found);
+  } catch (error) {
+    say(error.message, true);
+  }
 }
 
 // What was judged ranks the others anew, as often as it is judged.
@@ -242,7 +262,8 @@ async function again(id) {
   do {
     await new Promise((done) => setTimeout(done, 100));
     now = await ask(`api/searches/${id}`);
-  } while (now.state !== "done");
+    // What is being dragged is not taken away.
+  } while (now.state !== "done" || byId("moments").querySelector(".handle:active"));
   if (mine !== round || shown.id !== id) return;
   show(now, true);
   if (now.error) say(now.error, true);
@@ -276,7 +297,6 @@ function card(found, moment, place) {
   stage.type = "button";
   stage.disabled = !id;
   picture.alt = "";
-  picture.loading = "lazy";
   player.muted = player.playsInline = true;
   player.hidden = true;
   stage.append(picture, player, make("span", "", "▶ play"));
@@ -288,7 +308,7 @@ function card(found, moment, place) {
 
   const middle = () => {
     const at = (moment.start + moment.end) / 2;
-    picture.src = `api/videos/${id}/pictures?start=${at}&end=${at + 0.01}&count=1`;
+    draw(picture, `api/videos/${id}/pictures?start=${at}&end=${at + 0.01}&count=1`);
   };
   const tell = () => {
     time.textContent = `${clock(moment.start)} to ${clock(moment.end)}`;
@@ -325,10 +345,8 @@ function card(found, moment, place) {
     requestAnimationFrame(loop);
   };
   stage.addEventListener("click", () => {
-    if (!player.getAttribute("src")) {
-      load(player, id, null);
-      player.onloadedmetadata = () => { player.currentTime = moment.start; };
-    }
+    if (!player.getAttribute("src"))
+      load(player, id, null, () => { player.currentTime = moment.start; });
     player.hidden = false;
     stage.lastChild.hidden = true;
     picture.hidden = true;
@@ -448,6 +466,7 @@ async function save(event) {
 function tellSave() {
   const least = byId("least-label").hidden ? 0 : byId("least").value / 100;
   byId("save").href = `api/searches/${shown.id}/export?format=${byId("format").value}&least=${least}`;
+  byId("report").href = `api/searches/${shown.id}/report?least=${least}`;
 }
 
 function show(found, anew = false) {
@@ -456,11 +475,12 @@ function show(found, anew = false) {
   const several = found.about.reference === null, many = found.moments.length;
   byId("results").hidden = false;
   byId("results-title").textContent = title(found.about);
+  // Who has gone on to something else is not called back.
+  const here = document.activeElement, stay = anew && here !== document.body && !byId("moments").contains(here);
   byId("moments").replaceChildren(...found.moments.map((m, number) => card(found, m, number)));
   // A curve is of one video.
   for (const id of ["timeline", "ends"]) byId(id).toggleAttribute("hidden", several);
   if (!several) drawTimeline(found);
-  byId("report").href = `api/searches/${found.id}/report`;
   byId("least-label").hidden = !found.moments.some((m) => m.probability !== null);
   byId("settings").textContent = `${found.matcher}; ${found.settings.backbone}, ` +
     `${found.settings.frames_per_second} frames a second; the query is centred by ` +
@@ -487,7 +507,7 @@ function show(found, anew = false) {
   if (!anew) byId("results").querySelector(".bar").scrollIntoView({ block: "start" });
   // The next one to judge.
   const next = found.moments.findIndex((moment) => moment.judged === null);
-  if (many) byId("moments").children[Math.max(next, 0)].focus({ preventScroll: !anew });
+  if (many && !stay) byId("moments").children[Math.max(next, 0)].focus({ preventScroll: !anew });
 }
 
 // ---- what people do
@@ -506,12 +526,6 @@ for (const side of SIDES) {
   });
   player.addEventListener("timeupdate", () => scrubbers[side].at(player.currentTime));
   player.addEventListener("click", () => player.paused ? player.play() : player.pause());
-  // Some files do not state how long they are.
-  player.addEventListener("loadedmetadata", () => {
-    if (!scrubbers[side].to && Number.isFinite(player.duration))
-      scrubbers[side].show(byId(side).value, 0, player.duration);
-    tellSpan();
-  });
   for (const event of ["focusin", "pointerdown"])
     section.addEventListener(event, () => { active = side; });
   section.addEventListener("dragover", (event) => {
@@ -557,6 +571,11 @@ byId("cancel").addEventListener("click", () => {
 byId("least").addEventListener("input", filter);
 byId("format").addEventListener("change", tellSave);
 byId("save").addEventListener("click", save);
+// Back and forward go through the answers.
+window.addEventListener("hashchange", () => {
+  const id = location.hash.slice(1);
+  if (id && id !== running && !(shown && id === shown.id)) reopen(id);
+});
 
 const begun = ["api/videos", "api/index", "api/formats"].map((path) => ask(path));
 Promise.all([...begun, history()]).then(async ([list, index, known, all]) => {
@@ -573,6 +592,7 @@ Promise.all([...begun, history()]).then(async ([list, index, known, all]) => {
     choose("reference", kept.about.reference || INDEX);
     const { start, end } = kept.about;
     setClip(start || 0, end || scrubbers.query.to);
+    byId("every").checked = kept.about.every === true;
     await follow(kept.id);
   } else if (indexed) choose("reference", INDEX);
 }).catch((error) => say(error.message, true));

@@ -16,6 +16,40 @@ function make(tag, name, text) {
   return part;
 }
 
+// Pictures are asked for when they come near the window, two at a time as the server draws them: a
+// browser opens six connections, and what people say shall not wait for pictures.
+const waiting = [];
+let drawing = 0;
+const near = new IntersectionObserver((seen) => seen.forEach(({ isIntersecting, target }) => {
+  if (!isIntersecting) return;
+  near.unobserve(target);
+  waiting.push(target);
+  drawNext();
+}), { rootMargin: "50%" });
+
+function draw(picture, address) {
+  picture.dataset.address = address;
+  near.unobserve(picture);
+  if (address) near.observe(picture);
+  else picture.removeAttribute("src");
+}
+
+async function drawNext() {
+  if (drawing >= 2 || !waiting.length) return;
+  const picture = waiting.shift(), { address } = picture.dataset;
+  if (picture.isConnected && address) {
+    drawing += 1;
+    const made = make("img");
+    made.src = address;
+    const fine = await made.decode().then(() => true, () => false);
+    drawing -= 1;
+    if (picture.dataset.address !== address) near.observe(picture);
+    else if (fine) picture.src = address;
+    else picture.removeAttribute("src");
+  }
+  drawNext();
+}
+
 // A stretch of a video as a row of pictures, with two handles where `changed` is given: dragged, or
 // moved by arrow keys (with shift by a second). `seek` is told the time that is pointed at.
 class Scrubber {
@@ -24,7 +58,6 @@ class Scrubber {
     place.classList.add("scrubber");
     this.picture = make("img");
     this.picture.alt = "";
-    this.picture.addEventListener("error", () => this.picture.removeAttribute("src"));
     this.head = make("span", "head");
     this.shades = [make("span", "out"), make("span", "out")];
     place.replaceChildren(this.picture, ...this.shades, this.head);
@@ -86,9 +119,8 @@ class Scrubber {
 
   show(video, from, to, start = from, end = to, count = 12) {
     Object.assign(this, { from, to, start, end });
-    if (video && to > from)
-      this.picture.src = `api/videos/${video}/pictures?start=${from}&end=${to}&count=${count}`;
-    else this.picture.removeAttribute("src");
+    draw(this.picture, video && to > from
+      ? `api/videos/${video}/pictures?start=${from}&end=${to}&count=${count}` : "");
     this.paint();
   }
 
