@@ -332,15 +332,9 @@ def _check_record(record: ProposalRecord, written: set[str]) -> None:
 
 def _rows(labels: Whole, values: Floats) -> str:
     return "".join(
-        f"{label:.0f} {' '.join(map(_decimal, row))}\n"
+        f"{label:.0f} {' '.join(np.format_float_positional(v, min_digits=4) for v in row)}\n"
         for label, row in zip(labels.tolist(), values.tolist(), strict=True)
     )
-
-
-def _decimal(value: float) -> str:
-    text = f"{value:.4f}"
-    exact = float(text) == value
-    return text if exact else np.format_float_positional(value, unique=True, min_digits=4)
 
 
 class TagProposals:

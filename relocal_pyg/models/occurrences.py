@@ -74,7 +74,7 @@ def occurrences(
     seconds_per_step: float | None = None,
     background: Tensor | None = None,
     least: float = 0.5,
-    without: Sequence[tuple[float, float]] = (),
+    without: Sequence[tuple[float, float, bool]] = (),
     seen: Trace | None = None,
 ) -> tuple[list[Moment], Count]:
     """All moments of a reference that show what a query shows, none twice.
@@ -93,7 +93,7 @@ def occurrences(
         seconds_per_step: Of all videos, where known.
         background: Mean row ``[F]`` of a library, where there is one.
         least: Probability from which on a moment is given.
-        without: Stretches in steps that are no answers.
+        without: Stretches in steps that are no answers, see :func:`is_known`.
         seen: Similarity of the reference's steps, where it is at hand.
 
     Returns:
@@ -113,7 +113,7 @@ def occurrences(
     spans = [
         span
         for span in separated(seen, query, reference, query_video, background)
-        if not any(same_place(span, other) for other in without)
+        if not any(is_known(span, other) for other in without)
     ]
     rule = "similarity between the rest of the query's video and the query itself"
     rule = GUESS if seen.guessed else rule
@@ -171,6 +171,11 @@ def same_answer(first: tuple[float, float], other: tuple[float, float]) -> bool:
     """
     common = min(first[1], other[1]) - max(first[0], other[0])
     return 2 * common > first[1] - first[0] or float(tiou(first, other)) > APART
+
+
+def is_known(span: tuple[float, float], said: tuple[float, float, bool]) -> bool:
+    """Whether a stretch lies where somebody said yes (True), or is what somebody said no to."""
+    return (same_place if said[2] else same_answer)(span, said[:2])
 
 
 def count_of(chances: Sequence[float], least: float, rule: str = "") -> Count:

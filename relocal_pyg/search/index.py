@@ -445,7 +445,7 @@ class SearchIndex:
                 examples=examples,
                 background=self.background,
                 least=0,
-                without=[(a / step, b / step) for other, (a, b, _) in without if other == name],
+                without=[(a / step, b / step, c) for other, (a, b, c) in without if other == name],
                 seen=seen,
             )
             rule = count.rule

@@ -198,17 +198,10 @@ def extract_places(
 ) -> tuple[VideoFeatures, list[Span], float]:
     """Look at the key frames of a video, and at every step only where they say that it pays.
 
-    Args:
-        path: The video file.
-        backbone: An image network.
-        rate_hz: Steps per second.
-        choose: Given rows ``[k, F]`` of the key frames and their seconds ``[k]``, says which steps
-            ``[first, last)`` to look at, in order and apart from each other.
-        max_gap: Seconds between key frames above which it does not pay.
-        progress: As in :func:`extract_video`.
-        report: As there.
-        stream: As there.
-        threads: As there.
+    Arguments as of :func:`extract_video`, where ``backbone`` is an image network. Given rows ``[k,
+    F]`` of the key frames and their seconds ``[k]``, ``choose`` says which steps ``[first, last)``
+    to look at, in order and apart from each other; ``max_gap`` are the seconds between key frames
+    above which it does not pay.
 
     Returns:
         Features of all steps (where only key frames were looked at, each stands until the next),

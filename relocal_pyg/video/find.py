@@ -490,7 +490,7 @@ def _every(
     Arguments as of :func:`_localize`.
     """
     step = long.seconds_per_step
-    known = [(start, end) for start, end, _ in judged] + ([] if own is None else [own])
+    known = [*judged, *([] if own is None else [(*own, True)])]
     found, count = occurrences(
         matcher,
         rows,
@@ -499,7 +499,7 @@ def _every(
         examples=examples,
         seconds_per_step=pace,
         least=least,
-        without=[(start / step, end / step) for start, end in known],
+        without=[(start / step, end / step, good) for start, end, good in known],
     )
     moments = [
         replace(

@@ -13,7 +13,7 @@ from torch import Tensor
 from relocal_pyg.errors import UsageError
 from relocal_pyg.io.read import parse_time
 from relocal_pyg.models.examples import Example
-from relocal_pyg.models.occurrences import same_answer, same_place
+from relocal_pyg.models.occurrences import is_known
 from relocal_pyg.moments import Moment, seconds_to_steps
 from relocal_pyg.search.index import Hit
 from relocal_pyg.video.backbones import Backbone
@@ -208,9 +208,8 @@ def within(judged: Judged, duration: float, video: str) -> Judged:
 
 
 def is_judged(moment: Moment | Hit, judged: Judged) -> bool:
-    """Whether a moment lies where somebody said yes, or is what somebody said no to."""
-    same = same_place if judged[2] else same_answer
-    return same((moment.start, moment.end), judged[:2])
+    """Whether a moment is known, see :func:`relocal_pyg.models.occurrences.is_known`."""
+    return is_known((moment.start, moment.end), judged)
 
 
 def pinned(judged: Sequence[Judged], moments: Sequence[Moment]) -> list[Moment]:

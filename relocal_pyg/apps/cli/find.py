@@ -373,6 +373,7 @@ def find_in_features(
     if examples:
         matcher = type(matcher)(ByExamples(matcher.model, examples))
     if how.every:
+        known = [*((*no, False) for no in nos), *[(*span, True)] * left_out]
         found, count = occurrences(
             matcher,
             clip,
@@ -381,7 +382,7 @@ def find_in_features(
             examples=examples,
             seconds_per_step=step,
             least=how.least,
-            without=[(start / step, end / step) for start, end in (*nos, *[span] * left_out)],
+            without=[(a / step, b / step, c) for a, b, c in known],
         )
         moments = [replace(m, start=m.start * step, end=m.end * step) for m in found]
     else:

@@ -411,7 +411,7 @@ def serve(
         raise UsageError("the page needs its packages: pip install 'relocal_pyg[serve]'") from None
     if not 1 <= port <= 65535 or max_upload_mb < 1:
         raise UsageError("a port of 1 to 65535 and at least 1 megabyte wanted")
-    if host not in ("127.0.0.1", "localhost"):
+    if host not in ("127.0.0.1", "localhost", "::1"):
         say(f"warning: {host} can be reached by others, and there is no password")
     from relocal_pyg.apps.serve import run
 
@@ -425,7 +425,8 @@ def serve(
 
     def started() -> None:
         say(f"matcher: {why}{also}")
-        say(f"open http://{host}:{port} (Ctrl-C ends it)")
+        address = f"[{host}]" if ":" in host else host
+        say(f"open http://{address}:{port} (Ctrl-C ends it)")
 
     run(
         folder,

@@ -466,7 +466,8 @@ def run(
             collection = Collection(index, indexed, library)
             collection.made.check(network)
         try:
-            listening = socket.create_server((host, port))
+            family = socket.AF_INET6 if ":" in host else socket.AF_INET
+            listening = socket.create_server((host, port), family=family)
         except (OSError, TypeError, ValueError) as error:  # or no name of a machine at all
             why = getattr(error, "strerror", None) or error
             reason = f"port {port} of {host} cannot be opened ({why}): try another --port"

@@ -602,6 +602,19 @@ def test_the_command_checks_and_starts(starts, films, capsys, tmp_path: Path):
     assert len(starts) == 2
 
 
+def test_an_address_of_ipv6_is_served(starts, capsys):
+    try:
+        with socket.create_server(("::1", 0), family=socket.AF_INET6) as listening:
+            port = listening.getsockname()[1]
+    except OSError:
+        pytest.skip("this machine has no IPv6")
+    assert main(["serve", "--host", "::1", "--port", str(port)]) == 0
+    assert starts[0]["at"][:2] == ("::1", port)
+    printed = capsys.readouterr().out
+    assert f"http://[::1]:{port}" in printed
+    assert "no password" not in printed
+
+
 def test_the_command_opens_an_index(starts, index, blocks, monkeypatch, capsys, tmp_path: Path):
     monkeypatch.setattr(
         import_module("relocal_pyg.apps.cli.watch"), "load_network", lambda *_: (blocks, None)
