@@ -301,8 +301,6 @@ def fit(
     """
     folder = None if out is None else Path(out)
     model.check_width(protocol.features.dim, f"protocol {protocol.name}")
-    if model.dtype != torch.float32:
-        raise UsageError(f"the weights are {model.dtype}: call float() first, training takes that")
     if not protocol.splits.get("train"):
         raise UsageError("no training items: the split 'train' is empty or missing")
     facts = {

@@ -362,7 +362,5 @@ def test_a_protocol_without_validation_pairs_is_refused(protocol):
             fit(network(protocol), wrong, config=CONFIG, show_progress=False)
     with pytest.raises(FeatureError, match="protocol synthetic"):
         fit(SST(protocol.features.dim + 1), protocol, config=CONFIG, show_progress=False)
-    with pytest.raises(UsageError, match="float64: call float"):
-        fit(network(protocol).double(), protocol, config=CONFIG, show_progress=False)
     with pytest.raises(UsageError, match="decay is no"):
         TrainingConfig(decay="no")  # it was true
