@@ -54,6 +54,7 @@ def room(name: str) -> int:
     return ROOMS.index(name.split(".")[1])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(PACKAGE)))
 def test_imports_point_up(path: Path):
     name = dotted(path)
@@ -62,6 +63,7 @@ def test_imports_point_up(path: Path):
             assert room(other) <= room(name), f"{name} imports {other}, which is further down"
 
 
+@pytest.mark.slow
 def test_the_import_graph_has_no_cycle():
     graph = {name: imports(path) - FACE for name, path in NAMES.items() if name not in FACE}
     graphlib.TopologicalSorter(graph).prepare()  # raises CycleError, which names the cycle
@@ -74,6 +76,7 @@ def test_the_house_is_small():
     assert sum(lines.values()) <= MOST_LINES
 
 
+@pytest.mark.slow
 def test_only_the_guarded_writers_write():
     """Every file is written under a temporary name that ``io.write`` gave, or is a cache's own."""
     writes = {"write_text", "write_bytes", "savefig", "to_csv", "to_parquet", "tofile"}
@@ -89,6 +92,7 @@ FORBIDDEN_CALLS = {"eval", "exec", "compile"}
 FORBIDDEN_MODULES = {"pickle", "dill", "cloudpickle", "shelve", "marshal"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(PACKAGE)))
 def test_nothing_a_user_supplies_can_run(path: Path):
     tree = ast.parse(path.read_text(encoding="utf-8"))
@@ -171,6 +175,7 @@ def test_find_loads_nothing_of_training(tmp_path: Path):
     assert not {name for name in held if name.startswith(("relocal_pyg.training",))}
 
 
+@pytest.mark.slow
 def test_a_missing_file_is_said_before_anything_is_loaded(tmp_path: Path):
     held = loaded(
         "from relocal_pyg.apps.cli import main\nassert main(['find', *sys.argv[1:]]) == 2",
@@ -180,6 +185,7 @@ def test_a_missing_file_is_said_before_anything_is_loaded(tmp_path: Path):
     assert not {"torch", "h5py", "pandas", "av"} & held
 
 
+@pytest.mark.slow
 def test_other_commands_load_only_what_they_name(tmp_path: Path):
     held = loaded("from relocal_pyg.apps.cli import main\nassert main(['check', 'a', 'b']) == 2")
     commands = {name for name in held if name.startswith("relocal_pyg.apps.cli.")}

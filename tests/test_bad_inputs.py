@@ -202,6 +202,7 @@ FILES: list[tuple[int, str, Callable[[Place], object], str, tuple[str, ...]]] = 
 ]  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("spoil", "file", "words"),
     [pytest.param(*case[2:], id=f"{case[0]}-{case[1]}") for case in FILES],
@@ -321,6 +322,7 @@ def test_a_record_that_is_set_aside(place: Place, capsys, monkeypatch, spoil, fi
         refused([*command, "--strict"], capsys, named)
 
 
+@pytest.mark.slow
 def test_training_goes_on_without_the_bad_records(place: Place, capsys, monkeypatch):
     """Every kind of bad record at once; the command trains on what is left."""
     import dataclasses
@@ -345,6 +347,7 @@ def test_training_goes_on_without_the_bad_records(place: Place, capsys, monkeypa
     assert all(torch.isfinite(value).all() for value in weights.values())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("script", "reason"), [("exec sleep 60", "hangs"), ("kill -SEGV $$", "crashes")]
 )
@@ -379,6 +382,7 @@ def test_12_13_bombs_take_no_memory(place: Place, figure):
     assert peak < 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["répas", "日本語 видео", "🎬", "a b", "~root", "$(id)", "-rf"])
 def test_18_valid_unicode_ids_work(place: Place, capsys, name: str):
     add_features(place, name)
@@ -409,6 +413,7 @@ def test_25_a_huge_number_of_steps_works(tmp_path: Path, capsys):
     assert abs(start - 2000) <= 5
 
 
+@pytest.mark.slow
 def test_28_29_clip_opts_in(place: Place):
     place.annotate(**{IDS[0]: entry([-1, 3], [15, 99])})
     assert len(place.check()) == 2
@@ -423,6 +428,7 @@ def test_31_a_duplicate_counts_once(place: Place):
     assert [list(each) for each in truths] == [[(2, 8)]]
 
 
+@pytest.mark.slow
 def test_34_a_byte_order_mark_works(place: Place, capsys):
     place.json.write_bytes(b"\xef\xbb\xbf" + place.json.read_bytes())
     assert len(place.check()) == 0
@@ -478,6 +484,7 @@ def payload_files(folder: Path, marker: Path) -> dict[str, Path]:
     return files
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["a.pkl", "a.pt", "old.pt", "a.npy", "a.npz"])
 @pytest.mark.parametrize("where", ["weights", "model", "state", "features", "permutation"])
 def test_37_no_payload_is_run(
@@ -626,6 +633,7 @@ CHECKPOINTS: dict[str, tuple[Callable[[Path], object], str]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CHECKPOINTS)
 def test_39_a_checkpoint_that_does_not_fit(checkpoint: Path, capsys, name: str):
     spoil, words = CHECKPOINTS[name]
@@ -639,6 +647,7 @@ def test_39_a_checkpoint_that_does_not_fit(checkpoint: Path, capsys, name: str):
     refused(find_with(checkpoint), capsys, checkpoint, words)
 
 
+@pytest.mark.slow
 def test_40_an_index_of_another_model(place: Place, checkpoint: Path, capsys):
     from relocal_pyg.errors import SearchIndexError
     from relocal_pyg.search import SearchIndex, build_index
@@ -651,6 +660,7 @@ def test_40_an_index_of_another_model(place: Place, checkpoint: Path, capsys):
     refused(["search", str(folder), *arguments[2:]], capsys, folder, "another model")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["full disk", "read-only"])
 def test_41_where_nothing_can_be_written(place: Place, kind: str):
     """The command in a process of its own, on a small full disk or without permission."""

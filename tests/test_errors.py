@@ -59,6 +59,7 @@ def test_reason_of_several_lines_becomes_one() -> None:
     assert str(RelocalError("first\n   second\tthird ")) == "first second third"
 
 
+@pytest.mark.slow
 @settings(deadline=None)
 @given(st.text(alphabet=st.characters(), max_size=30))
 def test_any_record_prints_on_one_line(record: str) -> None:

@@ -123,6 +123,7 @@ def test_matmul_equals_the_dense_product(
         )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("steps", "k"), [(2000, 1), (2000, 3), (1500, 64), (900, 901)])
 def test_the_closed_form_does_not_cancel_in_float32(steps: int, k: int) -> None:
     # A large mean is what ruins differences of running sums.
@@ -162,6 +163,7 @@ def test_mask_drops_the_edges_of_pads(weight: str, normalization: str) -> None:
         )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["dense", "closed_form"])
 def test_gradients(method: str) -> None:
     graph = PairGraph(4, 3, "laplacian")

@@ -57,6 +57,7 @@ def random_moments(seed: int, count: int, span: int = 50) -> torch.Tensor:
 
 
 class TestTiou:
+    @pytest.mark.slow
     @settings(deadline=None)
     @given(pairs, pairs)
     def test_equals_counting_cells(self, first: tuple[int, int], second: tuple[int, int]) -> None:
@@ -126,6 +127,7 @@ class TestTiou:
 
 
 class TestNms:
+    @pytest.mark.slow
     @pytest.mark.parametrize("threshold", [0.0, 0.3, 0.5, 0.7, 0.95])
     @pytest.mark.parametrize("count", [1, 5, 60, 700])
     def test_equals_a_greedy_loop(self, count: int, threshold: float) -> None:
@@ -134,6 +136,7 @@ class TestNms:
         expected = plain_nms(moments.tolist(), scores.tolist(), threshold)
         assert nms(moments, scores, threshold).tolist() == expected
 
+    @pytest.mark.slow
     @settings(deadline=None)
     @given(st.lists(st.tuples(pairs, st.integers(0, 3)), max_size=40), st.sampled_from([0.3, 0.5]))
     def test_equals_a_greedy_loop_with_ties(

@@ -25,6 +25,7 @@ FILES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("schema", FILES)
 def test_files_fit_their_schema(schema: str):
     assert FILES[schema]

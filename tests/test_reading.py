@@ -64,6 +64,7 @@ def test_nan_passes_only_on_request(tmp_path: Path) -> None:
         read(tmp_path, '{"a": NaN, "a": 1}', allow_nan=True)
 
 
+@pytest.mark.slow
 @given(
     st.recursive(
         st.none()

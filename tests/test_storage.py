@@ -201,6 +201,7 @@ def test_a_signal_while_a_folder_is_made_or_removed_leaves_none(
     assert not [name for name in names(tmp_path) if name.startswith(".relocal-")]
 
 
+@pytest.mark.slow
 def test_without_exchange_a_kill_between_the_renames_loses_nothing(tmp_path: Path) -> None:
     fill(tmp_path / "last", a="1")
     code = """
@@ -252,6 +253,7 @@ for step in range(100000):
 """
 
 
+@pytest.mark.slow
 @pytest.mark.faults
 @pytest.mark.parametrize("kind", ["file", "folder"])
 def test_kill_at_any_time_leaves_one_whole_result_not_older_than_acknowledged(
@@ -285,6 +287,7 @@ def test_kill_at_any_time_leaves_one_whole_result_not_older_than_acknowledged(
     assert names(tmp_path) == ["out"]
 
 
+@pytest.mark.slow
 @pytest.mark.faults
 def test_a_full_disk_is_an_output_error_and_the_old_file_stays(tmp_path: Path) -> None:
     code = """
@@ -353,6 +356,7 @@ def test_a_manifest_covers_subfolders(tmp_path: Path) -> None:
     assert verify_manifest(tmp_path) == write_manifest(tmp_path, "test")
 
 
+@pytest.mark.slow
 def test_every_single_bit_flip_is_found(tmp_path: Path) -> None:
     folder = tmp_path / "model"
     fill(folder, a="w")
@@ -404,6 +408,7 @@ def test_an_older_manifest_is_still_read_but_not_replaced(tmp_path: Path) -> Non
         fill(tmp_path, a="2")
 
 
+@pytest.mark.slow
 def test_storage_does_not_import_torch() -> None:
     code = "import sys, relocal_pyg.io.write; print('torch' in sys.modules)"
     output, _ = python(code).communicate()

@@ -26,6 +26,7 @@ def test_there_is_something_to_check():
     assert len(PYTHON) >= 3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", sorted({line.split()[1] for line in SHELL}))
 def test_every_option_exists(command, capsys):
     assert command in COMMANDS

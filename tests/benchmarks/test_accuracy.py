@@ -59,6 +59,7 @@ def test_every_row_is_tested_once_and_lands_in_the_table(tiny, tmp_path, monkeyp
             assert low <= gain <= high
 
 
+@pytest.mark.slow
 def test_a_system_without_training_has_its_row(tiny, tmp_path):
     bench.main(tmp_path, sets=("synthetic",), recipes=("Frame-level DP",), seeds=(0,))
     cell = rows.Cell("synthetic", "Frame-level DP", None, 0)
@@ -144,6 +145,7 @@ def test_a_size_limits_each_class():
     assert sets.with_items(protocol, max(most.values()), seed=0) is None
 
 
+@pytest.mark.slow
 def test_sparse_features_are_mostly_zero():
     protocol = sets.load("sparse", 0, None, None)
     item = protocol.splits["train"][0]
@@ -159,12 +161,14 @@ def test_unknown_names_are_refused(tmp_path):
         sets.load("anet", 0, None, tmp_path)
 
 
+@pytest.mark.slow
 def test_every_recipe_builds():
     for name, system in recipes.systems().items():
         assert system.build(8).in_channels in (None, 8), name
     assert table.HEADER.count("\n") == 1
 
 
+@pytest.mark.slow
 def test_short_budgets_change_training_alone_and_matr_reads_fewer_steps():
     systems = recipes.systems()
     for name in ("MATR", "MATR, pretrained and tuned", "recommended", recipes.TUNED):
@@ -178,6 +182,7 @@ def test_short_budgets_change_training_alone_and_matr_reads_fewer_steps():
     assert before.build(8).config()["self_supervised"]
 
 
+@pytest.mark.slow
 def test_the_tuned_matcher_starts_at_the_weights_of_the_package():
     start = recipes.systems()[recipes.TUNED].build(8).state_dict()
     given = recipes.FREE["Pretrained matcher"]().state_dict()

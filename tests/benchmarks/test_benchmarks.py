@@ -18,6 +18,7 @@ from benchmarks.__main__ import PARTS, main  # noqa: E402
 ROOT = Path(index.__file__).parent
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "part",
     [
@@ -67,6 +68,7 @@ def test_every_script_says_what_it_does(name, monkeypatch, capsys):
     assert "usage" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_an_index_grows_without_a_look_at_every_proposal(capsys):
     clock, threads = measuring.clock, torch.get_num_threads()
     try:

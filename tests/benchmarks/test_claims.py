@@ -19,6 +19,7 @@ def cell(n: int, k: int, graph: bool) -> float:
     return (2 * n + (3 if k > 1 else 0) + (1 if k > 2 else 0) + (5 if graph else 0)) / 100
 
 
+@pytest.mark.slow
 def test_planted_effects_come_back(tmp_path, capsys):
     for n in (1, 2, 3):
         for k in (1, 2, 3):

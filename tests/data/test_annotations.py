@@ -363,6 +363,7 @@ def test_the_quarantine(tmp_path: Path) -> None:
         Quarantine(strict=True).add("b.h5", "y", "bad", FeatureError)
 
 
+@pytest.mark.slow
 def test_real_annotations(shared_data: Path) -> None:
     file = shared_data / "activitynet" / "activity_net.v1-2.json"
     raw = json.loads(file.read_text())["database"]
@@ -387,6 +388,7 @@ def test_real_annotations(shared_data: Path) -> None:
     assert len({s.label for video in videos.values() for s in video.segments}) == 100
 
 
+@pytest.mark.slow
 def test_real_thumos14(shared_data: Path) -> None:
     root = shared_data / "thumos14"
     counts = {}

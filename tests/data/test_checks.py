@@ -37,6 +37,7 @@ def features(tmp_path: Path) -> Path:
     return tmp_path / "a.h5"
 
 
+@pytest.mark.slow
 def test_the_child_sees_what_the_parent_would(features: Path) -> None:
     records = [record for record in scan(features, "c3d_features") if record is not None]
     assert probe_features(features) == records
@@ -46,6 +47,7 @@ def test_the_child_sees_what_the_parent_would(features: Path) -> None:
     assert {record.name for record in quick if record.problem} == {"flat", "zero"}
 
 
+@pytest.mark.slow
 def test_everything_unusable_is_reported(features: Path, tmp_path: Path) -> None:
     ids = ("a", "c", "narrow", "absent", "v_b")
     quarantine = check_dataset(features, annotate(tmp_path, *ids))
@@ -62,11 +64,13 @@ def test_everything_unusable_is_reported(features: Path, tmp_path: Path) -> None
     assert len(check_dataset(features, annotate(tmp_path, "a"), values=False)) == 3
 
 
+@pytest.mark.slow
 def test_two_ids_of_one_video_are_refused(features: Path, tmp_path: Path) -> None:
     with pytest.raises(AnnotationError, match="v_a: has the features of 'a' too"):
         check_dataset(features, annotate(tmp_path, "a", "b", "v_a"))
 
 
+@pytest.mark.slow
 def test_nothing_in_common_is_an_error(features: Path, tmp_path: Path) -> None:
     with pytest.raises(FeatureError, match="no video of .* has usable features"):
         check_dataset(features, annotate(tmp_path, "x", "c", "narrow"))
@@ -74,6 +78,7 @@ def test_nothing_in_common_is_an_error(features: Path, tmp_path: Path) -> None:
         check_dataset(features, annotate(tmp_path))
 
 
+@pytest.mark.slow
 def test_an_unsafe_record_refuses_the_whole_file(features: Path, tmp_path: Path) -> None:
     with h5py.File(features, "a") as file:
         file["link"] = h5py.SoftLink("/a")
@@ -82,6 +87,7 @@ def test_an_unsafe_record_refuses_the_whole_file(features: Path, tmp_path: Path)
     assert caught.value.file == str(features)
 
 
+@pytest.mark.slow
 def test_files_that_are_no_features(tmp_path: Path) -> None:
     (tmp_path / "text").write_text("text")
     for name in ("missing", "text", ""):
@@ -89,6 +95,7 @@ def test_files_that_are_no_features(tmp_path: Path) -> None:
             probe_features(tmp_path / name)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("script", "reason"),
     [
@@ -114,6 +121,7 @@ def test_a_reader_that_hangs_or_crashes_is_an_error(
             probe_features(features, time_limit=wrong)
 
 
+@pytest.mark.slow
 def test_a_reader_that_gets_no_processor_does_not_hang(
     features: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -141,6 +149,7 @@ def test_the_child_prints_lines_of_json(
     assert json.loads(capsys.readouterr().out)["error"] == "is not a file"
 
 
+@pytest.mark.slow
 @pytest.mark.faults
 def test_damaged_files_never_take_the_parent_down(tmp_path: Path) -> None:
     path = tmp_path / "a.h5"
@@ -157,6 +166,7 @@ def test_damaged_files_never_take_the_parent_down(tmp_path: Path) -> None:
     assert os.listdir(tmp_path) == ["a.h5"]
 
 
+@pytest.mark.slow
 def test_real_data_is_sound(shared_data: Path) -> None:
     folder = shared_data / "50salads"
     assert len(check_dataset(folder / "features.h5", folder / "annotations.json")) == 0

@@ -33,6 +33,7 @@ def run(code: str) -> str:
     return done.stdout.strip()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("module", "absent"), [("relocal_pyg.data", "h5py"), ("relocal_pyg.data.checks", "torch")]
 )

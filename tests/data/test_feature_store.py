@@ -58,6 +58,7 @@ def test_every_row_comes_back(path: Path) -> None:
     assert np.array_equal(store.read("video 1", 63, 66).numpy(), ARRAYS["video 1"][63:66])
 
 
+@pytest.mark.slow
 @given(data=st.data())
 def test_ranges_and_subsampling_equal_slicing(
     tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
@@ -177,6 +178,7 @@ def test_values_of_other_files_are_refused(tmp_path: Path, path: Path) -> None:
             store.read(name)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "options",
     [
@@ -288,6 +290,7 @@ def test_damage_is_found_by_checksum(path: Path) -> None:
     assert [name for name, problem in problems.items() if problem] == ["video 2"]
 
 
+@pytest.mark.slow
 @pytest.mark.faults
 def test_no_bit_flip_gives_wrong_rows(tmp_path: Path) -> None:
     path = tmp_path / "a.h5"
@@ -328,6 +331,7 @@ def expected_rows() -> Iterator[np.ndarray]:
         yield ARRAYS[sorted(ARRAYS)[number % 4]][number % 25 : number % 25 + 5]
 
 
+@pytest.mark.slow
 def test_forked_workers_read_the_right_rows(path: Path) -> None:
     store = FeatureStore(path)
     store.read("video 0")  # the handle is open when the workers are forked
@@ -356,6 +360,7 @@ def test_pickling_leaves_the_handle_behind(path: Path) -> None:
     assert copy.check is False
 
 
+@pytest.mark.slow
 def test_many_stores_and_reads_keep_few_files_open(path: Path) -> None:
     store = FeatureStore(path)
     before = len(os.listdir("/proc/self/fd"))

@@ -148,6 +148,7 @@ def test_names_of_films_as_people_give_them(tmp_path: Path, name: str) -> None:
     assert TagProposals(found, lambda video_id: 10)(item, 5).tolist() == [[1, 3]]
 
 
+@pytest.mark.slow
 def test_the_released_list_comes_back_byte_for_byte(shared_data: Path, tmp_path: Path) -> None:
     file = shared_data / "activitynet" / "activitynet1.2_tag_val_normalized_proposal_list.txt"
     records = read_proposal_list(file)

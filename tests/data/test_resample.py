@@ -50,6 +50,7 @@ def test_short_clips_are_padded_with_zeros_at_the_end() -> None:
     assert mask.all()
 
 
+@pytest.mark.slow
 @given(data=st.data(), n=st.integers(1, 90), num_steps=st.integers(1, 20))
 def test_windows_equal_the_loop(data: st.DataObject, n: int, num_steps: int) -> None:
     bound = st.floats(-10, 100)

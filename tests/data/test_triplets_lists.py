@@ -56,6 +56,7 @@ def label_of(video: float) -> set[str]:
     return {i.label for i in ITEMS if i.video_id == str(int(video))}
 
 
+@pytest.mark.slow
 def test_triplets_are_what_the_paper_says(protocol):
     by_id = {i.item_id: i for i in ITEMS}
     for positive, negative in TripletDataset(protocol, num_samples=60, seed=3, num_steps=40):

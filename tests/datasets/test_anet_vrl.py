@@ -115,6 +115,7 @@ def test_the_classes_are_those_of_the_few_shot_line(published: dict[str, list[It
     assert len(set.union(*labels.values())) == sum(map(len, labels.values())) == 200
 
 
+@pytest.mark.slow
 def test_crops_depend_on_the_seed_and_the_item_alone(sources: Sources) -> None:
     some = dict(list(sources.videos.items())[:4000])
     everything = {item for items in sources.build().values() for item in items}
@@ -163,6 +164,7 @@ def test_published_pairs(published: dict[str, list[Item]]) -> None:
     assert shares["video"] == 0
 
 
+@pytest.mark.slow
 def test_published_items_without_annotations(sources: Sources) -> None:
     items = anet_vrl_items(sources.published)["val"]
     raw = json.loads((sources.published / "val.json").read_text())
@@ -241,6 +243,7 @@ def test_malformed_sources(tmp_path: Path) -> None:
         build_anet_vrl({"v": video((0, 1, "a"))}, {}, [0, 1])
 
 
+@pytest.mark.slow
 def test_reading_from_files_equals_building_from_values(
     sources: Sources, published: dict[str, list[Item]], tmp_path: Path
 ) -> None:

@@ -149,6 +149,7 @@ def test_without_subjects_videos_are_held_out(tmp_path: Path) -> None:
         make(tmp_path, holdout="subject")
 
 
+@pytest.mark.slow
 def test_unseen_classes_by_name_and_too_few_of_them(tmp_path: Path) -> None:
     write(tmp_path)
     content = json.loads((tmp_path / "a.json").read_text())

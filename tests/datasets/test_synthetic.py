@@ -143,6 +143,7 @@ def test_no_two_classes_have_the_same_core_but_they_share_sub_actions(
         assert c.optional[0] // 6 == c.core[0] // 6
 
 
+@pytest.mark.slow
 def test_lengths_and_layout_lie_in_their_bounds(protocol: Protocol) -> None:
     seen = {}
     for items in protocol.splits.values():
@@ -165,6 +166,7 @@ def test_lengths_and_layout_lie_in_their_bounds(protocol: Protocol) -> None:
     assert np.histogram(starts, bins=4, range=(0, 1))[0].min() > 0.15 * len(starts)
 
 
+@pytest.mark.slow
 def test_proposals_are_few_and_hold_nearly_every_moment(protocol: Protocol) -> None:
     best, counts = [], []
     for item in protocol.splits["test"]:
@@ -195,6 +197,7 @@ def test_performances_fill_their_steps_and_leave_none_out() -> None:
             assert set(track.tolist()) <= {*world.classes[3].core, *world.classes[3].optional}
 
 
+@pytest.mark.slow
 def test_subset_order_and_speed_vary_between_videos(
     protocol: Protocol, features: SimulatedFeatures
 ) -> None:
@@ -241,6 +244,7 @@ def test_a_plain_world_shows_prototypes_scenes_and_smooth_transitions() -> None:
         assert np.abs(features @ world.nuisance.T).max() < 1e-3
 
 
+@pytest.mark.slow
 def test_style_is_one_constant_per_video_and_drift_changes_inside_it() -> None:
     # Strengths are lengths over all 24 nuisance dimensions.
     style = world_videos(replace(PLAIN, style=2.0), count=60)
@@ -265,6 +269,7 @@ def test_style_is_one_constant_per_video_and_drift_changes_inside_it() -> None:
     assert tracks.std() * 24**0.5 == pytest.approx(1.5, rel=0.1)
 
 
+@pytest.mark.slow
 def test_noise_variation_and_gain_have_their_strengths() -> None:
     plain = world_videos(PLAIN, count=20)
     noisy = world_videos(replace(PLAIN, noise=1.6), count=20)
@@ -294,6 +299,7 @@ def test_noise_variation_and_gain_have_their_strengths() -> None:
     assert np.std(ratios) == pytest.approx(0.2, rel=0.1)
 
 
+@pytest.mark.slow
 def test_gaps_show_distractors_of_other_themes_and_partial_matches() -> None:
     def gaps(config: WorldConfig) -> tuple[World, np.ndarray]:
         source = world_videos(config, count=100)
@@ -322,6 +328,7 @@ def test_a_world_of_one_theme_has_no_distractors() -> None:
     assert (track[9:] == BACKGROUND).all()
 
 
+@pytest.mark.slow
 def test_training_free_matching_is_above_chance_and_nuisance_is_what_holds_it_back(
     protocol: Protocol, features: SimulatedFeatures
 ) -> None:
@@ -349,6 +356,7 @@ def test_training_free_matching_is_above_chance_and_nuisance_is_what_holds_it_ba
 # --- files -----------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_written_files_read_back_equal(tmp_path: Path, write_synthetic) -> None:
     made = synthetic(SMALL)
     written = write_synthetic(tmp_path, SMALL)
@@ -377,6 +385,7 @@ def test_written_files_read_back_equal(tmp_path: Path, write_synthetic) -> None:
         assert entry["duration"] == 0.5 * len(made.features.read(video))
 
 
+@pytest.mark.slow
 def test_custom_reads_what_was_written(tmp_path: Path, write_synthetic) -> None:
     made = write_synthetic(tmp_path, SMALL)
     unseen = made.about["classes"]["test"]
@@ -430,6 +439,7 @@ def test_actions_that_meet_share_no_step() -> None:
     assert plan.actions == ((5, 20, 0), (20, 30, 1))
 
 
+@pytest.mark.slow
 def test_simulated_anet_vrl_keeps_published_items(shared_data: Path) -> None:
     folder = shared_data / "video_reloc"
     protocol = simulated_anet_vrl(folder)

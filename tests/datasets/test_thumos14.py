@@ -34,6 +34,7 @@ def names(items: list[Item]) -> set[str]:
     return {item.video_id for item in items}
 
 
+@pytest.mark.slow
 def test_the_videos(videos: dict[str, Video]) -> None:
     assert len(videos) == 410
     assert not set(EXCLUDED) & set(videos)
@@ -41,6 +42,7 @@ def test_the_videos(videos: dict[str, Video]) -> None:
     assert (subsets.count("val"), subsets.count("test")) == (200, 210)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(8))
 def test_fourteen_and_six_classes_in_disjoint_videos(videos: dict[str, Video], seed: int) -> None:
     items = thumos14_items(videos, seed=seed)
@@ -57,6 +59,7 @@ def test_fourteen_and_six_classes_in_disjoint_videos(videos: dict[str, Video], s
         assert len(pair & labels(items["test"])) in (0, 2)
 
 
+@pytest.mark.slow
 def test_items_are_whole_videos_with_every_truth(videos: dict[str, Video]) -> None:
     items = thumos14_items(videos)
     assert thumos14_items(dict(reversed(videos.items()))).keys() == items.keys()
@@ -76,6 +79,7 @@ def test_items_are_whole_videos_with_every_truth(videos: dict[str, Video]) -> No
     assert len(pairs) == len(items["test"])
 
 
+@pytest.mark.slow
 def test_the_order_of_videos_does_not_matter(videos: dict[str, Video]) -> None:
     turned = thumos14_items(dict(reversed(videos.items())), seed=3)
     for split, items in thumos14_items(videos, seed=3).items():
@@ -103,6 +107,7 @@ def write_root(root: Path) -> dict[str, int]:
     return lengths
 
 
+@pytest.mark.slow
 def test_the_protocol(tmp_path: Path) -> None:
     lengths = write_root(tmp_path)
     del lengths["video_validation_0000000"]

@@ -43,6 +43,7 @@ def test_repeating_the_pairs_of_every_video_adds_no_certainty() -> None:
     assert (naive[1] - naive[0]) < 0.5 * (once[1] - once[0])
 
 
+@pytest.mark.slow
 def test_covers_the_true_mean_about_as_often_as_it_says() -> None:
     generator = np.random.default_rng(4)
     covered = 0

@@ -38,6 +38,7 @@ def test_disagreement_is_one_minus_spearman_over_the_proposals(asked):
         assert amount == pytest.approx(6 * squares / (count * (count**2 - 1)), abs=1e-6)
 
 
+@pytest.mark.slow
 def test_what_both_halves_share_widens_no_interval():
     generator = torch.Generator().manual_seed(0)
     amounts = torch.rand(60, generator=generator, dtype=torch.float64)
@@ -58,6 +59,7 @@ def test_what_both_halves_share_widens_no_interval():
     assert (found - wanted).abs().max() < 0.1
 
 
+@pytest.mark.slow
 def test_halves_and_the_difference_of_leads_by_hand(asked):
     protocol, pairs = asked
     models = (ContrastMatcher(), CosineMatcher())

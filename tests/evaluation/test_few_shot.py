@@ -131,6 +131,7 @@ def test_with_one_truth_an_episode_a_threshold_only_takes(seed: int):
     assert area[0] > area[-1]
 
 
+@pytest.mark.slow
 def test_random_order_at_hit_rate_a_has_a_squared():
     rng = random.Random(0)
     truths = {str(n): [(0.0, 10.0)] for n in range(3000)}
@@ -142,6 +143,7 @@ def test_random_order_at_hit_rate_a_has_a_squared():
     assert area == pytest.approx(0.36, abs=0.02)
 
 
+@pytest.mark.slow
 def test_a_monotone_map_changes_nothing_and_thresholds_only_take():
     protocol = synthetic(small())
     episodes = draw_episodes(protocol, "test", count=30)
@@ -215,6 +217,7 @@ def test_a_class_of_few_videos_moves_no_episode_of_another():
             assert (first.supports[0], first.reference) == (more.supports[0], more.reference)
 
 
+@pytest.mark.slow
 def test_a_model_in_training_answers_as_in_evaluation():
     """Dropout would draw its answers, and batch normalisation learn from them."""
     protocol = synthetic(small())
@@ -272,6 +275,7 @@ def test_what_has_no_place_in_the_list_is_refused():
             average_precision([Detection("a", "", *numbers)], {"a": [(0, 1)]})
 
 
+@pytest.mark.slow
 def test_one_example_many_times_is_one_example():
     moments = torch.tensor([[0.0, 4.0], [2.0, 6.0], [10.0, 12.0]])
     ranking = Ranking.sort(moments, torch.tensor([0.3, 0.9, 0.1]))
@@ -322,6 +326,7 @@ def test_one_answer_to_one_truth_is_the_hit_rate():
     assert found["map@0.5"] == Estimate(pytest.approx(brute(detections, truths, 0.5)))
 
 
+@pytest.mark.slow
 def test_a_table_has_every_system_and_probabilities_where_there_are_some():
     protocol = synthetic(small())
     lists = [draw_episodes(protocol, "test", count=6, shots=shots) for shots in (1, 2)]

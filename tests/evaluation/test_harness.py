@@ -426,6 +426,7 @@ def published_items(shared_data: Path) -> tuple[Item, ...]:
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("model", "wanted", "mean"),
     [

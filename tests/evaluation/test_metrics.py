@@ -214,6 +214,7 @@ def test_figures_are_fetched_from_the_device_once(monkeypatch: pytest.MonkeyPatc
     assert waits <= 4
 
 
+@pytest.mark.slow
 @given(
     st.lists(
         st.tuples(*[st.floats(-50, 50)] * 2, st.floats(0, 50), st.floats(0.01, 50)),

@@ -88,6 +88,7 @@ def test_timeline_refuses_a_length_that_is_none(bad: float) -> None:
         plots.timeline(1.0, bad, [], {})
 
 
+@pytest.mark.slow
 def test_names_are_drawn_letter_by_letter(tmp_path: Path) -> None:
     evil = "$\\frac{$ <b> \x1b[0m 走る"
     figure = plots.timeline(5.0, 9.0, [(1.0, 2.0)], {evil: [(1.0, 2.0)]}, title=evil)
@@ -122,6 +123,7 @@ def test_similarity_map_is_the_cosine_in_seconds() -> None:
     assert "cosine similarity" in texts(figure)
 
 
+@pytest.mark.slow
 def test_explanation_map_draws_what_had_a_say_in_seconds(tmp_path: Path) -> None:
     table = np.zeros((4, 50))
     table[:, 20:26] = np.random.default_rng(0).normal(size=(4, 6))
@@ -197,6 +199,7 @@ def test_recall_curve_passes_through_the_scores() -> None:
     assert axes.get_xlabel() == "tIoU threshold"
 
 
+@pytest.mark.slow
 def test_pictures_can_be_saved_and_hold_something(tmp_path: Path) -> None:
     figures = {
         "timeline": plots.timeline(5.0, 9.0, [(1.0, 2.0)], {"A": [(1.0, 2.0)]}, title="x"),

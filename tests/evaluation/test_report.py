@@ -83,6 +83,7 @@ def page(
     return Page(path.read_text(encoding="utf-8"))
 
 
+@pytest.mark.slow
 def test_what_users_supply_is_inert(page: Page) -> None:
     assert not page.all("script")
     assert "<script>alert(1)</script>" in page.text
@@ -181,6 +182,7 @@ def test_the_same_comparison_gives_the_same_page(
     assert 'id="training"' not in (tmp_path / "a.html").read_text(encoding="utf-8")
 
 
+@pytest.mark.slow
 def test_a_report_of_something_else_is_refused(
     evil: Comparison, evil_protocol: Protocol, tmp_path: Path
 ) -> None:
@@ -196,6 +198,7 @@ def test_a_report_of_something_else_is_refused(
         write_report(tmp_path, evil, evil_protocol)
 
 
+@pytest.mark.slow
 def test_models_without_an_answer_are_told_apart(
     evil: Comparison, evil_protocol: Protocol, tmp_path: Path
 ) -> None:

@@ -90,6 +90,7 @@ def flip(bit: int) -> Callable[[bytes], bytes]:
     return change
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", MAKE)
 def test_a_flipped_bit_never_gives_a_wrong_answer(tmp_path: Path, count, figure, kind: str):
     read = MAKE[kind](tmp_path)
@@ -148,6 +149,7 @@ def test_a_shard_of_another_index_is_refused(tmp_path: Path):
         SearchIndex(folders[0], model)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", MAKE)
 def test_a_cut_file_is_refused(tmp_path: Path, count, kind: str):
     read = MAKE[kind](tmp_path)

@@ -155,6 +155,7 @@ def test_weights_that_are_declared_and_not_stored(tmp_path: Path) -> None:
         read_tensors(tmp_path / "pipe")
 
 
+@pytest.mark.slow
 @given(st.binary(max_size=300))
 @settings(max_examples=100, deadline=None)
 def test_any_bytes_are_an_array_or_one_line(
@@ -276,6 +277,7 @@ NAMES = st.text(min_size=1, max_size=30).filter(
 )
 
 
+@pytest.mark.slow
 @given(name=NAMES)
 @settings(
     deadline=None, max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture]
@@ -334,6 +336,7 @@ def test_names_of_what_is_written_are_printed_escaped(
             assert text.isprintable(), line
 
 
+@pytest.mark.slow
 @given(
     st.recursive(
         st.none() | st.booleans() | st.integers() | st.text(max_size=10),
@@ -382,6 +385,7 @@ def test_the_record_of_an_index_is_looked_at(tmp_path: Path, odd: dict[str, obje
         IndexedVideos.load(tmp_path / "i")
 
 
+@pytest.mark.slow
 @given(st.data())
 @settings(deadline=None, max_examples=60)
 def test_a_mutated_manifest_is_refused(

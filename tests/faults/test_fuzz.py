@@ -216,6 +216,7 @@ def test_a_full_run_is_ten_thousand_cases():
     assert sum(cases for *_, cases in FORMATS.values()) + HDF5_CASES + STRUCTURED_CASES == 10_000
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", FORMATS)
 def test_a_spoilt_file_is_read_or_refused(tmp_path: Path, count, figure, name: str):
     make, text, cases = FORMATS[name]
@@ -257,6 +258,7 @@ def drafts(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("drafts")
 
 
+@pytest.mark.slow
 @given(st.dictionaries(st.text(st.characters(codec=None), max_size=6), ENTRIES, max_size=4))
 @settings(
     max_examples=STRUCTURED_CASES if os.environ.get("RELOCAL_FAULTS") == "full" else 40,

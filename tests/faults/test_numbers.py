@@ -205,6 +205,7 @@ def test_the_standard_output_holds_the_json_alone(place: Path) -> None:
     assert main([*line[:3], "--csv", "-"]) == 2
 
 
+@pytest.mark.slow
 def test_find_and_search_write_one_schema(place: Path, tmp_path: Path) -> None:
     found, searched = tmp_path / "find.json", tmp_path / "search.json"
     query = str(place / "q.npy")
@@ -217,6 +218,7 @@ def test_find_and_search_write_one_schema(place: Path, tmp_path: Path) -> None:
     assert many["moments"][0]["video"] == "v"
 
 
+@pytest.mark.slow
 def test_the_version_is_said() -> None:
     import relocal_pyg
 

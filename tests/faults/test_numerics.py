@@ -115,6 +115,7 @@ def test_every_model_answers_odd_features_with_finite_numbers(name: str, kind: s
             assert 0 <= found.start <= found.end <= steps
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", TRAINED)
 def test_float32_answers_are_those_of_float64(name: str):
     torch.manual_seed(1)
@@ -203,6 +204,7 @@ def test_bad_features_never_reach_the_weights(protocol, tmp_path: Path, preset, 
             assert all(bool(torch.isfinite(tensor).all()) for tensor in kept.values())
 
 
+@pytest.mark.slow
 def test_a_gradient_that_is_not_finite_never_reaches_the_weights(protocol, tmp_path, monkeypatch):
     model = build_network(small(RECOMMENDED), protocol.features.dim)
     before = {name: value.detach().clone() for name, value in model.named_parameters()}

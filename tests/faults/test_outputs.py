@@ -142,6 +142,7 @@ HOW = ["as it is", "detour", "absolute", "link", "link of a link", "hard link"]
 HOW += ["linked folder", "case", "Unicode"]
 
 
+@pytest.mark.slow
 @given(st.data())
 @settings(
     max_examples=500 if os.environ.get("RELOCAL_FAULTS") == "full" else 60,
@@ -191,6 +192,7 @@ NAMED_WITHIN: list[tuple[list[str], list[str]]] = [
 ]
 
 
+@pytest.mark.slow
 @given(st.data())
 @settings(
     max_examples=200 if os.environ.get("RELOCAL_FAULTS") == "full" else 40,
@@ -318,6 +320,7 @@ def test_another_kind_of_output_is_not_replaced(tmp_path: Path) -> None:
         write_json(tmp_path / "gym.h5", 1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("option", ["--json", "--csv", "--srt", "--explain"])
 def test_a_clip_that_was_cut_here_is_no_text(place: Path, tmp_path: Path, option: str) -> None:
     """Clips of an earlier search are films by now, and inputs where their folder is read."""
@@ -467,6 +470,7 @@ def test_a_manifest_that_comes_or_goes_meanwhile_is_nothing_foreign(
         assert held == target
 
 
+@pytest.mark.slow
 def test_the_lock_of_a_killed_writer_is_free_at_once(tmp_path: Path) -> None:
     code = """
 import os, signal, sys
@@ -489,6 +493,7 @@ def test_work_may_enter_its_own_folder_again(tmp_path: Path) -> None:
     assert sorted(os.listdir(tmp_path / "run")) == ["a.json", "manifest.json"]
 
 
+@pytest.mark.slow
 def test_other_ranks_hold_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with own_folder(tmp_path / "run", "run"):
         monkeypatch.setenv("RANK", "1")

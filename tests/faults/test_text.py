@@ -36,6 +36,7 @@ def composed(text: str) -> str:
     return unicodedata.normalize("NFC", text)
 
 
+@pytest.mark.slow
 @given(
     rows=st.lists(
         st.tuples(words, st.integers(0, 50), st.integers(1, 50), words), min_size=1, max_size=6
@@ -106,6 +107,7 @@ def test_ids_match_across_unicode_forms(
     assert len(check_dataset(folder / "a.h5", folder / "a.json")) == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [" a", "a\u00a0", "\ufeffa", "a\u200b"])
 def test_ids_match_but_for_what_shows_nothing(tmp_path: Path, name: str) -> None:
     write_features(tmp_path / "a.h5", [(name, np.ones((20, 3), "f4"))])
@@ -195,6 +197,7 @@ def video(duration: float | None, *segments: tuple[float, float]) -> dict[str, o
     }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("steps", [120, 200, 270, 360, 900])
 def test_a_video_whose_features_were_cut_off_is_found(tmp_path: Path, steps: int) -> None:
     counts = {f"v{i}": 312 for i in range(7)} | {"v7": steps}
@@ -203,6 +206,7 @@ def test_a_video_whose_features_were_cut_off_is_found(tmp_path: Path, steps: int
     assert f"has {steps} steps for 100 s" in said[0]
 
 
+@pytest.mark.slow
 def test_videos_of_one_rate_or_of_one_number_of_steps_are_not_reported(tmp_path: Path) -> None:
     lengths = dict(zip((f"v{i}" for i in range(8)), range(20, 180, 20), strict=True))
     rate = {name: round(3.125 * length) - 2 for name, length in lengths.items()}
@@ -211,6 +215,7 @@ def test_videos_of_one_rate_or_of_one_number_of_steps_are_not_reported(tmp_path:
     assert annotated(tmp_path, dict.fromkeys(lengths, 100), videos) == []
 
 
+@pytest.mark.slow
 def test_times_in_frames_are_recognised(tmp_path: Path) -> None:
     names = [f"v{i}" for i in range(5)]
     with pytest.raises(AnnotationError, match="are these frames"):
@@ -223,6 +228,7 @@ def test_times_in_frames_are_recognised(tmp_path: Path) -> None:
     assert any("look like frames" in each for each in said)
 
 
+@pytest.mark.slow
 def test_advice_names_options_that_exist(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -251,6 +257,7 @@ def test_tables_that_went_wrong(cases: Path, name: str) -> None:
         )
 
 
+@pytest.mark.slow
 def test_feature_files_that_went_wrong(cases: Path) -> None:
     assert len(check_dataset(cases / "nfc.h5", cases / "nfd_ids.csv")) == 0
     (entry,) = check_dataset(cases / "trunc.h5", cases / "trunc.json").records

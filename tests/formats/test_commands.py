@@ -109,6 +109,7 @@ def planted(tmp_path):
     return ["find", *names, "--seconds-per-step", "2", "--top-k", "1"]
 
 
+@pytest.mark.slow
 def test_find_exports_by_suffix(planted, tmp_path, capsys):
     names = ("a.vtt", "a.eaf", "a.llc", "a.TextGrid", "a.json", "a.csv", "a.tsv")
     files = [tmp_path / name for name in names]
@@ -160,6 +161,7 @@ def test_a_timecode_that_is_none_is_said_before_the_search(tmp_path, capsys):
     assert capsys.readouterr() == ("", "relocal: '1 h' is not a timecode: hh:mm:ss:ff wanted\n")
 
 
+@pytest.mark.slow
 def test_an_export_without_moments_is_that_of_the_option(planted, tmp_path, capsys):
     files = [str(tmp_path / name) for name in ("a.srt", "b.srt", "b.vtt", "b.eaf")]
     found = [*planted, "--min-probability", "1", "--srt", files[0], "--export", *files[1:]]
@@ -170,6 +172,7 @@ def test_an_export_without_moments_is_that_of_the_option(planted, tmp_path, caps
     assert not (tmp_path / "b.eaf").exists()
 
 
+@pytest.mark.slow
 def test_the_label_is_the_name_of_what_was_looked_for(planted, tmp_path):
     saved = tmp_path / "my jump.json"
     assert main([*planted, "--json", str(saved)]) == 0

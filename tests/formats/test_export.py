@@ -110,6 +110,7 @@ def test_drop_frame_is_that_of_opentimelineio(rate, frame):
         assert frame_number(text, rate) == (frame, drop)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rate", [NTSC_30, NTSC_60])
 def test_every_frame_of_the_first_twenty_minutes_has_its_own_drop_frame_number(rate):
     frames = range(20 * 60 * round(rate))
@@ -227,6 +228,7 @@ def test_one_moment_in_every_format_of_frames(holiday):
 # Players
 
 
+@pytest.mark.slow
 @given(clips())
 @property_test
 def test_webvtt(clips):
@@ -242,6 +244,7 @@ def seconds(clock: str) -> float:
     return 3600 * int(hours) + 60 * int(minutes) + float(rest)
 
 
+@pytest.mark.slow
 @given(clips())
 @property_test
 def test_srt(clips):
@@ -250,6 +253,7 @@ def test_srt(clips):
     assert [cue.content for cue in cues] == [clip.caption for clip in clips]
 
 
+@pytest.mark.slow
 @given(clips())
 @property_test
 def test_subtitles_in_ffmpeg(tmp_path_factory, clips):
@@ -266,6 +270,7 @@ def test_subtitles_in_ffmpeg(tmp_path_factory, clips):
         close(spans, clips, MILLISECOND)
 
 
+@pytest.mark.slow
 @given(clips())
 @property_test
 def test_chapters_in_ffmpeg(tmp_path_factory, clips):
@@ -420,6 +425,7 @@ def test_resolve_markers(clips, begin):
     close(spans, clips, half_a_frame(clips))
 
 
+@pytest.mark.slow
 @given(clips())
 @property_test
 def test_final_cut_pro_7(clips):
@@ -441,6 +447,7 @@ def test_final_cut_pro_7(clips):
     assert marks == [frames(clip) for clip in clips]
 
 
+@pytest.mark.slow
 @given(clips())
 @property_test
 def test_fcpxml(clips):
@@ -479,6 +486,7 @@ def test_fcpxml(clips):
 # Annotation tools
 
 
+@pytest.mark.slow
 @given(clips())
 @property_test
 def test_elan(tmp_path_factory, clips):
@@ -503,6 +511,7 @@ def test_elan(tmp_path_factory, clips):
     assert document.media_descriptors[0]["MEDIA_URL"].startswith("file:///films/two%20words/")
 
 
+@pytest.mark.slow
 @given(clips())
 @property_test
 def test_textgrid(tmp_path_factory, clips):
@@ -534,6 +543,7 @@ def by_pympi(file):
     return [row for tier in grid.get_tiers() for row in tier.get_intervals() if row[2]]
 
 
+@pytest.mark.slow
 @given(clips())
 @property_test
 def test_audacity(clips):
@@ -571,6 +581,7 @@ def test_boris_pairs_starts_and_stops(clips):
         assert text in expected
 
 
+@pytest.mark.slow
 @given(clips())
 @property_test
 def test_activitynet_and_annotations_are_read_as_annotations(tmp_path_factory, clips):

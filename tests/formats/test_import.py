@@ -757,6 +757,7 @@ def documents():
     yield "f.csv", "\n".join(",".join(row) for row in TABULAR)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:.*are both taken for")
 @pytest.mark.parametrize(("name", "text"), list(documents()))
 @given(st.data())
@@ -797,6 +798,7 @@ def annotations(draw):
     return list({(clip.start, clip.end, clip.label): clip for clip in clips}.values())
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:.*predictions were read")
 @given(annotations())
 @settings(max_examples=15, deadline=None)

@@ -92,6 +92,7 @@ def test_regression_trains_its_own_layer_only(planted: MakeProtocol) -> None:
     }
 
 
+@pytest.mark.slow
 def test_overfits_a_batch(planted: MakeProtocol) -> None:
     model = small(dropout=0.0)
     loader = DataLoader(model.training_set(planted(), num_samples=8, seed=0), batch_size=8)

@@ -194,6 +194,7 @@ def test_ranking_leaves_a_model_in_training_as_it_was(name: str):
         assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", TRAINED)
 def test_doubles_and_inference_mode_change_no_answer(name: str):
     torch.manual_seed(0)
@@ -218,6 +219,7 @@ def test_doubles_and_inference_mode_change_no_answer(name: str):
         torch.testing.assert_close(double[:3].float(), single[:3], atol=1e-4, rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_a_wrapper_answers_as_its_model_does(constant):
     model = MultiGraphMatcher(hidden_channels=6, num_steps=5, head_channels=4).eval()
     told = Calibrated(model, constant())
@@ -246,6 +248,7 @@ def test_cross_gated_refuses_a_length_that_is_none(number: int) -> None:
         CrossGated(F, 6, max_steps=number)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("make", TRAINED.values())
 def test_short_floats_answer_as_full_ones_do(make: Callable[[], Relocalizer], kind: torch.dtype):
@@ -294,6 +297,7 @@ def test_settings_out_of_range_are_one_line(make: Callable[[], Relocalizer], nam
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.slow
 def test_settings_may_be_numbers_of_numpy(tmp_path: Path):
     for number, (kind, given, settings) in enumerate(
         (

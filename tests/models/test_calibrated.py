@@ -204,6 +204,7 @@ def test_too_few_outcomes_of_a_kind_are_refused(protocol: Protocol) -> None:
         calibrate(Wrong(), protocol, limit=20)
 
 
+@pytest.mark.slow
 def test_a_calibrated_model_keeps_it(protocol: Protocol, calibrated: Confidence, tmp_path: Path):
     model = small_network()
     model.save(tmp_path / "plain")
@@ -223,6 +224,7 @@ def test_a_calibrated_model_keeps_it(protocol: Protocol, calibrated: Confidence,
     assert [replace(m, probability=None, presence=None) for m in found] == plain
 
 
+@pytest.mark.slow
 def test_a_model_that_is_moved_or_cast_is_calibrated_still(constant) -> None:
     model = Calibrated(small_network(), constant(moment=0.75))
     query, reference = torch.randn(4, 5), torch.randn(30, 5)

@@ -42,6 +42,7 @@ def rewrite(folder: Path, **changes: Any) -> None:
     write_manifest(folder, "model")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", MODELS)
 def test_every_model_comes_back_as_it_was(tmp_path: Path, name: str):
     model = MODELS[name]().eval()
@@ -201,6 +202,7 @@ def test_a_network_with_options_that_are_gone_is_refused(tmp_path: Path, setting
         load_model(tmp_path / "model")
 
 
+@pytest.mark.slow
 def test_numbers_in_buffers_that_make_no_sense_do_not_break_an_answer(tmp_path: Path):
     query, reference = torch.randn(4, 8), torch.randn(30, 8)
     for name, buffer in (("SST", "stride"), ("cross-gated", "decoded_steps")):

@@ -97,6 +97,7 @@ def test_matching_equals_the_loop_whatever_the_padding() -> None:
             torch.testing.assert_close(together[b, :n], alone)
 
 
+@pytest.mark.slow
 def test_matching_gradients_match_finite_differences() -> None:
     layer = CrossMatching(3, 2).double()
     query = torch.randn(2, 3, 3, dtype=torch.float64, requires_grad=True)
@@ -184,6 +185,7 @@ def test_references_are_at_least_as_long_as_the_query_where_possible() -> None:
     assert {pair for pair in pairs if pair[0] == 30} == {(30, 20), (30, 5)}
 
 
+@pytest.mark.slow
 def test_decoded_length_covers_the_training_moments(planted: MakeProtocol) -> None:
     model = CrossGated(12, 4)
     model.training_set(planted(), num_samples=1, seed=0)

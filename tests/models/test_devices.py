@@ -211,6 +211,7 @@ def test_answers_are_those_of_the_cpu(name: str):
             torch.testing.assert_close(other, one, atol=1e-5, rtol=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", TRAINED)
 def test_training_losses_and_gradients_are_those_of_the_cpu(name: str, planted):
     protocol = planted([(2, 6), (4, 9), (5, 10)], length=12)

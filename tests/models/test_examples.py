@@ -181,6 +181,7 @@ def test_a_counter_example_takes_what_it_shows_from_the_front(draw):
     assert lost[1] > lost[0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "model", [ContrastMatcher(), MultiGraphMatcher(hidden_channels=8, num_steps=8).eval()]
 )
@@ -207,6 +208,7 @@ def test_counter_examples_alone_are_refused(draw):
         trace([Example(torch.rand(4, 3), good=False)], torch.rand(9, 3))
 
 
+@pytest.mark.slow
 def test_examples_may_be_any_arrays_of_one_width(draw):
     video, reference = film(draw, [30]), film(draw, [10, 90])
     shown = video[30:38]

@@ -37,6 +37,7 @@ def every_path(m: int, n: int) -> list[list[tuple[int, int]]]:
     return paths
 
 
+@pytest.mark.slow
 def test_least_average_path_equals_brute_force() -> None:
     rng = np.random.default_rng(0)
     paths = {(m, n): every_path(m, n) for m in range(1, 5) for n in range(1, 7)}

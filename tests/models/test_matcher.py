@@ -140,6 +140,7 @@ def test_any_lengths_are_finite(rng: torch.Generator, m: int, n: int) -> None:
     assert torch.isfinite(ranking.scores).all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rows", ["constant", "zero"])
 def test_stills_and_black_are_finite(rng: torch.Generator, rows: str) -> None:
     query, reference, _ = _videos(rng)
@@ -151,6 +152,7 @@ def test_stills_and_black_are_finite(rng: torch.Generator, rows: str) -> None:
 # What it does not depend on
 
 
+@pytest.mark.slow
 def test_width_order_and_scale_of_channels_are_nothing_to_it(rng: torch.Generator) -> None:
     query, reference, video = _videos(rng)
     windows = default_proposals(len(reference), len(query))
@@ -195,6 +197,7 @@ def test_exact_algebra_gives_the_scores_of_the_network(rng: torch.Generator) -> 
     torch.testing.assert_close(together[len(windows) :], alone, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_paces_average_the_scores_of_stretched_queries(rng: torch.Generator) -> None:
     query, reference, video = _videos(rng)
     windows = default_proposals(len(reference), len(query))
@@ -208,6 +211,7 @@ def test_paces_average_the_scores_of_stretched_queries(rng: torch.Generator) -> 
     torch.testing.assert_close(found, (one + two) / 2, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_more_windows_than_the_network_takes(
     rng: torch.Generator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -328,6 +332,7 @@ def test_pretrained_takes_any_width(rng: torch.Generator) -> None:
 # Short queries
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("length", [1, 2, 3])
 def test_a_clip_of_few_steps_is_found(rng: torch.Generator, length: int) -> None:
     """Each step shows one of eight scenes, but for the clip, which shows a ninth."""

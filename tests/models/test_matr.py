@@ -64,6 +64,7 @@ def test_zero_cost_counts_the_paths(part: bool, number: int):
     assert float(loss) * 3 == pytest.approx(-0.1 * math.log(number))
 
 
+@pytest.mark.slow
 def test_gradients_of_the_alignment():
     cost = torch.rand(2, 5, 3, dtype=torch.float64, requires_grad=True)
     lengths = torch.tensor([5, 4]), torch.tensor([3, 2])
@@ -151,6 +152,7 @@ def test_in_sequence_only_the_last_three_steps_see_the_slots():
     assert (before != after)[0].nonzero().flatten().tolist() == [9, 10, 11]
 
 
+@pytest.mark.slow
 def test_gradients_reach_the_decoder_where_it_is_read(planted: MakeProtocol):
     for fusion, reached in (("channel", True), ("none", False)):
         model = MATR(12, 16, heads=2, fusion=fusion)

@@ -48,6 +48,7 @@ def alarms(kind: str, count: int, keep: float | None = None) -> int:
 CASES = [("walk", keep) for keep in (0.9, 0.95, 0.99)] + [(kind, None) for kind in NOTHING[1:]]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("kind", "keep"), CASES)
 def test_nothing_raises_no_alarm(kind: str, keep: float | None) -> None:
     assert alarms(kind, 15, keep) <= 3
@@ -75,6 +76,7 @@ def filmed(kind: str, count: int, seed: int) -> Tensor:
     return (look + rows) @ ways
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("kind", "other"), [("noise", "noise"), ("still", "noise"), ("still", "people")]
 )
@@ -98,6 +100,7 @@ def test_a_copy_is_told_even_of_noise_or_of_a_still(kind: str) -> None:
     assert judge(query, reference, torch.tensor([[80.0, 104.0]]))[1] >= 0.5
 
 
+@pytest.mark.slow
 def test_what_is_there_is_said_to_be_there() -> None:
     presences = [judge(*held(seed), PLACE)[1] for seed in range(20)]
     assert sum(presence >= 0.5 for presence in presences) >= 18
@@ -110,6 +113,7 @@ def test_the_right_place_is_more_probable_than_another() -> None:
         assert right > wrong
 
 
+@pytest.mark.slow
 def test_the_action_elsewhere_in_the_reference_is_told_from_one_that_is_not_there() -> None:
     """Worlds without end: mean presence of what is there is above that of what is not."""
     told: dict[bool, list[float]] = {True: [], False: []}
@@ -186,6 +190,7 @@ def test_any_lengths(query: int, reference: int) -> None:
     assert 0 <= presence <= 1
 
 
+@pytest.mark.slow
 def test_many_answers_in_a_long_reference_take_little_memory() -> None:
     """And each is judged as it is by itself."""
     largest = 0

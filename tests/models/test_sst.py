@@ -83,6 +83,7 @@ def test_positive_weight_is_the_ratio(planted: MakeProtocol) -> None:
     torch.testing.assert_close(samples.positive_weight(), expected, rtol=0.2, atol=0)
 
 
+@pytest.mark.slow
 def test_stride_covers_the_training_moments(planted: MakeProtocol) -> None:
     model = SST(12, num_anchors=4)
     model.training_set(planted(), num_samples=1, seed=0)
@@ -92,6 +93,7 @@ def test_stride_covers_the_training_moments(planted: MakeProtocol) -> None:
     assert int(fixed.stride) == 3
 
 
+@pytest.mark.slow
 def test_loss_equals_the_loop(planted: MakeProtocol) -> None:
     model = SST(12, 8, num_anchors=5, stride=2).eval()
     samples = list(model.training_set(planted(), num_samples=3, seed=0))

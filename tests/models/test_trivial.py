@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from collections import Counter
 
+import pytest
 import torch
 
 from relocal_pyg.data.proposals import sliding_windows
@@ -61,6 +62,7 @@ def test_chance_permutes_the_proposals() -> None:
     assert torch.equal(again.moments, ranking.moments)
 
 
+@pytest.mark.slow
 def test_chance_is_the_mean_over_proposals() -> None:
     windows = sliding_windows(30, [4, 8])
     hit = (tiou(windows, torch.tensor([10.0, 17.0])) > 0.3).float()

@@ -21,6 +21,7 @@ from relocal_pyg.moments import tiou
 MakeProtocol = Callable[..., Protocol]
 
 
+@pytest.mark.slow
 def test_similar_windows_equal_brute_force() -> None:
     for truth, n in (((4, 10), 20), ((0, 7), 7), ((3, 4), 9), ((10, 33), 36), ((2, 30), 40)):
         every = [(a, b) for a in range(n) for b in range(a + 1, n + 1)]
@@ -106,6 +107,7 @@ def test_loss_equals_the_formula(planted: MakeProtocol) -> None:
     torch.testing.assert_close(losses["loss"], torch.stack(hinges).clamp(min=0).mean())
 
 
+@pytest.mark.slow
 def test_learns_planted_actions(planted: MakeProtocol) -> None:
     model = VideoLevel(12, 16)
     given = planted()

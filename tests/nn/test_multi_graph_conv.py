@@ -178,6 +178,7 @@ def test_what_pads_hold_reaches_no_gradient(layer: str, form: str, nodes: int, o
         assert torch.equal(clean, dirty)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", ["graph", "coo", "csr"])
 def test_gradcheck(form: str) -> None:
     conv = MultiGraphConv(3, 2, 3).double()

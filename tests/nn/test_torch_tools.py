@@ -67,6 +67,7 @@ def test_vmap_equals_a_loop(conv: MultiGraphConv, graphs: list[Any]) -> None:
     close(vmap(lambda one: conv(one, graphs))(x), torch.stack([conv(one, graphs) for one in x]))
 
 
+@pytest.mark.slow
 def test_jvp_equals_finite_differences(conv: MultiGraphConv, graphs: list[Any]) -> None:
     double = conv.double()
     x, change = inputs(graphs, 2).double()
@@ -76,6 +77,7 @@ def test_jvp_equals_finite_differences(conv: MultiGraphConv, graphs: list[Any]) 
     torch.testing.assert_close(ours, (ahead - behind) / (2 * step), atol=1e-7, rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_gradients_of_each_sample_equal_a_loop(conv: MultiGraphConv, graphs: list[Any]) -> None:
     x, parameters = inputs(graphs), dict(conv.named_parameters())
 
@@ -127,6 +129,7 @@ def test_weights_of_edges_under_transforms_are_those_of_single_messages() -> Non
         close(function(ordered), function(edges))
 
 
+@pytest.mark.slow
 def test_the_layers_call_no_private_operator(conv: MultiGraphConv) -> None:
     called = set()
 

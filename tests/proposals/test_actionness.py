@@ -97,6 +97,7 @@ class TestNetwork:
 
 
 class TestFit:
+    @pytest.mark.slow
     def test_finds_actions_of_a_class_never_seen(self, planted: Protocol) -> None:
         model = fit_actionness(planted, steps=150, seed=1)
         right = []
@@ -125,6 +126,7 @@ class TestFit:
         assert not torch.equal(first.out.weight, other.out.weight)
         assert not first.training
 
+    @pytest.mark.slow
     def test_background_and_action_weigh_the_same(self, planted: Protocol) -> None:
         # Features that say nothing: the best answer is a half each, though a fifth is action.
         features = planted.features
@@ -134,6 +136,7 @@ class TestFit:
             0.5, abs=0.01
         )
 
+    @pytest.mark.slow
     def test_steps_between_contexts_teach_nothing(self, planted: Protocol) -> None:
         # Two contexts of one video; the steps between them look like action and are unknown.
         items = []

@@ -24,6 +24,7 @@ def classifier(planted: Protocol) -> ActionnessClassifier:
     return fit_actionness(planted, steps=80)
 
 
+@pytest.mark.slow
 def test_list_of_a_protocol_reads_back_with_truths_and_proposals(
     planted: Protocol, classifier: ActionnessClassifier, tmp_path: Path
 ) -> None:
@@ -60,6 +61,7 @@ def test_descriptions_equal_a_plain_loop() -> None:
         assert (record.moments[row] * 120).tolist() == pytest.approx([start, end])
 
 
+@pytest.mark.slow
 def test_list_of_a_feature_file_names_no_truths_and_leaves_out_what_is_broken(
     planted: Protocol, classifier: ActionnessClassifier, tmp_path: Path
 ) -> None:
@@ -77,6 +79,7 @@ def test_list_of_a_feature_file_names_no_truths_and_leaves_out_what_is_broken(
     assert all((record.labels == 0).all() and (record.overlaps == 0).all() for record in records)
 
 
+@pytest.mark.slow
 def test_other_features_an_empty_protocol_and_a_bad_place_are_refused(
     planted: Protocol, classifier: ActionnessClassifier, tmp_path: Path
 ) -> None:
@@ -90,6 +93,7 @@ def test_other_features_an_empty_protocol_and_a_bad_place_are_refused(
     assert not (tmp_path / "list.txt").exists()
 
 
+@pytest.mark.slow
 def test_recall_of_the_released_activitynet_list(shared_data: Path) -> None:
     folder = shared_data / "activitynet"
     records = read_proposal_list(folder / "activitynet1.2_tag_val_normalized_proposal_list.txt")

@@ -31,6 +31,7 @@ def enumerate_windows(num_steps: int, lengths: list[int], fraction: float) -> li
     return [list(map(float, pair)) for pair in sorted(found)] or [[0.0, float(num_steps)]]
 
 
+@pytest.mark.slow
 @settings(deadline=None)
 @given(
     st.integers(1, 60),

@@ -197,6 +197,7 @@ def test_a_logit_signal_groups_as_its_softmax() -> None:
     assert set(as_pairs(extreme)) == {(0, 1), (2, 3)}
 
 
+@pytest.mark.slow
 def test_a_long_rough_signal_stays_cheap() -> None:
     # 10,000 runs: a table of runs x runs would take 100 million entries per tolerance.
     signal = np.tile([1.0, 0.0], 10_000)

@@ -26,6 +26,7 @@ def never(width: int = 12) -> ActionnessClassifier:
     return model.eval()
 
 
+@pytest.mark.slow
 def test_proposals_cover_unseen_actions_in_steps_of_the_context(
     planted: Protocol, classifier: ActionnessClassifier
 ) -> None:
@@ -48,6 +49,7 @@ def test_a_video_without_action_warns_and_gets_windows(planted: Protocol) -> Non
     assert scores.tolist() == [0.0] * len(found)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("num_steps", [1, 2, 7, 50, 300])
 def test_fallback_comes_near_every_moment_that_is_not_tiny(num_steps: int) -> None:
     windows = fallback_windows(num_steps)
@@ -59,6 +61,7 @@ def test_fallback_comes_near_every_moment_that_is_not_tiny(num_steps: int) -> No
             assert tiou(windows, torch.tensor([start, end])).max() > 0.5
 
 
+@pytest.mark.slow
 def test_released_codes_overshoot_is_cut_off_without_twins(
     planted: Protocol, classifier: ActionnessClassifier
 ) -> None:

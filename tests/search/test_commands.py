@@ -12,6 +12,7 @@ from relocal_pyg.data.features import write_features
 from relocal_pyg.errors import FeatureError, SearchIndexError, UsageError
 
 
+@pytest.mark.slow
 def test_index_then_search_finds_the_planted_moment(tmp_path, capsys):
     draw = np.random.default_rng(0)
     action = draw.normal(size=8).astype("float32")

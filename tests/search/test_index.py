@@ -83,6 +83,7 @@ def by_hand(model, query, count: int, top_k: int):
     return sorted(hits, reverse=True)[:top_k]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", MODELS)
 def test_exhaustive_search_is_each_video_ranked_alone(tmp_path, monkeypatch, name):
     monkeypatch.setattr("relocal_pyg.search.index.SHARD_BYTES", 8_000)
@@ -99,6 +100,7 @@ def test_exhaustive_search_is_each_video_ranked_alone(tmp_path, monkeypatch, nam
         assert (hit.start, hit.end) == pytest.approx((start, end), abs=1e-3)
 
 
+@pytest.mark.slow
 def test_first_stage_of_the_contrast_matcher_loses_nothing(tmp_path):
     model = ContrastMatcher()
     build_index(tmp_path, model, videos(30))
@@ -145,6 +147,7 @@ def test_the_first_stage_of_the_contrast_matcher_is_its_score(tmp_path, bare):
     torch.testing.assert_close(opened.background, library(9))
 
 
+@pytest.mark.slow
 def test_the_first_stage_follows_what_a_network_likes(tmp_path, monkeypatch):
     """A network whose score is a quadratic of what is inside and around: nothing is lost."""
     model, query = MODELS["ours"](), torch.randn(6, 8)
@@ -173,6 +176,7 @@ def test_a_system_that_makes_its_own_moments_is_searched_too(tmp_path):
     assert hits[0].score == pytest.approx(wanted[0][0], abs=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["no model", "paper"])
 def test_adding_equals_building_at_once(tmp_path, name):
     model, query = MODELS[name](), torch.randn(6, 8)
@@ -297,6 +301,7 @@ def test_what_could_not_be_opened_is_not_written(tmp_path, error, change):
         assert len(SearchIndex(place, model)) == 0
 
 
+@pytest.mark.slow
 def test_arguments_that_mean_nothing_are_refused(tmp_path):
     build_index(tmp_path, ContrastMatcher(), videos(4))
     index = SearchIndex(tmp_path, Calibrated(ContrastMatcher()))
@@ -317,6 +322,7 @@ def test_arguments_that_mean_nothing_are_refused(tmp_path):
     assert index.recall([query], 50, nms_threshold=0.9, candidates=10**6) == 1
 
 
+@pytest.mark.slow
 def test_examples_and_queries_may_be_any_arrays(tmp_path):
     """As of a model by itself; another width and rows that are none are refused in one line."""
     build_index(tmp_path, ContrastMatcher(), videos(4))
@@ -349,6 +355,7 @@ def test_as_many_places_are_found_as_are_asked_for(tmp_path, first_stage):
     assert sorted(hit.start for hit in hits) == pytest.approx([60, 200, 320], abs=10)
 
 
+@pytest.mark.slow
 def test_a_network_looks_closer_at_a_few_places_only(tmp_path, monkeypatch):
     """Not at every candidate of the first stage."""
     model = ours("windows")
@@ -381,6 +388,7 @@ def test_times_are_those_of_steps_to_the_microsecond(tmp_path):
             assert time == round(round(time / step) * step, 6)
 
 
+@pytest.mark.slow
 def test_probabilities_of_one_query_are_none_of_several_examples(tmp_path, constant):
     """Labels taught scores of one query: with examples chance judges, as where there are none."""
     build_index(tmp_path, ContrastMatcher(), videos(6))
@@ -427,6 +435,7 @@ def test_an_empty_index_answers_nothing(tmp_path):
     assert (hits, count.number) == ([], 0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("first_stage", ["scan", None])
 def test_finer_windows_around_the_best_moments_of_all_videos(tmp_path, monkeypatch, first_stage):
     monkeypatch.setattr("relocal_pyg.search.index.SHARD_BYTES", 8_000)

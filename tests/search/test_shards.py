@@ -40,6 +40,7 @@ def task(tmp_path) -> ShardTask:
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("trained", [False, True])
 def test_any_number_of_shards_gives_the_same_bytes(task, tmp_path, trained):
     if trained:
@@ -61,6 +62,7 @@ def test_processes_give_the_same_bytes(task, tmp_path):
     assert score_shards(many, 3, workers=2).read_bytes() == one
 
 
+@pytest.mark.slow
 def test_rows_are_those_of_localize(task):
     table = pq.read_table(score_shards(task, 3)).to_pandas()
     query = np.load(task.query)
@@ -75,6 +77,7 @@ def test_rows_are_those_of_localize(task):
     assert table["video_id"].nunique() == 11
 
 
+@pytest.mark.slow
 def test_a_killed_run_goes_on(task, monkeypatch):
     wanted = score_shards(dataclasses.replace(task, out=task.out.with_name("w")), 4).read_bytes()
     done = make_tasks(task, task.out.with_name(task.out.name + ".parts"), 4)
@@ -90,6 +93,7 @@ def test_a_killed_run_goes_on(task, monkeypatch):
     assert scored == [done[i].out.name for i in (0, 1, 3)]
 
 
+@pytest.mark.slow
 def test_shards_of_another_question_are_not_taken(task, tmp_path):
     """Of another query, number of shards or features, under the same name."""
     score_shards(task, 3)

@@ -31,6 +31,7 @@ def clips(seed: int, count: int = 24, classes: int = 6, width: int = 64) -> list
     return made
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("share", [1.0, 0.7, 0.4])
 @pytest.mark.parametrize("first_stage", ["scan", None])
 def test_a_clip_finds_itself_first_and_its_own_class_next(
@@ -50,6 +51,7 @@ def test_a_clip_finds_itself_first_and_its_own_class_next(
     assert same_class >= 10
 
 
+@pytest.mark.slow
 def test_the_best_window_of_a_clip_that_is_all_action_is_the_clip(tmp_path: Path):
     library, model = clips(1), ContrastMatcher()
     build_index(tmp_path, model, ((str(n), rows, 1.0) for n, rows in enumerate(library)))

@@ -80,6 +80,7 @@ ARRAYS: dict[str, tuple[str, Callable[[np.ndarray], np.ndarray]]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ARRAYS)
 def test_an_array_that_no_index_holds_is_refused(built: tuple[Path, Any], name: str):
     folder, model = built
@@ -90,6 +91,7 @@ def test_an_array_that_no_index_holds_is_refused(built: tuple[Path, Any], name: 
     refused(folder, model)
 
 
+@pytest.mark.slow
 def test_lengths_and_states_of_a_network_are_looked_at(tmp_path: Path):
     model = network()
     for name, place, value in (("lengths", 0, 99), ("lengths", 0, 0), ("states", (0, 0, 0), NAN)):
@@ -101,6 +103,7 @@ def test_lengths_and_states_of_a_network_are_looked_at(tmp_path: Path):
         refused(folder, model)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "change",
     [
@@ -128,6 +131,7 @@ def test_a_record_that_no_index_holds_is_refused(built: tuple[Path, Any], change
     refused(folder, model)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("ids", [["../../x"], ["v0", "v0"], [], [7], None, ["a\x1b]0;x/"]])
 def test_ids_that_no_index_holds_are_refused(built: tuple[Path, Any], ids: Any):
     folder, model = built

@@ -26,6 +26,7 @@ def protocol():
     return synthetic(SyntheticConfig(**sizes, train_videos=3, val_videos=4, test_videos=2))
 
 
+@pytest.mark.slow
 def test_the_matcher_is_scored_as_the_harness_scores_it(protocol, tmp_path):
     """And the recommended network starts where the matcher is, so it is never behind."""
     network = dataclasses.replace(RECOMMENDED.network, hidden_channels=8, num_steps=6)

@@ -167,6 +167,7 @@ def test_a_folder_that_holds_a_run_is_not_overwritten(protocol, tmp_path, monkey
     assert (tmp_path / "best" / "model.safetensors").read_bytes() == before
 
 
+@pytest.mark.slow
 def test_a_loss_that_is_not_finite_never_reaches_the_weights(protocol, tmp_path, monkeypatch):
     model = network(protocol)
     monkeypatch.setattr(
@@ -212,6 +213,7 @@ def test_validation_is_the_mean_of_micro_accuracies(protocol):
         assert passed(overlaps).mean().item() == pytest.approx(wanted)
 
 
+@pytest.mark.slow
 def test_every_way_to_refine_is_validated_whatever_was_chosen_before(protocol):
     """Weights that are kept refine as validated best, not as earlier weights did."""
     pairs = make_pairs(protocol.splits["val"], split="val", protocol="synthetic")
@@ -241,6 +243,7 @@ def test_every_way_to_refine_is_validated_whatever_was_chosen_before(protocol):
         assert torch.equal(found[0][way], found[1][way])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("gains", "informed", "kept"),
     [
@@ -283,6 +286,7 @@ def test_an_informed_start_is_kept_unless_beaten_by_more_than_chance(
     assert result.choice.videos == len(videos) >= 4
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("gain", "informed", "way"),
     [
@@ -348,6 +352,7 @@ def test_history_settings_and_log_are_written(protocol, tmp_path: Path):
     assert list((tmp_path / "tensorboard").iterdir())
 
 
+@pytest.mark.slow
 def test_a_protocol_without_validation_pairs_is_refused(protocol):
     splits = {"train": protocol.splits["train"], "val": ()}
     empty = Protocol("x", splits, protocol.features, protocol.propose)

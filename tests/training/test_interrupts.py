@@ -89,6 +89,7 @@ def interrupt_at(monkeypatch, owner: object, name: str, call: int) -> None:
     monkeypatch.setattr(owner, name, spoilt)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("owner", "name", "call"),
     [
@@ -128,6 +129,7 @@ def test_a_run_interrupted_inside_a_step_or_a_validation_ends_the_same(
         signal.signal(signal.SIGINT, before)
 
 
+@pytest.mark.slow
 def test_a_signal_that_comes_while_workers_start_is_not_lost(tmp_path):
     armed = [True]
 
@@ -149,6 +151,7 @@ def test_a_signal_that_comes_while_workers_start_is_not_lost(tmp_path):
         signal.signal(signal.SIGINT, before)
 
 
+@pytest.mark.slow
 def test_an_interrupted_load_is_an_interrupt(tmp_path):
     def handler(*details: object) -> None:
         raise KeyboardInterrupt

@@ -36,6 +36,7 @@ from relocal_pyg.training.pretrain import (
 CONFIG = MatcherConfig()
 
 
+@pytest.mark.slow
 def test_a_list_depends_on_seed_and_number_alone() -> None:
     first, _, again, other = (draw_list(*key, CONFIG) for key in ((0, 7), (0, 8), (0, 7), (1, 7)))
     torch.testing.assert_close(first.query, again.query)
@@ -44,6 +45,7 @@ def test_a_list_depends_on_seed_and_number_alone() -> None:
     assert other.query.shape != first.query.shape or not torch.equal(other.query, first.query)
 
 
+@pytest.mark.slow
 def test_lists_are_whole_windows_with_their_overlap() -> None:
     best = []
     for number in range(60):
@@ -64,6 +66,7 @@ def test_lists_are_whole_windows_with_their_overlap() -> None:
     assert np.mean(best) > 0.9
 
 
+@pytest.mark.slow
 def test_a_list_of_films_asks_for_what_one_of_them_shows() -> None:
     """Rows are unit vectors of the class that is shown: whatever overlaps is of the query's."""
 
@@ -93,6 +96,7 @@ def test_a_list_of_films_asks_for_what_one_of_them_shows() -> None:
     assert kinds == {True, False}
 
 
+@pytest.mark.slow
 def test_every_kind_of_world_is_drawn() -> None:
     rng = np.random.default_rng(0)
     worlds = [draw_world(rng) for _ in range(200)]
@@ -177,6 +181,7 @@ def test_candidates_hold_one_that_fits() -> None:
 SMALL = MatcherConfig(hidden_channels=8, num_steps=6, list_length=8, far_proposals=4)
 
 
+@pytest.mark.slow
 def test_a_run_that_was_cut_off_goes_on(tmp_path: Path) -> None:
     config = PretrainConfig(steps=4, lists=2, warmup=1)
     said: list[str] = []
@@ -210,6 +215,7 @@ def test_the_rate_may_stand_from_the_beginning_to_the_end() -> None:
         assert torch.isfinite(value).all()
 
 
+@pytest.mark.slow
 def test_how_long_a_run_is_may_be_decided_while_the_rate_stands(tmp_path: Path) -> None:
     config = PretrainConfig(steps=4, lists=1, warmup=1, decay=0.5)
 
@@ -235,6 +241,7 @@ def test_it_learns() -> None:
     assert losses[-1] < losses[0]
 
 
+@pytest.mark.slow
 def test_lists_of_labelled_sets_are_drawn_like_the_others() -> None:
     one, again = (labelled_list(0, 5, CONFIG) for _ in range(2))
     torch.testing.assert_close(one.query, again.query)

@@ -78,6 +78,7 @@ def keep(run: Path, **facts) -> Path:
     return run
 
 
+@pytest.mark.slow
 def test_runs_that_differ_in_more_than_the_seed_are_told_apart(tmp_path):
     """They were averaged, or refused after the work where their seeds were the same."""
     one = keep(tmp_path / "one", settings={"a": 1})
@@ -92,6 +93,7 @@ def test_runs_that_differ_in_more_than_the_seed_are_told_apart(tmp_path):
     assert titles == [f"{usual}, {one}", f"{usual}, {below}"]
 
 
+@pytest.mark.slow
 def test_a_table_keeps_no_answers_of_an_earlier_one(protocol, tmp_path, monkeypatch):
     """Those of models that were no longer in it, on other pairs, were read with its own."""
     monkeypatch.setattr(recipe, "write_report", lambda *arguments, **options: None)
@@ -119,6 +121,7 @@ def test_a_protocol_that_is_for_testing_alone_gets_its_table(protocol, tmp_path,
     assert recipe.publish(comparison, pairs, tmp_path, alone).is_file()
 
 
+@pytest.mark.slow
 def test_two_models_of_one_name_are_refused_before_the_work(protocol):
     twice = [recipe.Trained("a", 0, models.Chance())] * 2
     with pytest.raises(UsageError, match="a, seed 0: two trained models"):
@@ -127,6 +130,7 @@ def test_two_models_of_one_name_are_refused_before_the_work(protocol):
         recipe.few_shot(protocol, "test", twice, Path("nowhere"))
 
 
+@pytest.mark.slow
 def test_answers_about_videos_that_a_model_learned_from_are_warned_of(protocol, monkeypatch):
     monkeypatch.setattr(recipe, "free_models", lambda protocol: {})
     pairs = recipe.draw_pairs(protocol, "test", 3)
@@ -154,6 +158,7 @@ def test_a_spoilt_record_of_a_run_is_one_line(tmp_path, file, content):
         recipe.Trained.load(run)
 
 
+@pytest.mark.slow
 def test_a_finished_run_is_read_and_another_setting_is_another_run(protocol, tmp_path, capsys):
     (system,) = [s for s in recipe.table_one(RECOMMENDED) if s.title == "Video-level LSTM"]
     first = list(recipe.train_all([system], protocol, (0,), tmp_path, steps=1))
@@ -220,6 +225,7 @@ def test_settings_are_changed_by_name_and_kind():
         recipe.build_network(PRESETS["matr"].changed(["fusoin=none"]).network, 5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", PRESETS)
 def test_settings_that_no_run_can_have_are_refused_in_one_line(name):
     """Every setting of every system with values that make no sense: a network, or what is wrong."""

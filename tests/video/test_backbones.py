@@ -41,6 +41,7 @@ def cosine(first, second):
     return float(torch.cosine_similarity(first, second).min())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("pool", ["max", "mean"])
 def test_equals_the_packaged_network(pictures, monkeypatch, pool):
     monkeypatch.setattr(builtins, "print", lambda *args: None)
@@ -59,6 +60,7 @@ def test_equals_the_packaged_network(pictures, monkeypatch, pool):
     torch.testing.assert_close(features.double(), expected, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_pytorch_gives_the_same_features_and_says_that_it_is_slower(
     backbone, pictures, without_openvino
 ):
@@ -97,12 +99,14 @@ def test_a_network_is_converted_once_and_a_damaged_copy_made_again(
     assert cosine(EfficientNetLite0(160)(pictures), backbone(pictures)) > 0.99999
 
 
+@pytest.mark.slow
 def test_a_picture_does_not_depend_on_its_batch(backbone, pictures):
     together = backbone(pictures)
     alone = torch.cat([backbone(picture[None]) for picture in pictures])
     torch.testing.assert_close(together, alone, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_untrained_control_is_seeded_and_touches_no_other_randomness(backbone, pictures):
     torch.manual_seed(5)
     before = torch.get_rng_state()

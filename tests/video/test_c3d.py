@@ -127,6 +127,7 @@ def parallel(tensors):
     return {f"module.{key}": value for key, value in tensors.items()}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("layout", [dict, davide, sequential, mmaction, parallel])
 @pytest.mark.parametrize("name", ["w.pt", "w.pth", "c3d.pickle"])
 def test_published_layouts_load(fresh, constants, tmp_path, layout, name):
@@ -138,6 +139,7 @@ def test_published_layouts_load(fresh, constants, tmp_path, layout, name):
         assert torch.equal(value, constants[key]), key
 
 
+@pytest.mark.slow
 def test_safetensors_load(fresh, tensors, tmp_path):
     save_file(davide(tensors), tmp_path / "w.safetensors")
     fresh.load_weights(str(tmp_path / "w.safetensors"))
@@ -273,6 +275,7 @@ def test_preparation(bgr):
         assert prepared[b, :, t, y, x].tolist() == expected
 
 
+@pytest.mark.slow
 def test_name_follows_weights_and_preparation(fresh):
     names = [fresh.name, fresh.name]
     assert names[0] == names[1]

@@ -130,6 +130,7 @@ def film(
     return path
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("suffix", [".mp4", ".mkv", ".ts", ".mov"])
 def test_pictures_that_begin_late_keep_their_time(tmp_path, suffix):
     path = film(tmp_path / f"late{suffix}", start=5.0, sound_from=(0.0,))
@@ -154,6 +155,7 @@ def test_a_film_across_the_wrap_of_its_clock(tmp_path):
     assert numbers == pytest.approx(list(range(75)), abs=1.5)
 
 
+@pytest.mark.slow
 def test_an_edit_list_hides_what_it_hides(tmp_path):
     """A cut by stream copy: the clip shows from its edit on, as players do."""
     source = film(tmp_path / "a.mp4", options={"g": "25"})
@@ -173,6 +175,7 @@ def test_an_edit_list_hides_what_it_hides(tmp_path):
     assert len(levels(clip, rate_hz=12.5)[0]) == 62
 
 
+@pytest.mark.slow
 def test_times_of_avi_run_backwards_and_nothing_is_damaged(tmp_path):
     path = film(tmp_path / "b.avi", times=[i / 25 for i in range(75)], options={"bf": "2"})
     problems: list[str] = []
@@ -184,6 +187,7 @@ def test_times_of_avi_run_backwards_and_nothing_is_damaged(tmp_path):
     assert times[-1] == pytest.approx(74 / 25, abs=0.13)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("suffix", [".mp4", ".mkv", ".mov"])
 def test_the_last_picture_stays_as_long_as_it_says(tmp_path, suffix):
     """The stream copy writes the length of the last packet; no encoder of PyAV does."""
@@ -220,6 +224,7 @@ def test_the_default_stream_is_looked_at_and_another_on_request(tmp_path):
     assert next(frames(path, stream=0))[1].shape == (24, 32, 3)
 
 
+@pytest.mark.slow
 def test_pictures_of_an_answer_are_those_of_the_stream_that_was_searched(tmp_path):
     path = film(tmp_path / "two.mkv", extra=1)  # what is not the default stream is dark
     found = find_moments(path, path, backbone=BLOCKS, stream=0, include_query=True)
@@ -237,6 +242,7 @@ def test_pictures_of_an_answer_are_those_of_the_stream_that_was_searched(tmp_pat
         assert (sheet.mean() < 20) == dark
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="peaks are read from /proc")
 def test_a_picture_too_large_is_refused_before_its_memory_is_taken(tmp_path, monkeypatch):
     path = tmp_path / "large.mov"
@@ -273,6 +279,7 @@ def test_a_picture_too_large_is_refused_before_its_memory_is_taken(tmp_path, mon
     assert int(peak) < 300_000  # kilobytes; the picture has 768 megabytes
 
 
+@pytest.mark.slow
 def test_frames_that_no_other_needs_are_left_out_and_the_rest_is_the_same(tmp_path, write_video):
     if "libx264" not in av.codecs_available:
         pytest.skip("this FFmpeg writes no H.264")

@@ -62,6 +62,7 @@ def test_reencoding_can_be_ended(steps_video, tmp_path):
     assert list(tmp_path.glob("*clip*")) == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("start", "end"), RANGES)
 @pytest.mark.parametrize("suffixes", [(".mp4", ".mp4"), (".mp4", ".mkv"), (".mkv", ".mp4")])
 def test_copying_starts_at_the_key_frame_before(tmp_path, write_video, start, end, suffixes):
@@ -114,6 +115,7 @@ def test_uneven_times_and_turned_pictures_survive(tmp_path, write_video):
         assert probe(target).rotation == 90
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(shutil.which("ffmpeg") is None, reason="no ffmpeg")
 def test_frames_before_the_edit_list_of_a_trimmed_file_are_not_counted(tmp_path, write_video):
     whole = write_video(tmp_path / "x.mp4", moving(120), options={"g": "50"})
@@ -225,6 +227,7 @@ ODD = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ODD)
 @pytest.mark.parametrize("reencode", [False, True])
 def test_a_clip_is_shown_as_its_source_is(tmp_path, kind, reencode):
@@ -240,6 +243,7 @@ def test_a_clip_is_shown_as_its_source_is(tmp_path, kind, reencode):
     assert np.abs(difference).mean() < 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("suffix", [".avi", ".nut"])
 @pytest.mark.parametrize("layout", ["yuv420p", "yuv422p", "yuyv422", "bgr24", "gray", "rgb555le"])
 def test_raw_pictures_are_copied_as_they_are_stored(tmp_path, suffix, layout):
@@ -263,6 +267,7 @@ def test_raw_pictures_are_copied_as_they_are_stored(tmp_path, suffix, layout):
 PALETTES = ["rawvideo.avi", "rawvideo.mov", "rawvideo.nut", "msrle.avi", "targa.mov"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("source", PALETTES)
 @pytest.mark.parametrize("suffix", [".avi", ".mov", ".nut", ".mkv"])
 def test_colours_that_lie_apart_from_the_pictures_are_kept_or_the_copy_is_refused(
@@ -310,6 +315,7 @@ def test_one_picture_that_stays_is_a_clip(tmp_path, write_video):
     assert [round(float(picture.mean()), -1) for _, picture in shown] == [120, 120, 210, 210]
 
 
+@pytest.mark.slow
 def test_a_clip_of_a_film_that_begins_late_is_cut_by_its_clock(tmp_path, write_video):
     source = tmp_path / "late.mp4"
     with av.open(str(source), "w") as output:
@@ -365,6 +371,7 @@ def test_pictures_of_another_size_on_the_way_are_scaled(tmp_path):
         cut_clip(joined, 0.2, 1.8, tmp_path / "copy.ts")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "stretch", "reencode"),
     [
@@ -486,6 +493,7 @@ def test_a_palette_of_the_first_picture_is_not_lost_in_a_copy(tmp_path):
         cut_clip(source, 2.0, 3.0, tmp_path / "clip.mov")
 
 
+@pytest.mark.slow
 def test_mxf_is_copied_where_its_pictures_may_be_counted(tmp_path):
     """MXF numbers its pictures: a copy that leaves some out would show all others too early."""
     size = {"size": (256, 120), "profile": "dnxhr_lb"}
@@ -498,6 +506,7 @@ def test_mxf_is_copied_where_its_pictures_may_be_counted(tmp_path):
     cut_clip(source, 2.0, 3.0, tmp_path / "clip2.mkv")
 
 
+@pytest.mark.slow
 def test_a_program_stream_is_copied_around_a_stamp_that_goes_back(tmp_path):
     """FFmpeg's own stamp the wrong picture; none may then be shown before it is decoded."""
     source = recorded(
@@ -528,6 +537,7 @@ def test_a_clip_begins_at_once_where_the_container_keeps_times_of_decoding_alone
     assert found == pytest.approx(range(25, 50), abs=1.5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("order", ["tff", "bff"])
 def test_woven_fields_stay_woven_fields(tmp_path, order):
     """Players show the two fields of a picture one after the other, if they are told."""

@@ -233,6 +233,7 @@ def test_a_cover_picture_is_no_video(tmp_path):
         probe(path)
 
 
+@pytest.mark.slow
 def test_a_broken_tail_gives_what_decodes_and_says_so(tmp_path, write_video):
     noise = np.random.default_rng(0).integers(0, 255, (100, 48, 64, 3), dtype=np.uint8)
     whole = write_video(tmp_path / "a.mp4", list(noise), container={"movflags": "faststart"})
@@ -250,6 +251,7 @@ def test_a_broken_tail_gives_what_decodes_and_says_so(tmp_path, write_video):
     assert probe(cut).duration == pytest.approx(4.0)
 
 
+@pytest.mark.slow
 def test_damage_in_the_middle_is_survived(tmp_path, write_video):
     noise = np.random.default_rng(0).integers(0, 255, (100, 48, 64, 3), dtype=np.uint8)
     options = {"g": "10"}
@@ -282,6 +284,7 @@ def test_a_jump_is_believed_where_the_header_bears_it_out(tmp_path, write_video)
     )
 
 
+@pytest.mark.slow
 def test_a_clock_that_starts_again_goes_on(tmp_path, write_video):
     once = write_video(tmp_path / "once.ts", [flat(2 * i) for i in range(50)])
     thrice = tmp_path / "thrice.ts"
@@ -358,6 +361,7 @@ def test_a_photograph_that_is_too_large_is_told_why(tmp_path):
         list(frames(tmp_path / "a.png"))
 
 
+@pytest.mark.slow
 def test_memory_is_bounded(steps_video):
     alive: weakref.WeakSet = weakref.WeakSet()
     most = 0
@@ -434,6 +438,7 @@ def test_memory_does_not_grow_with_the_length(tmp_path, write_video):
     assert peaks[1] - peaks[0] < 25
 
 
+@pytest.mark.slow
 def test_a_file_torn_within_its_last_packet_ends_there(tmp_path):
     noise = np.random.default_rng(0).integers(0, 255, (50, 480, 640, 3), dtype=np.uint8)
     shown = [*noise, *[noise[-1]] * 100]  # far less than the header states is left

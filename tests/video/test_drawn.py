@@ -58,6 +58,7 @@ def test_only_the_person_moves_before_a_tripod() -> None:
     assert not changed[:, -8:].any()
 
 
+@pytest.mark.slow
 def test_worlds_are_the_same_again_and_kept(tmp_path: Path) -> None:
     world = draw_footage(3, 0, GREY)
     again, other = keep_footage(tmp_path, 3, 2, GREY)

@@ -33,6 +33,7 @@ def mean_colour(calls=None, name="mean", clip_frames=1, clip_stride=1, size=(24,
     return FunctionBackbone(run, name, 3, size, clip_frames, clip_stride)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rate", [25.0, 12.5, 7.0])
 @pytest.mark.parametrize("batch", [1, 7, 500])
 def test_rows_are_those_of_the_frames(steps_video, rate, batch):
@@ -154,6 +155,7 @@ def test_progress_rises_to_the_duration(steps_video, capsys):
     assert capsys.readouterr().err == ""  # no terminal, no bar
 
 
+@pytest.mark.slow
 def test_a_piece_of_an_avi_says_what_is_missing(tmp_path):
     """Without its list of pictures FFmpeg takes the length of an AVI from its size."""
     noise, whole = np.random.default_rng(0), tmp_path / "a.avi"
@@ -232,6 +234,7 @@ def test_cache_is_used_and_equal(tmp_path, steps_video, monkeypatch):
     assert first.settings == second.settings
 
 
+@pytest.mark.slow
 def test_other_settings_or_content_are_extracted_anew(tmp_path, steps_video, write_video):
     cache = FeatureCache(tmp_path / "cache")
     digests = [
@@ -249,6 +252,7 @@ def test_other_settings_or_content_are_extracted_anew(tmp_path, steps_video, wri
     assert len(list((tmp_path / "cache").glob("*.safetensors"))) == 5
 
 
+@pytest.mark.slow
 def test_a_damaged_entry_is_not_trusted(tmp_path, steps_video):
     cache = FeatureCache(tmp_path / "cache")
     video = extract_video(steps_video, mean_colour(), 25.0, cache=cache)
@@ -430,6 +434,7 @@ def test_stretches_of_a_damaged_film_are_those_of_the_whole(
     assert differing < 0.15  # what a decoder shows where there is damage depends on where it began
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("error", [KeyboardInterrupt, RuntimeError])
 def test_what_the_listener_raises_ends_every_stretch(tmp_path, write_video, monkeypatch, error):
     monkeypatch.setattr(module, "_LONG", 5.0)
@@ -452,6 +457,7 @@ def test_what_the_listener_raises_ends_every_stretch(tmp_path, write_video, monk
     assert threading.active_count() == before
 
 
+@pytest.mark.slow
 def test_key_frames_alone_are_taken_as_they_come(tmp_path, write_video, monkeypatch):
     monkeypatch.setattr(module, "_LONG", 5.0)
     path = write_video(tmp_path / "a.mp4", moving()[0], rate=10, options={"g": "2", "bf": "0"})

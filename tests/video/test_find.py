@@ -67,6 +67,7 @@ def overlap(moment: Moment, start: float, end: float) -> float:
     return float(tiou([moment.start, moment.end], [start, end]))
 
 
+@pytest.mark.slow
 def test_a_planted_pattern_is_found_within_a_step(planted):
     found = find_moments(planted["clip"], planted["reference"], backbone=BLOCKS)
     best = found.moments[0]
@@ -84,6 +85,7 @@ def test_a_planted_pattern_is_found_within_a_step(planted):
         assert all(overlap(one, o.start, o.end) <= 0.2 + 1e-6 for o in found.moments[:i])
 
 
+@pytest.mark.slow
 def test_a_query_inside_a_longer_video_is_centred_by_it(planted):
     query = VideoQuery(planted["film"], 2.0, 5.0)
     found = find_moments(query, planted["reference"], backbone=BLOCKS, top_k=1)
@@ -94,6 +96,7 @@ def test_a_query_inside_a_longer_video_is_centred_by_it(planted):
     assert found.query_seconds == pytest.approx(7.0)
 
 
+@pytest.mark.slow
 def test_half_a_range_reaches_to_the_border(planted):
     options = {"backbone": BLOCKS, "top_k": 1, "include_query": True}
     assert VideoQuery(str(planted["film"])) == VideoQuery(planted["film"])
@@ -105,6 +108,7 @@ def test_half_a_range_reaches_to_the_border(planted):
     assert overlap(tail.moments[0], 5, 7) > 0.9
 
 
+@pytest.mark.slow
 def test_the_rate_follows_the_query_and_can_be_given(planted, tmp_path, write_video):
     clip = write_video(tmp_path / "long.mp4", texture(7, 150))
     found = find_moments(clip, planted["reference"], backbone=BLOCKS)
@@ -114,6 +118,7 @@ def test_the_rate_follows_the_query_and_can_be_given(planted, tmp_path, write_vi
     assert abs(found.moments[0].start - 5) <= 0.5
 
 
+@pytest.mark.slow
 def test_the_map_is_the_cosine_of_centred_rows(planted):
     def rows(path: Path) -> torch.Tensor:
         from relocal_pyg.video import extract_video
@@ -142,6 +147,7 @@ def test_long_maps_are_pooled(planted, monkeypatch):
     assert whole.shape[1] == 75
 
 
+@pytest.mark.slow
 def test_a_stretch_of_the_reference_that_is_not_meant_is_no_answer(planted):
     given = planted["clip"], planted["reference"]
     best = find_moments(*given, backbone=BLOCKS).moments[0]
@@ -208,6 +214,7 @@ def test_key_frames_say_where_to_look_in_a_long_film(planted, long_film):
             assert max(overlap(m, start, start + 3) for m in answer.moments) > 0.85
 
 
+@pytest.mark.slow
 def test_of_a_very_long_video_the_matcher_that_reads_blocks_answers(planted, monkeypatch):
     found = find_moments(planted["clip"], planted["reference"], backbone=BLOCKS)
     assert found.matcher.startswith("Multi-graph")
@@ -247,6 +254,7 @@ def test_one_file_is_decoded_once_and_a_cache_is_used(planted, tmp_path):
     assert sum(calls) == 2 * once
 
 
+@pytest.mark.slow
 def test_a_clip_network_keeps_the_full_rate(planted):
     clips = FunctionBackbone(
         lambda clips: BLOCKS(clips[:, 0]), "clips", 144, (48, 64), clip_frames=16, clip_stride=16
@@ -298,6 +306,7 @@ def test_times_are_those_of_an_uneven_frame_rate(planted, tmp_path, write_video)
     assert abs(best.end - 13) <= 0.16 + 1e-6
 
 
+@pytest.mark.slow
 def test_a_turned_reference_is_seen_upright(planted, tmp_path, write_video):
     # Stored on its side with a note that says so, as phones do.
     upright = [*texture(1, 60), *texture(7, 75), *texture(2, 60)]
@@ -310,6 +319,7 @@ def test_a_turned_reference_is_seen_upright(planted, tmp_path, write_video):
     assert overlap(best, 2.4, 5.4) > 0.9
 
 
+@pytest.mark.slow
 def test_a_broken_tail_is_reported_and_the_rest_searched(planted, tmp_path, write_video):
     pictures = [*texture(1, 50), *texture(7, 75), *texture(2, 200)]
     whole = write_video(tmp_path / "whole.mkv", pictures, options={"g": "12"})
@@ -383,6 +393,7 @@ def test_videos_and_features_do_not_mix(planted, tmp_path, capsys):
     assert "--cut needs video files" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_checkpoint_of_other_features_is_one_line(planted, tmp_path, capsys):
     MultiGraphRelocalizer(500, num_steps=4, hidden_channels=4).save(tmp_path / "model")
     arguments = [str(planted["clip"]), str(planted["reference"])]
@@ -432,6 +443,7 @@ def test_names_of_files_are_inert_in_the_page(planted, tmp_path):
     assert html.count('id="moment-') == len(found.moments)
 
 
+@pytest.mark.slow
 def test_moments_that_overlap_have_lanes_of_their_own(planted):
     from dataclasses import replace
 
@@ -469,6 +481,7 @@ def test_what_made_the_score_is_told_and_pictured(planted, tmp_path):
     assert "added to the score" not in (tmp_path / "plain.html").read_text()
 
 
+@pytest.mark.slow
 def test_no_answer_has_a_page_too(planted, tmp_path):
     from dataclasses import replace
 

@@ -59,6 +59,7 @@ class Counting:
         return FunctionBackbone(self, "mean", 3, (12, 16))
 
 
+@pytest.mark.slow
 def test_everything_lands_in_a_feature_file(folder, tmp_path):
     counting = Counting()
     output = tmp_path / "out" / "features.h5"
@@ -84,6 +85,7 @@ def test_everything_lands_in_a_feature_file(folder, tmp_path):
         read_times(tmp_path / "b.h5", "a")
 
 
+@pytest.mark.slow
 def test_features_keep_the_key_asked_for(folder, tmp_path):
     output = tmp_path / "f.h5"
     extract_folder(folder, output, Counting().backbone(), 5.0, key="frames")
@@ -92,6 +94,7 @@ def test_features_keep_the_key_asked_for(folder, tmp_path):
         extract_folder(folder, output, Counting().backbone(), 5.0, key="times")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("workers", [1, 3])
 def test_an_interrupted_run_goes_on_where_it_stopped(folder, tmp_path, workers):
     whole = Counting()
@@ -183,6 +186,7 @@ def test_a_bad_file_is_set_aside(folder, bad_videos, tmp_path):
         )
 
 
+@pytest.mark.slow
 def test_damaged_videos_are_used_and_named(folder, tmp_path, write_video):
     whole = write_video(tmp_path / "w.mp4", noise(9, 50), container={"movflags": "faststart"})
     (folder / "half.mp4").write_bytes(whole.read_bytes()[: whole.stat().st_size // 2])
@@ -193,6 +197,7 @@ def test_damaged_videos_are_used_and_named(folder, tmp_path, write_video):
         assert done.reused == (6 if reused else 0)
 
 
+@pytest.mark.slow
 def test_features_of_a_film_that_can_no_longer_be_read_are_not_lost(folder, tmp_path):
     output, backbone = tmp_path / "features.h5", Counting().backbone()
     extract_folder(folder, output, backbone, 12.5)

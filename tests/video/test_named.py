@@ -193,6 +193,7 @@ def normalised(frames: Tensor) -> Tensor:
 CASES = [("timm", None), ("timm", "max"), ("timm", "mean"), ("hf", None), ("hf", "max")]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("kind", "pool"), [*CASES, ("openclip", None)])
 def test_features_are_those_of_the_model_that_was_saved(saved, pictures, kind, pool):
     folder, gives = saved(kind)
@@ -237,6 +238,7 @@ def test_a_home_folder_is_found_behind_the_colon(saved, monkeypatch):
     assert load_named(f"hf:~/{folder.name}").name == load_named(f"hf:{folder}").name
 
 
+@pytest.mark.slow
 def test_the_name_follows_weights_and_configuration(saved, tmp_path):
     folder, _ = saved("hf")
     copy = tmp_path / folder.name
@@ -268,6 +270,7 @@ def test_a_pooler_without_weights_is_not_used(libraries, tmp_path, pictures):
         torch.testing.assert_close(backbone(pictures), expected, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_folders_that_cannot_be_used_are_refused(saved, tmp_path):
     folder, _ = saved("hf")
 
@@ -312,6 +315,7 @@ def test_folders_that_cannot_be_used_are_refused(saved, tmp_path):
     assert not (tmp_path / "ran").exists()
 
 
+@pytest.mark.slow
 def test_a_hub_that_cannot_be_reached_is_one_line(films, libraries, monkeypatch, capsys):
     if "hf" not in libraries:
         pytest.skip("transformers is not installed")
@@ -470,6 +474,7 @@ def test_words_that_cannot_be_read_are_one_line(saved, tmp_path):
         text_row(narrow, "a")
 
 
+@pytest.mark.slow
 def test_words_find_what_they_stand_for(films):
     def blocks(frames: Tensor) -> Tensor:
         return frames.float().reshape(len(frames), 6, 8, 8, 8, 3).mean((2, 4)).flatten(1)
@@ -494,6 +499,7 @@ def test_a_device_that_is_not_here_is_one_line(films, device, capsys):
     assert said == [f"relocal: there is no {device} device here: leave --device out"]
 
 
+@pytest.mark.slow
 def test_words_need_a_place_and_a_network_that_reads(films, capsys):
     film, clip = str(films["folder"] / "film.mp4"), str(films["clip"])
     for arguments, words in (

@@ -31,6 +31,7 @@ def extract(tmp_path_factory):
     return lambda path, rate: extract_video(path, backbone, rate, cache=cache)
 
 
+@pytest.mark.slow
 def test_shapes_and_times(weizmann, extract):
     path = weizmann / "untrimmed" / "p0.mp4"
     video = extract(path, 12.5)

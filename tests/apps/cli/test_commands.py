@@ -116,6 +116,7 @@ def test_a_system_of_others_is_trained_started_from_and_found_with(root, tmp_pat
     assert "weights of the same network" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_find_without_a_model_finds_a_planted_clip(tmp_path: Path, capsys):
     rng = np.random.default_rng(0)
     reference = rng.normal(size=(60, 16))
@@ -206,6 +207,7 @@ def test_tables_of_two_grids_do_not_mix(root: Path, tmp_path: Path, monkeypatch)
     assert made == {"test_seen", "test_seen-weights"}
 
 
+@pytest.mark.slow
 def test_propose_writes_a_released_format_list(root: Path, tmp_path: Path, capsys):
     target = tmp_path / "proposals.txt"
     assert main(["propose", str(target), *own(root), "--steps", "5"]) == 0
@@ -217,6 +219,7 @@ def test_propose_writes_a_released_format_list(root: Path, tmp_path: Path, capsy
     assert f"{len(records)} videos" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_check_reports_each_bad_record(root: Path, tmp_path: Path, capsys):
     annotations = json.loads((root / "annotations.json").read_text())
     video = sorted(annotations["database"])[0]
@@ -258,6 +261,7 @@ def test_bad_input_is_one_line_and_code_2(arguments, words, capsys, tmp_path, mo
     assert len(captured.err.splitlines()) == 1
 
 
+@pytest.mark.slow
 def test_wrong_usage_is_code_2(capsys):
     assert main(["fnd"]) == 2
     assert main(["train"]) == 2
@@ -301,6 +305,7 @@ def test_interrupts_and_failed_runs_have_their_codes(monkeypatch, capsys):
     assert "no luck" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_help_does_not_import_torch():
     code = "import sys; from relocal_pyg.apps.cli import main; main(['--help']); "
     code += "main(['train', '--help']); sys.exit('torch' in sys.modules)"
@@ -349,6 +354,7 @@ def test_a_run_is_asked_about_its_own_data_but_for_what_is_said(tmp_path: Path):
     assert _data_of(run, said) == expected
 
 
+@pytest.mark.slow
 def test_evaluate_by_a_list_of_others(root: Path, tmp_path: Path, capsys, monkeypatch):
     from relocal_pyg.training import recipe
 

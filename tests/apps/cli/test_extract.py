@@ -79,6 +79,7 @@ def test_a_folder_is_extracted_once_and_the_bad_file_left_out(folder, tmp_path, 
             assert np.array_equal(one[name]["features"], two[name]["features"])
 
 
+@pytest.mark.slow
 def test_strict_stops_at_the_bad_file(folder, tmp_path, capsys):
     arguments = ["extract", str(folder), "-o", str(tmp_path / "f.h5"), "--rate", "1", "--strict"]
     assert main([*arguments, "--report", str(tmp_path / "bad.json")]) == 2

@@ -125,6 +125,7 @@ def test_the_right_video_and_time_are_found(tmp_path: Path, blocks: None, capsys
     assert "5 frames a second" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_films_that_were_moved_keep_their_ids(tmp_path: Path):
     """They would be in the index twice; another film of a name that is gone is another."""
     for name, seed in (("a", 1), ("cam", 2)):
@@ -141,6 +142,7 @@ def test_films_that_were_moved_keep_their_ids(tmp_path: Path):
     assert IndexedVideos.load(tmp_path / "index") == made
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("recorded", [True, False])
 def test_copies_that_were_moved_keep_their_ids(tmp_path: Path, recorded: bool):
     """Also in an index of before, which has no digests; another film of the name is another."""

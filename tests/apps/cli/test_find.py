@@ -65,6 +65,7 @@ FIND = ("find", "clip.npy", "reference.npy", *CONTRAST)
 SELF = ("find", *["reference.npy"] * 2, "--query-start", "40", "--query-end", "50", *CONTRAST)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("every", [(), ("--all",)])
 def test_what_an_index_of_features_is_told_counts(index, every):
     search = ("search", "library", "clip.npy", "--top-k", "6", *every)
@@ -80,6 +81,7 @@ def test_what_an_index_of_features_is_told_counts(index, every):
         assert told["count"]["number"] == len(told["moments"])
 
 
+@pytest.mark.slow
 def test_an_index_of_features_is_no_saved_query(index, capsys):
     found = ask("search", "library", "clip.npy")
     found["moments"][0]["good"] = True
@@ -88,6 +90,7 @@ def test_an_index_of_features_is_no_saved_query(index, capsys):
     assert "moment 1: is of an index of features" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("every", [(), ("--all",)])
 @pytest.mark.parametrize("model", ["contrast", "pretrained"])
 def test_an_explanation_is_of_the_moment_that_is_written(place, model, every):
@@ -144,6 +147,7 @@ def test_the_order_of_examples_does_not_matter():
     assert torch.allclose(first, second, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_what_is_neither_true_nor_false_is_refused(place, capsys):
     found = ask(*FIND, "--query", "other.npy:20-30")
     for where in ("moments", "examples"):
@@ -154,6 +158,7 @@ def test_what_is_neither_true_nor_false_is_refused(place, capsys):
             assert '"good" true or false wanted' in capsys.readouterr().err
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("every", [(), ("--all",)])
 def test_the_clip_and_what_is_not_meant_are_no_answers(place, capsys, every):
     assert (120, 130) in spans(ask(*SELF, *every))

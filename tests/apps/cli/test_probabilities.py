@@ -44,6 +44,7 @@ def arguments(features: Path) -> list[str]:
     return [f"{features}::a", f"{features}::b", "--query-start", "5", "--query-end", "15"]
 
 
+@pytest.mark.slow
 def test_find_gives_probabilities_and_says_when_it_doubts(
     run: Path, features: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -73,6 +74,7 @@ def test_the_matcher_that_validation_preferred_has_its_own(
     assert "probability that the reference holds it: 0.90" in printed
 
 
+@pytest.mark.slow
 def test_without_a_calibration_chance_on_the_reference_judges(
     run: Path, features: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -85,6 +87,7 @@ def test_without_a_calibration_chance_on_the_reference_judges(
         assert all(m["probability"] <= content["presence"] for m in content["moments"])
 
 
+@pytest.mark.slow
 def test_what_is_not_probable_enough_is_left_out(
     run: Path, features: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -109,6 +112,7 @@ def test_a_spoilt_calibration_is_one_line_and_code_2(
     assert len(error.splitlines()) == 1
 
 
+@pytest.mark.slow
 def test_search_gives_probabilities_of_its_hits(
     run: Path, features: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -126,6 +130,7 @@ def test_search_gives_probabilities_of_its_hits(
     assert [hit["presence"] for hit in hits] == pytest.approx([0.25] * len(hits))
 
 
+@pytest.mark.slow
 def test_find_writes_what_made_the_score(
     run: Path, features: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -57,6 +57,7 @@ def test_the_run_says_which_network_and_rate(run, reduced):
     assert load_network(reduced, None, run, model())[1] == 4.0
 
 
+@pytest.mark.slow
 def test_without_a_run_of_videos_the_options_decide(run, tmp_path):
     assert load_network(NONE, None, None, ContrastMatcher())[1] is None
     assert load_network(NONE, None, tmp_path / "elsewhere", model(1280))[0].dim == 1280
@@ -67,6 +68,7 @@ def test_without_a_run_of_videos_the_options_decide(run, tmp_path):
     assert str(caught.value).startswith(f"{run}: ")
 
 
+@pytest.mark.slow
 def test_another_network_is_refused(run, tmp_path):
     fit_pca([torch.randn(20, 1280)], 5).save(tmp_path / "other.safetensors")
     options = BackboneOptions(pca=tmp_path / "other.safetensors")
@@ -81,6 +83,7 @@ def test_another_network_is_refused(run, tmp_path):
         load_network(NONE, None, run, model())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "change",
     [

@@ -71,6 +71,7 @@ def test_killed_while_files_come_each_is_answered_once(tmp_path, count):
     assert all(f'"segment {number}.npy"' in told for number in range(10 * many))
 
 
+@pytest.mark.slow
 def test_another_query_is_refused_and_a_file_written_over_is_searched_again(tmp_path, capsys):
     (tmp_path / "in").mkdir()
     save(tmp_path / "query.npy", 0, 6)
@@ -97,6 +98,7 @@ def test_another_query_is_refused_and_a_file_written_over_is_searched_again(tmp_
     assert "another query" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "line",
     [
@@ -139,6 +141,7 @@ def test_a_line_that_is_no_record_is_named_and_can_be_emptied(tmp_path, capsys, 
         assert place.read_text() == "notes of somebody"
 
 
+@pytest.mark.slow
 def test_what_is_wrong_with_the_query_is_not_put_down_to_the_files(tmp_path, capsys, monkeypatch):
     """A file that was answered with an error is never looked at again."""
     (tmp_path / "in").mkdir()
@@ -176,6 +179,7 @@ def test_what_is_wrong_with_the_query_is_not_put_down_to_the_files(tmp_path, cap
     assert "moments" in json.loads(capsys.readouterr().out)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("default")
 def test_a_command_that_fails_is_said(tmp_path, capsys, monkeypatch):
     (tmp_path / "in").mkdir()
@@ -214,6 +218,7 @@ def test_a_file_is_given_when_it_has_stopped_growing(tmp_path, monkeypatch):
     assert now[0] >= 10
 
 
+@pytest.mark.slow
 def test_a_table_of_searches(tmp_path, capsys):
     save(tmp_path / "query.npy", 0, 6)
     save(tmp_path / "a.npy", 1)
@@ -282,6 +287,7 @@ def test_a_batch_answers_again_what_asks_of_other_files(tmp_path, capsys):
         assert f"{before} of 1 rows were answered before" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("default")
 def test_a_file_that_may_not_be_read_is_searched_once_it_may(tmp_path, capsys, monkeypatch):
     (tmp_path / "in").mkdir()

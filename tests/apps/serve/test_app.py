@@ -23,6 +23,7 @@ from relocal_pyg.models.calibrated import Calibrated
 from relocal_pyg.video import FunctionBackbone
 
 
+@pytest.mark.slow
 def test_upload_search_and_play(served, films):
     code, clip = served.upload(films["clip"].read_bytes(), "my%20clip.mp4")
     assert (code, clip["name"]) == (201, "my clip.mp4")
@@ -48,6 +49,7 @@ def test_upload_search_and_play(served, films):
     assert str(served.library.uploads).encode() not in body
 
 
+@pytest.mark.slow
 def test_a_calibrated_model_says_how_sure_it_is(served, served_index, films, monkeypatch, constant):
     place = {"reference": served.reference()}
     for server, where in ((served, place), (served_index, {"index": True})):
@@ -216,6 +218,7 @@ def test_bad_json_is_refused(served, body):
     assert code in (400, 404)
 
 
+@pytest.mark.slow
 def test_a_range_behind_the_end_fails_in_words(served):
     key = served.reference()
     _, job = served.search(query=key, reference=key, query_start=100)
@@ -337,6 +340,7 @@ def test_what_is_judged_during_a_search_counts_in_the_next():
     searches.close()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["otio", "fcp7-xml", "fcpxml", "elan"])
 def test_exports_link_to_the_name_of_the_video(served, films, name):
     key = served.reference()
@@ -350,6 +354,7 @@ def test_exports_link_to_the_name_of_the_video(served, films, name):
     assert str(Path.cwd()).encode() not in text
 
 
+@pytest.mark.slow
 def test_what_is_read_has_its_own_title(served, films, monkeypatch, tmp_path):
     (tmp_path / "other").mkdir()
     place = tmp_path / "other" / "reference.mp4"  # the file name of the other one
@@ -376,6 +381,7 @@ def test_what_is_read_has_its_own_title(served, films, monkeypatch, tmp_path):
     assert read == [second, first, first, second, second, second, first]
 
 
+@pytest.mark.slow
 def test_a_yes_is_taken_back_without_the_bounds(served):
     key = served.reference()
     _, job = served.search(query=key, reference=key, query_start=4, query_end=5, top_k=2)
@@ -390,6 +396,7 @@ def test_a_yes_is_taken_back_without_the_bounds(served):
     assert served.searches.get(job["id"]).edits == {}
 
 
+@pytest.mark.slow
 def test_two_changes_of_one_moment_at_once_are_both_kept(served):
     key = served.reference()
     _, job = served.search(query=key, reference=key, query_start=4, query_end=5, top_k=1)
@@ -409,6 +416,7 @@ def test_two_changes_of_one_moment_at_once_are_both_kept(served):
     slow.close()
 
 
+@pytest.mark.slow
 def test_only_moments_that_are_there_are_changed(served):
     key = served.reference()
     _, job = served.search(query=key, reference=key, query_start=4, query_end=5, top_k=1)
@@ -418,6 +426,7 @@ def test_only_moments_that_are_there_are_changed(served):
     assert served.judge(job["id"], "0")[0] == 200
 
 
+@pytest.mark.slow
 def test_a_moment_stays_in_its_film(served, served_index):
     place = {"reference": served.reference()}
     for server, where in ((served, place), (served_index, {"index": True})):
@@ -433,6 +442,7 @@ def test_a_moment_stays_in_its_film(served, served_index):
         assert server.outcome(job["id"])["state"] == "done"
 
 
+@pytest.mark.slow
 def test_damage_is_told_by_the_names_that_are_shown(served, torn_film, tmp_path):
     entry = served.library.add(torn_film, f"My: Films/{torn_film.name}")
     _, job = served.search(query=served.reference(), reference=entry.key, query_start=4)
@@ -506,6 +516,7 @@ def test_what_is_judged_while_a_search_ends_is_searched(stopped):
     assert (job.state, job.found, job.error) == ("done", 3, "")
 
 
+@pytest.mark.slow
 def test_all_answers_are_given_with_their_count(served):
     key = served.reference()
     _, job = served.search(query=key, reference=key, query_start=4, query_end=6, every=True)
@@ -582,6 +593,7 @@ def free_port() -> int:
         return int(listening.getsockname()[1])
 
 
+@pytest.mark.slow
 def test_the_command_checks_and_starts(starts, films, capsys, tmp_path: Path):
     port = free_port()
     assert main(["serve", str(films["folder"]), "--port", str(port)]) == 0
@@ -615,6 +627,7 @@ def test_an_address_of_ipv6_is_served(starts, capsys):
     assert "no password" not in printed
 
 
+@pytest.mark.slow
 def test_the_command_opens_an_index(starts, index, blocks, monkeypatch, capsys, tmp_path: Path):
     monkeypatch.setattr(
         import_module("relocal_pyg.apps.cli.watch"), "load_network", lambda *_: (blocks, None)
@@ -670,6 +683,7 @@ def test_a_film_whose_clock_begins_late_is_shown_by_its_preview(served, films, t
         assert copy.start_time == 0
 
 
+@pytest.mark.slow
 def test_the_report_is_of_what_people_left(served):
     key = served.reference()
     _, job = served.search(query=key, reference=key, query_start=4, query_end=6)

@@ -179,6 +179,7 @@ def test_drop_mark_find_play_judge_drag_export_and_reload(
     assert severe(browser) == []
 
 
+@pytest.mark.slow
 def test_a_reload_goes_on_waiting(browser, served):
     inside, go_on = threading.Event(), threading.Event()
 
@@ -280,6 +281,7 @@ def test_an_index_is_searched_and_each_answer_plays_in_its_own_video(
     assert all("400" in message for message in severe(browser))
 
 
+@pytest.mark.slow
 def test_a_format_that_no_browser_plays_is_shown_as_a_preview(browser, served, old_film):
     browser.get(served.url)
     browser.find_element(By.ID, "query-file").send_keys(str(old_film))
@@ -290,6 +292,7 @@ def test_a_format_that_no_browser_plays_is_shown_as_a_preview(browser, served, o
     assert not browser.find_element(By.ID, "query-note").is_displayed()
 
 
+@pytest.mark.slow
 def test_a_film_that_is_heard_alone_is_shown_as_a_preview(browser, served, heard_film):
     browser.get(served.url)
     browser.find_element(By.ID, "query-file").send_keys(str(heard_film))
@@ -298,6 +301,7 @@ def test_a_film_that_is_heard_alone_is_shown_as_a_preview(browser, served, heard
     assert player.get_property("currentSrc").endswith("/preview")
 
 
+@pytest.mark.slow
 def test_a_clip_is_marked_anew_and_back_goes_to_the_answers_before(browser, served, monkeypatch):
     go_on = threading.Event()  # nobody waits for pictures
 
@@ -329,6 +333,7 @@ def test_a_clip_is_marked_anew_and_back_goes_to_the_answers_before(browser, serv
     wait(browser, lambda b: "0:01.00 to 0:02.00" in title.text)
 
 
+@pytest.mark.slow
 def test_a_file_that_is_no_video_is_refused_in_words(browser, served, tmp_path):
     (tmp_path / "list.mp4").write_text("milk, bread\n" * 100)
     browser.get(served.url)

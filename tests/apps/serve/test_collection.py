@@ -17,6 +17,7 @@ from relocal_pyg.video.index import IndexedVideos, find_in_index
 from relocal_pyg.video.query import VideoQuery
 
 
+@pytest.mark.slow
 def test_hits_of_all_videos_can_be_played(served_index, films, index):
     served = served_index
     assert json.loads(served.ask("GET", "/api/index")[2]) == {"videos": 3, "playable": 3}
@@ -41,6 +42,7 @@ def test_hits_of_all_videos_can_be_played(served_index, films, index):
     assert str(index.parent) not in json.dumps(done)
 
 
+@pytest.mark.slow
 def test_a_stretch_of_an_indexed_video_is_a_query(served_index):
     keys = {entry.name: entry.key for entry in served_index.library.entries()}
     _, job = served_index.search(query=keys["two.mp4"], index=True, query_start=2, query_end=4)
@@ -52,6 +54,7 @@ def test_a_stretch_of_an_indexed_video_is_a_query(served_index):
     assert kept.query_video is None
 
 
+@pytest.mark.slow
 def test_answers_in_an_index_are_judged_in_their_own_video(served_index):
     keys = {entry.name: entry.key for entry in served_index.library.entries()}
     _, job = served_index.search(query=keys["two.mp4"], index=True, query_start=2, query_end=4)
@@ -66,6 +69,7 @@ def test_answers_in_an_index_are_judged_in_their_own_video(served_index):
     assert f"Best moment: {before[0]['id']}, 0:00:0".encode() in html
 
 
+@pytest.mark.slow
 def test_videos_of_one_file_name_stay_apart(days, films, blocks, tmp_path):
     library = Library(tmp_path)
     collection = Collection(days, ContrastMatcher(), library)
@@ -89,6 +93,7 @@ def test_videos_of_one_file_name_stay_apart(days, films, blocks, tmp_path):
     assert [row["video"] for row in table] == videos
 
 
+@pytest.mark.slow
 def test_a_stretch_of_the_index_that_is_not_meant_is_no_answer(index, films, blocks, tmp_path):
     collection = Collection(index, ContrastMatcher(), Library(tmp_path))
     given = films["clip"], collection.index, collection.made, blocks
@@ -106,6 +111,7 @@ def test_a_stretch_of_the_index_that_is_not_meant_is_no_answer(index, films, blo
                 assert hit.video_id != best.video_id or shared <= 0.5 * (hit.end - hit.start)
 
 
+@pytest.mark.slow
 def test_only_an_index_that_is_open_is_searched(served, served_index):
     key = served.reference()
     assert json.loads(served.ask("GET", "/api/index")[2]) == {"videos": 0, "playable": 0}
@@ -120,6 +126,7 @@ def test_only_an_index_that_is_open_is_searched(served, served_index):
     assert served_index.ask("GET", "/api/videos/two")[0] == 404
 
 
+@pytest.mark.slow
 def test_a_video_that_is_gone_is_found_but_not_played(index, tmp_path):
     made = IndexedVideos.load(index)
     made.files["two"].unlink()
@@ -131,6 +138,7 @@ def test_a_video_that_is_gone_is_found_but_not_played(index, tmp_path):
     assert [entry.name for entry in library.entries()] == ["one.mp4"]
 
 
+@pytest.mark.slow
 def test_a_video_of_folder_and_index_is_listed_once(index, tmp_path):
     library = Library(tmp_path, tmp_path / "indexed")
     before = library.entries()
@@ -139,6 +147,7 @@ def test_a_video_of_folder_and_index_is_listed_once(index, tmp_path):
     assert sorted(collection.entries) == ["one", "three", "two"]
 
 
+@pytest.mark.slow
 def test_an_index_that_cannot_be_served_says_why(index, tmp_path):
     library = Library(tmp_path)
     with pytest.raises(SearchIndexError, match="another model"):

@@ -26,6 +26,7 @@ def closed(connection: socket.socket) -> bool:
     return True
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("said", [b"", b"GET / HT", b"GET /api/videos HTTP/1.1\r\nHost: local"])
 def test_whoever_asks_for_nothing_is_let_go(served, monkeypatch, said):
     monkeypatch.setattr(app.Connection, "idle", 0.2)
@@ -37,6 +38,7 @@ def test_whoever_asks_for_nothing_is_let_go(served, monkeypatch, said):
     assert served.ask("GET", "/api/videos")[0] == 200
 
 
+@pytest.mark.slow
 def test_an_answer_that_nobody_takes_is_given_up(served, monkeypatch):
     monkeypatch.setattr(app.Connection, "idle", 0.2)
     monkeypatch.setattr(app.Connection, "stalled", 0.4)
@@ -55,6 +57,7 @@ def test_an_answer_that_nobody_takes_is_given_up(served, monkeypatch):
             film.truncate(before)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("path", "kind", "whole"),
     [
@@ -115,6 +118,7 @@ def asking_for_a_preview(served):
         yield connection
 
 
+@pytest.mark.slow
 def test_a_preview_that_nobody_waits_for_is_given_up(served, films, endless):
     inside, ended = endless
     _, clip = served.upload(films["clip"].read_bytes())
@@ -129,6 +133,7 @@ def test_a_preview_that_nobody_waits_for_is_given_up(served, films, endless):
     assert [file.name for file in served.library.uploads.glob("*.mp4")] == [f"{clip['id']}.mp4"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("served", [{"max_total": 150}], indirect=True)
 def test_room_of_a_preview_is_taken_as_it_grows(served, endless):
     inside, ended = endless
@@ -140,6 +145,7 @@ def test_room_of_a_preview_is_taken_as_it_grows(served, endless):
         served.ask("GET", "/favicon.ico")
 
 
+@pytest.mark.slow
 def test_a_server_that_makes_a_preview_ends_at_once_and_silently(capfd, served, endless):
     inside, ended = endless
     with asking_for_a_preview(served) as connection:
@@ -160,6 +166,7 @@ def test_a_video_that_is_gone_is_said_to_be(served, films):
     assert served.ask("GET", f"/api/videos/{entry['id']}")[0] == 404
 
 
+@pytest.mark.slow
 def test_a_body_that_comes_drop_by_drop_is_not_waited_for(monkeypatch):
     monkeypatch.setattr(requests, "PAUSE", 0.5)
     drops = 0

@@ -30,6 +30,7 @@ def insist(served: Any, **wanted: Any) -> tuple[int, dict[str, Any]]:
         refused += 1
 
 
+@pytest.mark.slow
 def test_no_search_of_many_clients_is_lost(served):
     """Twelve clients with searches of their own, one room in the queue."""
     key = served.reference()
@@ -47,6 +48,7 @@ def test_no_search_of_many_clients_is_lost(served):
     assert len({done["id"] for _, done in answers}) == 12
 
 
+@pytest.mark.slow
 def test_a_full_queue_refuses_and_keeps_what_it_took(served):
     """With the queue held still: exactly its room is accepted, everything else is 429."""
     key, inside, go_on = served.reference(), threading.Event(), threading.Event()
@@ -100,6 +102,7 @@ def test_two_uploads_at_a_time(served, films):
     assert len(served.library.entries()) == 4
 
 
+@pytest.mark.slow
 def test_uploads_of_many_clients_arrive_whole(served, films):
     content = films["clip"].read_bytes()
 
