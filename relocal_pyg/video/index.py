@@ -332,7 +332,7 @@ def find_in_index(
         sure=isinstance(asked_for, VideoQuery),
     )
     return FoundVideos(
-        hits=hits,
+        hits=[in_film(hit, index, made) for hit in hits],
         asked=asked_for,
         span=asked.span,
         settings={
@@ -348,6 +348,17 @@ def find_in_index(
         problems=tuple(problems),
         count=count,
     )
+
+
+def in_film(hit: Hit, index: SearchIndex, made: IndexedVideos) -> Hit:
+    """A hit that ends with its film, which its last step may not."""
+    start = index.duration(hit.video_id) - index.video(hit.video_id)[1]
+    if hit.end > start and hit.video_id in made.files:
+        with suppress(VideoError):  # moved since
+            end = probe(made.files[hit.video_id]).duration
+            if end is not None and start < end < hit.end:
+                return replace(hit, end=end)
+    return hit
 
 
 def find_rows(

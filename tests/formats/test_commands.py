@@ -224,11 +224,12 @@ def test_search_exports(tmp_path, capsys):
 
 def test_a_hit_ends_with_its_film_and_an_export_of_it_is_read_back(tmp_path):
     """The last step of a film goes on after its end, by less than a step."""
-    from relocal_pyg.apps.cli.search import in_film, index, source_of
+    from relocal_pyg.apps.cli.search import index, source_of
     from relocal_pyg.data.annotations import read_annotations
     from relocal_pyg.data.features import write_features
     from relocal_pyg.models import ContrastMatcher
     from relocal_pyg.search.index import Hit, SearchIndex
+    from relocal_pyg.video.index import IndexedVideos, in_film
 
     path = str(film(tmp_path / "a.mp4", Fraction(25)))  # 2.4 s
     draw = np.random.default_rng(0).normal(size=(20, 4)).astype("f4")
@@ -237,10 +238,12 @@ def test_a_hit_ends_with_its_film_and_an_export_of_it_is_read_back(tmp_path):
     index(tmp_path / "index", tmp_path / "a.h5", seconds_per_step=0.32)
     opened = SearchIndex(tmp_path / "index", ContrastMatcher())
     files = {"a": path, "long": path, "gone": str(tmp_path / "gone.mp4")}
+    places = {name: Path(file) for name, file in files.items()}
+    made = IndexedVideos(tmp_path / "index", 3.125, "any", files=places)
 
     def ends(name, end):
         source = source_of(name, files, opened)
-        hit = in_film(Hit(name, 1.28, end, 0.5), opened, lambda _: source)
+        hit = in_film(Hit(name, 1.28, end, 0.5), opened, made)
         (tmp_path / "a.json").write_text(
             render("activitynet", to_clips([(source, hit.moment)], "jump"))
         )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import replace
 from fractions import Fraction
@@ -46,7 +46,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from relocal_pyg.moments import Moment
-    from relocal_pyg.search.index import Hit, SearchIndex
+    from relocal_pyg.search.index import SearchIndex
     from relocal_pyg.video.index import FoundVideos
     from relocal_pyg.video.query import StillQuery, VideoQuery
 
@@ -234,7 +234,7 @@ def search(
             say(f"damaged: {problem}")
     files, title = files_of(folder), found.asked.title
     source = cache(partial(source_of, files=files, opened=opened))
-    hits = [in_film(hit, opened, source) for hit in found.hits if likely(hit, least)]
+    hits = [hit for hit in found.hits if likely(hit, least)]
     say(f"matcher: {why}")
     if found.count is not None:
         print(f"found: {found.count}")
@@ -309,11 +309,3 @@ def source_of(name: str, files: dict[str, str], opened: SearchIndex) -> Source:
             short = found.duration is None or found.duration <= length - opened.video(name)[1]
             return describe_source(Path(place), name, length) if short else found
     return Source(place, length, id=name)
-
-
-def in_film(hit: Hit, opened: SearchIndex, source: Callable[[str], Source]) -> Hit:
-    """A hit that ends with its film, which its last step may not."""
-    if hit.end <= opened.duration(hit.video_id) - opened.video(hit.video_id)[1]:
-        return hit
-    last = source(hit.video_id).duration
-    return hit if last is None else replace(hit, end=min(hit.end, last))

@@ -245,19 +245,16 @@ def _videos(found: FoundVideos, collection: Collection | None) -> dict[str, Any]
     moments = []
     for hit in found.hits:
         entry = collection.entries.get(hit.video_id)
-        length = None if entry is None else entry.duration
-        # The last step of a video reaches a little past its end.
-        end = hit.end if length is None or length <= hit.start else min(hit.end, length)
         moments.append(
             {
                 "start": round(hit.start, 3),
-                "end": round(end, 3),
+                "end": round(hit.end, 3),
                 "score": hit.score,
                 "probability": hit.probability,
                 "id": hit.video_id,
                 "video": None if entry is None else entry.key,
                 "name": hit.video_id if entry is None else entry.name,
-                "duration": length,
+                "duration": None if entry is None else entry.duration,
             }
         )
     return {"moments": moments, "presence": "", "matcher": collection.model.title}
