@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -275,19 +276,19 @@ def _movements(table: Tensor) -> tuple[list[int], float]:
     share = (torch.arange(_PLACES) + 0.5) / _PLACES
     places = table[(share * size).long()]
     shortest, longest = max(2, round(FASTEST * size)), min(round(SLOWEST * size), length)
-    along = {}
-    for steps in range(shortest, longest + 1):
-        column = torch.arange(length - steps + 1)[:, None] + (share * steps).long()
-        along[steps] = (places[torch.arange(_PLACES), column].mean(dim=1) * steps).tolist()
-    best, before = [0.0] + [-float("inf")] * length, [0] * (length + 1)
+    steps = torch.arange(shortest, max(longest + 1, shortest))
+    place = torch.arange(_PLACES)
+    column = (share * steps[:, None]).long() - steps[:, None]  # seen from the end
+    best, before = torch.full((length + 1,), -math.inf, dtype=torch.float64), [0] * (length + 1)
+    best[0] = 0.0
     for end in range(shortest, length + 1):
-        for steps in range(shortest, min(longest, end) + 1):
-            total = best[end - steps] + along[steps][end - steps]
-            if total > best[end]:
-                best[end], before[end] = total, end - steps
-    if best[length] == -float("inf"):
+        fit = slice(0, max(end - shortest + 1, 0))
+        along = places[place, end + column[fit]].mean(dim=1) * steps[fit]
+        best[end], way = (best[end - steps[fit]] + along).max(dim=0)
+        before[end] = end - int(steps[way])
+    if best[length] == -math.inf:
         return [0, length], -1.0
     cuts = [length]
     while cuts[-1]:
         cuts.append(before[cuts[-1]])
-    return cuts[::-1], best[length] / length
+    return cuts[::-1], float(best[length]) / length
