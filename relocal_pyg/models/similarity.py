@@ -400,8 +400,9 @@ def matching_statistics(
         match[first : first + table.shape[1]] = table.amax(dim=0)
         part = sides[..., first : first + table.shape[1]]
         first += table.shape[1]
-        best = table.masked_fill(~part[:, :, None], -torch.inf).amax(dim=3)
-        found = torch.maximum(found, best)
+        # One after the other: tables of all answers at once would take gigabytes.
+        best = [table.masked_fill(~side[:, None], -torch.inf).amax(dim=2) for side in part]
+        found = torch.maximum(found, torch.stack(best))
     share = sides.to(rows)
     back = (share @ match) / share.sum(dim=2)
     forth = found.mean(dim=2)
