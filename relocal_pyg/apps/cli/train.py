@@ -263,6 +263,10 @@ def evaluate(
 
     if few_shot and (pairs is not None or consistency):
         raise UsageError("--few-shot asks by episodes: leave out --pairs and --consistency")
+    if models != "all" and (preset, steps, seeds) != ("recommended", None, (0,)):
+        raise UsageError("--preset, --steps and --seeds are of --models all, RUN has its own")
+    if instances != ("single",) and not few_shot:
+        raise UsageError("--instances needs --few-shot")
     folder = out or (runs[0] / "evaluation" if runs else None)
     if folder is None:
         raise UsageError("--out is needed where no run is given")
@@ -346,6 +350,8 @@ def ablate(
     """
     from relocal_pyg.training import recipe
 
+    if grid != "layers-graphs" and (layers, graphs) != ((1, 2, 3), (1, 2, 3)):
+        raise UsageError("--layers and --graphs are of --grid layers-graphs")
     protocol, chosen = load_protocol(data), choose_preset(preset, steps, changes=set)
     recipe.spare_threads(chosen)
     cells = {

@@ -202,6 +202,9 @@ def test_options_of_films_are_refused_for_features(index, capsys, words):
         ((*FIND, "--srt", "a.srt", "--padding", "2"), "--padding is of --export and --cut"),
         (("train", "run", "--backbone", "c3d"), "need --videos"),
         (("train", "run", "--start", "."), "holds no weights to start from"),
+        (("evaluate", ".", "--seeds", "1"), "are of --models all"),
+        (("evaluate", ".", "--instances", "multi"), "needs --few-shot"),
+        (("ablate", "out", "--grid", "weights", "--graphs", "2"), "are of --grid layers-graphs"),
     ],
 )
 def test_an_option_that_would_change_nothing_is_refused(index, capsys, words, reason):
