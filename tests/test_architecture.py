@@ -26,7 +26,7 @@ FACE = {"relocal_pyg", "relocal_pyg.__main__"}
 
 LONGEST_FILE = 600
 MOST_FILES = 115
-MOST_LINES = 34_351
+MOST_LINES = 34_345
 
 
 def dotted(path: Path) -> str:

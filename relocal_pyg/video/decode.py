@@ -39,6 +39,7 @@ from relocal_pyg.video.container import (
     seek_before,
     stated_ends,
     stated_rate,
+    zero,
 )
 
 # AVFMT_TS_DISCONT: formats made for joining, whose clock may start again.
@@ -138,6 +139,7 @@ class VideoInfo:
         codec: FFmpeg's name of the codec.
         start: Seconds at which the first picture appears.
         stream: Which stream this is of, and why.
+        zero: Time stamp, in seconds, of what is 0 here.
     """
 
     duration: float | None
@@ -149,6 +151,7 @@ class VideoInfo:
     codec: str
     start: float = 0.0
     stream: str = ""
+    zero: float = 0.0
 
 
 def probe(path: str | Path, stream: int | None = None) -> VideoInfo:
@@ -173,9 +176,9 @@ def probe(path: str | Path, stream: int | None = None) -> VideoInfo:
         count: int | None = int(video.frames) or None
         if count is None and duration is not None and rate is not None:
             count = round((duration - begin) * rate)
-        codec = codec_name(video.codec_context)
+        codec, begins = codec_name(video.codec_context), zero(container)
     turned = orientation.rotation
-    return VideoInfo(duration, rate, width, height, turned, count, codec, begin, why)
+    return VideoInfo(duration, rate, width, height, turned, count, codec, begin, why, begins)
 
 
 def warn_of(path: str | Path) -> Callable[[str], None]:

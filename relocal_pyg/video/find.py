@@ -22,7 +22,7 @@ from relocal_pyg.models.checkpoint import load_model
 from relocal_pyg.models.examples import ByExamples, Example
 from relocal_pyg.models.matcher import MultiGraphMatcher, is_large
 from relocal_pyg.models.matchers import ContrastMatcher
-from relocal_pyg.models.occurrences import APART, ROOM, Count, occurrences, same_place
+from relocal_pyg.models.occurrences import APART, ROOM, Count, is_known, occurrences, same_place
 from relocal_pyg.models.similarity import (
     Rows,
     best_cosines,
@@ -51,7 +51,6 @@ from relocal_pyg.video.query import (
     Judged,
     StillQuery,
     VideoQuery,
-    is_judged,
     pinned,
     read_examples,
     said_no,
@@ -284,7 +283,7 @@ def find_moments(
     else:
         wanted = top_k + ROOM * len(judged)
         moments = _localize(matcher, rows, looked, whole, wanted, nms_threshold, own, pace)
-        moments = [each for each in moments if not any(is_judged(each, one) for one in judged)]
+        moments = [m for m in moments if not any(is_known((m.start, m.end), j) for j in judged)]
     moments = [*pinned(judged, moments), *moments]
     moments = moments if every else moments[:top_k]
     if clip is None:

@@ -18,7 +18,7 @@ from relocal_pyg.errors import SearchIndexError, UsageError, VideoError, check_n
 from relocal_pyg.io.read import read_json
 from relocal_pyg.io.write import also_reads, write_json
 from relocal_pyg.models.examples import Example
-from relocal_pyg.models.occurrences import APART, ROOM, Count
+from relocal_pyg.models.occurrences import APART, ROOM, Count, is_known
 from relocal_pyg.search.index import FirstStageName, Hit, SearchIndex
 from relocal_pyg.video.backbones import Backbone
 from relocal_pyg.video.decode import probe
@@ -29,7 +29,6 @@ from relocal_pyg.video.query import (
     Judged,
     StillQuery,
     VideoQuery,
-    is_judged,
     pinned,
     read_examples,
     said_no,
@@ -352,7 +351,8 @@ def find_in_index(
 
 def in_film(hit: Hit, index: SearchIndex, made: IndexedVideos) -> Hit:
     """A hit that ends with its film, which its last step may not."""
-    start = index.duration(hit.video_id) - index.video(hit.video_id)[1]
+    shard, number = index.places[hit.video_id]  # without reading its rows
+    start = index.duration(hit.video_id) - float(shard.seconds_per_step[number])
     if hit.end > start and hit.video_id in made.files:
         with suppress(VideoError):  # moved since
             end = probe(made.files[hit.video_id]).duration
@@ -404,7 +404,7 @@ def find_rows(
     others = [
         hit
         for hit in hits
-        if not any(hit.video_id == name and is_judged(hit, one) for name, one in judged)
+        if not any(hit.video_id == name and is_known((hit.start, hit.end), j) for name, j in judged)
     ]
     top = max((hit.score for hit in others), default=1.0)
     yes = [

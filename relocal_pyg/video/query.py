@@ -15,7 +15,6 @@ from relocal_pyg.io.read import parse_time
 from relocal_pyg.models.examples import Example
 from relocal_pyg.models.occurrences import is_known
 from relocal_pyg.moments import Moment, seconds_to_steps
-from relocal_pyg.search.index import Hit
 from relocal_pyg.video.backbones import Backbone
 from relocal_pyg.video.decode import probe
 from relocal_pyg.video.extract import extract_video
@@ -207,17 +206,12 @@ def within(judged: Judged, duration: float, video: str) -> Judged:
     return start, min(end, duration), good
 
 
-def is_judged(moment: Moment | Hit, judged: Judged) -> bool:
-    """Whether a moment is known, see :func:`relocal_pyg.models.occurrences.is_known`."""
-    return is_known((moment.start, moment.end), judged)
-
-
 def pinned(judged: Sequence[Judged], moments: Sequence[Moment]) -> list[Moment]:
     """What somebody said yes to, as answers above the others."""
     top = max((moment.score for moment in moments), default=1.0)
     presence = moments[0].presence if moments else None
     found: list[Moment] = []
     for start, end, good in judged:
-        if good and not any(is_judged(other, (start, end, good)) for other in found):
+        if good and not any(is_known((m.start, m.end), (start, end, good)) for m in found):
             found.append(Moment(start, end, top, probability=1.0, presence=presence))
     return found

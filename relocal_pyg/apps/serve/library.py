@@ -14,7 +14,6 @@ from unicodedata import category
 from relocal_pyg.errors import OutputError, RelocalError, SearchIndexError, UsageError, VideoError
 from relocal_pyg.models.base import Relocalizer
 from relocal_pyg.search.index import SearchIndex
-from relocal_pyg.video.container import open_video, zero
 from relocal_pyg.video.cut import cut_clip
 from relocal_pyg.video.decode import probe
 from relocal_pyg.video.folder import find_videos
@@ -103,13 +102,11 @@ class Library:
         if known is not None:
             return known
         info = probe(path)
-        with open_video(path) as (container, _):
-            begins = zero(container)
         # Blanks of other widths are in names of screen recordings, joiners in those of emoji.
         fine = (c.isprintable() or c in "\u200c\u200d" or category(c) == "Zs" for c in name)
         told = "".join(c if ok else "_" for c, ok in zip(name, fine, strict=True))
         shown = told[-_NAME_LENGTH:] or "video"
-        entry = Entry(secrets.token_urlsafe(16), shown, path, info.duration, begins)
+        entry = Entry(secrets.token_urlsafe(16), shown, path, info.duration, info.zero)
         with self._lock:
             self._entries[entry.key] = self._by_path[path] = entry
         return entry
