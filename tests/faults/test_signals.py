@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import multiprocessing
 import os
+import runpy
 import select
 import shutil
 import signal
@@ -13,6 +15,7 @@ import termios
 import time
 from collections.abc import Iterator
 from fractions import Fraction
+from multiprocessing.connection import Connection
 from pathlib import Path
 
 import numpy as np
@@ -91,23 +94,32 @@ def film(place: Path) -> None:
     (place / "long.ts").write_bytes((place / "part.ts").read_bytes() * 20)
 
 
+def _relocal(words: list[str], folder: Path, terminal: Connection) -> None:
+    """``python -m relocal_pyg`` in a process of its own; torch is there, the package is not yet."""
+    os.setsid()
+    os.chdir(folder)
+    for number in (1, 2):
+        os.dup2(terminal.fileno(), number)
+    terminal.close()
+    sys.stdout, sys.stderr = (os.fdopen(number, "w", 1) for number in (1, 2))
+    # Tests that run in the background ignore Ctrl-C, and so would what they start.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    sys.argv = ["relocal", *words]
+    runpy.run_module("relocal_pyg", run_name="__main__")
+
+
 class Running:
     """A command in a process of its own, with a terminal to talk to."""
 
     def __init__(self, words: list[str], folder: Path) -> None:
         self.terminal, theirs = os.openpty()
         termios.tcsetwinsize(theirs, (24, 80))  # a bar has no room in a terminal of no width
-        paths = filter(None, (str(ROOT), os.environ.get("PYTHONPATH")))
-        self.process = subprocess.Popen(
-            [sys.executable, "-m", "relocal_pyg", *words],
-            cwd=folder,
-            stdin=subprocess.DEVNULL,
-            stdout=theirs,
-            stderr=theirs,
-            env={**os.environ, "PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": "1"},
-            start_new_session=True,
-        )
-        os.close(theirs)
+        context = multiprocessing.get_context("forkserver")
+        context.set_forkserver_preload(["torch_geometric.nn"])
+        with Connection(theirs) as terminal:  # that it crosses to the process, and is closed here
+            arguments = (words, folder, terminal)
+            self.process = context.Process(target=_relocal, args=arguments)
+            self.process.start()
         self.said = b""
 
     def listen(self, seconds: float) -> bool:
@@ -142,10 +154,10 @@ class Running:
             with contextlib.suppress(ProcessLookupError):
                 handles.append(os.pidfd_open(child))
         began = time.monotonic()
-        self.process.send_signal(number)
+        os.kill(self.process.pid, number)
         while self.listen(LIMIT):
             assert time.monotonic() - began < LIMIT, self.said.decode()
-        self.process.wait(LIMIT)
+        self.process.join(LIMIT)
         took = time.monotonic() - began
         for handle in handles:  # readable once the process is gone
             assert select.select([handle], [], [], LIMIT)[0]
@@ -153,9 +165,8 @@ class Running:
         return self.said.decode().replace("\r", "\n").strip().splitlines()[-1].strip(), took
 
     def close(self) -> None:
-        if self.process.poll() is None:
-            self.process.kill()
-            self.process.wait()
+        self.process.kill()
+        self.process.join()
         os.close(self.terminal)
 
 
@@ -166,8 +177,6 @@ def running(place: Path, tmp_path: Path) -> Iterator[object]:
     started: list[Running] = []
     (place / "out").unlink(missing_ok=True)
     (place / "out").symlink_to(tmp_path)
-    # Tests that run in the background ignore Ctrl-C, and so would what they start.
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
 
     def start(words: list[str]) -> Running:
         with socket.create_server(("127.0.0.1", 0)) as free:
@@ -176,7 +185,6 @@ def running(place: Path, tmp_path: Path) -> Iterator[object]:
         return started[-1]
 
     yield start
-    signal.signal(signal.SIGINT, before)
     for each in started:
         each.close()
 
@@ -204,18 +212,18 @@ def test_a_command_ends_when_it_is_told_to(
         command = running(words)
         command.await_work(tmp_path, talking)
         last, took = command.end(number)
-        if command.process.returncode != 0 or name == "serve":
+        if command.process.exitcode != 0 or name == "serve":
             break
         # On a busy machine it may be done before it is told: nothing was seen, so once more.
         for each in tmp_path.iterdir():
             shutil.rmtree(each) if each.is_dir() else each.unlink()
     figure("signals", f"{name}: {took:.2f} s after {signal.Signals(number).name}")
     assert "Traceback" not in command.said.decode()
-    if name == "serve" and command.process.returncode == 0:  # a signal is how serving ends
+    if name == "serve" and command.process.exitcode == 0:  # a signal is how serving ends
         assert "open http" in command.said.decode()
     else:
         assert last.endswith("relocal: interrupted")
-        assert command.process.returncode == 130
+        assert command.process.exitcode == 130
     assert not (place / target).exists()
     # A lock is free when its holder is gone; the file that carried it does no harm.
     assert all(each.name.endswith("lock") for each in tmp_path.rglob(".relocal-*"))
@@ -223,14 +231,22 @@ def test_a_command_ends_when_it_is_told_to(
         verify_manifest(tmp_path / "run" / "last", "checkpoint")
 
 
-def test_a_command_ends_while_it_starts(place: Path, running) -> None:
+def test_a_command_ends_while_it_starts(place: Path) -> None:
     """Before anything but Python itself is imported: no traceback either."""
-    command = running(["find", "q.npy", "r.npy"])
-    status = Path(f"/proc/{command.process.pid}/status")
+    # Tests that run in the background ignore Ctrl-C, and so would what they start.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    command = subprocess.Popen(
+        [sys.executable, "-m", "relocal_pyg", "find", "q.npy", "r.npy"],
+        cwd=place,
+        stderr=subprocess.PIPE,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), *sys.path])},
+    )
+    signal.signal(signal.SIGINT, before)
+    status = Path(f"/proc/{command.pid}/status")
     while not int(status.read_text().split("SigCgt:")[1].split()[0], 16) & 1 << signal.SIGTERM - 1:
-        assert command.listen(0.001)
-    last, _ = command.end(signal.SIGINT)
-    assert last == "relocal: interrupted"
+        assert command.poll() is None
+    command.send_signal(signal.SIGINT)
+    assert command.communicate(timeout=LIMIT)[1] == b"relocal: interrupted\n"
 
 
 @pytest.mark.parametrize(
@@ -243,8 +259,11 @@ def test_a_command_ends_while_it_starts(place: Path, running) -> None:
         # As a progress bar does, which is drawn once more when it is closed.
         "def __init__(self): signal.raise_signal(signal.SIGINT)\n"
         " def __del__(self): print('bar', file=sys.stderr)",
+        # As a lock that is given back twice, where the signal comes between two of its steps.
+        "def __init__(self):\n  try: signal.raise_signal(signal.SIGINT)\n"
+        "  finally: threading.Lock().release()",
     ],
-    ids=["half made", "in a destructor", "at once", "shown again"],
+    ids=["half made", "in a destructor", "at once", "shown again", "in a lock"],
 )
 def test_an_interrupt_among_destructors_is_one_line_and_not_lost(fault: str) -> None:
     script = f"""
