@@ -18,7 +18,7 @@ from relocal_pyg.io.record import sha256_file, sha256_json
 from relocal_pyg.io.write import replace_folder, write_json
 from relocal_pyg.models.base import Ranking, Relocalizer, Wrapper
 from relocal_pyg.models.presence import Logistic, judge
-from relocal_pyg.models.similarity import Rows, matching_statistics
+from relocal_pyg.models.similarity import Rows, matching_statistics, on_cpu
 from relocal_pyg.moments import clip_moments, tiou
 
 #: Where a run or a checkpoint keeps its calibration.
@@ -158,14 +158,13 @@ class Calibrated(Wrapper):
     def rank(self, query: Tensor, reference: Rows, proposals: Tensor, **known: Any) -> Ranking:
         """The model's ranking, whose answers know their probabilities; arguments as there."""
         ranking = self.model.rank(query, reference, proposals, **known)
-        around = known.get("query_video"), known.get("background")
+        sides = query, reference, known.get("query_video"), known.get("background")
 
         def probabilities(moments: Tensor, scores: Tensor) -> tuple[Tensor, float]:
+            clip, video, *others = map(on_cpu, sides)
             if self.confidence is None:
-                return judge(query.cpu(), reference, moments, *around)
-            facts = answer_facts(
-                self.model, ranking.cpu(), moments, scores, query.cpu(), reference, *around
-            )
+                return judge(clip, video, moments, *others)
+            facts = answer_facts(self.model, ranking.cpu(), moments, scores, clip, video, *others)
             return self.confidence.moment(facts), float(self.confidence.presence(facts[:1]))
 
         return replace(ranking, probabilities=probabilities)

@@ -30,6 +30,7 @@ from relocal_pyg.models.similarity import (
     best_cosines,
     contrast_scores,
     motion_rows,
+    on_cpu,
     pair_centres,
 )
 
@@ -142,7 +143,7 @@ class ByExamples(Wrapper):
     def _said(self, example: Example, video: Rows, windows: Tensor, around: Surroundings) -> Tensor:
         """The model's scores ``[M]`` of windows, before they are squashed."""
         ranking = self.model.rank(
-            example.rows,
+            example.rows.to(windows.device),
             video,
             windows,
             query_video=example.video,
@@ -185,7 +186,8 @@ def trace(
     if not any(example.good for example in examples):
         raise UsageError("only counter-examples: say what is looked for too")
     examples = checked(examples)
-    reference = as_rows(reference, "reference", examples[0].rows.shape[1])
+    reference = on_cpu(as_rows(reference, "reference", examples[0].rows.shape[1]))
+    background = on_cpu(background)
     similarity = own = other = torch.zeros(())
     sides = [motion_rows(reference, seconds_per_step)]
     for example in examples:
@@ -224,7 +226,7 @@ def trace(
 
 
 def checked(examples: Sequence[Example]) -> tuple[Example, ...]:
-    """Examples of float32, all of the width of the first.
+    """Examples of float32, on the CPU, all of the width of the first.
 
     Raises:
         FeatureError: One has not such rows.
@@ -232,7 +234,7 @@ def checked(examples: Sequence[Example]) -> tuple[Example, ...]:
     found: list[Example] = []
     for number, each in enumerate(examples):
         name = f"example {number}"
-        rows, video = as_features(each.rows, name), each.video
+        rows, video = as_features(each.rows, name).cpu(), on_cpu(each.video)
         width = (found[0].rows if found else rows).shape[1]
         as_rows(rows, name, width)
         if video is not None and len(video) > 0:

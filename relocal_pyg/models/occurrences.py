@@ -13,7 +13,7 @@ from torch.nn import functional
 from relocal_pyg.errors import check_number
 from relocal_pyg.models.base import Relocalizer, as_features, as_rows
 from relocal_pyg.models.examples import Example, Trace, trace
-from relocal_pyg.models.similarity import BLOCK, Rows, mean_row, pair_centres
+from relocal_pyg.models.similarity import Rows, cosine_blocks, mean_row, on_cpu, pair_centres
 from relocal_pyg.moments import Moment, tiou
 
 #: Log odds between what the rest of the query's video gives and its own steps.
@@ -25,8 +25,8 @@ GAP, SHORTEST = 0.25, 0.4
 FASTEST, SLOWEST, SEVERAL = 0.6, 1.6, 1.4
 #: The rule where no example says what is not meant.
 GUESS = "a guess, as a bare clip does not say what else there is"
-#: Places at which a movement is compared with the query.
-_PLACES = 16
+#: Shares of the length at which a movement is compared with the query.
+_PLACES = (torch.arange(16) + 0.5) / 16
 #: By how much a movement's diagonal has to beat chance.
 _ORDER = 0.15
 #: Least likeness to itself of a query that repeats, and its rise above the dip before.
@@ -107,8 +107,9 @@ def occurrences(
     check_number(least, "least", least=0, most=1)
     if seconds_per_step is not None:
         check_number(seconds_per_step, "seconds_per_step", above=0)
-    query = as_features(query, "query")
-    reference = as_rows(reference, "reference", query.shape[1])
+    query = as_features(query, "query").cpu()
+    reference = on_cpu(as_rows(reference, "reference", query.shape[1]))
+    query_video, background = map(on_cpu, (query_video, background))
     wanted = (Example(query, query_video), *examples)
     seen = trace(wanted, reference, seconds_per_step, background) if seen is None else seen
     spans = [
@@ -214,20 +215,20 @@ def separated(
         found.append((start, end))
     # What changes in the course of the query: its own mean says nothing of order.
     change = functional.normalize(query - mean_row(query), dim=1)
-    period = _period(change @ change.T)
+    period = _period(change)
     shortest = min(SHORTEST * size, period or size)
     found = [(start, end) for start, end in found if end - start >= shortest]
     if period or all(end - start <= SEVERAL * size for start, end in found):
         return found
     centre = pair_centres(query, reference, query_video, background)[1]
+    rows = torch.cat([change[(_PLACES * size).long()], change.mean(dim=0, keepdim=True)])
+    table = torch.cat(list(cosine_blocks(rows, reference, centre)), dim=1)
     single: list[tuple[int, int]] = []
     for start, end in found:
         parts = [(start, end)]
         if end - start > SEVERAL * size:
-            rows = _rows(reference, start, end)
-            table = change @ functional.normalize(rows.to(change) - centre, dim=1).T
-            cuts, mean = _movements(table)
-            if mean - float(table.mean()) > _ORDER:
+            cuts, mean = _movements(table[:-1, start:end], size)
+            if mean - float(table[-1, start:end].mean()) > _ORDER:
                 parts = [(start + a, start + b) for a, b in zip(cuts, cuts[1:], strict=False)]
         single += parts
     return single
@@ -240,45 +241,34 @@ def _runs(on: Tensor) -> list[tuple[int, int]]:
     return list(zip(starts, ends, strict=True))
 
 
-def _rows(reference: Rows, start: int, end: int) -> Tensor:
-    if isinstance(reference, Tensor):
-        return reference[start:end]
-    kept, first = [], 0
-    for block in reference.split(BLOCK):
-        if first < end and start < first + len(block):  # an empty piece would keep its block
-            kept.append(block[max(start - first, 0) : end - first])
-        first += len(block)
-    return torch.cat(kept)
+def _period(change: Tensor) -> int:
+    """Steps after which a clip begins again, from its directions ``[m, F]``; 0 where it does not.
 
-
-def _period(table: Tensor) -> int:
-    """Steps after which a clip begins again, from its cosines ``[m, m]``; 0 where it does not.
-
-    The first distance at which they rise well above what they are at a smaller one.
+    The first distance at which their cosines rise well above what they are at a smaller one.
     """
-    lags = range(max(len(table) * 3 // 4, 1))
-    likeness = torch.stack([table.diagonal(lag).mean() for lag in lags]).tolist()
+    size = len(change)
+    waves = (torch.fft.rfft(some.double(), 2 * size, dim=0) for some in change.split(64, dim=1))
+    sums = torch.fft.irfft(torch.stack([each.abs().square().sum(dim=1) for each in waves]).sum(0))
+    likeness = (sums[:size] / torch.arange(size, 0, -1))[: max(size * 3 // 4, 1)].tolist()
+    least = math.inf
     for lag in range(2, len(likeness) - 1):
-        peak = likeness[lag]
-        rise = peak - min(likeness[1:lag])
-        if peak > _PEAK and rise > _RISE and likeness[lag - 1] <= peak > likeness[lag + 1]:
+        peak, least = likeness[lag], min(least, likeness[lag - 1])
+        if peak > _PEAK and peak - least > _RISE and likeness[lag - 1] <= peak > likeness[lag + 1]:
             return lag
     return 0
 
 
-def _movements(table: Tensor) -> tuple[list[int], float]:
+def _movements(places: Tensor, size: int) -> tuple[list[int], float]:
     """Cut a stretch where movements begin, so that each runs along with the query.
 
-    From cosines ``[m, L]`` of both: steps at which movements begin and end, 0 to L, and the mean
-    along their diagonals.
+    From cosines ``[P, L]`` of some places of the query, of ``size`` steps: steps at which movements
+    begin and end, 0 to L, and the mean along their diagonals.
     """
-    size, length = table.shape
-    share = (torch.arange(_PLACES) + 0.5) / _PLACES
-    places = table[(share * size).long()]
+    length = places.shape[1]
     shortest, longest = max(2, round(FASTEST * size)), min(round(SLOWEST * size), length)
     steps = torch.arange(shortest, max(longest + 1, shortest))
-    place = torch.arange(_PLACES)
-    column = (share * steps[:, None]).long() - steps[:, None]  # seen from the end
+    place = torch.arange(len(places))
+    column = (_PLACES * steps[:, None]).long() - steps[:, None]  # seen from the end
     best, before = torch.full((length + 1,), -math.inf, dtype=torch.float64), [0] * (length + 1)
     best[0] = 0.0
     for end in range(shortest, length + 1):

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -27,6 +27,11 @@ class Rows(Protocol):
 
     def split(self, size: int, /) -> Iterable[Tensor]:
         """Blocks of ``size`` rows, in order, the last one shorter."""
+
+
+def on_cpu(rows: Any) -> Any:
+    """A tensor on the CPU; rows in a file, and None, as they are."""
+    return rows.cpu() if isinstance(rows, Tensor) else rows
 
 
 def mean_row(rows: Rows) -> Tensor:

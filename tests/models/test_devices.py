@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator
+from operator import attrgetter
 from typing import Any
 
 import pytest
@@ -21,6 +22,7 @@ from relocal_pyg.models import (
     CosineMatcher,
     CrossGated,
     DiagonalMatcher,
+    FinerWindows,
     FrameLevel,
     MultiGraphMatcher,
     MultiGraphRelocalizer,
@@ -28,6 +30,8 @@ from relocal_pyg.models import (
     VideoLevel,
 )
 from relocal_pyg.models.baselines.matr import MATR
+from relocal_pyg.models.examples import ByExamples, Example
+from relocal_pyg.models.occurrences import occurrences
 
 F = 12  # of the planted protocol
 THERE = torch.device("meta")  # tensors that say so hold numbers here
@@ -209,6 +213,33 @@ def test_answers_are_those_of_the_cpu(name: str):
         assert (one is None) == (other is None)
         if one is not None:
             torch.testing.assert_close(other, one, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", OTHERS)
+def test_what_is_asked_may_be_there_too(name: str):
+    """On the second device, or some of it: probabilities, further examples and all occurrences."""
+    torch.manual_seed(6)
+    model = OTHERS[name]()
+    query, reference, video = torch.randn(4, F), torch.randn(14, F), torch.randn(16, F)
+
+    def answers(query: Any, reference: Any, video: Any) -> list[Any]:
+        others = [Example(query, video), Example(rows, None, good=False)]
+        found = [
+            Calibrated(asked).localize(query, reference, query_video=video)
+            for asked in (model, FinerWindows(model), ByExamples(model, others))
+        ]
+        found += [occurrences(model, query, reference, query_video=video, least=0)[0]]
+        said = attrgetter("start", "end", "score", "probability")
+        return [value for some in found for each in some for value in said(each)]
+
+    rows = torch.randn(5, F)
+    wanted = answers(query, reference, video)
+    moved(getattr(model, "model", model))
+    with second_device():
+        there = [each.to(THERE) for each in (query, reference, video)]
+        assert answers(*there) == pytest.approx(wanted, abs=1e-4)
+        assert answers(query, reference, there[2]) == pytest.approx(wanted, abs=1e-4)
 
 
 @pytest.mark.slow
