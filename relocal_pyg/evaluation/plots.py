@@ -1,20 +1,26 @@
 """Pictures: timelines, similarity maps, graphs and curves, each a ``matplotlib.figure.Figure``.
 
+And :func:`render`, which puts them and texts into pages.
+
 A figure belongs to no window and no global state: ``figure.savefig("a.png")`` works without a
 display. Names that come from data are drawn letter by letter: a ``$`` in one starts no formula.
 """
 
 from __future__ import annotations
 
+import base64
 import io
 import math
 import warnings
 from collections.abc import Mapping, Sequence
+from functools import cache
 from itertools import cycle
 from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
+from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
 from numpy.typing import ArrayLike
 from torch import Tensor
 
@@ -103,6 +109,41 @@ def svg_text(figure: Figure) -> str:
         warnings.filterwarnings("ignore", message="Glyph .* missing")
         figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
     return buffer.getvalue()
+
+
+@cache
+def _templates(package: str = "relocal_pyg.evaluation") -> Environment:
+    """Templates of a package, which may extend ``base.html`` and import ``parts.html``.
+
+    Texts are escaped and what is not printable is written out. The filter ``svg`` makes the source
+    of an ``img`` from a figure; ``url(kind)`` does so from bytes.
+
+    Args:
+        package: Its folder ``templates`` is looked in first, then the one of this package.
+    """
+    packages = dict.fromkeys([package, "relocal_pyg.evaluation"])
+    made = Environment(
+        loader=ChoiceLoader([PackageLoader(name) for name in packages]),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        finalize=lambda value: value if isinstance(value, Markup) else ascii_line(str(value)),
+    )
+    # As an image of its own a picture can run nothing, whatever its labels say.
+    made.filters["svg"] = lambda figure: _data_url(svg_text(figure).encode(), "image/svg+xml")
+    made.filters["url"] = _data_url
+    return made
+
+
+def render(template: str, package: str = "relocal_pyg.evaluation", **context: Any) -> Markup:
+    """The text of a template, safe to be put into another page."""
+    return Markup(_templates(package).get_template(template).render(**context))
+
+
+def _data_url(content: bytes, kind: str) -> str:
+    """Content as an address that holds it, such as ``data:text/plain;base64,YQ==`` for ``a``."""
+    return f"data:{kind};base64,{base64.b64encode(content).decode()}"
 
 
 #: More proposals than this make a timeline no clearer.

@@ -16,8 +16,7 @@ from torch.nn import functional
 
 from relocal_pyg import __version__
 from relocal_pyg.errors import UsageError, VideoError
-from relocal_pyg.evaluation.plots import BLUE, DARK, ORANGE, explanation_map, step_map
-from relocal_pyg.evaluation.report import render
+from relocal_pyg.evaluation.plots import BLUE, DARK, ORANGE, explanation_map, render, step_map
 from relocal_pyg.formats.clips import Source, clock, one_line, presence_line, short_clock
 from relocal_pyg.io.write import replace_file, replace_text
 from relocal_pyg.moments import Moment

@@ -219,6 +219,8 @@ def read_feedback(path: Path | None) -> list[tuple[str | None, float, float, boo
         stretch = _judged(each, path, f"moment {number}")
         if not isinstance(video := each.get("video"), str | None):
             raise UsageError('"video" is no text', file=path, record=f"moment {number}")
+        if (video, *stretch[:2], not stretch[2]) in found:
+            raise UsageError("says yes and no to one stretch", file=path, record=f"moment {number}")
         found.append((video, *stretch))
     if not found:
         raise UsageError('no moment says "good": true or false', file=path)

@@ -11,9 +11,10 @@ import pytest
 import torch
 
 from relocal_pyg.apps.cli import main
+from relocal_pyg.apps.cli.exports import read_feedback
 from relocal_pyg.apps.cli.options import split_place
 from relocal_pyg.data.features import write_features
-from relocal_pyg.errors import FeatureError, OutputError
+from relocal_pyg.errors import FeatureError, OutputError, UsageError
 from relocal_pyg.models import ContrastMatcher
 from relocal_pyg.models.examples import Example, trace
 from relocal_pyg.models.occurrences import GUESS, occurrences
@@ -156,6 +157,13 @@ def test_what_is_neither_true_nor_false_is_refused(place, capsys):
             Path("said.json").write_text(json.dumps({**found, where: told}))
             assert main(["find", "said.json", "reference.npy"]) == 2
             assert '"good" true or false wanted' in capsys.readouterr().err
+
+
+def test_yes_and_no_to_one_stretch_are_refused(tmp_path):
+    said = [{"start": 1, "end": 2, "good": good} for good in (True, False)]
+    (tmp_path / "said.json").write_text(json.dumps({"moments": said}))
+    with pytest.raises(UsageError, match="moment 2.*says yes and no to one stretch"):
+        read_feedback(tmp_path / "said.json")
 
 
 @pytest.mark.slow
