@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import base64
 import xml.etree.ElementTree as ElementTree
+from collections.abc import Callable
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
@@ -65,21 +66,23 @@ def evil(evil_protocol: Protocol, longest: Any) -> Comparison:
 
 
 @pytest.fixture(scope="module")
-def page(
-    evil: Comparison, evil_protocol: Protocol, tmp_path_factory: pytest.TempPathFactory
-) -> Page:
-    path = tmp_path_factory.mktemp("page") / "report.html"
+def write(evil: Comparison, evil_protocol: Protocol) -> Callable[[Path], None]:
+    """Write the page that is looked at."""
     history = [{"step": 0.0, "val_score": 0.1}, {"step": 5.0, "val_score": 0.3, EVIL: 2.0}]
-    write_report(
-        path,
-        evil,
-        evil_protocol,
-        title=EVIL,
-        labels=[EVIL + "run"],
-        settings={EVIL: EVIL},
-        histories={EVIL: history},
-        graphs=[PairGraph(6, 1), PairGraph(6, 2)],
-    )
+    options: dict[str, Any] = {"labels": [EVIL + "run"], "settings": {EVIL: EVIL}}
+    options |= {"histories": {EVIL: history}, "graphs": [PairGraph(6, 1), PairGraph(6, 2)]}
+    return lambda path: write_report(path, evil, evil_protocol, title=EVIL, **options)
+
+
+@pytest.fixture(scope="module")
+def path(write: Callable[[Path], None], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("page") / "report.html"
+    write(path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def page(path: Path) -> Page:
     return Page(path.read_text(encoding="utf-8"))
 
 
@@ -174,12 +177,10 @@ def test_the_page_tells_what_was_measured(page: Page, evil: Comparison) -> None:
 
 @pytest.mark.slow
 def test_the_same_comparison_gives_the_same_page(
-    evil: Comparison, evil_protocol: Protocol, tmp_path: Path
+    path: Path, write: Callable[[Path], None], tmp_path: Path
 ) -> None:
-    write_report(tmp_path / "a.html", evil, evil_protocol)
-    write_report(tmp_path / "b.html", evil, evil_protocol)
-    assert (tmp_path / "a.html").read_bytes() == (tmp_path / "b.html").read_bytes()
-    assert 'id="training"' not in (tmp_path / "a.html").read_text(encoding="utf-8")
+    write(tmp_path / "again.html")
+    assert path.read_bytes() == (tmp_path / "again.html").read_bytes()
 
 
 @pytest.mark.slow
@@ -210,5 +211,7 @@ def test_models_without_an_answer_are_told_apart(
     )
     mute = compare([replace(run, records=silent, title="Mute")], samples=10)
     write_report(tmp_path / "report.html", mute, evil_protocol)
-    page = Page((tmp_path / "report.html").read_text(encoding="utf-8"))
+    text = (tmp_path / "report.html").read_text(encoding="utf-8")
+    page = Page(text)
+    assert 'id="training"' not in text  # no history was given
     assert any("Mute gives no answer" in attributes["alt"] for attributes in page.all("img"))
