@@ -299,8 +299,8 @@ SAYING = [
         for suffix in ("vtt", "csv", "eaf")
     ),
     ["find", "q.npy", f"{ODD}.npy", "--json", "x"],
-    ["find", "q.avi", f"{ODD}.avi", "--cut", f"{ODD} cut"],
-    ["find", "q.avi", f"{ODD}.avi", "--report", f"{ODD}.html", "--contact-sheet", f"{ODD}.jpg"],
+    ["find", "q.avi", f"{ODD}.avi", "--cut", f"{ODD} cut", "--report", f"{ODD}.html"]
+    + ["--contact-sheet", f"{ODD}.jpg"],
     ["find", "q.avi", f"{ODD}.avi", "-v", "--cut", "cut", "--reencode"],
     ["extract", f"{ODD}.avi", "--output", f"{ODD}.h5"],
     ["convert", f"{ODD}.txt", "--out", f"{ODD}.table"],
