@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -13,6 +14,8 @@ from typing import Any
 import hypothesis
 import pytest
 import torch
+
+sys.path.insert(0, str(Path(__file__).parent / "faults"))  # for forked.py
 
 from relocal_pyg.data.features import FeatureStore, write_features
 from relocal_pyg.data.items import Protocol

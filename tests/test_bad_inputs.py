@@ -22,6 +22,7 @@ import h5py
 import numpy as np
 import pytest
 import torch
+from forked import run_code
 from safetensors.torch import load_file, save_file
 
 from relocal_pyg.apps.cli import main
@@ -202,17 +203,25 @@ FILES: list[tuple[int, str, Callable[[Place], object], str, tuple[str, ...]]] = 
 ]  # fmt: skip
 
 
+def scan_here(path: Path, key: str, *, time_limit: float, **options: Any) -> list[Record]:
+    """What the child process does, without starting one: tests/data compares the two."""
+    return [record for record in scan(path, key, **options) if record is not None]
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("spoil", "file", "words"),
     [pytest.param(*case[2:], id=f"{case[0]}-{case[1]}") for case in FILES],
 )
-def test_a_file_that_is_refused(place: Place, capsys, spoil, file: str, words: tuple[str, ...]):
+def test_a_file_that_is_refused(
+    place: Place, capsys, monkeypatch, spoil, file: str, words: tuple[str, ...]
+):
     spoil(place)
     named = getattr(place, file)
     for read in (place.check, place.protocol):
         with pytest.raises(RelocalError) as caught:
             read()
+        monkeypatch.setattr(checks, "probe_features", scan_here)  # seen once in a child process
         assert caught.value.file == str(named)
         for word in words:
             assert word in str(caught.value)
@@ -285,11 +294,6 @@ RECORDS: list[tuple[int, str, Callable[[Place], object], str, str, str]] = [
     (30, "bool time", segment(False, True), "json", "bad segment 1", "two numbers"),
     (31, "duplicate", segment(1, 2), "json", "bad segment 1", "duplicate"),
 ]  # fmt: skip
-
-
-def scan_here(path: Path, key: str, *, time_limit: float, **options: Any) -> list[Record]:
-    """What the child process does, without starting one: tests/data compares the two."""
-    return [record for record in scan(path, key, **options) if record is not None]
 
 
 @pytest.mark.parametrize(
@@ -384,10 +388,11 @@ def test_12_13_bombs_take_no_memory(place: Place, figure):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["répas", "日本語 видео", "🎬", "a b", "~root", "$(id)", "-rf"])
-def test_18_valid_unicode_ids_work(place: Place, capsys, name: str):
+def test_18_valid_unicode_ids_work(place: Place, capsys, monkeypatch, name: str):
     add_features(place, name)
     rename(place, name)
     assert len(place.check()) == 0
+    monkeypatch.setattr(checks, "probe_features", scan_here)  # seen once in a child process
     assert main(place.commands()[0]) == 0
     assert capsys.readouterr().err == ""
     assert any(
@@ -579,9 +584,7 @@ code = main(sys.argv[1:])
 print(peak() - before)
 sys.exit(code)
 """
-    done = subprocess.run(
-        [sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=False
-    )
+    done = run_code(code, *arguments)
     assert done.returncode == 2, done.stderr
     assert str(file) in done.stderr
     assert len(done.stderr.splitlines()) == 1, done.stderr

@@ -12,7 +12,7 @@ import pytest
 from relocal_pyg.data.items import Item, Pair, Protocol
 from relocal_pyg.data.pairs import PairList
 from relocal_pyg.errors import OutputError, UsageError
-from relocal_pyg.evaluation import Comparison, compare, evaluate, write_report
+from relocal_pyg.evaluation import Comparison, compare, evaluate, report, write_report
 from relocal_pyg.graph import PairGraph
 
 EVIL = "<script>alert(1)</script>\"'&$\\frac{$\x1b"
@@ -184,7 +184,7 @@ def test_the_same_comparison_gives_the_same_page(
 
 @pytest.mark.slow
 def test_a_report_of_something_else_is_refused(
-    evil: Comparison, evil_protocol: Protocol, tmp_path: Path
+    evil: Comparison, evil_protocol: Protocol, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = tmp_path / "report.html"
     with pytest.raises(UsageError, match="not of other"):
@@ -194,6 +194,7 @@ def test_a_report_of_something_else_is_refused(
     with pytest.raises(UsageError, match="no such item"):
         write_report(path, evil, replace(evil_protocol, splits={}))
     assert not path.exists()
+    monkeypatch.setattr(report, "render", lambda *_, **__: "the page")
     with pytest.raises(OutputError):
         write_report(tmp_path, evil, evil_protocol)
 

@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from forked import run
 
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parents[1]))  # for the films and files of benchmarks.bombs
 
 #: Scripts that the tests start in processes of their own; no tests to collect.
 collect_ignore = [
+    "forked.py",
     "fuzz_hdf5.py",
     "kill_ranks.py",
     "kill_training.py",
@@ -29,17 +29,10 @@ collect_ignore = [
 def script() -> Callable[..., Any]:
     """Run a script of this folder in a process of its own; give the JSON it prints last."""
 
-    def run(name: str, *arguments: object) -> Any:
-        paths = filter(None, (str(HERE.parents[1]), os.environ.get("PYTHONPATH")))
-        done = subprocess.run(
-            [sys.executable, str(HERE / name), *map(str, arguments)],
-            capture_output=True,
-            text=True,
-            check=False,
-            env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(paths)},
-        )
+    def start(name: str, *arguments: object) -> Any:
+        done = run(HERE / name, *arguments)
         sys.stderr.write(done.stderr[-10000:])  # shown when the test fails
         assert done.returncode == 0
         return json.loads(done.stdout.splitlines()[-1])
 
-    return run
+    return start

@@ -15,7 +15,7 @@ import signal
 import sys
 from pathlib import Path
 
-from kill_training import train, weights
+from kill_training import STEPS, train, weights
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
@@ -82,7 +82,7 @@ def main() -> None:
     wanted, equal, codes, deaths = weights(folder / "whole"), 0, [], []
     for run in range(runs):
         place = folder / f"run{run}"
-        death = rng.randrange(2), rng.randint(1, 24), rng.random() < 0.5
+        death = rng.randrange(2), rng.randint(1, STEPS), rng.random() < 0.5
         deaths.append(death)
         codes.append(launch(place, death))
         equal += launch(place) == 0 and weights(place) == wanted

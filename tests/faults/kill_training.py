@@ -26,6 +26,7 @@ from relocal_pyg.models import MultiGraphRelocalizer
 from relocal_pyg.training import TrainingConfig, fit
 
 torch.set_num_threads(1)
+STEPS = 12
 SIZES = {"train_classes": 3, "val_classes": 2, "test_classes": 1}
 STOPS = (signal.SIGINT, signal.SIGTERM)
 PROTOCOL = synthetic(SyntheticConfig(**SIZES, train_videos=3, val_videos=2, test_videos=2))
@@ -39,12 +40,12 @@ def train(folder: Path, workers: int, devices: int = 1) -> None:
     )
     config = TrainingConfig(
         batch_size=2,
-        steps=24,
+        steps=STEPS,
         learning_rate=1e-2,
         decay=True,
         warmup=3,
-        validate_every=4,
-        max_validation_pairs=4,
+        validate_every=2,
+        max_validation_pairs=2,
         num_workers=workers,
     )
     options = {"devices": devices, "resume": True, "show_progress": False}

@@ -6,11 +6,11 @@ import json
 import os
 import signal
 import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+from forked import start
 
 from relocal_pyg.data import write_features
 
@@ -98,19 +98,18 @@ def test_the_command_stopped_by_a_signal_says_so_in_one_line_and_resumes(tmp_pat
     }
     (tmp_path / "a.json").write_text(json.dumps({"database": database}))
     run = tmp_path / "run"
-    command = [sys.executable, "-m", "relocal_pyg"]
-    command += ["train", str(run), "--protocol", "custom", "--features", str(tmp_path / "f.h5")]
-    command += ["--annotations", str(tmp_path / "a.json"), "--steps", "100000"]
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    with subprocess.Popen(command, **pipes) as process:
-        assert process.stdout is not None
-        for line in process.stdout:
-            if line.startswith("step 0"):  # training is under way
-                process.send_signal(signal.SIGTERM)
-                break
-        _, errors = process.communicate()
-    assert process.returncode == 130
-    assert errors.splitlines()[-1] == "relocal: interrupted"
-    assert "Traceback" not in errors
+    words = ["-m", "relocal_pyg", "train", str(run), "--protocol", "custom", "--steps", "100000"]
+    words += ["--features", str(tmp_path / "f.h5"), "--annotations", str(tmp_path / "a.json")]
+    said, errors = tmp_path / "said", tmp_path / "errors"
+    with said.open("w") as out, errors.open("w") as err:
+        process = start(words, tmp_path, out.fileno(), err.fileno())
+    while "\nstep 0" not in said.read_text():  # training is not yet under way
+        process.join(0.05)
+        assert process.is_alive(), errors.read_text()
+    os.kill(process.pid, signal.SIGTERM)
+    process.join()
+    assert process.exitcode == 130
+    assert errors.read_text().splitlines()[-1] == "relocal: interrupted"
+    assert "Traceback" not in errors.read_text()
     progress = json.loads((run / "last" / "progress.json").read_text())["progress"]
     assert progress["history"]

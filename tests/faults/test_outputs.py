@@ -424,9 +424,11 @@ def _compete(hold: Callable[[], object], gate: object, end: object, results: obj
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["file", "folder"])
-def test_of_two_writers_one_wins_and_one_is_refused(tmp_path: Path, kind: str) -> None:
+def test_of_two_writers_one_wins_and_one_is_refused(
+    tmp_path: Path, count: Callable[[int, int], int], kind: str
+) -> None:
     fork = multiprocessing.get_context("fork")
-    for number in range(50):
+    for number in range(count(12, 50)):
         target = tmp_path / f"out-{number}"
 
         def hold(target: Path = target) -> object:

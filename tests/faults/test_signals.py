@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import multiprocessing
 import os
-import runpy
 import select
 import shutil
 import signal
@@ -15,12 +13,12 @@ import termios
 import time
 from collections.abc import Iterator
 from fractions import Fraction
-from multiprocessing.connection import Connection
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from forked import start
 
 from relocal_pyg.data import write_features
 from relocal_pyg.io.record import verify_manifest
@@ -94,32 +92,14 @@ def film(place: Path) -> None:
     (place / "long.ts").write_bytes((place / "part.ts").read_bytes() * 20)
 
 
-def _relocal(words: list[str], folder: Path, terminal: Connection) -> None:
-    """``python -m relocal_pyg`` in a process of its own; torch is there, the package is not yet."""
-    os.setsid()
-    os.chdir(folder)
-    for number in (1, 2):
-        os.dup2(terminal.fileno(), number)
-    terminal.close()
-    sys.stdout, sys.stderr = (os.fdopen(number, "w", 1) for number in (1, 2))
-    # Tests that run in the background ignore Ctrl-C, and so would what they start.
-    signal.signal(signal.SIGINT, signal.default_int_handler)
-    sys.argv = ["relocal", *words]
-    runpy.run_module("relocal_pyg", run_name="__main__")
-
-
 class Running:
     """A command in a process of its own, with a terminal to talk to."""
 
     def __init__(self, words: list[str], folder: Path) -> None:
         self.terminal, theirs = os.openpty()
         termios.tcsetwinsize(theirs, (24, 80))  # a bar has no room in a terminal of no width
-        context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload(["torch_geometric.nn"])
-        with Connection(theirs) as terminal:  # that it crosses to the process, and is closed here
-            arguments = (words, folder, terminal)
-            self.process = context.Process(target=_relocal, args=arguments)
-            self.process.start()
+        self.process = start(["-m", "relocal_pyg", *words], folder, theirs, theirs)
+        os.close(theirs)
         self.said = b""
 
     def listen(self, seconds: float) -> bool:

@@ -4,21 +4,18 @@ from __future__ import annotations
 
 import csv
 import json
-import multiprocessing
 import os
 from collections import Counter
 from pathlib import Path
 
 import numpy as np
 import pytest
+from forked import start
 
 from relocal_pyg.apps.cli import main
 from relocal_pyg.errors import OutputError
 from relocal_pyg.models import load_model
 from relocal_pyg.video import folder as folders
-
-#: Imported once, and not by every process that is killed.
-PRELOADED = ["apps.cli.watch", "models.calibrated", "models.matchers", "video.rows", "video.folder"]
 
 
 def save(path: Path, seed: int, steps: int = 30) -> None:
@@ -32,14 +29,14 @@ def lines(path: Path) -> list[dict]:
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
-def watch(place: Path, *more: str) -> int:
+def words(place: Path, *more: str) -> list[str]:
     out, query = str(place / "out"), str(place / "query.npy")
-    words = ["watch", str(place / "in"), "--query", query, "--out", out, "--settle", "0"]
-    return main([*words, "--min-probability", "0", *more])
+    line = ["watch", str(place / "in"), "--query", query, "--out", out, "--settle", "0"]
+    return [*line, "--min-probability", "0", *more]
 
 
-def _watch_and_note(place: Path) -> None:
-    watch(place, "--run", f"sh -c 'cat >> {place / 'ran'}; echo >> {place / 'ran'}'")
+def watch(place: Path, *more: str) -> int:
+    return main(words(place, *more))
 
 
 @pytest.mark.slow
@@ -48,15 +45,14 @@ def test_killed_while_files_come_each_is_answered_once(tmp_path, count):
     many = count(4, 20)
     (tmp_path / "in").mkdir()
     save(tmp_path / "query.npy", 0, 6)
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([f"relocal_pyg.{name}" for name in PRELOADED])
+    noting = f"sh -c 'cat >> {tmp_path / 'ran'}; echo >> {tmp_path / 'ran'}'"
+    command = ["-m", "relocal_pyg", *words(tmp_path, "--run", noting)]
     draw, journal, kills = np.random.default_rng(0), tmp_path / "out" / "answers.jsonl", 0
     for number in range(10 * many):
         save(tmp_path / "in" / f"segment {number}.npy", number)
         if number % 10 == 9:
             size = journal.stat().st_size if journal.exists() else 0
-            process = context.Process(target=_watch_and_note, args=(tmp_path,))
-            process.start()
+            process = start(command, tmp_path, 1, 2)
             while process.is_alive() and not (journal.exists() and journal.stat().st_size > size):
                 process.join(0.01)
             process.join(draw.uniform(0, 0.05))  # somewhere in its work
