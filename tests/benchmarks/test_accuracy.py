@@ -21,11 +21,11 @@ from relocal_pyg.errors import UsageError  # noqa: E402
 
 
 @pytest.fixture
-def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
+def tiny(monkeypatch: pytest.MonkeyPatch, short_videos: dict[str, int]) -> None:
     """Few classes, few videos, one step of training."""
-    config = SyntheticConfig(
-        train_classes=3, val_classes=2, test_classes=2, train_videos=4, val_videos=3, test_videos=3
-    )
+    classes = {"train_classes": 3, "val_classes": 2, "test_classes": 2}
+    videos = {"train_videos": 4, "val_videos": 3, "test_videos": 3}
+    config = SyntheticConfig(**classes, **videos, **short_videos)
     monkeypatch.setattr(sets, "SyntheticConfig", lambda: config)
     real = recipes.systems
 

@@ -27,7 +27,8 @@ def few(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def quick() -> Preset:
-    network = dataclasses.replace(RECOMMENDED.network, hidden_channels=8, num_steps=6)
+    sizes = {"num_members": 1, "hidden_channels": 8, "num_steps": 6, "list_length": 8}
+    network = dataclasses.replace(RECOMMENDED.network, **sizes)
     training = dataclasses.replace(
         RECOMMENDED.training, steps=2, batch_size=2, validate_every=2, max_validation_pairs=3
     )

@@ -36,9 +36,10 @@ CONFIG = TrainingConfig(
 
 
 @pytest.fixture(scope="module")
-def protocol() -> Protocol:
+def protocol(short_videos) -> Protocol:
     sizes = {"train_classes": 4, "val_classes": 2, "test_classes": 2}
-    return synthetic(SyntheticConfig(**sizes, train_videos=3, val_videos=3, test_videos=2))
+    videos = {"train_videos": 3, "val_videos": 3, "test_videos": 2}
+    return synthetic(SyntheticConfig(**sizes, **videos, **short_videos))
 
 
 def network(protocol: Protocol, preset=RECOMMENDED, **changes: object) -> TrainableRelocalizer:

@@ -31,7 +31,9 @@ def protocol(short_videos):
 def test_train_compare_publish_and_read_again(protocol, tmp_path):
     preset = dataclasses.replace(
         RECOMMENDED,
-        network=dataclasses.replace(RECOMMENDED.network, hidden_channels=8, num_steps=6),
+        network=dataclasses.replace(
+            RECOMMENDED.network, num_members=1, hidden_channels=8, num_steps=6, list_length=8
+        ),
         training=dataclasses.replace(RECOMMENDED.training, batch_size=2, max_validation_pairs=4),
     )
     preset = dataclasses.replace(preset, training=preset.training.with_steps(2))

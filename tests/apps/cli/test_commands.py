@@ -54,7 +54,8 @@ def short(monkeypatch: pytest.MonkeyPatch) -> None:
 
     for name in ("recommended", "paper"):
         preset = presets.PRESETS[name]
-        network = dataclasses.replace(preset.network, hidden_channels=8, num_steps=6)
+        alone = {"num_members": 1, "list_length": 8} if name == "recommended" else {}
+        network = dataclasses.replace(preset.network, hidden_channels=8, num_steps=6, **alone)
         training = dataclasses.replace(preset.training, batch_size=2, max_validation_pairs=3)
         small = dataclasses.replace(preset, network=network, training=training)
         monkeypatch.setitem(presets.PRESETS, name, small)
@@ -72,14 +73,14 @@ def test_train_evaluate_and_find(root: Path, tmp_path: Path, short: None, capsys
     assert "best validation score" in printed
     assert json.loads((run / "run.json").read_text())["preset"] == "recommended"
 
-    assert main(["evaluate", str(run), "--limit", "4"]) == 0
+    assert main(["evaluate", str(run), "--limit", "2"]) == 0
     printed = capsys.readouterr().out
     for name in ("recommended", "Contrast matcher", "Whole reference", "Proposal oracle"):
         assert name in printed
     for split in ("test_seen", "test_unseen"):
         folder = run / "evaluation" / split
         results = json.loads((folder / "results.json").read_text())
-        assert results["pairs"] == 4
+        assert results["pairs"] == 2
         assert {file.name for file in folder.iterdir()} == {
             "answers",
             "manifest.json",
@@ -91,7 +92,7 @@ def test_train_evaluate_and_find(root: Path, tmp_path: Path, short: None, capsys
             "results.tex",
         }
 
-    again = ["evaluate", str(run), "--limit", "4", "--split", "test_seen"]
+    again = ["evaluate", str(run), "--limit", "2", "--split", "test_seen"]
     request.getfixturevalue("few")
     assert main(again) == 0  # what it wrote before, it writes again
     capsys.readouterr()
@@ -182,7 +183,7 @@ def test_ablate_goes_on_where_it_stopped(
     root: Path, tmp_path: Path, short: None, few: None, capsys, monkeypatch
 ):
     arguments = [*own(root), "--steps", "1", "--layers", "1", "--graphs", "1", "2"]
-    arguments += ["--limit", "3", "--split", "test_seen"]
+    arguments += ["--limit", "1", "--split", "test_seen"]
     assert main(["ablate", str(tmp_path / "one"), *arguments]) == 0
     first = capsys.readouterr().out
     assert "n=1, k=1" in first
