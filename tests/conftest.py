@@ -103,6 +103,13 @@ def _seeded() -> None:
 
 
 @pytest.fixture(scope="session")
+def short_videos() -> dict[str, int]:
+    """Settings of a SyntheticConfig by which videos are short, and all that is done with them."""
+    steps = {"shortest_moment": 4, "usual_moment": 6, "longest_moment": 12}
+    return {**steps, "shortest_reference": 24, "longest_reference": 40}
+
+
+@pytest.fixture(scope="session")
 def write_synthetic() -> Callable[..., Protocol]:
     """Write the synthetic data set as real ones come: ActivityNet's annotations, features."""
 

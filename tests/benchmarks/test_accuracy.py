@@ -18,23 +18,27 @@ from benchmarks.accuracy import __main__ as bench  # noqa: E402
 from benchmarks.accuracy import presence, recipes, rivals, rows, sets, table  # noqa: E402
 from relocal_pyg.datasets.synthetic import SyntheticConfig, synthetic  # noqa: E402
 from relocal_pyg.errors import UsageError  # noqa: E402
+from relocal_pyg.models import MultiGraphMatcher  # noqa: E402
 
 
 @pytest.fixture
-def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
+def tiny(monkeypatch: pytest.MonkeyPatch, short_videos: dict[str, int]) -> None:
     """Few classes, few videos, one step of training."""
-    config = SyntheticConfig(
-        train_classes=3, val_classes=2, test_classes=2, train_videos=4, val_videos=3, test_videos=3
-    )
+    classes = {"train_classes": 3, "val_classes": 2, "test_classes": 2}
+    videos = {"train_videos": 4, "val_videos": 3, "test_videos": 3}
+    config = SyntheticConfig(**classes, **videos, **short_videos)
     monkeypatch.setattr(sets, "SyntheticConfig", lambda: config)
     real = recipes.systems
+
+    def small(width: int) -> MultiGraphMatcher:
+        return MultiGraphMatcher(num_members=1, hidden_channels=8, num_steps=6)
 
     def short() -> dict:
         system = real()["recommended"]
         training = dataclasses.replace(
             system.training, steps=1, batch_size=1, max_validation_pairs=2
         )
-        return {"recommended": dataclasses.replace(system, training=training)}
+        return {"recommended": dataclasses.replace(system, build=small, training=training)}
 
     monkeypatch.setattr(recipes, "systems", short)
     monkeypatch.setattr(bench, "systems", short)

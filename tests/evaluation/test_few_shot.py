@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from relocal_pyg.data import make_pairs
+from relocal_pyg.data.items import Protocol
 from relocal_pyg.datasets.synthetic import SyntheticConfig, synthetic
 from relocal_pyg.errors import AnnotationError, RelocalError, UsageError
 from relocal_pyg.evaluation import evaluate
@@ -144,8 +145,8 @@ def test_random_order_at_hit_rate_a_has_a_squared():
 
 
 @pytest.mark.slow
-def test_a_monotone_map_changes_nothing_and_thresholds_only_take():
-    protocol = synthetic(small())
+def test_a_monotone_map_changes_nothing_and_thresholds_only_take(brief):
+    protocol = brief
     episodes = draw_episodes(protocol, "test", count=30)
 
     class Mapped(ContrastMatcher):
@@ -170,6 +171,12 @@ def test_a_monotone_map_changes_nothing_and_thresholds_only_take():
     assert agnostic["map@0.5"].value >= agnostic["map@0.75"].value
     for score in agnostic.values():
         assert score.low <= score.value <= score.high
+
+
+@pytest.fixture(scope="module")
+def brief(short_videos) -> Protocol:
+    """The same, of short videos."""
+    return synthetic(replace(small(), **short_videos))
 
 
 def small() -> SyntheticConfig:
@@ -218,9 +225,9 @@ def test_a_class_of_few_videos_moves_no_episode_of_another():
 
 
 @pytest.mark.slow
-def test_a_model_in_training_answers_as_in_evaluation():
+def test_a_model_in_training_answers_as_in_evaluation(brief):
     """Dropout would draw its answers, and batch normalisation learn from them."""
-    protocol = synthetic(small())
+    protocol = brief
     episodes = draw_episodes(protocol, "test", count=6)
     model = AFTSRM(protocol.features.dim, 4, num_steps=6, widths=(4, 4, 4))
     told = FinerWindows(model)
@@ -276,7 +283,7 @@ def test_what_has_no_place_in_the_list_is_refused():
 
 
 @pytest.mark.slow
-def test_one_example_many_times_is_one_example():
+def test_one_example_many_times_is_one_example(brief):
     moments = torch.tensor([[0.0, 4.0], [2.0, 6.0], [10.0, 12.0]])
     ranking = Ranking.sort(moments, torch.tensor([0.3, 0.9, 0.1]))
     once, scores = combined([ranking])
@@ -285,7 +292,7 @@ def test_one_example_many_times_is_one_example():
     torch.testing.assert_close(same, scores[order])
     assert float(tiou(moments[:1], moments[1:2])) < 0.7
 
-    protocol = synthetic(small())
+    protocol = brief
     one = draw_episodes(protocol, "test", count=12)
     same = tuple(replace(episode, supports=episode.supports * 4) for episode in one.episodes)
     scores = [
@@ -327,8 +334,8 @@ def test_one_answer_to_one_truth_is_the_hit_rate():
 
 
 @pytest.mark.slow
-def test_a_table_has_every_system_and_probabilities_where_there_are_some():
-    protocol = synthetic(small())
+def test_a_table_has_every_system_and_probabilities_where_there_are_some(brief):
+    protocol = brief
     lists = [draw_episodes(protocol, "test", count=6, shots=shots) for shots in (1, 2)]
     models = {"who|le": WholeReference(), "pretrained": Calibrated(ContrastMatcher())}
     rows = few_shot_table(models, protocol, lists)

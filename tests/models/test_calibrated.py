@@ -40,8 +40,9 @@ from relocal_pyg.training.validation import (
 
 
 @pytest.fixture(scope="module")
-def protocol() -> Protocol:
-    return synthetic(SyntheticConfig(train_classes=3, val_classes=8, test_classes=3))
+def protocol(short_videos: dict[str, int]) -> Protocol:
+    classes = {"train_classes": 3, "val_classes": 8, "test_classes": 3}
+    return synthetic(SyntheticConfig(**classes, **short_videos))
 
 
 @pytest.fixture(scope="module")

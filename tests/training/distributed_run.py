@@ -1,10 +1,10 @@
-"""Trains each kind of network, under torchrun: OUT DEVICES. Not a test by itself."""
+"""Trains each kind of network, in one process or in those of torchrun. Not a test by itself."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
-import sys
+import os
 from pathlib import Path
 from unittest import mock
 
@@ -31,7 +31,10 @@ class Double:
 
 def main(out: Path, devices: int, kind: str) -> None:
     sizes = {"train_classes": 4, "val_classes": 2, "test_classes": 2}
-    protocol = synthetic(SyntheticConfig(**sizes, train_videos=3, val_videos=3, test_videos=2))
+    videos = {"train_videos": 3, "val_videos": 3, "test_videos": 2}
+    steps = {"shortest_moment": 4, "usual_moment": 6, "longest_moment": 12}
+    steps |= {"shortest_reference": 24, "longest_reference": 40}
+    protocol = synthetic(SyntheticConfig(**sizes, **videos, **steps))
     protocol = dataclasses.replace(protocol, features=Double(protocol.features))
     preset = {"triplets": PAPER, "lists": RECOMMENDED}[kind]
     sizes = {
@@ -63,7 +66,12 @@ def main(out: Path, devices: int, kind: str) -> None:
     (out / f"rank{number}.json").write_text(json.dumps(facts))
 
 
-if __name__ == "__main__":
+def rank(number: int, port: int, out: Path) -> None:
+    """One of two processes, told of the other as torchrun tells those that it starts."""
+    facts = {"RANK": number, "LOCAL_RANK": number, "GROUP_RANK": 0, "MASTER_PORT": port}
+    facts |= {"WORLD_SIZE": 2, "LOCAL_WORLD_SIZE": 2, "MASTER_ADDR": "127.0.0.1"}
+    os.environ |= {name: str(value) for name, value in facts.items()}
+    os.environ["TORCHELASTIC_RUN_ID"] = "two"
     torch.set_num_threads(1)
-    for each in KINDS:
-        main(Path(sys.argv[1], each), int(sys.argv[2]), each)
+    for kind in KINDS:
+        main(out / kind, 2, kind)

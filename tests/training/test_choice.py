@@ -21,9 +21,10 @@ CONFIG = TrainingConfig(batch_size=1, steps=1, validate_every=1, max_validation_
 
 
 @pytest.fixture(scope="module")
-def protocol():
+def protocol(short_videos):
     sizes = {"train_classes": 4, "val_classes": 2, "test_classes": 2}
-    return synthetic(SyntheticConfig(**sizes, train_videos=3, val_videos=4, test_videos=2))
+    videos = {"train_videos": 3, "val_videos": 4, "test_videos": 2}
+    return synthetic(SyntheticConfig(**sizes, **videos, **short_videos))
 
 
 @pytest.mark.slow

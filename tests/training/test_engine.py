@@ -36,15 +36,17 @@ CONFIG = TrainingConfig(
 
 
 @pytest.fixture(scope="module")
-def protocol() -> Protocol:
+def protocol(short_videos) -> Protocol:
     sizes = {"train_classes": 4, "val_classes": 2, "test_classes": 2}
-    return synthetic(SyntheticConfig(**sizes, train_videos=3, val_videos=3, test_videos=2))
+    videos = {"train_videos": 3, "val_videos": 3, "test_videos": 2}
+    return synthetic(SyntheticConfig(**sizes, **videos, **short_videos))
 
 
 def network(protocol: Protocol, preset=RECOMMENDED, **changes: object) -> TrainableRelocalizer:
-    heads = (6, 4) if preset is PAPER else 8
+    sizes = {"head_channels": 8, "num_members": 1, "list_length": 12}
+    sizes = {"head_channels": (6, 4)} if preset is PAPER else sizes
     config = dataclasses.replace(
-        preset.network, hidden_channels=8, num_steps=6, head_channels=heads, **changes
+        preset.network, hidden_channels=8, num_steps=6, **{**sizes, **changes}
     )
     seed_torch(0, "weights")
     return build_network(config, protocol.features.dim)
@@ -88,8 +90,11 @@ def test_interrupted_and_resumed_equals_uninterrupted(protocol, preset, tmp_path
 
 
 @pytest.mark.slow
-def test_training_moves_and_keeps_the_best_validated_weights(protocol, tmp_path):
-    model = network(protocol)
+def test_training_moves_and_keeps_the_best_validated_weights(tmp_path):
+    sizes = {"train_classes": 4, "val_classes": 2, "test_classes": 2}
+    protocol = synthetic(SyntheticConfig(**sizes, train_videos=3, val_videos=3, test_videos=2))
+    whole = {"num_members": 2, "list_length": RECOMMENDED.network.list_length}
+    model = network(protocol, **whole)
     start = {key: value.clone() for key, value in model.state_dict().items()}
     result = fit(model, protocol, config=CONFIG, out=tmp_path / "run", show_progress=False)
     last = torch.load(tmp_path / "run" / "last" / "state.pt", weights_only=True)
@@ -104,7 +109,7 @@ def test_training_moves_and_keeps_the_best_validated_weights(protocol, tmp_path)
     assert same_weights(kept, model)
     unchanged = all(torch.equal(start[key], value) for key, value in kept.state_dict().items())
     assert unchanged == (result.best_step == 0)
-    without_folder = network(protocol)
+    without_folder = network(protocol, **whole)
     fit(without_folder, protocol, config=CONFIG, show_progress=False)
     assert same_weights(without_folder, model)
 
@@ -117,7 +122,7 @@ def test_loss_falls_on_the_samples_it_is_trained_on(protocol):
     batch = Batch.from_data_list(samples)
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
     losses = []
-    for _ in range(60):
+    for _ in range(30):
         optimizer.zero_grad()
         loss = model.training_losses(batch)["ranking"]
         loss.backward()
@@ -204,7 +209,8 @@ def test_validation_is_the_mean_of_micro_accuracies(protocol):
         )
         moment = clip_moments(ranking.moments[0], len(reference))
         best = max(tiou(moment, list(truth)).item() for truth in pair.reference.truths)
-        hits.append(sum(best > threshold for threshold in SELECTION_THRESHOLDS))
+        # At a threshold is not above it, whatever the rounding.
+        hits.append(sum(best > threshold + 1e-6 for threshold in SELECTION_THRESHOLDS))
     wanted = sum(hits) / len(hits) / len(SELECTION_THRESHOLDS)
     found = validate(model, protocol, pairs.pairs)
     assert list(found) == ["none", "refined"]
@@ -237,7 +243,7 @@ def test_every_way_to_refine_is_validated_whatever_was_chosen_before(protocol):
             )
             moment = clip_moments(ranking.moments[0], len(reference))
             overlaps.append(tiou(moment[None], pair.reference.truths).max().item())
-        hits = [overlap > t for overlap in overlaps for t in SELECTION_THRESHOLDS]
+        hits = [overlap > t + 1e-6 for overlap in overlaps for t in SELECTION_THRESHOLDS]
         assert selection_score(found[-1][way]) == pytest.approx(sum(hits) / len(hits))
     for way in model.refinements:
         assert torch.equal(found[0][way], found[1][way])

@@ -5,10 +5,12 @@ import random
 import signal
 import threading
 import time
+from pathlib import Path
 
 import pytest
 import torch
 
+from relocal_pyg.data.items import Protocol
 from relocal_pyg.datasets.synthetic import SyntheticConfig, synthetic
 from relocal_pyg.io.tensors import read_tensors
 from relocal_pyg.models import MultiGraphRelocalizer
@@ -89,6 +91,29 @@ def interrupt_at(monkeypatch, owner: object, name: str, call: int) -> None:
     monkeypatch.setattr(owner, name, spoilt)
 
 
+@pytest.fixture(scope="module")
+def protocol(short_videos) -> Protocol:
+    sizes = {"train_classes": 3, "val_classes": 2, "test_classes": 1}
+    videos = {"train_videos": 3, "val_videos": 2, "test_videos": 2}
+    return synthetic(SyntheticConfig(**sizes, **videos, **short_videos))
+
+
+def run(protocol: Protocol, folder: Path) -> bytes:
+    """Train from where a run in the folder is; the weights at its end and the best."""
+    torch.manual_seed(0)
+    model = MultiGraphRelocalizer(protocol.features.dim, hidden_channels=4, num_steps=4)
+    config = TrainingConfig(
+        batch_size=2, steps=6, learning_rate=1e-2, validate_every=2, max_validation_pairs=2
+    )
+    fit(model, protocol, config=config, out=folder, resume=True, show_progress=False)
+    return b"".join((folder / each / "model.safetensors").read_bytes() for each in ("last", "best"))
+
+
+@pytest.fixture(scope="module")
+def wanted(protocol: Protocol, tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    return run(protocol, tmp_path_factory.mktemp("whole"))
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("owner", "name", "call"),
@@ -101,36 +126,21 @@ def interrupt_at(monkeypatch, owner: object, name: str, call: int) -> None:
     ],
 )
 def test_a_run_interrupted_inside_a_step_or_a_validation_ends_the_same(
-    tmp_path, monkeypatch, owner, name, call
+    protocol, wanted, tmp_path, monkeypatch, owner, name, call
 ):
-    sizes = {"train_classes": 3, "val_classes": 2, "test_classes": 1}
-    videos = {"train_videos": 3, "val_videos": 2, "test_videos": 2}
-    protocol = synthetic(SyntheticConfig(**sizes, **videos))
-    config = TrainingConfig(
-        batch_size=2, steps=6, learning_rate=1e-2, validate_every=2, max_validation_pairs=2
-    )
-
-    def run(folder: str) -> bytes:
-        torch.manual_seed(0)
-        model = MultiGraphRelocalizer(protocol.features.dim, hidden_channels=4, num_steps=4)
-        fit(model, protocol, config=config, out=tmp_path / folder, resume=True, show_progress=False)
-        files = (tmp_path / folder / each / "model.safetensors" for each in ("last", "best"))
-        return b"".join(file.read_bytes() for file in files)
-
-    wanted = run("whole")
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         interrupt_at(monkeypatch, owner, name, call)
         with pytest.raises(KeyboardInterrupt):
-            run("broken")
+            run(protocol, tmp_path)
         monkeypatch.undo()
-        assert run("broken") == wanted
+        assert run(protocol, tmp_path) == wanted
     finally:
         signal.signal(signal.SIGINT, before)
 
 
 @pytest.mark.slow
-def test_a_signal_that_comes_while_workers_start_is_not_lost(tmp_path):
+def test_a_signal_that_comes_while_workers_start_is_not_lost(protocol, tmp_path):
     armed = [True]
 
     def after_fork() -> None:  # what is raised in here is dropped by Python
@@ -138,7 +148,6 @@ def test_a_signal_that_comes_while_workers_start_is_not_lost(tmp_path):
             armed.clear()
             os.kill(os.getpid(), signal.SIGINT)
 
-    protocol = synthetic(SyntheticConfig(train_classes=3, val_classes=2, train_videos=3))
     config = TrainingConfig(batch_size=2, steps=4, max_validation_pairs=2, num_workers=1)
     model = MultiGraphRelocalizer(protocol.features.dim, hidden_channels=4, num_steps=4)
     before = signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -17,20 +17,34 @@ from relocal_pyg.apps.cli.options import DataOptions, describe, load_protocol, r
 from relocal_pyg.apps.cli.train import _data_of, choose_preset
 from relocal_pyg.datasets.synthetic import SyntheticConfig
 from relocal_pyg.errors import UsageError
+from relocal_pyg.evaluation import report
 from relocal_pyg.formats.clips import clock
-from relocal_pyg.models import ContrastMatcher, MultiGraphRelocalizer
+from relocal_pyg.models import Chance, ContrastMatcher, MultiGraphRelocalizer
+from relocal_pyg.training import recipe
 from relocal_pyg.training.recipe import slug
 
 
 @pytest.fixture(scope="module")
-def root(tmp_path_factory: pytest.TempPathFactory, write_synthetic) -> Path:
+def root(tmp_path_factory: pytest.TempPathFactory, write_synthetic, short_videos) -> Path:
     """A small data set in the layout of people's own."""
     folder = tmp_path_factory.mktemp("own")
-    config = SyntheticConfig(
-        train_classes=5, val_classes=2, test_classes=2, train_videos=6, val_videos=3, test_videos=3
-    )
-    write_synthetic(folder, config)
+    classes = {"train_classes": 5, "val_classes": 2, "test_classes": 2}
+    videos = {"train_videos": 6, "val_videos": 3, "test_videos": 3}
+    write_synthetic(folder, SyntheticConfig(**classes, **videos, **short_videos))
     return folder
+
+
+@pytest.fixture(autouse=True)
+def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pages without their pictures, which the tests of pages and of recipes draw."""
+    monkeypatch.setattr(report, "svg_text", lambda figure: "<svg/>")
+
+
+@pytest.fixture
+def few(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two models that need no training, in place of all."""
+    models = {"Contrast matcher": ContrastMatcher(), "Chance": Chance()}
+    monkeypatch.setattr(recipe, "free_models", lambda protocol: models)
 
 
 @pytest.fixture
@@ -40,7 +54,8 @@ def short(monkeypatch: pytest.MonkeyPatch) -> None:
 
     for name in ("recommended", "paper"):
         preset = presets.PRESETS[name]
-        network = dataclasses.replace(preset.network, hidden_channels=8, num_steps=6)
+        alone = {"num_members": 1, "list_length": 8} if name == "recommended" else {}
+        network = dataclasses.replace(preset.network, hidden_channels=8, num_steps=6, **alone)
         training = dataclasses.replace(preset.training, batch_size=2, max_validation_pairs=3)
         small = dataclasses.replace(preset, network=network, training=training)
         monkeypatch.setitem(presets.PRESETS, name, small)
@@ -51,21 +66,21 @@ def own(root: Path) -> list[str]:
 
 
 @pytest.mark.slow
-def test_train_evaluate_and_find(root: Path, tmp_path: Path, short: None, capsys):
+def test_train_evaluate_and_find(root: Path, tmp_path: Path, short: None, capsys, request):
     run = tmp_path / "run"
     assert main(["train", str(run), *own(root), "--steps", "2"]) == 0
     printed = capsys.readouterr().out
     assert "best validation score" in printed
     assert json.loads((run / "run.json").read_text())["preset"] == "recommended"
 
-    assert main(["evaluate", str(run), "--limit", "4"]) == 0
+    assert main(["evaluate", str(run), "--limit", "2"]) == 0
     printed = capsys.readouterr().out
     for name in ("recommended", "Contrast matcher", "Whole reference", "Proposal oracle"):
         assert name in printed
     for split in ("test_seen", "test_unseen"):
         folder = run / "evaluation" / split
         results = json.loads((folder / "results.json").read_text())
-        assert results["pairs"] == 4
+        assert results["pairs"] == 2
         assert {file.name for file in folder.iterdir()} == {
             "answers",
             "manifest.json",
@@ -77,7 +92,8 @@ def test_train_evaluate_and_find(root: Path, tmp_path: Path, short: None, capsys
             "results.tex",
         }
 
-    again = ["evaluate", str(run), "--limit", "4", "--split", "test_seen"]
+    again = ["evaluate", str(run), "--limit", "2", "--split", "test_seen"]
+    request.getfixturevalue("few")
     assert main(again) == 0  # what it wrote before, it writes again
     capsys.readouterr()
 
@@ -96,7 +112,7 @@ def test_train_evaluate_and_find(root: Path, tmp_path: Path, short: None, capsys
 
 
 @pytest.mark.slow
-def test_a_system_of_others_is_trained_started_from_and_found_with(root, tmp_path, capsys):
+def test_a_system_of_others_is_trained_started_from_and_found_with(root, tmp_path, few, capsys):
     alone, tuned = tmp_path / "alone", tmp_path / "tuned"
     small = ["hidden_channels=8", "heads=2", "feed_forward=8", "num_layers=1", "batch_size=2"]
     options = [*own(root), "--preset", "matr", "--steps", "1", "--set", *small]
@@ -135,15 +151,10 @@ def test_find_without_a_model_finds_a_planted_clip(tmp_path: Path, capsys):
 
 @pytest.mark.slow
 def test_evaluate_by_a_fixed_list_by_consistency_and_by_episodes(
-    root: Path, tmp_path: Path, capsys, monkeypatch
+    root: Path, tmp_path: Path, few: None, capsys
 ):
-    from relocal_pyg.models import Chance
-    from relocal_pyg.training import recipe
-
-    few_models = {"Contrast matcher": ContrastMatcher(), "Chance": Chance()}
-    monkeypatch.setattr(recipe, "free_models", lambda protocol: few_models)
     options = [*own(root), "--split", "test_seen", "--limit", "4"]
-    first, again, few = (tmp_path / name for name in ("first", "again", "few"))
+    first, again, episodes = (tmp_path / name for name in ("first", "again", "episodes"))
     assert main(["evaluate", *options, "--out", str(first), "--consistency"]) == 0
     printed = capsys.readouterr().out
     assert "Disagreement of similarity by step and by clip: " in printed
@@ -158,21 +169,21 @@ def test_evaluate_by_a_fixed_list_by_consistency_and_by_episodes(
     capsys.readouterr()
     options[options.index("test_seen")] = "test_unseen"
     options += ["--few-shot", "1", "--instances", "superset"]
-    assert main(["evaluate", *options, "--out", str(few), "--pairs", fixed]) == 2
+    assert main(["evaluate", *options, "--out", str(episodes), "--pairs", fixed]) == 2
     assert "leave out --pairs" in capsys.readouterr().err
-    assert main(["evaluate", *options, "--out", str(few)]) == 0
+    assert main(["evaluate", *options, "--out", str(episodes)]) == 0
     assert "| 1 | superset | 4 | Chance |" in capsys.readouterr().out
-    rows = json.loads((few / "test_unseen" / "few_shot.json").read_text())
-    kept = json.loads((few / "test_unseen" / "episodes-superset-1.json").read_text())
+    rows = json.loads((episodes / "test_unseen" / "few_shot.json").read_text())
+    kept = json.loads((episodes / "test_unseen" / "episodes-superset-1.json").read_text())
     assert kept["sha256"] in {row["sha256"] for row in rows}
 
 
 @pytest.mark.slow
 def test_ablate_goes_on_where_it_stopped(
-    root: Path, tmp_path: Path, short: None, capsys, monkeypatch
+    root: Path, tmp_path: Path, short: None, few: None, capsys, monkeypatch
 ):
     arguments = [*own(root), "--steps", "1", "--layers", "1", "--graphs", "1", "2"]
-    arguments += ["--limit", "3", "--split", "test_seen"]
+    arguments += ["--limit", "1", "--split", "test_seen"]
     assert main(["ablate", str(tmp_path / "one"), *arguments]) == 0
     first = capsys.readouterr().out
     assert "n=1, k=1" in first
@@ -196,9 +207,7 @@ def test_ablate_goes_on_where_it_stopped(
 
 
 @pytest.mark.slow
-def test_tables_of_two_grids_do_not_mix(root: Path, tmp_path: Path, monkeypatch):
-    from relocal_pyg.training import recipe
-
+def test_tables_of_two_grids_do_not_mix(root: Path, tmp_path: Path, few: None, monkeypatch):
     monkeypatch.setattr(recipe, "train_all", lambda *_, **__: [])
     arguments = ["ablate", str(tmp_path / "out"), *own(root), "--limit", "4", "--split"]
     for grid in ("layers-graphs", "weights"):
@@ -355,11 +364,7 @@ def test_a_run_is_asked_about_its_own_data_but_for_what_is_said(tmp_path: Path):
 
 
 @pytest.mark.slow
-def test_evaluate_by_a_list_of_others(root: Path, tmp_path: Path, capsys, monkeypatch):
-    from relocal_pyg.training import recipe
-
-    few = {"Contrast matcher": ContrastMatcher()}
-    monkeypatch.setattr(recipe, "free_models", lambda protocol: few)
+def test_evaluate_by_a_list_of_others(root: Path, tmp_path: Path, few: None, capsys):
     ids = sorted(json.loads((root / "annotations.json").read_text())["database"])[:3]
     rows = [f"{a},4,12,{b},3,9,walk" for a, b in zip(ids, ids[1:], strict=False)]
     head = "query,query_start,query_end,reference,start,end,label"
