@@ -515,7 +515,7 @@ def test_words_need_a_place_and_a_network_that_reads(films, capsys):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", named.HUB)
-def test_train_on_videos(saved, write_video, tmp_path, kind):
+def test_train_on_videos(saved, small_presets, write_video, tmp_path, kind):
     videos, lines = tmp_path / "videos", ["video,start,end,label"]
     videos.mkdir()
     for number in range(6):
