@@ -84,28 +84,30 @@ def test_pytorch_gives_the_same_features_and_says_that_it_is_slower(
 
 @pytest.mark.slow
 def test_a_network_is_converted_once_and_a_damaged_copy_made_again(
-    tmp_path, pictures, backbone, monkeypatch, anew
+    tmp_path, pictures, monkeypatch, anew
 ):
     pytest.importorskip("openvino")
+    pictures = pictures[:, :64, :64].contiguous()
+    expected = EfficientNetLite0(64)(pictures)
     monkeypatch.setattr(backbones, "user_cache", lambda: tmp_path / "cache")
     made = []
     original = backbones._convert
     monkeypatch.setattr(backbones, "_convert", lambda *args: made.append(1) or original(*args))
     for _ in range(2):
         anew()
-        EfficientNetLite0(160)
+        EfficientNetLite0(64)
     assert len(made) == 1
     (folder,) = (tmp_path / "cache").iterdir()  # and nothing temporary
-    assert folder.name.startswith("efficientnet-lite0-160-max-")
+    assert folder.name.startswith("efficientnet-lite0-64-max-")
     (folder / "model.xml").write_text("<net")
     anew()
-    again = EfficientNetLite0(160)
+    again = EfficientNetLite0(64)
     assert len(made) == 2
-    assert cosine(again(pictures), backbone(pictures)) > 0.99999
+    assert cosine(again(pictures), expected) > 0.99999
     # Where nothing can be kept, it works all the same.
     (tmp_path / "file").write_text("")
     monkeypatch.setattr(backbones, "user_cache", lambda: tmp_path / "file" / "cache")
-    assert cosine(EfficientNetLite0(160)(pictures), backbone(pictures)) > 0.99999
+    assert cosine(EfficientNetLite0(64)(pictures), expected) > 0.99999
 
 
 @pytest.mark.slow
