@@ -49,6 +49,14 @@ def shared_data() -> Path:
 
 
 @pytest.fixture(scope="session")
+def weizmann_features(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the features of the real clips are kept: each film is read once by all tests."""
+    base = tmp_path_factory.getbasetemp()
+    # Processes that share the tests share this too.
+    return (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "weizmann_features"
+
+
+@pytest.fixture(scope="session")
 def cases(shared_data: Path) -> Path:
     """Small files that went wrong once, with known right values; skips where they are absent."""
     folder = shared_data.parent / "cases" / "data"
@@ -95,6 +103,19 @@ def constant() -> Callable[..., Any]:
         return Confidence(always(presence), always(moment), 20, 20, 15)
 
     return make
+
+
+@pytest.fixture
+def small_presets(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the commands train is narrow, and checked on few pairs."""
+    from relocal_pyg.training import presets
+
+    for name in ("recommended", "paper"):
+        preset = presets.PRESETS[name]
+        network = replace(preset.network, hidden_channels=8, num_steps=6)
+        training = replace(preset.training, batch_size=2, max_validation_pairs=3)
+        small = replace(preset, network=network, training=training)
+        monkeypatch.setitem(presets.PRESETS, name, small)
 
 
 @pytest.fixture(autouse=True)

@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import dataclasses
-from multiprocessing import Pipe
+from multiprocessing import Pipe, get_context
 
 import numpy as np
 import pytest
@@ -40,6 +40,14 @@ def task(tmp_path) -> ShardTask:
     )
 
 
+@pytest.fixture
+def forked(monkeypatch) -> None:
+    """Workers forked from one that has torch; tests/faults/test_killed_shards.py has others."""
+    context = get_context("forkserver")
+    context.set_forkserver_preload(["torch_geometric.nn"])
+    monkeypatch.setattr("relocal_pyg.search.shards.get_context", lambda _: context)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("trained", [False, True])
 def test_any_number_of_shards_gives_the_same_bytes(task, tmp_path, trained):
@@ -56,7 +64,7 @@ def test_any_number_of_shards_gives_the_same_bytes(task, tmp_path, trained):
 
 
 @pytest.mark.slow
-def test_processes_give_the_same_bytes(task, tmp_path):
+def test_processes_give_the_same_bytes(forked, task, tmp_path):
     one = score_shards(task, 1).read_bytes()
     many = dataclasses.replace(task, out=tmp_path / "many.parquet")
     assert score_shards(many, 3, workers=2).read_bytes() == one
@@ -126,7 +134,7 @@ def test_ray_gives_the_same_bytes(task, tmp_path):
 
 
 @pytest.mark.slow
-def test_an_error_in_a_worker_is_that_of_the_shard(task):
+def test_an_error_in_a_worker_is_that_of_the_shard(forked, task):
     broken = dataclasses.replace(task, video_ids=(*task.video_ids, "nowhere"))
     with pytest.raises(FeatureError, match="nowhere"):
         score_shards(broken, 1, workers=2)  # one shard, one worker

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Sequence
 from fractions import Fraction
 from pathlib import Path
@@ -67,20 +68,25 @@ def write_video() -> Callable[..., Path]:
     return write
 
 
+@pytest.fixture(scope="session")
+def _steps_video(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("steps") / "steps.mp4"
+    return write(path, [flat(2 * i) for i in range(100)], options={"g": "12", "bf": "2"})
+
+
 @pytest.fixture
-def steps_video(tmp_path: Path) -> Path:
+def steps_video(_steps_video: Path, tmp_path: Path) -> Path:
     """100 frames at 25 Hz, frame i of grey level 2 i, a key frame every 12 frames."""
-    return write(
-        tmp_path / "steps.mp4", [flat(2 * i) for i in range(100)], options={"g": "12", "bf": "2"}
-    )
+    return Path(shutil.copy(_steps_video, tmp_path))
 
 
-@pytest.fixture
-def bad_videos(tmp_path: Path) -> dict[str, Path]:
+@pytest.fixture(scope="session")
+def bad_videos(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """Files that are no videos, by what is wrong with them."""
-    whole = write(tmp_path / "whole.mp4", [flat(i) for i in range(30)])
+    folder = tmp_path_factory.mktemp("bad")
+    whole = write(folder / "whole.mp4", [flat(i) for i in range(30)])
     files = {
-        name: tmp_path / f"{name}.mp4"
+        name: folder / f"{name}.mp4"
         for name in ("empty", "text", "directory", "missing", "headless", "no_frames", "noise")
     }
     files["empty"].write_bytes(b"")
@@ -90,10 +96,10 @@ def bad_videos(tmp_path: Path) -> dict[str, Path]:
     files["headless"].write_bytes(whole.read_bytes()[: whole.stat().st_size // 2])
     files["noise"].write_bytes(np.random.default_rng(0).bytes(5000))
     write(files["no_frames"], [])
-    files["audio_only"] = tmp_path / "audio_only.mp4"
+    files["audio_only"] = folder / "audio_only.mp4"
     with av.open(str(files["audio_only"]), "w") as output:
         write_sound(output, output.add_stream("aac", rate=16000, layout="mono"), 1.0)
-    files["playlist"] = tmp_path / "playlist.mp4"
+    files["playlist"] = folder / "playlist.mp4"
     files["playlist"].write_text("ffconcat version 1.0\nfile whole.mp4\n")
     files["nul"] = Path("a\0b.mp4")
     return files

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 import pickle
 import zipfile
 from pathlib import Path
@@ -8,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
+from torch import nn
 from torch.nn import functional
 
 from relocal_pyg.errors import CheckpointError, UsageError
@@ -47,6 +49,20 @@ def fresh(loaded):
         for parameter in loaded.parameters():
             parameter.fill_(7)
     return loaded
+
+
+@pytest.fixture
+def thin():
+    """Convolutions of one pixel each, 27 times as fast, where their numbers do not matter."""
+
+    def make(**options):
+        network = C3D(num_features=8, **options)
+        for name in CONVOLUTIONS:
+            given = getattr(network, name)
+            setattr(network, name, nn.Conv3d(given.in_channels, given.out_channels, 1))
+        return network.eval()
+
+    return make
 
 
 @pytest.fixture
@@ -127,9 +143,17 @@ def parallel(tensors):
     return {f"module.{key}": value for key, value in tensors.items()}
 
 
+#: How the file is called and written has nothing to do with the names of the tensors in it.
+LAYOUTS = [
+    (layout, name)
+    for layout in (dict, davide, sequential, mmaction, parallel)
+    for name in ("w.pt", "w.pth", "c3d.pickle")
+    if layout is dict or name == "w.pt" or os.environ.get("RELOCAL_FAULTS") == "full"
+]
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("layout", [dict, davide, sequential, mmaction, parallel])
-@pytest.mark.parametrize("name", ["w.pt", "w.pth", "c3d.pickle"])
+@pytest.mark.parametrize(("layout", "name"), LAYOUTS)
 def test_published_layouts_load(fresh, constants, tmp_path, layout, name):
     torch.save(
         layout(constants), tmp_path / name, _use_new_zipfile_serialization=name != "c3d.pickle"
@@ -231,16 +255,18 @@ def test_an_archive_that_inflates_is_refused(fresh, tmp_path):
 
 
 @pytest.mark.slow
-def test_fc7(tensors, constants, tmp_path):
-    network = C3D(num_features=8, layer="fc7")
+def test_fc7(thin, constants, tmp_path):
+    network = thin(layer="fc7")
     last = {"fc7.weight": torch.randn(8, 8), "fc7.bias": torch.randn(8)}
-    network.load_state_dict({**tensors, **last})
+    network.load_state_dict(last, strict=False)
     before: list[torch.Tensor] = []
     network.fc6.register_forward_hook(lambda _, args, output: before.append(output.clone()))
     with torch.no_grad():
         found = network(torch.randn(1, 3, 16, 112, 112))
     expected = (before[0].clamp(0) @ last["fc7.weight"].T + last["fc7.bias"]).clamp(0)
     torch.testing.assert_close(found, expected)
+    assert expected.abs().max() > 0
+    network = C3D(num_features=8, layer="fc7")
     torch.save({**constants, **last}, tmp_path / "w.pt")
     network.load_weights(tmp_path / "w.pt")
     assert torch.equal(network.fc7.weight, last["fc7.weight"])
@@ -293,11 +319,11 @@ def test_name_follows_weights_and_preparation(fresh):
 
 
 @pytest.mark.slow
-def test_as_a_backbone(small, tmp_path, write_video):
+def test_as_a_backbone(thin, tmp_path, write_video):
     pytest.importorskip("av")
     noise = np.random.default_rng(0).integers(0, 255, (14, 48, 64, 3), dtype=np.uint8)
     path = write_video(tmp_path / "a.mp4", list(noise))
-    network = C3D(num_features=8, stride=8)
+    network = thin(stride=8)
     assert isinstance(network, Backbone)
     video = extract_video(path, network)
     # Fewer than 16 frames are filled up to one clip.

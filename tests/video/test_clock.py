@@ -18,6 +18,7 @@ import pytest
 from PIL import Image
 
 from relocal_pyg.errors import UsageError, VideoError
+from relocal_pyg.models import ContrastMatcher
 from relocal_pyg.video import FunctionBackbone, extract_video, find_moments, write_found_page
 from relocal_pyg.video.container import Clock
 from relocal_pyg.video.cut import describe_source
@@ -63,7 +64,9 @@ def cases(shared_data: Path) -> Path:
 def test_odd_files_are_answered_by_their_own_clock(cases, name):
     with warnings.catch_warnings():
         warnings.simplefilter("error", VideoWarning)  # none of them is damaged
-        found = find_moments(cases / "q.mp4", cases / name, backbone=BLOCKS, top_k=1)
+        found = find_moments(
+            cases / "q.mp4", cases / name, model=ContrastMatcher(), backbone=BLOCKS, top_k=1
+        )
     start, end = CASES[name]
     step = max(found.seconds_per_step, 0.12)
     assert not found.problems
@@ -227,7 +230,8 @@ def test_the_default_stream_is_looked_at_and_another_on_request(tmp_path):
 @pytest.mark.slow
 def test_pictures_of_an_answer_are_those_of_the_stream_that_was_searched(tmp_path):
     path = film(tmp_path / "two.mkv", extra=1)  # what is not the default stream is dark
-    found = find_moments(path, path, backbone=BLOCKS, stream=0, include_query=True)
+    options = {"model": ContrastMatcher(), "backbone": BLOCKS, "include_query": True}
+    found = find_moments(path, path, stream=0, **options)
     write_found_page(tmp_path / "page.html", found)
     shown = re.findall(
         r'src="data:image/jpeg;base64,([^"]+)"', (tmp_path / "page.html").read_text()

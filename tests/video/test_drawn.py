@@ -60,10 +60,10 @@ def test_only_the_person_moves_before_a_tripod() -> None:
 
 @pytest.mark.slow
 def test_worlds_are_the_same_again_and_kept(tmp_path: Path) -> None:
-    world = draw_footage(3, 0, GREY)
-    again, other = keep_footage(tmp_path, 3, 2, GREY)
+    world = draw_footage(6, 0, GREY)
+    again, other = keep_footage(tmp_path, 6, 2, GREY)
     read = keep_footage(
-        tmp_path, 3, 1, FunctionBackbone(lambda _: torch.ones(0), "none", 16, (32, 32))
+        tmp_path, 6, 1, FunctionBackbone(lambda _: torch.ones(0), "none", 16, (32, 32))
     )
     for one, two, three in zip(world.films, again.films, read[0].films, strict=True):
         assert np.array_equal(one.rows, two.rows)
@@ -94,13 +94,15 @@ def test_what_is_repeated_at_one_place_is_found_every_time_and_where_it_begins(
     tmp_path, write_video
 ) -> None:
     """Somebody does the same over and over; half of it is looked for."""
-    rng, period, times = generator(5, "rep"), 9.5, 5
+    rng, period, times, rate = generator(5, "rep"), 9.5, 4, 12.5
     movement = replace(draw_movement(rng), seconds=period)
-    joints = movement.joints(np.arange(round(period * times * 25)) / 25)
+    joints = movement.joints(np.arange(round(period * times * rate)) / rate)
     place = draw_place(rng, 240)
     tripod = Tripod(shake=0, pan=0, light=0.03, noise=4, grey=False)
     pictures = draw_film(rng, 240, draw_person(rng), place, tripod, joints)
-    film = write_video(tmp_path / "film.mp4", list(pictures))
+    film = write_video(
+        tmp_path / "film.mp4", list(pictures), [i / rate for i in range(len(joints))]
+    )
     query = VideoQuery(film, 2 * period, 2.5 * period)
     found = find_moments(query, film, top_k=times).moments
     begins = np.array([each.start for each in found])

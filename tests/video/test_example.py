@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 import shlex
+import shutil
+from pathlib import Path
 
 import pytest
 
@@ -11,23 +15,40 @@ pytest.importorskip("av")
 
 from relocal_pyg.apps.cli import main  # noqa: E402
 from relocal_pyg.moments import tiou  # noqa: E402
-from relocal_pyg.video import probe  # noqa: E402
+from relocal_pyg.video import example, probe  # noqa: E402
+
+
+@pytest.fixture(scope="module")
+def drawn(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """The folder of the films, and what the command said when it drew them."""
+    folder = tmp_path_factory.mktemp("drawn")
+    with contextlib.chdir(folder), contextlib.redirect_stdout(io.StringIO()) as said:
+        assert main(["example", "my films"]) == 0
+    return folder / "my films", said.getvalue()
+
+
+def test_films_are_written_over_its_own_and_not_over_what_others_wrote(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    short = {name: film._replace(actions=(("walk", 0.2),)) for name, film in example.FILMS.items()}
+    monkeypatch.setattr(example, "FILMS", short)
+    for _ in range(2):
+        assert main(["example", "my films"]) == 0
+    (tmp_path / "my films" / "park.mp4").write_bytes(b"mine")
+    assert main(["example", "my films"]) == 2
 
 
 @pytest.mark.slow
-def test_the_printed_command_finds_the_jumping_jacks(tmp_path, monkeypatch, capsys):
+def test_the_printed_command_finds_the_jumping_jacks(drawn, tmp_path, monkeypatch):
+    films, said = drawn
     monkeypatch.chdir(tmp_path)
-    assert main(["example", "my films"]) == 0
+    shutil.copytree(films, tmp_path / "my films")
     assert probe(tmp_path / "my films" / "street.mp4").duration == pytest.approx(30, abs=0.1)
-    command = shlex.split(capsys.readouterr().out.splitlines()[-1])
+    command = shlex.split(said.splitlines()[-1])
     assert command[0] == "relocal"
     assert main([*command[1:], "--json", "answer.json"]) == 0
     best = json.loads((tmp_path / "answer.json").read_text())["moments"][0]
     assert float(tiou([best["start"], best["end"]], [13.0, 18.0])) > 0.6
     assert (tmp_path / "report.html").stat().st_size > 10_000
-    assert main(["example", "my films"]) == 0  # over its own, not over what others wrote
-    (tmp_path / "my films" / "park.mp4").write_bytes(b"mine")
-    assert main(["example", "my films"]) == 2
 
 
 def _ask(*words: str) -> dict:
@@ -43,9 +64,9 @@ def _judge(*moments: tuple) -> None:
 
 
 @pytest.mark.slow
-def test_what_was_judged_is_inside_its_film_and_counted_once(tmp_path, monkeypatch, capsys):
+def test_what_was_judged_is_inside_its_film_and_counted_once(drawn, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    assert main(["example", "films"]) == 0
+    shutil.copytree(drawn[0], tmp_path / "films")
     clip = ("films/park.mp4", "--query-start", "4", "--query-end", "8")
     told = ("--feedback", "said.json")
     assert main(["index", "library", "films"]) == 0

@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 
 from relocal_pyg.errors import OutputError
+from relocal_pyg.models import ContrastMatcher
 from relocal_pyg.video import FunctionBackbone, find_moments
 from relocal_pyg.video.cut import cut_clip
 from relocal_pyg.video.decode import frames
@@ -35,6 +36,7 @@ BLOCKS = FunctionBackbone(
     size=(48, 64),
 )
 SHORT_GROUPS = "-g 12"
+FULL = os.environ.get("RELOCAL_FAULTS") == "full"
 #: Containers and what is in them.
 STREAMS = {
     "mp4 h264": ("mp4", "libx264 -bf 3"),
@@ -63,17 +65,18 @@ PATTERNS = {
 LEVELS = "signalstats,metadata=print:file=-"
 
 
-def ffmpeg(*words: str | Path) -> str:
-    return program("ffmpeg", "-y", "-nostdin", *words)
+def ffmpeg(*words: str | Path, cwd: Path | None = None) -> str:
+    return program("ffmpeg", "-y", "-nostdin", *words, cwd=cwd)
 
 
-def program(name: str, *words: str | Path) -> str:
+def program(name: str, *words: str | Path, cwd: Path | None = None) -> str:
     done = subprocess.run(
         [name, "-v", "error", *map(str, words)],
         capture_output=True,
         text=True,
         check=False,
         timeout=120,
+        cwd=cwd,
     )
     if done.returncode:
         pytest.skip(done.stderr.splitlines()[-1] if done.stderr else "ffmpeg cannot")
@@ -111,11 +114,17 @@ def bright(path: Path) -> tuple[float, float]:
     shown = [time for time, level in zip(times, levels(said), strict=True) if level > 140]
     start, last = min(shown), max(shown)
     end = min(time for time in times if time > last)
-    for time in (start - 0.3, start + 0.3):
-        said = ffmpeg(
-            *("-ss", f"{time:.3f}", "-i", path, "-map", "0:v", "-frames:v", "1"),
-            *("-vf", LEVELS, "-f", "null", "-"),
-        )
+    # Two places in one run of the program, each told in a file of its own.
+    sought = {start - 0.3: path.with_name("before.txt"), start + 0.3: path.with_name("after.txt")}
+    words: list[str | Path] = []
+    for time in sought:
+        words += ["-ss", f"{time:.3f}", "-i", path]
+    for number, told in enumerate(sought.values()):
+        words += ["-map", f"{number}:v", "-frames:v", "1"]
+        words += ["-vf", LEVELS.replace("-", told.name), "-f", "null", "-"]
+    ffmpeg(*words, cwd=path.parent)
+    for time, told in sought.items():
+        said = told.read_text()
         # Which is the next picture after that that can be sought to.
         shown_at = time + float(re.findall(r"pts_time:([-0-9.]+)", said)[0])
         least, most = (start - 0.2, end + 0.2) if levels(said)[0] > 140 else (-1.0, start + 0.2)
@@ -144,7 +153,8 @@ def write(path: Path, whole: Path, codec: str, before: str, filters: str, after:
 def check(path: Path, clip: Path, whose: str, figure) -> None:
     """Found where it is, cut to the same pictures, and nothing is called damaged."""
     start, end = bright(path)
-    found = find_moments(clip, path, backbone=BLOCKS, top_k=1)
+    # Which matcher ranks has nothing to do with the file: the cheapest.
+    found = find_moments(clip, path, model=ContrastMatcher(), backbone=BLOCKS, top_k=1)
     step, best = found.seconds_per_step, found.moments[0]
     off = max(abs(best.start - start), abs(best.end - end))
     figure("odd files", f"{whose}: {off / step:.2f} steps")
@@ -159,13 +169,13 @@ def check(path: Path, clip: Path, whose: str, figure) -> None:
     assert np.mean([np.abs(a - b).mean() for a, b in zip(shown, again, strict=False)]) < 4
 
 
-#: Of the sixty a third is enough every day: each stream and each pattern, but not together.
+#: Of the sixty a fifth is enough every day: each stream and each pattern, but not together.
 FILES = [
     (stream, pattern)
     for (row, stream), (column, pattern) in itertools.product(
         enumerate(STREAMS), enumerate(PATTERNS)
     )
-    if os.environ.get("RELOCAL_FAULTS") == "full" or (row + column) % 3 == 0
+    if FULL or (row + column) % 5 == 0
 ]
 
 
@@ -194,20 +204,20 @@ SIBLINGS = {
     "late and shifted.ts": ("libx264 -bf 2", "late", "-output_ts_offset 7.3"),
     "late and shifted.vob": ("mpeg2video -bf 2", "late", "-fps_mode vfr -output_ts_offset 7.3"),
     "pictures that stay.ogv": ("libtheora", "late", "-fps_mode cfr"),
-    "far.wmv": ("wmv2", "", "-output_ts_offset 5000"),
-    "far.mkv": ("libx264 -bf 2", "", "-output_ts_offset 95437"),
-    "far.mpg": ("mpeg2video -bf 2", "", "-muxpreload 5 -muxdelay 3"),
     "far.nut": ("mpeg4 -bf 2", "late", "-output_ts_offset 7.3"),
+    "far.wmv": ("wmv2", "", "-output_ts_offset 5000"),
+    "far.mpg": ("mpeg2video -bf 2", "", "-muxpreload 5 -muxdelay 3"),
+    "far.mkv": ("libx264 -bf 2", "", "-output_ts_offset 95437"),
     "far.wtv": ("mpeg2video", "", "-output_ts_offset 7.3"),
     "live and far.mkv": ("libx264 -bf 2", "", "-live 1 -output_ts_offset 7.3"),
-    "wrapped.ts": ("libx264 -bf 2", "sound", "-output_ts_offset 95437"),
     "wrapped.m2ts": ("libx264 -bf 2", "", "-output_ts_offset 95437"),
+    "wrapped.ts": ("libx264 -bf 2", "sound", "-output_ts_offset 95437"),
     "wrapped.mpg": ("mpeg2video -bf 2", "", "-output_ts_offset 95437"),
     "below zero.ts": ("libx264 -bf 2", "sound", "-output_ts_offset -2 -avoid_negative_ts disabled"),
     "below zero.wmv": ("wmv2", "sound", "-output_ts_offset -2 -avoid_negative_ts disabled"),
     "below zero.mp4": ("libx264", "sound", "-output_ts_offset -2 -avoid_negative_ts disabled"),
-    "many held back.mpg": ("mpeg2video -bf 8", "", ""),
     "many held back.vob": ("mpeg2video -bf 4", "sound", ""),
+    "many held back.mpg": ("mpeg2video -bf 8", "", ""),
     "many held back.ts": ("libx264 -bf 8 -b_strategy 0 -x264-params b-pyramid=normal", "", ""),
     "mpeg-1.mpg": ("mpeg1video -bf 3", "sound", ""),
     "few stamps.mpg": ("libx264 -bf 2", "", "-f vob"),
@@ -220,7 +230,16 @@ SIBLINGS = {
 }
 
 
-@pytest.mark.parametrize("name", SIBLINGS)
+#: Every day the first, the third and so on of each kind.
+TRIED = [
+    name
+    for _, names in itertools.groupby(SIBLINGS, lambda name: Path(name).stem)
+    for place, name in enumerate(names)
+    if FULL or place % 2 == 0
+]
+
+
+@pytest.mark.parametrize("name", TRIED)
 def test_others_of_the_same_kinds(parts: tuple[Path, Path], tmp_path: Path, figure, name) -> None:
     whole, clip = parts
     codec, before, after = SIBLINGS[name]

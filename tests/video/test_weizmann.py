@@ -25,8 +25,8 @@ def weizmann(shared_data):
 
 
 @pytest.fixture(scope="module")
-def extract(tmp_path_factory):
-    cache = FeatureCache(tmp_path_factory.mktemp("cache"))
+def extract(weizmann_features):
+    cache = FeatureCache(weizmann_features)
     backbone = EfficientNetLite0()
     return lambda path, rate: extract_video(path, backbone, rate, cache=cache)
 
@@ -43,9 +43,11 @@ def test_shapes_and_times(weizmann, extract):
 
 
 @pytest.mark.slow
-def test_moments_are_found_across_performers(weizmann, extract):
-    """All 288 pairs, default settings, training-free matcher."""
+def test_moments_are_found_across_performers(weizmann, extract, count):
+    """All 288 pairs, every day those of six performers; training-free matcher."""
+    performers = count(6, 9)
     annotations = json.loads((weizmann / "annotations.json").read_text())
+    annotations = {name: annotations[name] for name in sorted(annotations)[:performers]}
     overlaps: dict[str, list[float]] = {"bare": [], "cut": []}
     for performer, segments in annotations.items():
         for segment in segments:
@@ -74,7 +76,7 @@ def test_moments_are_found_across_performers(weizmann, extract):
                     found = best * reference.seconds_per_step
                     overlaps[kind].append(tiou(found, truth).item())
     scores = {kind: torch.tensor(values) for kind, values in overlaps.items()}
-    assert len(scores["bare"]) == 288
+    assert len(scores["bare"]) == 4 * performers * (performers - 1)
     assert (scores["bare"] > 0.5).float().mean() >= 0.62
     assert scores["bare"].mean() >= 0.60
     assert (scores["cut"] > 0.5).float().mean() >= 0.80

@@ -154,18 +154,8 @@ def test_only_annotated_videos_are_read_at_a_rate_that_follows_the_actions(folde
 
 
 @pytest.mark.slow
-def test_from_a_folder_to_a_trained_model(tmp_path, capsys, monkeypatch):
+def test_from_a_folder_to_a_trained_model(small_presets, tmp_path, capsys):
     """Extract, propose, train, evaluate; then find with the checkpoint."""
-    import dataclasses
-
-    from relocal_pyg.training import presets
-
-    for name in ("recommended", "paper"):
-        preset = presets.PRESETS[name]
-        network = dataclasses.replace(preset.network, hidden_channels=8, num_steps=6)
-        training = dataclasses.replace(preset.training, batch_size=2, max_validation_pairs=3)
-        small = dataclasses.replace(preset, network=network, training=training)
-        monkeypatch.setitem(presets.PRESETS, name, small)
     videos = tmp_path / "videos"
     videos.mkdir()
     lines = ["video,start,end,label"]

@@ -111,17 +111,22 @@ def blocks() -> FunctionBackbone:
     return BLOCKS
 
 
-@pytest.fixture
-def index(tmp_path: Path) -> Path:
-    """An index of three films of 6 s; texture 7 is in "two" from 2 s, in "three" from 4 s."""
-    folder, place = tmp_path / "indexed", tmp_path / "index"
-    folder.mkdir()
+@pytest.fixture(scope="session")
+def _three_films(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("three")
     middles, ends = {"one": 12, "two": 7, "three": 13}, {"one": 22, "two": 23, "three": 7}
     for number, name in enumerate(middles):
         parts = [(30 + number, 50), (middles[name], 50), (ends[name], 50)]
         pictures = [picture for seed, count in parts for picture in texture(seed, count)]
         write(folder / f"{name}.mp4", pictures)
-    return index_of(folder, place)
+    return folder
+
+
+@pytest.fixture
+def index(_three_films: Path, tmp_path: Path) -> Path:
+    """An index of three films of 6 s; texture 7 is in "two" from 2 s, in "three" from 4 s."""
+    folder = Path(shutil.copytree(_three_films, tmp_path / "indexed"))
+    return index_of(folder, tmp_path / "index")
 
 
 @pytest.fixture
