@@ -113,14 +113,15 @@ def svg_text(figure: Figure) -> str:
 
 @cache
 def _templates(package: str = "relocal_pyg.evaluation") -> Environment:
-    """Templates of a package, which may extend ``base.html`` and import ``parts.html``.
+    """Templates of a package, then of this one: they may extend ``base.html`` and use ``parts.html``.
 
     Texts are escaped and what is not printable is written out. The filter ``svg`` makes the source
     of an ``img`` from a figure; ``url(kind)`` does so from bytes.
-
-    Args:
-        package: Its folder ``templates`` is looked in first, then the one of this package.
     """
+
+    def url(content: bytes, kind: str) -> str:
+        return f"data:{kind};base64,{base64.b64encode(content).decode()}"
+
     packages = dict.fromkeys([package, "relocal_pyg.evaluation"])
     made = Environment(
         loader=ChoiceLoader([PackageLoader(name) for name in packages]),
@@ -131,19 +132,14 @@ def _templates(package: str = "relocal_pyg.evaluation") -> Environment:
         finalize=lambda value: value if isinstance(value, Markup) else ascii_line(str(value)),
     )
     # As an image of its own a picture can run nothing, whatever its labels say.
-    made.filters["svg"] = lambda figure: _data_url(svg_text(figure).encode(), "image/svg+xml")
-    made.filters["url"] = _data_url
+    made.filters["svg"] = lambda figure: url(svg_text(figure).encode(), "image/svg+xml")
+    made.filters["url"] = url
     return made
 
 
 def render(template: str, package: str = "relocal_pyg.evaluation", **context: Any) -> Markup:
     """The text of a template, safe to be put into another page."""
     return Markup(_templates(package).get_template(template).render(**context))
-
-
-def _data_url(content: bytes, kind: str) -> str:
-    """Content as an address that holds it, such as ``data:text/plain;base64,YQ==`` for ``a``."""
-    return f"data:{kind};base64,{base64.b64encode(content).decode()}"
 
 
 #: More proposals than this make a timeline no clearer.

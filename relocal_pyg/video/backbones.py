@@ -33,8 +33,8 @@ _STD = (0.229, 0.224, 0.225)
 _AT_ONCE = 8
 # Held while OpenVINO is set up.
 _FIRST = threading.Lock()
-# The network that was compiled last, by its folder: compiling takes half a second.
-_LAST: dict[Path, Callable[[Tensor], Tensor]] = {}
+# Networks that were compiled, by their folders: it takes half a second.
+_COMPILED: dict[Path, Callable[[Tensor], Tensor]] = {}
 
 
 @runtime_checkable
@@ -249,8 +249,8 @@ def _in_openvino(
 
     version = openvino.get_version().split("-")[0]
     folder = user_cache() / f"{name}-openvino-{version}"
-    if (known := _LAST.get(folder)) is not None:
-        return known
+    if folder in _COMPILED:
+        return _COMPILED[folder]
     try:
         model = core.read_model(folder / "model.xml")
     except RuntimeError:  # not there, or not whole
@@ -276,8 +276,7 @@ def _in_openvino(
 
     # What its binding sets up at first use can deadlock where two threads come first at once.
     run(torch.zeros(1, size, size, 3, dtype=torch.uint8))
-    _LAST.clear()
-    _LAST[folder] = run
+    _COMPILED[folder] = run
     return run
 
 

@@ -32,8 +32,8 @@ def backbone():
 @pytest.fixture
 def anew(monkeypatch):
     """A network that is read again, whatever was compiled before; call it before each."""
-    monkeypatch.setattr(backbones, "_LAST", {})
-    return backbones._LAST.clear
+    monkeypatch.setattr(backbones, "_COMPILED", {})
+    return backbones._COMPILED.clear
 
 
 @pytest.fixture
@@ -206,7 +206,7 @@ def test_threads_may_use_it_first_and_a_signal_is_survived_after_another_freed_i
         "print(len(rows), sys.modules.get('openvino_telemetry'))\n"
         "del threads\n"
         "signal.signal(signal.SIGALRM, lambda *_: print('told'))\n"
-        "free = lambda: (held.clear(), backbones._LAST.clear(), gc.collect())\n"
+        "free = lambda: (held.clear(), backbones._COMPILED.clear(), gc.collect())\n"
         "thread = threading.Thread(target=free)\n"
         "thread.start(), thread.join()\n"
         "signal.raise_signal(signal.SIGALRM)\n"
