@@ -77,6 +77,16 @@ def test_the_import_graph_has_no_cycle():
     graphlib.TopologicalSorter(graph).prepare()  # raises CycleError, which names the cycle
 
 
+def test_pages_need_nothing_of_evaluation_but_its_pictures():
+    """What counts, torchmetrics, takes as long to load as all else that a server needs."""
+    seen, left = set(), {"relocal_pyg.apps.serve.app", "relocal_pyg.video.page"}
+    while left:
+        seen.add(name := left.pop())
+        left |= imports(NAMES[name]) - seen - FACE
+    rooms = {name for name in seen if name.startswith("relocal_pyg.evaluation.")}
+    assert rooms == {"relocal_pyg.evaluation.plots"}
+
+
 def test_the_house_is_small():
     lines = {name: len(path.read_text().splitlines()) for name, path in NAMES.items()}
     assert {name: count for name, count in lines.items() if count > LONGEST_FILE} == {}

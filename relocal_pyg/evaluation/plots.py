@@ -113,7 +113,7 @@ def svg_text(figure: Figure) -> str:
 
 @cache
 def _templates(package: str = "relocal_pyg.evaluation") -> Environment:
-    """Templates of a package, then of this one: they may extend ``base.html`` and use ``parts.html``.
+    """Templates of a package, then of this one: they extend ``base.html`` and use ``parts.html``.
 
     Texts are escaped and what is not printable is written out. The filter ``svg`` makes the source
     of an ``img`` from a figure; ``url(kind)`` does so from bytes.

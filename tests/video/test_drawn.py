@@ -94,15 +94,13 @@ def test_what_is_repeated_at_one_place_is_found_every_time_and_where_it_begins(
     tmp_path, write_video
 ) -> None:
     """Somebody does the same over and over; half of it is looked for."""
-    rng, period, times, rate = generator(5, "rep"), 9.5, 4, 12.5
+    rng, period, times = generator(5, "rep"), 9.5, 5
     movement = replace(draw_movement(rng), seconds=period)
-    joints = movement.joints(np.arange(round(period * times * rate)) / rate)
+    joints = movement.joints(np.arange(round(period * times * 25)) / 25)
     place = draw_place(rng, 240)
     tripod = Tripod(shake=0, pan=0, light=0.03, noise=4, grey=False)
     pictures = draw_film(rng, 240, draw_person(rng), place, tripod, joints)
-    film = write_video(
-        tmp_path / "film.mp4", list(pictures), [i / rate for i in range(len(joints))]
-    )
+    film = write_video(tmp_path / "film.mp4", list(pictures))
     query = VideoQuery(film, 2 * period, 2.5 * period)
     found = find_moments(query, film, top_k=times).moments
     begins = np.array([each.start for each in found])

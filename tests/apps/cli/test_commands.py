@@ -17,7 +17,7 @@ from relocal_pyg.apps.cli.options import DataOptions, describe, load_protocol, r
 from relocal_pyg.apps.cli.train import _data_of, choose_preset
 from relocal_pyg.datasets.synthetic import SyntheticConfig
 from relocal_pyg.errors import UsageError
-from relocal_pyg.evaluation import report
+from relocal_pyg.evaluation import plots
 from relocal_pyg.formats.clips import clock
 from relocal_pyg.models import Chance, ContrastMatcher, MultiGraphRelocalizer
 from relocal_pyg.training import recipe
@@ -37,7 +37,7 @@ def root(tmp_path_factory: pytest.TempPathFactory, write_synthetic, short_videos
 @pytest.fixture(autouse=True)
 def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
     """Pages without their pictures, which the tests of pages and of recipes draw."""
-    monkeypatch.setattr(report, "svg_text", lambda figure: "<svg/>")
+    monkeypatch.setattr(plots, "svg_text", lambda figure: "<svg/>")
 
 
 @pytest.fixture
