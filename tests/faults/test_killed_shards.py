@@ -30,7 +30,7 @@ def test_a_killed_worker_loses_nothing(tmp_path: Path, monkeypatch, count, figur
     np.save(tmp_path / "q.npy", draw.normal(size=(5, 8)).astype("float32"))
     parts, out = tmp_path / "out.parquet.parts", tmp_path / "out.parquet"
     task = ShardTask(tmp_path / "f.h5", "features", videos, tmp_path / "q.npy", None, out)
-    # Other tests have processes that import everything themselves, as users do.
+    # tests/search/test_shards.py has workers that import everything themselves, as users do.
     monkeypatch.setattr(shards, "get_context", lambda _: CONTEXT)
 
     def kill_one(number: int, before: int) -> None:

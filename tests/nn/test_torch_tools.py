@@ -160,7 +160,9 @@ class Holding(nn.Module):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("form", ["long graph", "graph", "coo", "EdgeIndex", "by the compiler"])
+@pytest.mark.parametrize(
+    "form", ["long graph", "EdgeIndex", "by the compiler"] + ["graph", "coo"] * FULL
+)
 def test_compiles_as_one_graph_for_any_batch(form: str) -> None:
     backend, steps = "aot_eager", 95 if form == "long graph" else 6
     if form == "by the compiler":
