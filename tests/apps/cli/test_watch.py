@@ -42,15 +42,15 @@ def watch(place: Path, *more: str) -> int:
 @pytest.mark.slow
 @pytest.mark.faults
 def test_killed_while_files_come_each_is_answered_once(tmp_path, count):
-    many = count(4, 20)
+    many, files = count(4, 20), count(4, 10)
     (tmp_path / "in").mkdir()
     save(tmp_path / "query.npy", 0, 6)
     noting = f"sh -c 'cat >> {tmp_path / 'ran'}; echo >> {tmp_path / 'ran'}'"
     command = ["-m", "relocal_pyg", *words(tmp_path, "--run", noting)]
     draw, journal, kills = np.random.default_rng(0), tmp_path / "out" / "answers.jsonl", 0
-    for number in range(10 * many):
+    for number in range(files * many):
         save(tmp_path / "in" / f"segment {number}.npy", number)
-        if number % 10 == 9:
+        if number % files == files - 1:
             size = journal.stat().st_size if journal.exists() else 0
             process = start(command, tmp_path, 1, 2)
             while process.is_alive() and not (journal.exists() and journal.stat().st_size > size):
@@ -62,9 +62,9 @@ def test_killed_while_files_come_each_is_answered_once(tmp_path, count):
     assert kills == many
     assert watch(tmp_path, "--once", "--run", f"sh -c 'cat >> {tmp_path / 'ran'}'") == 0
     answered = Counter(each["file"] for each in lines(journal)[1:] if "file" in each)
-    assert answered == {f"segment {number}.npy": 1 for number in range(10 * many)}
+    assert answered == {f"segment {number}.npy": 1 for number in range(files * many)}
     told = (tmp_path / "ran").read_text()
-    assert all(f'"segment {number}.npy"' in told for number in range(10 * many))
+    assert all(f'"segment {number}.npy"' in told for number in range(files * many))
 
 
 @pytest.mark.slow
