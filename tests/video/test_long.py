@@ -56,7 +56,7 @@ def test_memory_does_not_grow_with_the_video(tmp_path, write_video):
         pictures = [ground[i % 50] for i in range(count)]
         return str(write_video(tmp_path / name, pictures, rate=20))
 
-    files = [video("query.mp4", 40), video("short.mp4", 200), video("long.mp4", 700)]
+    files = [video("query.mp4", 40), video("short.mp4", 250), video("long.mp4", 1000)]
     done = subprocess.run(
         [sys.executable, "-c", SEARCH, *files, str(tmp_path / "cache")],
         check=True,
@@ -66,8 +66,8 @@ def test_memory_does_not_grow_with_the_video(tmp_path, write_video):
         env={**os.environ, "MALLOC_MMAP_THRESHOLD_": "1000000"},
     )
     (short, *longer), steps = json.loads(done.stdout.splitlines()[-1])
-    assert steps == [200, 700, 700, 700]
-    rows = 4 * 16384 * 500
+    assert steps == [250, 1000, 1000, 1000]
+    rows = 4 * 16384 * 750
     assert max(longer) - short < rows / 2
 
 
