@@ -38,9 +38,10 @@ def main() -> int:
         from relocal_pyg.apps.cli import main as command
 
         code = command()
-    except (KeyboardInterrupt, Exception) as error:
-        # Raised between two steps of a lock's, an interrupt ends as an error of the lock.
-        if isinstance(error, Exception) and sys.unraisablehook is not _again:
+    except KeyboardInterrupt:
+        code = 130
+    except Exception:  # an interrupt between two steps of a lock ends as an error of the lock
+        if sys.unraisablehook is not _again:
             raise
         code = 130
     if code == 130:  # what was under way is gone by now, and shows no bar again below the line

@@ -112,7 +112,8 @@ def small_presets(monkeypatch: pytest.MonkeyPatch) -> None:
 
     for name in ("recommended", "paper"):
         preset = presets.PRESETS[name]
-        network = replace(preset.network, hidden_channels=8, num_steps=6)
+        alone = {"num_members": 1, "list_length": 8} if name == "recommended" else {}
+        network = replace(preset.network, hidden_channels=8, num_steps=6, **alone)
         training = replace(preset.training, batch_size=2, max_validation_pairs=3)
         small = replace(preset, network=network, training=training)
         monkeypatch.setitem(presets.PRESETS, name, small)

@@ -388,10 +388,10 @@ class SearchIndex:
         shard, number = self._place(video_id)
         return shard.video(number), float(shard.seconds_per_step[number])
 
-    def duration(self, video_id: str) -> float:
-        """Seconds of a video; ``SearchIndexError`` where the index does not hold it."""
-        shard, number = self._place(video_id)
-        return int(np.diff(shard.first_step)[number]) * float(shard.seconds_per_step[number])
+    def duration(self, video_id: str, less: int = 0) -> float:
+        """Seconds of a video, less some steps at its end; ``SearchIndexError`` for one not held."""
+        shard, row = self._place(video_id)
+        return (int(np.diff(shard.first_step)[row]) - less) * float(shard.seconds_per_step[row])
 
     def _place(self, video_id: str) -> tuple[Shard, int]:
         if video_id not in self.places:

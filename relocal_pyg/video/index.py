@@ -351,8 +351,7 @@ def find_in_index(
 
 def in_film(hit: Hit, index: SearchIndex, made: IndexedVideos) -> Hit:
     """A hit that ends with its film, which its last step may not."""
-    shard, number = index.places[hit.video_id]  # without reading its rows
-    start = index.duration(hit.video_id) - float(shard.seconds_per_step[number])
+    start = index.duration(hit.video_id, less=1)
     if hit.end > start and hit.video_id in made.files:
         with suppress(VideoError):  # moved since
             end = probe(made.files[hit.video_id]).duration

@@ -1,11 +1,12 @@
 from __future__ import annotations
 
 import dataclasses
-from multiprocessing import Pipe, get_context
+from multiprocessing import Pipe
 
 import numpy as np
 import pytest
 import torch
+from forked import CONTEXT
 
 from relocal_pyg.data.features import write_features
 from relocal_pyg.errors import FeatureError, RunError, UsageError
@@ -43,9 +44,7 @@ def task(tmp_path) -> ShardTask:
 @pytest.fixture
 def forked(monkeypatch) -> None:
     """Workers forked from one that has torch."""
-    context = get_context("forkserver")
-    context.set_forkserver_preload(["torch_geometric.nn"])
-    monkeypatch.setattr("relocal_pyg.search.shards.get_context", lambda _: context)
+    monkeypatch.setattr("relocal_pyg.search.shards.get_context", lambda _: CONTEXT)
 
 
 @pytest.mark.slow

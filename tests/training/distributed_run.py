@@ -29,12 +29,10 @@ class Double:
         return self.source.read(*place).double()
 
 
-def main(out: Path, devices: int, kind: str) -> None:
+def main(out: Path, devices: int, kind: str, short: dict[str, int]) -> None:
     sizes = {"train_classes": 4, "val_classes": 2, "test_classes": 2}
     videos = {"train_videos": 3, "val_videos": 3, "test_videos": 2}
-    steps = {"shortest_moment": 4, "usual_moment": 6, "longest_moment": 12}
-    steps |= {"shortest_reference": 24, "longest_reference": 40}
-    protocol = synthetic(SyntheticConfig(**sizes, **videos, **steps))
+    protocol = synthetic(SyntheticConfig(**sizes, **videos, **short))
     protocol = dataclasses.replace(protocol, features=Double(protocol.features))
     preset = {"triplets": PAPER, "lists": RECOMMENDED}[kind]
     sizes = {
@@ -66,7 +64,7 @@ def main(out: Path, devices: int, kind: str) -> None:
     (out / f"rank{number}.json").write_text(json.dumps(facts))
 
 
-def rank(number: int, port: int, out: Path) -> None:
+def rank(number: int, port: int, out: Path, short: dict[str, int]) -> None:
     """One of two processes, told of the other as torchrun tells those that it starts."""
     facts = {"RANK": number, "LOCAL_RANK": number, "GROUP_RANK": 0, "MASTER_PORT": port}
     facts |= {"WORLD_SIZE": 2, "LOCAL_WORLD_SIZE": 2, "MASTER_ADDR": "127.0.0.1"}
@@ -74,4 +72,4 @@ def rank(number: int, port: int, out: Path) -> None:
     os.environ["TORCHELASTIC_RUN_ID"] = "two"
     torch.set_num_threads(1)
     for kind in KINDS:
-        main(out / kind, 2, kind)
+        main(out / kind, 2, kind, short)

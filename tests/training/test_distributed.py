@@ -1,12 +1,12 @@
 from __future__ import annotations
 
 import json
-import multiprocessing
 import socket
 import sys
 from pathlib import Path
 
 import pytest
+from forked import CONTEXT
 from safetensors.torch import load_file
 
 HERE = Path(__file__).parent
@@ -22,16 +22,14 @@ def written(folder: Path) -> dict:
 
 
 @pytest.mark.slow
-def test_two_processes_train_as_one(tmp_path):
+def test_two_processes_train_as_one(short_videos, tmp_path):
     """One process is this one; two are started once, for every kind of network in turn."""
     for kind in distributed_run.KINDS:
-        distributed_run.main(tmp_path / "one" / kind, 1, kind)
+        distributed_run.main(tmp_path / "one" / kind, 1, kind, short_videos)
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["torch_geometric.nn"])
-    place = (port, tmp_path / "two")
-    ranks = [context.Process(target=distributed_run.rank, args=(n, *place)) for n in (0, 1)]
+    place = (port, tmp_path / "two", short_videos)
+    ranks = [CONTEXT.Process(target=distributed_run.rank, args=(n, *place)) for n in (0, 1)]
     for each in ranks:
         each.start()
     for each in ranks:

@@ -213,14 +213,16 @@ def read_feedback(path: Path | None) -> list[tuple[str | None, float, float, boo
     if not isinstance(moments, list):
         raise UsageError('holds no "moments": write it with --json', file=path)
     found: list[tuple[str | None, float, float, bool]] = []
+    opposite: set[tuple[str | None, float, float, bool]] = set()
     for number, each in enumerate(moments, start=1):
         if isinstance(each, dict) and each.get("good") is None:
             continue
         stretch = _judged(each, path, f"moment {number}")
         if not isinstance(video := each.get("video"), str | None):
             raise UsageError('"video" is no text', file=path, record=f"moment {number}")
-        if (video, *stretch[:2], not stretch[2]) in found:
+        if (video, *stretch) in opposite:
             raise UsageError("says yes and no to one stretch", file=path, record=f"moment {number}")
+        opposite.add((video, *stretch[:2], not stretch[2]))
         found.append((video, *stretch))
     if not found:
         raise UsageError('no moment says "good": true or false', file=path)

@@ -305,8 +305,7 @@ def source_of(name: str, files: dict[str, str], opened: SearchIndex) -> Source:
     place, length = files.get(name, name), opened.duration(name)
     with suppress(VideoError):
         if name in files and Path(place).is_file():
-            found, (shard, number) = describe_source(Path(place), name), opened.places[name]
-            last = length - float(shard.seconds_per_step[number])  # when its last step begins
-            short = found.duration is None or found.duration <= last
+            found = describe_source(Path(place), name)
+            short = found.duration is None or found.duration <= opened.duration(name, less=1)
             return describe_source(Path(place), name, length) if short else found
     return Source(place, length, id=name)

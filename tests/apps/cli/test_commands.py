@@ -47,26 +47,12 @@ def few(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(recipe, "free_models", lambda protocol: models)
 
 
-@pytest.fixture
-def short(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Few validation pairs and a narrow network, so that a command takes seconds."""
-    from relocal_pyg.training import presets
-
-    for name in ("recommended", "paper"):
-        preset = presets.PRESETS[name]
-        alone = {"num_members": 1, "list_length": 8} if name == "recommended" else {}
-        network = dataclasses.replace(preset.network, hidden_channels=8, num_steps=6, **alone)
-        training = dataclasses.replace(preset.training, batch_size=2, max_validation_pairs=3)
-        small = dataclasses.replace(preset, network=network, training=training)
-        monkeypatch.setitem(presets.PRESETS, name, small)
-
-
 def own(root: Path) -> list[str]:
     return ["--protocol", "custom", "--root", str(root), "--unseen-classes", "2"]
 
 
 @pytest.mark.slow
-def test_train_evaluate_and_find(root: Path, tmp_path: Path, short: None, capsys, request):
+def test_train_evaluate_and_find(root: Path, tmp_path: Path, small_presets: None, capsys, request):
     run = tmp_path / "run"
     assert main(["train", str(run), *own(root), "--steps", "2"]) == 0
     printed = capsys.readouterr().out
@@ -180,7 +166,7 @@ def test_evaluate_by_a_fixed_list_by_consistency_and_by_episodes(
 
 @pytest.mark.slow
 def test_ablate_goes_on_where_it_stopped(
-    root: Path, tmp_path: Path, short: None, few: None, capsys, monkeypatch
+    root: Path, tmp_path: Path, small_presets: None, few: None, capsys, monkeypatch
 ):
     arguments = [*own(root), "--steps", "1", "--layers", "1", "--graphs", "1", "2"]
     arguments += ["--limit", "1", "--split", "test_seen"]
