@@ -432,4 +432,5 @@ class _Fit:
         same = (frame.width, frame.height) == (self.width, self.height)
         if same and frame.format.name == self.format:
             return frame
-        return frame.reformat(self.width, self.height, self.format, interpolation="BICUBIC")
+        size, tagged = (self.width, self.height), self.colours["color_range"] or None
+        return frame.reformat(*size, self.format, interpolation="BICUBIC", dst_color_range=tagged)

@@ -273,6 +273,31 @@ def test_raw_pictures_are_copied_as_they_are_stored(tmp_path, suffix, layout):
         np.testing.assert_array_equal(before, after)
 
 
+@pytest.mark.parametrize(
+    ("name", "codec", "layout"),
+    [("a.mkv", "ffv1", "gray"), ("a.mkv", "ffv1", "bgr0"), ("a.mov", "png", "rgb24")],
+)
+def test_values_that_reach_from_0_to_255_are_as_bright_when_encoded_anew(
+    tmp_path, name, codec, layout
+):
+    """A clip of other values than it is tagged with is darker and harder, by 8 in 100 here."""
+    levels = [10, 60, 120, 200, 245]
+    with av.open(str(tmp_path / name), "w") as output:
+        stream = output.add_stream(codec, rate=10)
+        stream.width, stream.height, stream.pix_fmt = 64, 48, layout
+        stream.codec_context.color_range = 2
+        for number in range(20):
+            picture = np.full((48, 64, 3), levels[number % 5], np.uint8)
+            frame = av.VideoFrame.from_ndarray(picture, format="rgb24")
+            frame = frame.reformat(format=layout, dst_color_range=2)
+            frame.pts, frame.time_base = number, Fraction(1, 10)
+            output.mux(stream.encode(frame))
+        output.mux(stream.encode())
+    cut_clip(tmp_path / name, 0.5, 1.5, tmp_path / "clip.mp4", reencode=True)
+    shown = [picture.mean() for _, picture in frames(tmp_path / "clip.mp4")]
+    assert shown == pytest.approx(2 * levels, abs=3)
+
+
 PALETTES = ["rawvideo.avi", "rawvideo.mov", "rawvideo.nut", "msrle.avi", "targa.mov"]
 
 
