@@ -50,6 +50,10 @@ def ascii_line(text: str) -> str:
     )
 
 
+#: Features from which on sums of squares overflow.
+TOO_LARGE = 1e15
+
+
 def check_number(
     value: float,
     name: str,

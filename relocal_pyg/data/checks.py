@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import select
 import statistics
@@ -162,7 +163,7 @@ def check_dataset(
         features, key, max_bytes=max_bytes, values=values, time_limit=time_limit
     )
     videos = read_annotations(annotations, quarantine=quarantine, clip=clip)
-    usable_videos(videos, records, features, annotations, quarantine, seconds_per_step)
+    usable_videos(videos, records, features, annotations, quarantine, seconds_per_step, clip)
     return quarantine
 
 
@@ -173,13 +174,14 @@ def usable_videos(
     annotations: str | Path,
     quarantine: Quarantine,
     seconds_per_step: float | None = None,
+    clip: bool = False,
 ) -> dict[str, Record]:
     """Match annotated videos with their features; set aside what does not fit.
 
     Where nearly all videos have one number of steps a second, one that has another is set aside:
     its features were cut off, or its duration is wrong, and every time of it would be too. Segments
-    that begin after the features end are reported, and so are times that cannot be seconds. What
-    does not fit goes into ``quarantine``.
+    that begin after the features end are reported, those that end after them where they are not to
+    be cut (``clip``), and times that cannot be seconds. What does not fit goes into ``quarantine``.
 
     Returns:
         The feature record of each video that has actions and features, by the annotation's id.
@@ -210,7 +212,7 @@ def usable_videos(
             raise AnnotationError(reason, file=annotations, record=video_id)
         elif found.problem is None and found.dim == usual:
             usable[video_id] = found
-    for video_id, reason in _wrong_rates(videos, usable, seconds_per_step).items():
+    for video_id, reason in _wrong_rates(videos, usable, seconds_per_step, clip).items():
         quarantine.add(annotations, video_id, reason, FeatureError)
         del usable[video_id]
     if problem := _times_in_frames(videos, usable):
@@ -230,7 +232,10 @@ _FEW_STEPS, _NEARLY_ALL = 10, 0.7
 
 
 def _wrong_rates(
-    videos: Mapping[str, Video], records: Mapping[str, Record], seconds_per_step: float | None
+    videos: Mapping[str, Video],
+    records: Mapping[str, Record],
+    seconds_per_step: float | None,
+    clip: bool,
 ) -> dict[str, str]:
     """What is wrong with videos whose number of steps and duration do not go together."""
     rates = {
@@ -255,7 +260,9 @@ def _wrong_rates(
     }
     for video_id, record in records.items():
         length = record.num_steps / usual if usual else 0.0
-        late = [each for each in videos[video_id].segments if each.start >= length > 0]
+        most = math.inf if clip else length + _SLACK / (usual or 1)
+        segments = videos[video_id].segments if length else ()
+        late = [each for each in segments if each.start >= length or each.end > most]
         if late and video_id not in wrong:
             wrong[video_id] = (
                 f"has features for {length:.6g} s, but an action from {late[0].start:g} to "

@@ -15,7 +15,7 @@ import h5py
 import numpy as np
 from numpy.typing import ArrayLike
 
-from relocal_pyg.errors import FeatureError, UsageError, check_number
+from relocal_pyg.errors import TOO_LARGE, FeatureError, UsageError, check_number
 from relocal_pyg.io.read import id_problem, refuse_twins, tidy
 from relocal_pyg.io.write import replace_file
 
@@ -158,10 +158,19 @@ def read_steps(
         raise FeatureError(f"cannot be read ({error})", file=path, record=name) from None
 
 
-def first_bad_step(values: np.ndarray[Any, Any]) -> int | None:
-    """Position of the first row with a NaN or an infinity, or None."""
-    finite = np.isfinite(values).all(axis=1)
-    return None if finite.all() else int(np.argmin(finite))
+def check_values(
+    values: np.ndarray[Any, Any], record: str, file: str | Path | None = None, start: int = 0
+) -> None:
+    """Refuse rows with a NaN, an infinity or a number too large; they begin at step ``start``.
+
+    Raises:
+        FeatureError: The first bad step is named.
+    """
+    good = ((values < TOO_LARGE) & (values > -TOO_LARGE)).all(axis=1)
+    if not good.all():
+        first = int(np.argmin(good))
+        reason = "too large" if np.isfinite(values[first]).all() else "not finite"
+        raise FeatureError(f"step {start + first} is {reason}", file=file, record=record)
 
 
 @dataclass(frozen=True)
@@ -194,9 +203,7 @@ def scan(
                 data = checked_dataset(file, path, name, key, max_bytes)
                 for start in range(0, len(data) if values else 0, _BLOCK):
                     block = read_steps(data, path, name, start, min(start + _BLOCK, len(data)))
-                    bad = first_bad_step(block)
-                    if bad is not None:
-                        raise FeatureError(f"step {start + bad} is not finite")
+                    check_values(block, name, start=start)
                     yield None
                 yield Record(name, int(data.shape[0]), int(data.shape[1]))
             except UnsafeFeatureError:
@@ -338,9 +345,8 @@ class FeatureStore:
             )
         first, last = start * self.subsample, (end - 1) * self.subsample
         values = read_steps(data, self.path, name, first, last + 1)[:: self.subsample]
-        bad = first_bad_step(values) if self.check else None
-        if bad is not None:
-            raise FeatureError(f"step {start + bad} is not finite", file=self.path, record=name)
+        if self.check:
+            check_values(values, name, self.path, start)
         import torch  # looking into a file needs none
 
         return torch.from_numpy(np.ascontiguousarray(values))
@@ -443,9 +449,7 @@ def write_features(
                 reason = f"shape {tuple(rows.shape)} of {rows.dtype}: numbers [n, F] wanted"
                 raise FeatureError(reason, record=video_id)
             values = rows.float().numpy()
-            bad = first_bad_step(values)
-            if bad is not None:
-                raise FeatureError(f"step {bad} is not finite", record=video_id)
+            check_values(values, video_id)
             width = width or values.shape[1]
             if values.shape[1] != width:
                 raise FeatureError(

@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from relocal_pyg.data.items import Item, Pair, Protocol
 from relocal_pyg.errors import AnnotationError, UsageError, check_number
-from relocal_pyg.formats.rows import table_records
+from relocal_pyg.formats.rows import table_records, whole
 from relocal_pyg.io.read import read_json, read_text, tidy
 from relocal_pyg.io.record import sha256_json
 from relocal_pyg.io.seeding import check_seed, derive_seed
@@ -117,13 +117,27 @@ def read_pairs(path: str | Path, protocol: Protocol, split: str) -> PairList:
         split: Name of the split, kept in the list.
 
     Raises:
-        AnnotationError: A column is missing, a video unknown, a number none or outside its video.
+        AnnotationError: A column is missing, a video unknown or another one than that of the list,
+            a number none or outside its video.
     """
-    if Path(path).suffix.lower() == ".json":
-        return PairList.load(path)
     known: dict[str, list[Item]] = {}
     for item in itertools.chain(*protocol.splits.values()):
         known.setdefault(item.video_id, []).append(item)
+    if Path(path).suffix.lower() == ".json":
+        made = PairList.load(path)
+        for item in (item for pair in made.pairs for item in (pair.query, pair.reference)):
+            here = [
+                other for other in known.get(item.video_id, ()) if other.context == item.context
+            ]
+            same = [
+                other
+                for other in here
+                if (other.item_id, other.label) == (item.item_id, item.label)
+            ]
+            if not here or same not in ([], [item]):
+                reason = "is not what it is in this data: the list was made from other data"
+                raise AnnotationError(reason, file=path, record=item.item_id)
+        return made
     moments: dict[tuple[Item, Range, Item, str], set[Range]] = defaultdict(set)
     text = read_text(path, AnnotationError)
     for record, row in table_records(text, path, _COLUMNS, ("label",)):
@@ -131,11 +145,11 @@ def read_pairs(path: str | Path, protocol: Protocol, split: str) -> PairList:
             if video not in known:
                 raise AnnotationError(f"no split has a video {video!r}", file=path, record=record)
         asked, searched = known[tidy(row["query"])], known[tidy(row["reference"])]
-        try:
-            clip = (int(row["query_start"]), int(row["query_end"]))
-            span = (int(row["start"]), int(row["end"]))
-        except ValueError as error:
-            raise AnnotationError(f"cannot be used ({error})", file=path, record=record) from None
+        first, last = whole(row["query_start"]), whole(row["query_end"])
+        start, end = whole(row["start"]), whole(row["end"])
+        if first is None or last is None or start is None or end is None:
+            raise AnnotationError("whole numbers of steps wanted", file=path, record=record)
+        clip, span = (first, last), (start, end)
         query, reference = _around(asked, clip), _around(searched, span)
         if query is None or reference is None:
             raise AnnotationError("lies outside its video", file=path, record=record)

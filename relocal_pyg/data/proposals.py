@@ -357,7 +357,9 @@ class TagProposals:
         self._warned = False
 
     def __call__(self, item: Item, query_steps: int) -> Tensor:
-        """Proposals of a reference, float32 ``[M, 2]`` in steps of its context, sorted, each once.
+        """Proposals of a reference, float32 ``[M, 2]`` in steps of its context, each once.
+
+        They are in the order of the list, which names the best first.
 
         Windows that are made instead depend on the length of the query.
         """
@@ -368,7 +370,7 @@ class TagProposals:
             moments = (steps - item.context[0]).clamp(0, item.num_steps).float()
             moments = moments[moments[:, 1] > moments[:, 0]]
             if len(moments):
-                return torch.unique(moments, dim=0)
+                return moments[np.sort(np.unique(moments, axis=0, return_index=True)[1])]
         if not self._warned:
             self._warned = True
             warnings.warn(

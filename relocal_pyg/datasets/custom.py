@@ -96,6 +96,7 @@ def custom(
         annotations,
         given,
         None if seconds_per_step is None else seconds_per_step / store.subsample,
+        clip,
     )
     unknown = [] if seconds_per_step else [v for v in usable if videos[v].duration is None]
     for video_id in unknown if len(unknown) < len(usable) else []:  # else all are asked for

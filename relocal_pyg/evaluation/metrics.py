@@ -204,6 +204,17 @@ class MomentMAP(Metric):
         self.averaged_hits += above(tious, AVERAGED, strict=self.strict).sum(dim=0)
         self.total += len(tious)
 
+    def merge_state(self, incoming_state: dict[str, Any] | Metric) -> None:
+        """Add what another metric of the same thresholds counted.
+
+        Raises:
+            UsageError: It has others.
+        """
+        state = incoming_state if isinstance(incoming_state, dict) else vars(incoming_state)
+        if not torch.equal(state["settings"].to(self.settings), self.settings):
+            raise UsageError("a metric with the same thresholds wanted")
+        super().merge_state(incoming_state)
+
     def compute(self) -> dict[Any, Tensor]:
         """Give mAP@1 by threshold, each in ``[0, 1]``, float64.
 

@@ -186,8 +186,8 @@ def _cell(value: float | None) -> str:
 def _recall(comparison: Comparison) -> dict[str, Any]:
     recall = comparison.first.average_recall
     return _table(
-        "Average recall (%) of the truths by the first proposals of each reference, over the "
-        "thresholds .5 to .95",
+        "Average recall (%) of the truths by the first proposals of each reference (sliding "
+        "windows, which have no order: by some of them at random), over the thresholds .5 to .95",
         [
             ("Proposals", *(f"first {budget}" for budget in recall)),
             ("AR@AN", *(_cell(value) for value in recall.values())),

@@ -313,7 +313,7 @@ class Evaluation:
     @cached_property
     def tious_before(self) -> Tensor | None:
         """The same before refinement; None where the model refines nothing."""
-        if all(record.tiou_before is None for record in self.records):
+        if all(record.tiou_before in (None, record.tiou) for record in self.records):
             return None
         return torch.tensor(
             [r.tiou if r.tiou_before is None else r.tiou_before for r in self.records],

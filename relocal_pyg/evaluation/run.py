@@ -19,9 +19,11 @@ from tqdm import tqdm
 from relocal_pyg import __version__
 from relocal_pyg.data.items import Pair, Protocol
 from relocal_pyg.data.pairs import PairList
+from relocal_pyg.data.proposals import WindowProposals
 from relocal_pyg.errors import RelocalError, UsageError, ascii_line, check_number
 from relocal_pyg.evaluation.metrics import best_tiou, oracle, recall_by_budget
 from relocal_pyg.evaluation.results import Evaluation, PairRecord, Span
+from relocal_pyg.io.seeding import generator
 from relocal_pyg.models.base import Ranking, Relocalizer, evaluating
 from relocal_pyg.moments import Moment
 
@@ -118,7 +120,9 @@ def answer_pairs(
 
     Raises:
         RelocalError: The model's answer is no ranking; the pair is named.
+        FeatureError: The model takes features of another width.
     """
+    model.check_width(protocol.features.dim, f"protocol {protocol.name}")
     with evaluating(model):
         for pair in pairs:
             proposals = protocol.proposals(pair.reference, pair.query).float()
@@ -189,8 +193,9 @@ def evaluate(
         raise UsageError("references without the action among the pairs: give them as nulls")
     asked = (*pairs.pairs, *(() if nulls is None else nulls.pairs))
     bar = tqdm(asked, desc=ascii_line(name), unit="pair", disable=None if progress else True)
+    listed = not isinstance(protocol.propose, WindowProposals)
     records = tuple(
-        _record(answer, top_k, nms_threshold)
+        _record(answer, top_k, nms_threshold, listed)
         for answer in answer_pairs(model, protocol, bar, surroundings=surroundings)
     )
     records, empty_handed = records[: len(pairs)], records[len(pairs) :]
@@ -268,8 +273,11 @@ def replay(model: Relocalizer, like: Evaluation) -> Evaluation:
     )
 
 
-def _record(answer: Answer, top_k: int, nms_threshold: float) -> PairRecord:
-    query, item = answer.pair.query, answer.pair.reference
+def _record(answer: Answer, top_k: int, nms_threshold: float, listed: bool) -> PairRecord:
+    """What is kept of an answer; proposals that are not ``listed`` by rank count in any order."""
+    query, item, proposals = answer.pair.query, answer.pair.reference, answer.proposals
+    if not listed:
+        proposals = proposals[generator(0, "recall", item.item_id).permutation(len(proposals))]
     truths = torch.tensor(item.truths, dtype=torch.float64).reshape(-1, 2)
     return PairRecord(
         query_id=query.item_id,
@@ -281,7 +289,7 @@ def _record(answer: Answer, top_k: int, nms_threshold: float) -> PairRecord:
         query_steps=query.query_steps,
         truths=_spans(truths),
         truth_seconds=item.query_steps * item.seconds_per_step,
-        recall=tuple(map(tuple, recall_by_budget(answer.proposals, truths).tolist())),
+        recall=tuple(map(tuple, recall_by_budget(proposals, truths).tolist())),
         oracle=oracle(answer.proposals, truths).item(),
         num_proposals=len(answer.proposals),
         seconds=answer.seconds,

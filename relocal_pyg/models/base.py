@@ -20,7 +20,7 @@ import relocal_pyg
 from relocal_pyg import __version__
 from relocal_pyg.data.items import Protocol
 from relocal_pyg.data.proposals import default_proposals
-from relocal_pyg.errors import FeatureError, ProposalError, check_number
+from relocal_pyg.errors import TOO_LARGE, FeatureError, ProposalError, check_number
 from relocal_pyg.io.tensors import save_tensors
 from relocal_pyg.io.write import replace_folder
 from relocal_pyg.models.network_config import check_settings
@@ -534,10 +534,6 @@ def separate(
         {"params": rest, "lr": learning_rate},
         {"params": list(head), "lr": offset_learning_rate, "weight_decay": 0.0},
     ]
-
-
-#: Numbers from which on sums of squares overflow.
-TOO_LARGE = 1e15
 
 
 def as_features(array: ArrayLike, name: str) -> Tensor:

@@ -29,6 +29,15 @@ _RANGES: dict[str, dict[str, Any]] = {
     "target_temperature": {"above": 0},
     "paces": {"least": 0.1, "most": 10.0},
 }
+#: Settings that are true or false.
+_SWITCHES = (
+    "graph_conv",
+    "mask_padding",
+    "query_positions",
+    "self_supervised",
+    "reversal",
+    "rerank",
+)
 
 
 def check_settings(settings: dict[str, Any], several: Iterable[str] = ()) -> dict[str, Any]:
@@ -38,6 +47,9 @@ def check_settings(settings: dict[str, Any], several: Iterable[str] = ()) -> dic
         UsageError: One is out of range.
     """
     found, lists = dict(settings), set(several)
+    for name in found.keys() & _SWITCHES:
+        if not isinstance(found[name], bool):
+            raise UsageError(f"{name} is {shorten(found[name])}: true or false wanted")
     for name in lists & found.keys():
         try:
             found[name] = tuple(found[name])

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from functools import partial
+from itertools import chain, count
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from relocal_pyg import models
 from relocal_pyg.data.items import Protocol
 from relocal_pyg.data.pairs import PairList, make_null_pairs
 from relocal_pyg.errors import CheckpointError, UsageError, ascii_line
-from relocal_pyg.evaluation.few_shot import Instances, draw_episodes, few_shot_table
+from relocal_pyg.evaluation.few_shot import EpisodeList, Instances, draw_episodes, few_shot_table
 from relocal_pyg.evaluation.few_shot import to_markdown as few_shot_markdown
 from relocal_pyg.evaluation.report import write_report
 from relocal_pyg.evaluation.run import check_protocol, evaluate
@@ -154,15 +154,16 @@ def load_runs(runs: Sequence[str | Path], device: str = "cpu") -> list[Trained]:
 def _check_trained(
     trained: Sequence[Trained], protocol: Protocol, split: str, videos: Iterable[str]
 ) -> None:
-    """Refuse two of one name before the work; warn of answers about what was learned from.
+    """Refuse two of one name, and other features, before the work; warn of what was learned from.
 
     A split of the very protocol that was trained on may ask about such videos, and says so itself.
     """
     names = [each.name for each in trained]
-    for name in names:
+    for name, each in zip(names, trained, strict=True):
         if names.count(name) > 1:
             reason = "two trained models have this title and seed: name them apart"
             raise UsageError(reason, record=name)
+        each.model.check_width(protocol.features.dim, f"{name}: protocol {protocol.name}")
     asked, own = set(videos), {item.video_id for item in protocol.splits.get(split, ())}
     for each in trained:
         seen = asked & each.videos
@@ -372,25 +373,26 @@ def free_models(protocol: Protocol) -> dict[str, Relocalizer]:
     }
 
 
-def few_shot(
+def draw_questions(
     protocol: Protocol,
     split: str,
-    trained: Sequence[Trained],
-    folder: Path,
-    *,
     shots: Sequence[int] = (1, 5),
     instances: Sequence[Instances] = ("single",),
     count: int = 1000,
-) -> str:
-    """Draw episodes, let every system answer, write lists and table; the table as markdown.
-
-    ``count`` episodes are drawn for each number of examples and kind of references.
-    """
-    lists = [
+) -> list[EpisodeList]:
+    """Draw ``count`` episodes for each number of examples and kind of references."""
+    return [
         draw_episodes(protocol, split, shots=number, count=count, instances=kind)
         for kind in dict.fromkeys(instances)
         for number in dict.fromkeys(shots)
     ]
+
+
+def few_shot(
+    protocol: Protocol, lists: Sequence[EpisodeList], trained: Sequence[Trained], folder: Path
+) -> str:
+    """Let every system answer the episodes of a split, write lists and table; it as markdown."""
+    split = lists[0].split
     _check_trained(trained, protocol, split, (i.video_id for i in protocol.splits.get(split, ())))
     trivial = (WholeReference(), CentreHalf(), RandomMoment())
     asked: dict[str, Relocalizer] = {
@@ -455,14 +457,16 @@ def publish(
         forms = {"results.md": to_markdown, "results.json": to_json, "results.tex": to_latex}
         for name, form in forms.items():
             replace_text(folder / name, form(comparison))
-        taken: Counter[str] = Counter()
+        places: set[Path] = set()
         stale = set((folder / "answers").glob("*/evaluation.json"))
         for title, evaluations in comparison.evaluations.items():
             for evaluation in evaluations:
                 seed = "" if evaluation.seed is None else f"-seed{evaluation.seed}"
-                name = f"{slug(title)}{seed}"
-                taken[name] += 1  # titles that differ in signs alone have one slug
-                place = folder / "answers" / (name + f"-{taken[name]}" * (taken[name] > 1))
+                usual = folder / "answers" / f"{slug(title)}{seed}"
+                others = (usual.with_name(f"{usual.name}-{n}") for n in count(2))
+                # Titles that differ in signs alone have one slug.
+                place = next(each for each in chain([usual], others) if each not in places)
+                places.add(place)
                 evaluation.save(place)
                 stale.discard(place / "evaluation.json")
         for file in stale:  # of models that this table has no row for, maybe on other pairs

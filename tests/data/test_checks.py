@@ -47,6 +47,22 @@ def test_the_child_sees_what_the_parent_would(features: Path) -> None:
     assert {record.name for record in quick if record.problem} == {"flat", "zero"}
 
 
+def test_actions_that_end_after_the_features_are_cut_only_where_that_is_wanted(tmp_path) -> None:
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        for name in "abc":
+            file[f"{name}/features"] = np.ones((60, 3), np.float32)
+        file["c/features"][7] = 1e20
+    table = tmp_path / "a.csv"
+    table.write_text("video,start,end,label\na,21,44,run\nb,21,30.5,run\nc,1,9,run\n")
+    reasons = {}
+    for clip in (False, True):
+        found = check_dataset(tmp_path / "a.h5", table, seconds_per_step=0.5, clip=clip)
+        reasons[clip] = {entry.record: entry.reason for entry in found.records}
+    assert reasons[True] == {"c": "step 7 is too large"}
+    late = "has features for 30 s, but an action from 21 to 44 s"
+    assert reasons[False] == {**reasons[True], "a": late}
+
+
 @pytest.mark.slow
 def test_everything_unusable_is_reported(features: Path, tmp_path: Path) -> None:
     ids = ("a", "c", "narrow", "absent", "v_b")

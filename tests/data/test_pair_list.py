@@ -9,6 +9,7 @@ import random
 import subprocess
 import sys
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,7 @@ import pytest
 
 import relocal_pyg
 from relocal_pyg.data import Item, PairList, make_pairs
-from relocal_pyg.data.items import Protocol
+from relocal_pyg.data.items import Pair, Protocol
 from relocal_pyg.data.pairs import read_pairs
 from relocal_pyg.errors import AnnotationError, UsageError
 
@@ -220,6 +221,16 @@ def test_a_fixed_list_of_others(tmp_path: Path):
     assert [pair.query.moment for pair in pairs.pairs] == [(2, 8), (12, 20)]
     pairs.save(tmp_path / "pairs.json")
     assert read_pairs(tmp_path / "pairs.json", protocol, "fixed") == pairs
+    # Of the same ids, but other videos, or the same item with another moment.
+    longer = [item(video, n, "jump", (0, 80), (0, 80)) for n, (video, _) in enumerate(whole)]
+    with pytest.raises(AnnotationError, match=r"pairs.json: v1@2-8: .*made from other data"):
+        read_pairs(tmp_path / "pairs.json", replace(protocol, splits={"test": longer}), "fixed")
+    drawn = PairList((Pair(items[0], items[1]),), "theirs", "test", 0, "none")
+    drawn.save(tmp_path / "drawn.json")
+    moved = [items[0], replace(items[1], moment=(20, 30), moments=((20, 30),))]
+    assert read_pairs(tmp_path / "drawn.json", protocol, "fixed") == drawn
+    with pytest.raises(AnnotationError, match=rf"drawn.json: {items[1].item_id}: .*other data"):
+        read_pairs(tmp_path / "drawn.json", replace(protocol, splits={"test": moved}), "fixed")
     # One clip, or one reference, of two classes is asked for twice.
     path.write_text("\n".join([*rows[:2], "v1,2,8,v2,30,35,run"]) + "\n")
     both = read_pairs(path, protocol, "fixed")
@@ -234,9 +245,10 @@ def test_a_fixed_list_of_others(tmp_path: Path):
     assert [pair.reference.truths for pair in apart] == [[(10, 15)], [(20, 25)]]
     for row, words in (
         ("v1,2,8,nobody,0,5,", "line 2: no split has a video 'nobody'"),
-        ("v1,2,8,v2,12", "line 2.*cannot be used"),
+        ("v1,2,8,v2,12", "line 2.*whole numbers of steps wanted"),
         ("v1,2,8,v2,0,5,", "line 2.*outside its video"),
-        ("v1,two,8,v2,12,15,", "line 2.*two"),
+        ("v1,two,8,v2,12,15,", "line 2.*whole numbers of steps wanted"),
+        ("v1,0_2,8,v2,12,15,", "line 2.*whole numbers of steps wanted"),
     ):
         path.write_text(f"{rows[0]}\n{row}\n")
         with pytest.raises(AnnotationError, match=words):

@@ -167,7 +167,7 @@ def test_proposals_are_cut_to_the_context() -> None:
     source = TagProposals({"v": record("v", moments)}, {"v": 100}.__getitem__)
     found = source(ITEM, 5)
     assert found.dtype == torch.float32
-    assert found.tolist() == [[0, 10], [0, 40], [5, 40]]
+    assert found.tolist() == [[0, 10], [5, 40], [0, 40]]  # as listed: the best come first
     source = TagProposals({"v_v": record("v_v", moments)}, {"v": 100}.__getitem__)
     assert source(ITEM, 5).tolist() == found.tolist()
     whole = Item("v#1", "v", "run", (0, 100), (30, 40), ((30, 40),))

@@ -109,6 +109,8 @@ def test_updates_in_parts_and_merged_equal_one_update(generator: torch.Generator
     right.update(pred[40:], true[40:])
     left.merge_state(right)
     assert parts.compute() == whole.compute() == left.compute()
+    with pytest.raises(UsageError, match="the same thresholds"):
+        MomentMAP().merge_state(MomentMAP((0.1, 0.3, 0.5, 0.7, 0.9)))
     assert 0 < whole.compute()[0.5] < 1
 
 

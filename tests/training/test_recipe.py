@@ -13,8 +13,8 @@ import torch
 
 from relocal_pyg import models
 from relocal_pyg.datasets.synthetic import SyntheticConfig, synthetic
-from relocal_pyg.errors import CheckpointError, UsageError
-from relocal_pyg.evaluation import Evaluation
+from relocal_pyg.errors import CheckpointError, FeatureError, UsageError
+from relocal_pyg.evaluation import Evaluation, evaluate
 from relocal_pyg.models import MATR
 from relocal_pyg.models.network_config import BaselineConfig
 from relocal_pyg.training import PAPER, PRESETS, RECOMMENDED, recipe
@@ -100,7 +100,8 @@ def test_runs_that_differ_in_more_than_the_seed_are_told_apart(tmp_path):
 def test_a_table_keeps_no_answers_of_an_earlier_one(protocol, tmp_path, monkeypatch):
     """Those of models that were no longer in it, on other pairs, were read with its own."""
     monkeypatch.setattr(recipe, "write_report", lambda *arguments, **options: None)
-    other = {"***": models.Chance(), "A" * 300: models.Chance()}
+    titles = ("***", "A" * 300, "run", "run!", "run 2")  # whose names of files are alike
+    other = {title: models.Chance() for title in titles}
     for count, free in ((3, {"Chance": models.Chance(), "b": models.Chance()}), (2, other)):
         monkeypatch.setattr(recipe, "free_models", lambda protocol, free=free: free)
         pairs = recipe.draw_pairs(protocol, "test", count)
@@ -130,7 +131,25 @@ def test_two_models_of_one_name_are_refused_before_the_work(protocol):
     with pytest.raises(UsageError, match="a, seed 0: two trained models"):
         recipe.compare_trained(protocol, recipe.draw_pairs(protocol, "test"), twice)
     with pytest.raises(UsageError, match="a, seed 0: two trained models"):
-        recipe.few_shot(protocol, "test", twice, Path("nowhere"))
+        recipe.few_shot(
+            protocol, recipe.draw_questions(protocol, "test", (1,), count=2), twice, Path("nowhere")
+        )
+
+
+def test_a_model_of_other_features_is_refused_before_the_work(protocol):
+    wide = recipe.Trained("a", 0, models.SST(protocol.features.dim + 1, hidden_channels=4))
+    with pytest.raises(FeatureError, match="a, seed 0: protocol .*channels and the model takes"):
+        recipe.compare_trained(protocol, recipe.draw_pairs(protocol, "test"), [wide])
+    with pytest.raises(FeatureError, match="channels and the model takes"):
+        evaluate(wide.model, protocol, recipe.draw_pairs(protocol, "test"), progress=False)
+
+
+@pytest.mark.parametrize("value", ["no", "maybe", 1])
+def test_what_is_true_or_false_is_no_word(value):
+    """Words are true: "no" trained without labels."""
+    for kind, name in ((MATR, "self_supervised"), (models.SST, "rerank")):
+        with pytest.raises(UsageError, match=f"{name} is {value}: true or false wanted"):
+            kind(5, **{name: value})
 
 
 @pytest.mark.slow

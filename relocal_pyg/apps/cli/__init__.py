@@ -17,7 +17,14 @@ from typing import Annotated, Any
 import tyro
 
 import relocal_pyg
-from relocal_pyg.apps.cli.options import RESULTS, Output, WrongArgument, check_places, paths_of
+from relocal_pyg.apps.cli.options import (
+    RESULTS,
+    TYPED,
+    Output,
+    WrongArgument,
+    check_places,
+    paths_of,
+)
 from relocal_pyg.errors import RelocalError, RunError, UsageError, ascii_line
 from relocal_pyg.io.write import own_folder, writing
 
@@ -56,7 +63,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
     try:
-        _run(list(sys.argv[1:] if arguments is None else arguments))
+        TYPED.set(tuple(sys.argv[1:] if arguments is None else arguments))
+        _run(list(TYPED.get()))
     except RelocalError as error:
         print(f"relocal: {error}", file=sys.stderr)
         return 1 if isinstance(error, RunError) else 2
@@ -72,6 +80,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
     except SystemExit as stop:  # tyro: 0 after --help, 2 after a wrong argument
         return stop.code if isinstance(stop.code, int) else 2
+    finally:
+        TYPED.set(())
     return 0
 
 

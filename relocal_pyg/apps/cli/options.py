@@ -9,11 +9,27 @@ from collections.abc import Iterator
 from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, TextIO
+from typing import (
+    TYPE_CHECKING,
+    Annotated,
+    Any,
+    Literal,
+    TextIO,
+    get_args,
+    get_origin,
+    get_type_hints,
+)
 
 import tyro
 
-from relocal_pyg.errors import CheckpointError, RelocalError, UsageError, ascii_line, check_number
+from relocal_pyg.errors import (
+    CheckpointError,
+    RelocalError,
+    UsageError,
+    ascii_line,
+    check_number,
+    shorten,
+)
 from relocal_pyg.io.read import parse_number, parse_time
 from relocal_pyg.io.write import also_reads
 
@@ -47,6 +63,9 @@ OUT_FILE = Output(is_file=True)
 
 #: Options that are of video files.
 OF_FILMS = "--rate, --workers, --backbone, --pool, --weights and --pca"
+
+#: The words of the command line: they tell an option that was given as its default is.
+TYPED: ContextVar[tuple[str, ...]] = ContextVar("typed", default=())
 
 #: Where results go while what is said on the way goes to the standard error.
 RESULTS: ContextVar[TextIO | None] = ContextVar("results", default=None)
@@ -295,11 +314,22 @@ def describe(options: DataOptions) -> dict[str, Any]:
     return {**plain, "protocol": options.protocol or "synthetic"}
 
 
-def restore(record: dict[str, Any]) -> DataOptions:
-    """The options that :func:`describe` recorded."""
-    paths = {"root", "features", "annotations", "proposals"} & record.keys()
-    places = {key: Path(record[key]) for key in paths if record[key] is not None}
-    return DataOptions(**{**record, **places})
+def restore(record: dict[str, Any], file: Path) -> DataOptions:
+    """The options that :func:`describe` recorded in a file.
+
+    Raises:
+        CheckpointError: One of them is none, or of another kind.
+    """
+    hints = get_type_hints(DataOptions)
+    for name, value in record.items():
+        hint = hints.get(name)
+        kinds = get_args(hint) if type(None) in get_args(hint) else (hint,)
+        if not any(value in get_args(kind) for kind in kinds if get_origin(kind) is Literal):
+            kind = {str: (str, Path), int: (int, float)}.get(type(value), (type(value),))
+            if not {*kind} & {*kinds}:
+                raise CheckpointError(f"{name} {shorten(value)!r} is no data", file=file)
+    places = {name for name in hints if Path in get_args(hints[name]) and record.get(name)}
+    return DataOptions(**{**record, **{name: Path(record[name]) for name in places}})
 
 
 PresetName = Literal["recommended", "paper"]

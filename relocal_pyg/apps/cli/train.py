@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import functools
+import re
 import shlex
+import warnings
 from collections.abc import Sequence
 from dataclasses import fields, replace
 from pathlib import Path
@@ -13,6 +15,7 @@ import tyro
 
 from relocal_pyg.apps.cli.options import (
     OF_FILMS,
+    TYPED,
     BackboneOptions,
     Count,
     DataOptions,
@@ -96,6 +99,8 @@ def train(
         raise UsageError("holds a run: pass --resume to go on, or another folder", file=out)
     if videos is None and (network, rate, workers) != (BackboneOptions(), None, None):
         raise UsageError(f"{OF_FILMS} need --videos")
+    if start is not None and from_scratch:
+        raise UsageError("--start and --from-scratch name two beginnings: leave one out")
     weights = [] if start is None else [*start.glob("model.s*"), *start.glob("best/model.s*")]
     if start is not None and not weights:
         raise UsageError("holds no weights to start from: name a run or a checkpoint", file=start)
@@ -267,12 +272,26 @@ def evaluate(
         raise UsageError("--preset, --steps and --seeds are of --models all, RUN has its own")
     if instances != ("single",) and not few_shot:
         raise UsageError("--instances needs --few-shot")
+    if pairs is not None and split is not None:
+        raise UsageError("--pairs is a list of its own: leave --split out")
     folder = out or (runs[0] / "evaluation" if runs else None)
     if folder is None:
         raise UsageError("--out is needed where no run is given")
     runs = tuple(dict.fromkeys(runs))
     options = _data_of(runs[0], data) if runs and data.protocol is None else data
     protocol, chosen = load_protocol(options), choose_preset(preset, None)
+    # Drawn first: what cannot be asked is said before anything is trained.
+    names = protocol.test_splits() if split is None else [split]
+    asked, episodes = [], []
+    if pairs is not None:
+        asked = [read_pairs(pairs, protocol, "fixed list").sample(limit)]
+    elif few_shot:
+        episodes = [
+            recipe.draw_questions(protocol, name, few_shot, instances, limit or 1000)
+            for name in names
+        ]
+    else:
+        asked = [recipe.draw_pairs(protocol, name, limit) for name in names]
     recipe.spare_threads(chosen)
     place = pick_device(device)
     trained = recipe.load_runs(runs, place)
@@ -286,29 +305,21 @@ def evaluate(
             trained += recipe.train_all(
                 systems, protocol, seeds, folder / "runs", steps=steps, accelerator=place
             )
-        if pairs is not None:
-            split = split or "fixed list"
-            fixed = read_pairs(pairs, protocol, split).sample(limit)
-        for name in protocol.test_splits() if split is None else [split]:
-            if few_shot:
-                text = recipe.few_shot(
-                    protocol,
-                    name,
-                    trained,
-                    folder / name,
-                    shots=few_shot,
-                    instances=instances,
-                    count=limit or 1000,
-                )
-                print(text)
-                continue
-            asked = recipe.draw_pairs(protocol, name, limit) if pairs is None else fixed
-            comparison = recipe.compare_trained(protocol, asked, trained)
-            print_table(comparison, asked, folder / name, protocol, trained)
+        for name, lists in zip(names, episodes, strict=False):
+            print(recipe.few_shot(protocol, lists, trained, folder / name))
+        for questions in asked:
+            comparison = recipe.compare_trained(protocol, questions, trained)
+            # A list says itself of which split it is: maybe "../..".
+            table = questions.split if questions.split in protocol.splits else "fixed list"
+            print_table(comparison, questions, folder / table, protocol, trained)
             if consistency:
-                amounts = disagreement(protocol, asked)
-                gains = by_disagreement(comparison, amounts, "Contrast matcher")
-                print(to_markdown(amounts, asked, gains, "Contrast matcher"))
+                amounts = disagreement(protocol, questions)
+                try:
+                    gains = by_disagreement(comparison, amounts, "Contrast matcher")
+                except UsageError as error:  # of one split: others may have more to say
+                    warnings.warn(f"{questions.split}: {error}", stacklevel=2)
+                else:
+                    print(to_markdown(amounts, questions, gains, "Contrast matcher"))
 
 
 def ablate(
@@ -352,7 +363,16 @@ def ablate(
 
     if grid != "layers-graphs" and (layers, graphs) != ((1, 2, 3), (1, 2, 3)):
         raise UsageError("--layers and --graphs are of --grid layers-graphs")
+    varied = {
+        "layers-graphs": ("num_layers", "ks", "graph_conv"),
+        "weights": ("weight", "normalization"),
+        "normalization": ("weight", "normalization"),
+    }[grid]
+    if given := [word for word in set if word.partition("=")[0] in varied]:
+        raise UsageError(f"--set {given[0]} is what --grid {grid} varies: leave it out")
     protocol, chosen = load_protocol(data), choose_preset(preset, steps, changes=set)
+    name = split or protocol.test_splits()[0]
+    pairs = recipe.draw_pairs(protocol, name, limit)  # a wrong split is said before training
     recipe.spare_threads(chosen)
     cells = {
         "layers-graphs": lambda: recipe.ablation(chosen, layers, graphs),
@@ -361,8 +381,6 @@ def ablate(
     }[grid]()
     place = pick_device(device)
     trained = list(recipe.train_all(cells, protocol, seeds, out / "runs", accelerator=place))
-    name = split or protocol.test_splits()[0]
-    pairs = recipe.draw_pairs(protocol, name, limit)
     table = name if grid == "layers-graphs" else f"{name}-{grid}"  # none writes over another
     print_table(recipe.compare_trained(protocol, pairs, trained), pairs, out / table, protocol)
 
@@ -389,12 +407,16 @@ def _data_of(run: Path, data: DataOptions) -> DataOptions:
     record = read_json(run / "run.json", CheckpointError)
     if not isinstance(record, dict) or not isinstance(record.get("data"), dict):
         raise CheckpointError("does not say which data it used", file=run / "run.json")
-    used = restore(record["data"])
+    used = restore(record["data"], run / "run.json")
     beside = run / "features.h5"  # of "train --videos", which moved with the run
     if used.features is not None and not used.features.exists() and beside.is_file():
         used = replace(used, features=beside)
+    typed = TYPED.get() if TYPED.get()[:1] == ("evaluate",) else ()  # not after "train --videos"
+    flags = (word.partition("=")[0].replace("-", "_") for word in typed)
+    words = {re.sub("^__(no_)?", "", flag) for flag in flags}
     given = {each.name: getattr(data, each.name) for each in fields(data)}
-    return replace(used, **{k: v for k, v in given.items() if v != getattr(DataOptions(), k)})
+    usual = vars(DataOptions())
+    return replace(used, **{k: v for k, v in given.items() if v != usual[k] or k in words})
 
 
 def example(

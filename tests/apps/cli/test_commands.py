@@ -13,10 +13,10 @@ import torch
 
 from relocal_pyg.apps import cli
 from relocal_pyg.apps.cli import main
-from relocal_pyg.apps.cli.options import DataOptions, describe, load_protocol, restore
+from relocal_pyg.apps.cli.options import TYPED, DataOptions, describe, load_protocol, restore
 from relocal_pyg.apps.cli.train import _data_of, choose_preset
 from relocal_pyg.datasets.synthetic import SyntheticConfig
-from relocal_pyg.errors import UsageError
+from relocal_pyg.errors import CheckpointError, UsageError
 from relocal_pyg.evaluation import plots
 from relocal_pyg.formats.clips import clock
 from relocal_pyg.models import Chance, ContrastMatcher, MultiGraphRelocalizer
@@ -146,7 +146,10 @@ def test_evaluate_by_a_fixed_list_by_consistency_and_by_episodes(
     assert "Disagreement of similarity by step and by clip: " in printed
     assert "more ahead of Contrast matcher" in printed
     fixed = str(first / "test_seen" / "pairs.json")
-    assert main(["evaluate", *options, "--out", str(again), "--pairs", fixed]) == 0
+    asked = ["evaluate", *options, "--out", str(again), "--pairs", fixed]
+    assert main(asked) == 2
+    assert "--pairs is a list of its own: leave --split out" in capsys.readouterr().err
+    assert main([each for each in asked if each not in ("--split", "test_seen")]) == 0
     results = [
         json.loads((folder / "test_seen" / "results.json").read_text()) for folder in (first, again)
     ]
@@ -310,7 +313,11 @@ def test_help_does_not_import_torch():
 
 def test_options_survive_the_run_record(tmp_path: Path):
     options = DataOptions(protocol="custom", root=tmp_path, unseen_classes=3)
-    assert restore(json.loads(json.dumps(describe(options)))) == options
+    plain = json.loads(json.dumps(describe(options)))
+    assert restore(plain, tmp_path / "run.json") == options
+    for wrong in ({"foo": 1}, {"features": 5}, {"background": ["salto"]}, {"protocol": "evil"}):
+        with pytest.raises(CheckpointError, match=f"run.json: {next(iter(wrong))} .* is no data"):
+            restore({**plain, **wrong}, tmp_path / "run.json")
 
 
 @pytest.mark.parametrize(
@@ -335,6 +342,49 @@ def test_own_features_are_subsampled(root: Path):
     )
     one, other = (each.splits["train"][0] for each in (whole, half))
     assert torch.equal(half.reference(other), whole.reference(one)[::2])
+
+
+def test_mistakes_are_said_before_anything_is_trained(root, tmp_path, monkeypatch, capsys):
+    def never(*_: object, **__: object) -> None:
+        raise AssertionError("trained")
+
+    monkeypatch.setattr(recipe, "train_all", never)
+    (tmp_path / "list.csv").write_text("query,reference\n")
+    data = [*own(root), "--out", str(tmp_path / "out")]
+    for words, told in (
+        (["--split", "nope"], "nope"),
+        (["--pairs", str(tmp_path / "list.csv")], "list.csv"),
+        (["--few-shot", "50"], "50 other videos"),
+    ):
+        assert main(["evaluate", "--models", "all", *data, *words]) == 2
+        assert told in capsys.readouterr().err
+    cells = ["ablate", str(tmp_path / "cells"), *own(root)]
+    for words, told in (
+        (["--split", "nope"], "nope"),
+        (["--set", "num_layers=2"], "--set num_layers=2 is what --grid layers-graphs varies"),
+        (["--grid", "weights", "--set", "weight=laplacian"], "weight=laplacian is what --grid"),
+    ):
+        assert main([*cells, *words]) == 2
+        assert told in capsys.readouterr().err
+    both = ["--start", str(tmp_path), "--from-scratch"]
+    assert main(["train", str(tmp_path / "run"), *own(root), *both]) == 2
+    assert "leave one out" in capsys.readouterr().err
+
+
+def test_options_that_are_typed_go_before_those_of_the_run(tmp_path: Path):
+    used = DataOptions(protocol="custom", features=tmp_path / "a.h5", unseen_classes=1, clip=True)
+    (tmp_path / "run.json").write_text(json.dumps({"data": describe(used)}))
+    for words, wanted in (
+        ((), used),
+        (("--unseen-classes", "0"), dataclasses.replace(used, unseen_classes=0)),
+        (
+            ("--unseen_classes=0", "--no-clip"),
+            dataclasses.replace(used, unseen_classes=0, clip=False),
+        ),
+    ):
+        before = TYPED.set(("evaluate", *words))
+        assert _data_of(tmp_path, DataOptions()) == wanted
+        TYPED.reset(before)
 
 
 def test_a_run_is_asked_about_its_own_data_but_for_what_is_said(tmp_path: Path):
