@@ -144,7 +144,7 @@ def extract_video(
         rate = DEFAULT_RATE_HZ
         if backbone.clip_frames > 1:
             rate = min(max(probe(path, stream).fps_nominal or 25.0, 1.0), 120.0)
-    check_number(rate, "rate_hz", above=0, most=1000)
+    rate = float(check_number(rate, "rate_hz", above=0, most=1000))  # 4 and 4.0 are one rate
     settings = _settings(backbone, rate, stream)
     digest = "" if cache is None else file_digest(path, backbone, rate, stream)
     with nullcontext() if cache is None else cache.lock(digest):

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from relocal_pyg.data.annotations import Quarantine
 from relocal_pyg.errors import SearchIndexError, UsageError, VideoError, check_number
-from relocal_pyg.io.read import read_json
+from relocal_pyg.io.read import read_json, version_of
 from relocal_pyg.io.write import also_reads, write_json
 from relocal_pyg.models.examples import Example
 from relocal_pyg.models.occurrences import APART, ROOM, Count, is_known
@@ -51,6 +51,7 @@ class IndexedVideos:
         files: Where each video was, by its id; absolute, links resolved.
         network: What the backbone is built from, as the command line has it; empty where unknown.
         digests: What tells the bytes of each file, by its id, where known.
+        versions: Size and time of change of each file, likewise.
     """
 
     index: Path
@@ -59,6 +60,16 @@ class IndexedVideos:
     files: dict[str, Path] = field(default_factory=dict)
     network: dict[str, str | None] = field(default_factory=dict)
     digests: dict[str, str] = field(default_factory=dict)
+    versions: dict[str, list[int]] = field(default_factory=dict)
+
+    def is_changed(self, name: str, backbone: Backbone) -> bool:
+        """Whether another film lies where one of the index was."""
+        version = version_of(self.files.get(name, ""))
+        if name not in self.versions or version in (None, tuple(self.versions[name])):
+            return False
+        with suppress(VideoError):  # copied or touched, its bytes may be the same
+            return file_digest(self.files[name], backbone, self.rate_hz) != self.digests.get(name)
+        return True
 
     @property
     def features(self) -> Path:
@@ -96,6 +107,7 @@ class IndexedVideos:
             usual = {"backbone": "efficientnet-lite0", "weights": None, "pca": None}
             network = record.get("network", usual if backbone == _BEFORE else {})
             digests = dict(record.get("digests", {}))
+            versions = {name: [*map(int, v)] for name, v in record.get("versions", {}).items()}
             plain = (*network.values(), *digests.values())
             known = all(isinstance(each, str | None) for each in plain)
             if not known or (network and not set(network) >= set(usual)):
@@ -105,7 +117,7 @@ class IndexedVideos:
                 "is damaged: remove it and run relocal index again", file=file
             ) from None
         also_reads(files.values())  # no output may be one of them
-        return cls(Path(index), rate, backbone, files, network, digests)
+        return cls(Path(index), rate, backbone, files, network, digests, versions)
 
     def save(self) -> None:
         """Write the record.
@@ -113,7 +125,7 @@ class IndexedVideos:
         Raises:
             OutputError: It cannot be written.
         """
-        names = ("rate_hz", "backbone", "network", "digests")
+        names = ("rate_hz", "backbone", "network", "digests", "versions")
         record = {name: getattr(self, name) for name in names}
         record["files"] = {name: str(place) for name, place in sorted(self.files.items())}
         write_json(self.record_of(self.index), record)
@@ -173,13 +185,17 @@ def index_features(
         made = IndexedVideos(index, rate, backbone.name, network=network or {})
     moved = _moved(made, find_videos(videos).values(), backbone)
     found = find_videos(videos, {**made.files, **moved})
+    before = {name: version_of(file) for name, file in found.items()}
     given = (found, made.features, backbone, made.rate_hz)
     done = extract_folder(*given, workers=workers, quarantine=quarantine, key=key, drop=True)
     if Path(videos).is_dir():
         done = replace(done, passed_over=passed_over(Path(videos)))
     files = {name: Path(os.path.realpath(found[name])) for name in found if name in done.digests}
     digests = {**made.digests, **done.digests}
-    made = replace(made, files={**made.files, **files}, digests=digests)
+    versions = {name: [*version] for name in files if (version := before[name]) is not None}
+    made = replace(
+        made, files={**made.files, **files}, digests=digests, versions={**made.versions, **versions}
+    )
     made.save()
     return made, done
 
@@ -330,6 +346,9 @@ def find_in_index(
         least=least,
         sure=isinstance(asked_for, VideoQuery),
     )
+    changed = [n for n in {hit.video_id: None for hit in hits} if made.is_changed(n, backbone)]
+    why = "is another film than the one that was indexed: run relocal index again"
+    problems += [f"{made.files[name]}: {why}" for name in changed]
     return FoundVideos(
         hits=[in_film(hit, index, made) for hit in hits],
         asked=asked_for,

@@ -9,10 +9,12 @@ import os
 import re
 import tempfile
 import threading
+import warnings
 from array import array
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from itertools import accumulate
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -232,14 +234,15 @@ class FeatureCache:
 
     Args:
         folder: Made where it does not exist.
-        most: Files to keep, those used last; every one where None.
+        most: Bytes to keep, of the files used last; everything where None.
+        needed: Where False, features that cannot be kept are a warning, not an error.
 
     Raises:
         OutputError: The folder cannot be made, or holds what no cache holds.
     """
 
-    def __init__(self, folder: str | Path, most: int | None = None) -> None:
-        self.most = most
+    def __init__(self, folder: str | Path, most: int | None = None, *, needed: bool = True) -> None:
+        self.most, self.needed = most, needed
         # Caches of before have no manifest.
         before = Path(folder).is_dir() and all(map(_ENTRY.fullmatch, os.listdir(folder)))
         with writing(force=before):
@@ -253,6 +256,8 @@ class FeatureCache:
     def get(self, digest: str) -> VideoFeatures | None:
         """Give what was stored under a digest, or None where nothing whole is there."""
         try:
+            if not self._file(digest).is_file():  # opening a pipe would wait for a writer
+                return None
             with safe_open(self._file(digest), framework="pt") as stored:
                 content = json.loads((stored.metadata() or {})["content"])
                 shown, repeats = stored.get_tensor("shown"), stored.get_tensor("repeats")
@@ -263,7 +268,9 @@ class FeatureCache:
             if self.most is not None:
                 os.utime(self._file(digest))
             return VideoFeatures(rows, shown, **content, reused=True)
-        except (OSError, SafetensorError, ValueError, KeyError, TypeError):
+        except (OSError, SafetensorError, ValueError, LookupError, TypeError):
+            return None
+        except (AttributeError, RecursionError):  # JSON that is none of ours
             return None
 
     def put(self, video: VideoFeatures) -> None:
@@ -278,16 +285,24 @@ class FeatureCache:
             "repeats": ("I64", [count], [video.blocks.repeats.tobytes()]),
             "features": ("F32", [count, rows.dim], blocks),
         }
-        # What is there is damaged: whole features would have been found.
-        with writing(force=True), replace_file(self._file(video.digest)) as temporary:
-            save_blocks(temporary, tensors, {"content": json.dumps(content)})
+        try:
+            # What is there is damaged: whole features would have been found.
+            with writing(force=True), replace_file(self._file(video.digest)) as temporary:
+                save_blocks(temporary, tensors, {"content": json.dumps(content)})
+        except OutputError as error:
+            if self.needed:
+                raise
+            warnings.warn(f"{self.folder}: features are not kept: {error.reason}", stacklevel=3)
         if self.most is not None:
             # Other threads put too; another process may take away what was listed.
             with self.lock(""), suppress(FileNotFoundError):
-                stored = [each for each in self.folder.iterdir() if _ENTRY.fullmatch(each.name)]
-                stored.sort(key=lambda each: each.stat().st_mtime, reverse=True)
-                for old in stored[self.most :]:
-                    old.unlink()
+                entries = [each for each in self.folder.iterdir() if _ENTRY.fullmatch(each.name)]
+                stored = sorted((-s.st_mtime, s.st_size, e) for e in entries for s in [e.stat()])
+                for (_, _, old), size in zip(
+                    stored, accumulate(s for _, s, _ in stored), strict=True
+                ):
+                    if size > self.most:
+                        old.unlink()
 
     def _file(self, digest: str) -> Path:
         return self.folder / f"{digest}.safetensors"

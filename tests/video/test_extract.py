@@ -292,7 +292,10 @@ def test_a_cache_is_kept_in_a_folder_of_its_own(tmp_path, steps_video):
     (tmp_path / "weights" / "model.safetensors").write_text("mine")
     with pytest.raises(OutputError, match="did not write"):
         FeatureCache(tmp_path / "weights", most=0)
-    cache = FeatureCache(tmp_path / "cache", most=1)
+    for rate in (5, 10):
+        extract_video(steps_video, mean_colour(), rate, cache=FeatureCache(tmp_path / "all"))
+    largest = max(each.stat().st_size for each in (tmp_path / "all").glob("*.safetensors"))
+    cache = FeatureCache(tmp_path / "cache", most=largest)
     (tmp_path / "cache" / "model.safetensors").write_text("mine")
     digests = [
         extract_video(steps_video, mean_colour(), rate, cache=cache).digest for rate in (5, 10)
@@ -306,9 +309,52 @@ def test_a_cache_is_kept_in_a_folder_of_its_own(tmp_path, steps_video):
     assert not list((tmp_path / "none").glob("*.safetensors"))
 
 
+def test_one_rate_is_looked_up_by_its_value(tmp_path, steps_video):
+    cache = FeatureCache(tmp_path / "cache")
+    assert not extract_video(steps_video, mean_colour(), 5, cache=cache).reused
+    assert extract_video(steps_video, mean_colour(), 5.0, cache=cache).reused
+
+
+def test_a_pipe_and_strange_facts_in_a_cache_are_not_found(tmp_path, steps_video):
+    """Opening a pipe would wait for ever, and hears no signal meanwhile."""
+    from safetensors import safe_open
+    from safetensors.torch import load_file, save_file
+
+    cache = FeatureCache(tmp_path / "cache")
+    video = extract_video(steps_video, mean_colour(), 5, cache=cache)
+    file = tmp_path / "cache" / f"{video.digest}.safetensors"
+    tensors = load_file(file)
+    with safe_open(file, framework="pt") as stored:
+        good = stored.metadata()["content"]
+    save_file(tensors, file, {"content": good})
+    assert cache.get(video.digest) is not None
+    for content in ("5", "null", '"a"', "[" * 100_000, "{}", "[]"):
+        save_file(tensors, file, {"content": content})
+        assert cache.get(video.digest) is None
+    file.unlink()
+    os.mkfifo(file)
+    assert cache.get(video.digest) is None
+
+
+def test_a_cache_that_cannot_be_written_is_a_warning_where_it_is_for_speed_alone(
+    tmp_path, steps_video, monkeypatch
+):
+    def full(*_: object, **__: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("relocal_pyg.video.rows.save_blocks", full)
+    with pytest.raises(OutputError, match="No space left"):
+        extract_video(steps_video, mean_colour(), 5, cache=FeatureCache(tmp_path / "needed"))
+    cache = FeatureCache(tmp_path / "cache", needed=False)
+    with pytest.warns(UserWarning, match="cache: features are not kept: .*No space left"):
+        video = extract_video(steps_video, mean_colour(), 5, cache=cache)
+    assert len(video)
+
+
 def test_threads_that_fill_a_small_cache_do_not_meet(tmp_path, steps_video):
     video = extract_video(steps_video, mean_colour(), 5, cache=FeatureCache(tmp_path / "first"))
-    cache = FeatureCache(tmp_path / "cache", most=2)
+    (stored,) = (tmp_path / "first").glob("*.safetensors")
+    cache = FeatureCache(tmp_path / "cache", most=2 * stored.stat().st_size)
     with ThreadPoolExecutor(8) as pool:
         list(pool.map(lambda n: cache.put(replace(video, digest=f"{n:064x}")), range(40)))
     assert len(list((tmp_path / "cache").glob("*.safetensors"))) == 2

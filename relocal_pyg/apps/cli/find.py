@@ -466,7 +466,7 @@ def find_in_video(
             unlike=unlike,
             judged=judged,
             rate_hz=rate,
-            cache=None if cache is None else FeatureCache(cache),
+            cache=None if cache is None else FeatureCache(cache, needed=False),
             progress=bar,
             explain=how.explain,
             exhaustive=look.exhaustive,

@@ -7,6 +7,7 @@ import json
 import math
 import os
 import shlex
+import shutil
 import subprocess
 import tempfile
 import warnings
@@ -176,6 +177,7 @@ def watch(
         raise UsageError("--feedback is of one search: name stretches with --query and --not")
     if not folder.is_dir():
         raise UsageError("is no folder", file=folder)
+    command = None if run is None else _words(run)
     query = None
     if asked.also and asked.query_text is None and asked.query_image is None:
         query, start, end = parse_stretch(asked.also[0])
@@ -183,7 +185,8 @@ def watch(
         if (start, end) != (None, None):
             asked = replace(asked, query_start=start, query_end=end)
         query, asked = asked.opened(query)
-    shown = paths_of([query, asked.query_image, *(place for place, *_ in asked.said())])
+    shown = [*paths_of([query, asked.query_image, *(place for place, *_ in asked.said())])]
+    shown += _weights(asked.model, network)
     about = {
         "query": query and os.path.realpath(query),
         "content": sorted({sha256_file(each) for each in shown if each.is_file()}),
@@ -193,7 +196,7 @@ def watch(
     }
     answered = {"file": str, "size": int, "changed": int}
     with tempfile.TemporaryDirectory(prefix="relocal-watch-") as features:
-        cache = FeatureCache(features, most=4)
+        cache = FeatureCache(features, most=1 << 30)
         answer, check = _searcher(asked.model, network, rate, top_k, cache, device)
         check(asked, query)  # before a file is said to have been searched for it
         with (
@@ -203,8 +206,8 @@ def watch(
             done = {tuple(map(each.get, answered)) for each in journal.records}
             told_of = {each.get("ran") for each in journal.records}
             for number_of, told in enumerate(list(journal.records)):
-                if run is not None and told.get("moments") and number_of not in told_of:
-                    _run(run, told, journal, number_of)
+                if command and told.get("moments") and number_of not in told_of:
+                    _run(command, told, journal, number_of)
 
             locked: set[Path] = set()
 
@@ -239,15 +242,26 @@ def watch(
                 journal.append(record)
                 done.add((name, *version))
                 print(json.dumps(record), flush=True)
-                if run is not None and record.get("moments"):
-                    _run(run, record, journal, len(journal.records) - 1)
+                if command and record.get("moments"):
+                    _run(command, record, journal, len(journal.records) - 1)
 
 
-def _run(command: str, record: dict[str, Any], journal: Journal, number_of: int) -> None:
+def _words(command: str) -> list[str]:
+    """A command in words, refused before hours of searching where it is none."""
+    try:
+        words = shlex.split(command)
+    except ValueError as error:
+        raise UsageError(f"--run: {error}") from None
+    if not words or shutil.which(words[0]) is None:
+        raise UsageError(f"--run: no such program: {' '.join(words[:1]) or 'an empty command'}")
+    return words
+
+
+def _run(command: list[str], record: dict[str, Any], journal: Journal, number_of: int) -> None:
     code: int | None = None
     line = json.dumps(record).encode()
     try:
-        code = subprocess.run(shlex.split(command), input=line, timeout=RUN_SECONDS).returncode
+        code = subprocess.run(command, input=line, timeout=RUN_SECONDS).returncode
         said = f"ended with {code}"
     except subprocess.TimeoutExpired:
         said = f"took more than {RUN_SECONDS:g} s and was ended"
@@ -308,8 +322,7 @@ def batch(
     ):
         cache = FeatureCache(out / "features")
         search, _ = _searcher(model, network, rate, top_k, cache, device)
-        read = () if model is None else (*model.glob("*"), *model.glob("best/*"))
-        parts = sorted(str(each) for each in read if each.suffix in (".json", ".safetensors"))
+        parts = _weights(model, network)
         names = {row: _name(row, parts) for row in rows}
         given = QueryOptions(model, seconds_per_step=seconds_per_step, key=key)
         done = {each["row"]: each["moments"] for each in journal.records if each}
@@ -369,14 +382,21 @@ def _read_rows(table: Path) -> list[Row]:
     return list(rows)
 
 
-def _name(row: Row, model: list[str]) -> str:
+def _weights(model: Path | None, network: BackboneOptions) -> list[Path]:
+    """The files that a model and a network are read from: others may be written over them."""
+    read = () if model is None else (*model.glob("*"), *model.glob("best/*"))
+    parts = [each for each in read if each.suffix in (".json", ".safetensors")]
+    return sorted([*parts, *paths_of(network)])
+
+
+def _name(row: Row, parts: list[Path]) -> str:
     """What a row asks of which versions of its files: another version is another question."""
     places = dict.fromkeys(row[::3])
     with suppress(RelocalError):  # the answer says what is wrong
         clip, asked = QueryOptions().opened(row[0])
         places |= dict.fromkeys([clip or "", *(place for place, *_ in asked.said())])
-    files = [split_place(each)[0] for each in places]
-    return json.dumps([row, [version_of(file) for file in (*files, *model)]])
+    files = [Path(split_place(each)[0]) for each in places]
+    return json.dumps([row, [version_of(file) for file in (*files, *parts)]])
 
 
 def serve(

@@ -6,6 +6,7 @@ import asyncio
 import mimetypes
 import re
 import secrets
+import shutil
 import socket
 import tempfile
 import threading
@@ -25,7 +26,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import FileResponse, JSONResponse, Response
 from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
-from starlette.types import ASGIApp
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from relocal_pyg.apps.serve.library import Collection, Entry, Library
@@ -173,7 +174,7 @@ def make_app(
             return refuse(415, f"its clock begins at {entry.begins:.2f} s: ask for its preview")
         kind = mimetypes.guess_type(entry.name)[0] or ""
         kind = kind if kind.startswith("video/") else "video/mp4"
-        return FileResponse(entry.path, media_type=kind)
+        return Film(entry.path, media_type=kind)
 
     async def preview(request: Request) -> Response:
         entry, unwanted = video_of(request), threading.Event()
@@ -188,7 +189,7 @@ def make_app(
             return refuse(507 if isinstance(error, OutputError) else 415, error.reason)
         finally:
             unwanted.set()
-        return FileResponse(path, media_type="video/mp4")
+        return Film(path, media_type="video/mp4")
 
     async def pictures(request: Request) -> Response:
         entry, asked = video_of(request), request.query_params
@@ -197,9 +198,12 @@ def make_app(
             for name in ("start", "end")
         )
         count = check_number(parse_number(asked.get("count", "8")), "count", least=1, most=24)
+        # Kept by a browser until another film is written over this one.
+        kept = {"Cache-Control": "private, no-cache", "ETag": f'"{entry.version}"'}
+        if request.headers.get("if-none-match") == kept["ETag"]:
+            return Response(status_code=304, headers=kept)
         async with drawing:
             jpeg = await run_in_threadpool(strip, entry.path, start, end, int(count))
-        kept = {"Cache-Control": "private, max-age=3600"}
         return Response(jpeg, media_type="image/jpeg", headers=kept)
 
     async def history(request: Request) -> Response:
@@ -303,15 +307,19 @@ def make_app(
                 "backbone": backbone,
             }
             found: Found | FoundVideos
-            if reference is not None:
-                shared |= {"judged": [mark[1:] for mark in marks], "rate_hz": rate_hz}
-                found = find_moments(clip, reference.path, model=matcher, **shared)
-            else:
-                assert collection is not None
-                shared["judged"] = [(str(name), tuple(said)) for name, *said in marks]
-                found = find_in_index(clip, collection.index, collection.made, **shared)
-                # Answers are remembered; rows of long videos need not be.
-                found = replace(found, query=found.query[:0].clone(), query_video=None)
+            try:
+                if reference is not None:
+                    shared |= {"judged": [mark[1:] for mark in marks], "rate_hz": rate_hz}
+                    found = find_moments(clip, reference.path, model=matcher, **shared)
+                else:
+                    assert collection is not None
+                    shared["judged"] = [(str(name), tuple(said)) for name, *said in marks]
+                    found = find_in_index(clip, collection.index, collection.made, **shared)
+                    # Answers are remembered; rows of long videos need not be.
+                    found = replace(found, query=found.query[:0].clone(), query_video=None)
+            except RelocalError as error:  # its path is nobody's business in a browser
+                known = [film.name for film in films if str(film.path) == str(error.file)]
+                raise RelocalError(": ".join([*known[:1], error.reason])) from None
             return replace(found, problems=by_name(found.problems, films))
 
         return work
@@ -364,6 +372,29 @@ def make_app(
         exception_handlers=dict.fromkeys((HTTPException, RelocalError, TimeoutError), _refusal),
         lifespan=lifespan,
     )
+
+
+class Film(FileResponse):
+    """A file that may grow or shrink while it is sent: as many bytes as were stated, or fewer."""
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Send it; what ends too early is left unfinished, and the connection closed."""
+        left = 0
+
+        async def bounded(message: Message) -> None:
+            nonlocal left
+            if message["type"] == "http.response.start":
+                left = int(dict(message["headers"])[b"content-length"])
+            elif message["type"] == "http.response.body" and scope["method"] != "HEAD":
+                body = message.get("body", b"")[:left]
+                if not body:  # all was sent, or there is no more of it
+                    raise EOFError
+                left -= len(body)
+                message = {**message, "body": body, "more_body": left > 0}
+            await send(message)
+
+        with suppress(EOFError, PermissionError):
+            await super().__call__(scope, receive, bounded)
 
 
 async def _refusal(request: Request, error: Exception) -> Response:
@@ -463,7 +494,7 @@ def run(
         indexed.check_width(network.dim, network.name)
         collection = None
         if index is not None:
-            collection = Collection(index, indexed, library)
+            collection = Collection(index, indexed, library, network)
             collection.made.check(network)
         try:
             family = socket.AF_INET6 if ":" in host else socket.AF_INET
@@ -475,7 +506,10 @@ def run(
         names = [socket.gethostname()] if host in EVERYWHERE else []
         with listening:
             hosts = ("127.0.0.1", "localhost", "::1", host, *names)
-            given = library, SearchQueue(), FeatureCache(Path(scratch) / "features"), model, network
+            # What is kept is for speed alone: it leaves room for uploads, previews and the system.
+            most = shutil.disk_usage(scratch).free // 4
+            kept = FeatureCache(Path(scratch) / "features", most, needed=False)
+            given = library, SearchQueue(), kept, model, network
             app = make_app(*given, rate_hz=rate_hz, collection=collection, hosts=hosts)
             if started is not None:
                 started()

@@ -7,13 +7,15 @@ import secrets
 import threading
 from collections import Counter
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from unicodedata import category
 
 from relocal_pyg.errors import OutputError, RelocalError, SearchIndexError, UsageError, VideoError
+from relocal_pyg.io.read import version_of
 from relocal_pyg.models.base import Relocalizer
 from relocal_pyg.search.index import SearchIndex
+from relocal_pyg.video.backbones import Backbone
 from relocal_pyg.video.cut import cut_clip
 from relocal_pyg.video.decode import probe
 from relocal_pyg.video.folder import find_videos
@@ -35,6 +37,7 @@ class Entry:
         path: Where it is.
         duration: Seconds that its header states, or None.
         begins: Seconds at which its time stamps begin; here all clocks begin at 0.
+        version: Tells the file from another one that is written over it.
     """
 
     key: str
@@ -42,6 +45,7 @@ class Entry:
     path: Path
     duration: float | None
     begins: float
+    version: tuple[int, int] | None
 
 
 class Library:
@@ -75,12 +79,26 @@ class Library:
     def entries(self) -> list[Entry]:
         """Every video, in the order in which they came."""
         with self._lock:
-            return list(self._entries.values())
+            known = list(self._entries.values())
+        return [self._now(entry) for entry in known]
 
     def get(self, key: object) -> Entry | None:
         """The video of a key, or None."""
         with self._lock:
-            return self._entries.get(key) if isinstance(key, str) else None
+            entry = self._entries.get(key) if isinstance(key, str) else None
+        return entry and self._now(entry)
+
+    def _now(self, entry: Entry) -> Entry:
+        """A video as it is: another one may have been written over it."""
+        version = version_of(entry.path)
+        if version in (None, entry.version):
+            return entry
+        with suppress(VideoError):  # half written: as it was, until it can be read
+            info = probe(entry.path)
+            entry = replace(entry, duration=info.duration, begins=info.zero, version=version)
+            with self._lock:
+                self._entries[entry.key] = self._by_path[entry.path] = entry
+        return entry
 
     def reserve(self, size: int) -> bool:
         """Set room aside for bytes about to be written; False where there is none."""
@@ -100,20 +118,21 @@ class Library:
         with self._lock:
             known = self._by_path.get(path)
         if known is not None:
-            return known
-        info = probe(path)
+            return self._now(known)
+        version, info = version_of(path), probe(path)
         # Blanks of other widths are in names of screen recordings, joiners in those of emoji.
         fine = (c.isprintable() or c in "\u200c\u200d" or category(c) == "Zs" for c in name)
         told = "".join(c if ok else "_" for c, ok in zip(name, fine, strict=True))
         shown = told[-_NAME_LENGTH:] or "video"
-        entry = Entry(secrets.token_urlsafe(16), shown, path, info.duration, info.zero)
+        entry = Entry(secrets.token_urlsafe(16), shown, path, info.duration, info.zero, version)
         with self._lock:
             self._entries[entry.key] = self._by_path[path] = entry
         return entry
 
     def preview(self, entry: Entry, unwanted: threading.Event) -> Path:
         """A copy of a video that every browser plays; what is half made is given up if unwanted."""
-        target, taken = self.uploads / f"{entry.key}.mp4", 0
+        version = "-".join(map(str, entry.version or ()))
+        target, taken = self.uploads / f"{entry.key}-{version}.mp4", 0
 
         def check(written: Path) -> None:
             nonlocal taken
@@ -124,6 +143,9 @@ class Library:
 
         with self._making:
             if not target.is_file():
+                for old in self.uploads.glob(f"{entry.key}-*.mp4"):  # of another film
+                    self.release(old.stat().st_size)
+                    old.unlink()
                 try:
                     cut_clip(entry.path, 0.0, MAX_PREVIEW, target, reencode=True, check=check)
                     check(target)
@@ -154,7 +176,9 @@ class Collection:
     be played, and are the ``entries``, by their id in the index.
     """
 
-    def __init__(self, folder: Path, model: Relocalizer, library: Library) -> None:
+    def __init__(
+        self, folder: Path, model: Relocalizer, library: Library, backbone: Backbone
+    ) -> None:
         self.index = SearchIndex(folder, model)
         self.made = IndexedVideos.load(folder)
         self.model = model
@@ -168,7 +192,7 @@ class Collection:
         names = Counter(file.name for file in self.made.files.values())
         for video_id in (each for shard in self.index.shards for each in shard.ids):
             file = self.made.files.get(video_id)
-            if file is None:
+            if file is None or self.made.is_changed(video_id, backbone):
                 continue
             name = file.name if names[file.name] == 1 else f"{video_id}{file.suffix}"
             with suppress(VideoError):  # moved or changed since: found, but not played

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import shutil
 from collections import Counter
 from pathlib import Path
 
@@ -92,6 +93,33 @@ def test_another_query_is_refused_and_a_file_written_over_is_searched_again(tmp_
     save(tmp_path / "query.npy", 3, 6)  # under the same name
     assert watch(tmp_path, "--once") == 2
     assert "another query" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_another_model_under_one_name_is_another_query(tmp_path, capsys):
+    (tmp_path / "in").mkdir()
+    save(tmp_path / "query.npy", 0, 6)
+    model = load_model("pretrained")
+    model.save(tmp_path / "model")
+    asked = ("--once", "--model", str(tmp_path / "model"))
+    assert watch(tmp_path, *asked) == watch(tmp_path, *asked) == 0
+    for weight in model.parameters():
+        weight.data.neg_()
+    shutil.rmtree(tmp_path / "model")
+    model.save(tmp_path / "model")
+    assert watch(tmp_path, *asked) == 2
+    assert "another query" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("command", "told"), [("", "an empty"), ("no-such", "no-such"), ('a "b', "--run")]
+)
+def test_a_command_that_is_none_is_said_first(tmp_path, capsys, command, told):
+    (tmp_path / "in").mkdir()
+    save(tmp_path / "query.npy", 0, 6)
+    assert watch(tmp_path, "--once", "--run", command) == 2
+    assert told in capsys.readouterr().err
+    assert not (tmp_path / "out" / "answers.jsonl").exists()
 
 
 @pytest.mark.slow

@@ -249,7 +249,7 @@ def served_index(index: Path, tmp_path: Path) -> Iterator[Served]:
     uploads.mkdir()
     library = Library(uploads)
     model = ContrastMatcher()
-    collection = Collection(index, model, library)
+    collection = Collection(index, model, library, BLOCKS)
     features = tmp_path / "features of the index"
     with serving(library, features, model, collection) as running:
         yield running

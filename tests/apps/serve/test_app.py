@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import http.client
 import json
+import os
+import re
 import socket
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -17,6 +21,7 @@ import pytest
 from relocal_pyg.apps.cli import main
 from relocal_pyg.apps.cli.exports import read_saved
 from relocal_pyg.apps.serve import Library, SearchQueue
+from relocal_pyg.apps.serve.app import Film, server_of
 from relocal_pyg.errors import UsageError
 from relocal_pyg.models import ContrastMatcher
 from relocal_pyg.models.calibrated import Calibrated
@@ -695,3 +700,75 @@ def test_the_report_is_of_what_people_left(served):
     report = served.ask("GET", f"{path}/report")[2].decode()
     assert "0:00:04.500 to 0:00:05.500" in report
     assert report.count("<h3>") == len(left) - 1
+
+
+@pytest.mark.slow
+def test_a_film_that_is_written_over_another_is_shown_as_it_is(served, films):
+    _, film = served.upload(films["reference"].read_bytes(), "film.mp4")
+    path, pictures = served.library.get(film["id"]).path, f"/api/videos/{film['id']}/pictures"
+    pictures += "?start=0&end=1"
+
+    def look() -> tuple[bytes, float]:
+        videos = json.loads(served.ask("GET", "/api/videos")[2])
+        (duration,) = (each["duration"] for each in videos if each["id"] == film["id"])
+        return served.ask("GET", f"/api/videos/{film['id']}/preview")[2], duration
+
+    preview, duration = look()
+    again = {"If_None_Match": served.ask("GET", pictures)[1]["etag"]}
+    assert served.ask("GET", pictures, **again)[0] == 304
+    path.write_bytes(films["clip"].read_bytes())
+    assert served.ask("GET", pictures, **again)[0] == 200
+    other, shorter = look()
+    assert other != preview
+    assert (duration, shorter) == (pytest.approx(9), pytest.approx(2))
+    assert len(list(served.library.uploads.glob("*.mp4"))) == 1
+    path.write_text("half written")  # as it was, until it can be read
+    assert look() == (other, shorter)
+
+
+@pytest.mark.parametrize("ranged", [{}, {"Range": "bytes=0-"}])
+def test_a_film_that_changes_while_it_is_sent_ends_with_its_stated_bytes(tmp_path, capfd, ranged):
+    """Or with the connection, where there are fewer: no traceback on the terminal."""
+    large = tmp_path / "large.bin"
+    for change in (
+        lambda: os.truncate(large, 5 << 20),
+        lambda: large.open("ab").write(b"x" * 4096),
+    ):
+        large.write_bytes(bytes(40 << 20))
+        with (
+            serving_file(large) as port,
+            socket.create_connection(("127.0.0.1", port), timeout=20) as client,
+        ):
+            head = "".join(f"{name}: {value}\r\n" for name, value in ranged.items())
+            asked = f"GET / HTTP/1.1\r\nHost: x\r\n{head}Connection: close\r\n\r\n"
+            client.sendall(asked.encode())
+            got = client.recv(1 << 16)
+            stated = int(re.search(rb"content-length: ([0-9]+)", got)[1])
+            change()
+            while more := client.recv(1 << 20):
+                got += more
+        assert len(got.partition(b"\r\n\r\n")[2]) <= stated == 40 << 20
+        if large.stat().st_size > stated:
+            assert len(got.partition(b"\r\n\r\n")[2]) == stated
+    assert "Traceback" not in capfd.readouterr().err
+
+
+@contextmanager
+def serving_file(path: Path) -> Iterator[int]:
+    """A server of one file."""
+    server = server_of(Film(path))
+    listening = socket.create_server(("127.0.0.1", 0))
+    thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
+    thread.start()
+    yield listening.getsockname()[1]
+    server.should_exit = True
+    thread.join()
+    listening.close()
+
+
+@pytest.mark.slow
+def test_an_error_of_a_search_names_the_film(served, films):
+    _, clip = served.upload(films["clip"].read_bytes(), "clip.mp4")
+    served.library.get(clip["id"]).path.unlink()
+    _, job = served.search(query=clip["id"], reference=served.reference())
+    assert served.outcome(job["id"])["error"].startswith("clip.mp4: ")

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import csv
 import json
+import os
+import shutil
 
 import pytest
 import torch
@@ -12,7 +14,7 @@ from relocal_pyg.apps.serve import Collection, Library
 from relocal_pyg.apps.serve.searches import Job, export
 from relocal_pyg.errors import SearchIndexError, UsageError
 from relocal_pyg.models import ContrastMatcher, CosineMatcher
-from relocal_pyg.search import build_index
+from relocal_pyg.search import SearchIndex, build_index
 from relocal_pyg.video.index import IndexedVideos, find_in_index
 from relocal_pyg.video.query import VideoQuery
 
@@ -72,7 +74,7 @@ def test_answers_in_an_index_are_judged_in_their_own_video(served_index):
 @pytest.mark.slow
 def test_videos_of_one_file_name_stay_apart(days, films, blocks, tmp_path):
     library = Library(tmp_path)
-    collection = Collection(days, ContrastMatcher(), library)
+    collection = Collection(days, ContrastMatcher(), library, blocks)
     names = {name: entry.name for name, entry in collection.entries.items()}
     assert names == {"day1-cam": "day1-cam.mp4", "day2-cam": "day2-cam.mp4"}
     found = find_in_index(films["clip"], collection.index, collection.made, blocks, top_k=4)
@@ -95,7 +97,7 @@ def test_videos_of_one_file_name_stay_apart(days, films, blocks, tmp_path):
 
 @pytest.mark.slow
 def test_a_stretch_of_the_index_that_is_not_meant_is_no_answer(index, films, blocks, tmp_path):
-    collection = Collection(index, ContrastMatcher(), Library(tmp_path))
+    collection = Collection(index, ContrastMatcher(), Library(tmp_path), blocks)
     given = films["clip"], collection.index, collection.made, blocks
     best = find_in_index(*given).hits[0]
     file = collection.made.files[best.video_id]
@@ -127,41 +129,59 @@ def test_only_an_index_that_is_open_is_searched(served, served_index):
 
 
 @pytest.mark.slow
-def test_a_video_that_is_gone_is_found_but_not_played(index, tmp_path):
+def test_a_video_that_is_gone_is_found_but_not_played(index, tmp_path, blocks):
     made = IndexedVideos.load(index)
     made.files["two"].unlink()
     made.files["three"].write_text("no video any more")
     library = Library(tmp_path)
-    collection = Collection(index, ContrastMatcher(), library)
+    collection = Collection(index, ContrastMatcher(), library, blocks)
     assert len(collection.index) == 3
     assert list(collection.entries) == ["one"]
     assert [entry.name for entry in library.entries()] == ["one.mp4"]
 
 
 @pytest.mark.slow
-def test_a_video_of_folder_and_index_is_listed_once(index, tmp_path):
+def test_a_video_of_folder_and_index_is_listed_once(index, tmp_path, blocks):
     library = Library(tmp_path, tmp_path / "indexed")
     before = library.entries()
-    collection = Collection(index, ContrastMatcher(), library)
+    collection = Collection(index, ContrastMatcher(), library, blocks)
     assert library.entries() == before
     assert sorted(collection.entries) == ["one", "three", "two"]
 
 
 @pytest.mark.slow
-def test_an_index_that_cannot_be_served_says_why(index, tmp_path):
+def test_an_index_that_cannot_be_served_says_why(index, tmp_path, blocks):
     library = Library(tmp_path)
     with pytest.raises(SearchIndexError, match="another model"):
-        Collection(index, CosineMatcher(), library)
+        Collection(index, CosineMatcher(), library, blocks)
     made = IndexedVideos.load(index)
     IndexedVideos(index, made.rate_hz, made.backbone).save()
     with pytest.raises(SearchIndexError, match="where its videos are"):
-        Collection(index, ContrastMatcher(), library)
+        Collection(index, ContrastMatcher(), library, blocks)
     build_index(tmp_path / "empty", ContrastMatcher(), [])
     IndexedVideos(tmp_path / "empty", 12.5, "blocks").save()
     with pytest.raises(UsageError, match="holds no video yet"):
-        Collection(tmp_path / "empty", ContrastMatcher(), library)
+        Collection(tmp_path / "empty", ContrastMatcher(), library, blocks)
     build_index(tmp_path / "rows", ContrastMatcher(), [("a", torch.randn(9, 4), 1.0)])
     with pytest.raises(SearchIndexError, match="not from video files"):
-        Collection(tmp_path / "rows", ContrastMatcher(), library)
+        Collection(tmp_path / "rows", ContrastMatcher(), library, blocks)
     with pytest.raises(SearchIndexError, match="no index here"):
-        Collection(tmp_path / "nothing", ContrastMatcher(), library)
+        Collection(tmp_path / "nothing", ContrastMatcher(), library, blocks)
+
+
+@pytest.mark.slow
+def test_a_film_that_was_written_over_another_is_no_film_of_the_index(
+    index, blocks, films, tmp_path
+):
+    """Its moments would be those of the film before."""
+    made = IndexedVideos.load(index)
+    opened = SearchIndex(index, ContrastMatcher())
+    os.utime(made.files["two"], (1, 1))  # its bytes are the same
+    found = find_in_index(films["clip"], opened, made, blocks)
+    assert (found.problems, {hit.video_id for hit in found.hits}) == ((), {"one", "two", "three"})
+    shutil.copy(films["clip"], made.files["two"])
+    found = find_in_index(films["clip"], opened, made, blocks)
+    why = "is another film than the one that was indexed: run relocal index again"
+    assert found.problems == (f"{made.files['two']}: {why}",)
+    collection = Collection(index, ContrastMatcher(), Library(tmp_path), blocks)
+    assert sorted(collection.entries) == ["one", "three"]

@@ -130,7 +130,8 @@ def test_a_preview_that_nobody_waits_for_is_given_up(served, films, endless):
     code, _, body = served.ask("GET", f"/api/videos/{clip['id']}/preview")
     assert (code, body) == (200, b"x" * 100)
     assert ended.is_set()
-    assert [file.name for file in served.library.uploads.glob("*.mp4")] == [f"{clip['id']}.mp4"]
+    (made,) = served.library.uploads.glob("*.mp4")
+    assert made.name.startswith(clip["id"])
 
 
 @pytest.mark.slow
