@@ -278,8 +278,7 @@ def indexes() -> Commands:
     from relocal_pyg.io.record import sha256_file, write_manifest
     from relocal_pyg.models import ContrastMatcher
     from relocal_pyg.search import build_index
-    from relocal_pyg.search.index import fingerprint
-    from relocal_pyg.search.storage import ListedShard, ShardList
+    from relocal_pyg.search.storage import ListedShard, ShardList, fingerprint
 
     model = ContrastMatcher()
     np.save("query.npy", np.eye(9, 8, dtype="f4"))

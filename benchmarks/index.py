@@ -31,7 +31,8 @@ from relocal_pyg.models import ContrastMatcher, MultiGraphMatcher, MultiGraphRel
 from relocal_pyg.models.base import Relocalizer, TrainableRelocalizer
 from relocal_pyg.models.compare import Comparison
 from relocal_pyg.search import SearchIndex, build_index
-from relocal_pyg.search.index import Hit, index_proposals
+from relocal_pyg.search.index import Hit
+from relocal_pyg.search.storage import index_proposals
 from relocal_pyg.training import PAPER, RECOMMENDED, Preset, fit
 from relocal_pyg.training.recipe import build_network
 

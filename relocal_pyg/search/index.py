@@ -1,10 +1,8 @@
-"""An index of many videos: built a shard at a time, searched by a model."""
+"""An index of many videos, searched by a model."""
 
 from __future__ import annotations
 
-import hashlib
-import json
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -15,177 +13,20 @@ import torch
 from numpy.typing import ArrayLike
 from torch import Tensor
 
-from relocal_pyg.data.proposals import (
-    SEEDS,
-    default_proposals,
-    finer_windows,
-    geometric_lengths,
-    sliding_windows,
-)
-from relocal_pyg.errors import (
-    FeatureError,
-    ProposalError,
-    SearchIndexError,
-    UsageError,
-    check_number,
-)
-from relocal_pyg.io.read import id_problem
-from relocal_pyg.io.write import own_folder
-from relocal_pyg.models.base import Relocalizer, as_features, as_proposals, as_rows
+from relocal_pyg.data.proposals import SEEDS, default_proposals, finer_windows
+from relocal_pyg.errors import FeatureError, SearchIndexError, UsageError, check_number
+from relocal_pyg.models.base import Relocalizer, as_features, as_rows
 from relocal_pyg.models.calibrated import Calibrated
 from relocal_pyg.models.examples import ByExamples, Example, checked, has_rest, level_of, trace
 from relocal_pyg.models.occurrences import Count, count_of, occurrences
 from relocal_pyg.models.presence import judge
-from relocal_pyg.moments import Moment, clip_moments, nms, seconds_to_steps
+from relocal_pyg.models.similarity import alike_as_wholes, on_cpu
+from relocal_pyg.moments import Moment, nms, seconds_to_steps
 from relocal_pyg.search.first_stage import FirstStage
-from relocal_pyg.search.storage import (
-    LARGEST,
-    STATE_TYPES,
-    Shard,
-    ShardList,
-    VideoEntry,
-    write_shard,
-)
+from relocal_pyg.search.storage import Shard, ShardList, fingerprint, plain_model
 
-#: A shard is written when its videos take so many bytes: bounds the memory of building.
-SHARD_BYTES = 128 * 2**20
-
-Videos = Iterable[tuple[str, ArrayLike, float]]
-
-
-def index_proposals(num_steps: int) -> Tensor:
-    """Windows ``[M, 2]`` of 4 steps to the whole video, each about 1.5 times the last.
-
-    They begin at thirds of a length. The length of a query is not known when a video is indexed; a
-    short video may be all action.
-    """
-    return sliding_windows(num_steps, geometric_lengths(4, max(4, num_steps), 1.5))
-
-
-def build_index(
-    folder: str | Path,
-    model: Relocalizer,
-    videos: Videos,
-    *,
-    proposals: Callable[[int], Tensor] = index_proposals,
-    state_dtype: torch.dtype = torch.bfloat16,
-) -> int:
-    """Make a search index, a shard at a time: memory does not grow with the number of videos.
-
-    Args:
-        folder: Where to write; must not hold an index.
-        model: A network, or a system without training; the index serves this model alone.
-        videos: ``(id, features [n, F], seconds per step)`` of each video; read once, one by one.
-        proposals: From the number of steps of a video to candidates ``[M, 2]`` in steps.
-        state_dtype: How the states of proposals are kept, where the model has any to keep.
-
-    Returns:
-        How many videos were added.
-
-    Raises:
-        UsageError: The folder holds an index, an argument is out of range, or an id is unusable or
-            comes twice.
-        FeatureError: Features are unusable or differ in width.
-        ProposalError: A video has no proposal inside it.
-        OutputError: The folder cannot be written.
-    """
-    with own_folder(folder, "index") as place:
-        if ShardList.exists(place):
-            raise UsageError(f"{folder} holds an index: add to it, or choose another folder")
-        kept = str(state_dtype).removeprefix("torch.")
-        if kept not in STATE_TYPES:
-            raise UsageError(f"state_dtype is {kept}, one of {', '.join(STATE_TYPES)} wanted")
-        ShardList(fingerprint(model), model.title, kept).save(place)
-        return _add(place, model, videos, proposals)
-
-
-def add_videos(
-    folder: str | Path,
-    model: Relocalizer,
-    videos: Videos,
-    *,
-    proposals: Callable[[int], Tensor] = index_proposals,
-) -> int:
-    """Add videos to an index; arguments, result and errors as in :func:`build_index`.
-
-    A shard counts once it is complete: after a kill the index holds what it held, and whole shards.
-
-    Raises:
-        SearchIndexError: No index there, damaged, or made with another model.
-    """
-    with own_folder(folder, "index") as place:
-        return _add(place, model, videos, proposals)
-
-
-def _add(
-    folder: Path, model: Relocalizer, videos: Videos, proposals: Callable[[int], Tensor]
-) -> int:
-    model = _plain(model)
-    listed = ShardList.load(folder, fingerprint(model))
-    state_dtype = getattr(torch, listed.state_dtype)
-    known = {name for shard in listed.shards for name in shard.ids}
-    entries: list[VideoEntry] = []
-    added = waiting = 0
-
-    def flush() -> None:
-        name = f"shard-{len(listed.shards):05d}"
-        listed.shards.append(write_shard(folder / name, entries, listed.fingerprint))
-        listed.save(folder)
-        entries.clear()
-
-    for video_id, array, seconds_per_step in videos:
-        fault = id_problem(video_id) or ("is in the index already" if video_id in known else None)
-        if fault is not None:
-            raise UsageError(fault, record=video_id)
-        check_number(seconds_per_step, f"seconds per step of {video_id}", above=0, most=LARGEST)
-        known.add(video_id)
-        features = as_features(array, video_id)
-        if listed.channels not in (0, features.shape[1]):
-            reason = f"has {features.shape[1]} channels, the index {listed.channels}"
-            raise FeatureError(reason, record=video_id)
-        model.check_width(features.shape[1], video_id)
-        listed.channels = features.shape[1]
-        windows = clip_moments(as_proposals(proposals(len(features))), len(features))
-        windows = windows[windows[:, 0] < windows[:, 1]]
-        if not len(windows):
-            raise ProposalError("no proposal lies inside the video", record=video_id)
-        kept = model.encode(features, windows)
-        if kept is None:
-            kept = windows.new_zeros(len(windows), 0, 0), windows.new_zeros(len(windows))
-        mean, step = features.mean(dim=0, keepdim=True), float(seconds_per_step)
-        states, lengths = kept[0].to(state_dtype), kept[1].int()
-        entries.append(VideoEntry(video_id, step, features, mean, windows, lengths, states))
-        added += 1
-        waiting += entries[-1].num_bytes
-        if waiting >= SHARD_BYTES:
-            flush()
-            waiting = 0
-    if entries:
-        flush()
-    return added
-
-
-def fingerprint(model: Relocalizer) -> str:
-    """SHA-256 of a model's kind, settings and weights.
-
-    Two models with one fingerprint give one answer, so that what was stored for one serves the
-    other.
-    """
-    model = _plain(model)
-    digest = hashlib.sha256(type(model).__name__.encode())
-    digest.update(json.dumps(model.config(), sort_keys=True, default=str).encode())
-    if isinstance(model, torch.nn.Module):
-        for name, value in sorted(model.state_dict().items()):
-            digest.update(f"{name} {value.dtype} {list(value.shape)}".encode())
-            digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
-    return digest.hexdigest()
-
-
-def _plain(model: Relocalizer) -> Relocalizer:
-    """The model itself, without its probabilities."""
-    return model.model if isinstance(model, Calibrated) else model
-
-
+#: Videos of up to so many lengths of a query may be nothing but its action.
+WHOLE = 2.0
 #: Proposals scored at once, about.
 BLOCK = 512
 #: Windows of a hit's video that its probability is made of.
@@ -265,7 +106,7 @@ class SearchIndex:
         folder = Path(folder)
         listed = ShardList.load(folder, fingerprint(model))
         self.channels = listed.channels
-        self.calibrated, self.model = model, _plain(model)
+        self.calibrated, self.model = model, plain_model(model)
         if isinstance(self.model, torch.nn.Module):
             self.model.eval()
         if listed.shards and self.model.in_channels not in (None, listed.channels):
@@ -362,6 +203,8 @@ class SearchIndex:
             seeds = best(found, threshold=max(nms_threshold, 0.5), top_k=SEEDS * top_k)
             found = self._look_closer(asked, found, seeds, shares)
             kept = best(found)
+        found = self._as_wholes(asked, found)
+        kept = best(found)
         hits = []
         for place in kept:
             shard, number = self.shards[int(found.shard[place])], int(found.video[place])
@@ -487,6 +330,28 @@ class SearchIndex:
             if len(windows):
                 parts.append(self._answer(asked, number, np.full(len(windows), video), windows))
         return _Found.join(parts)
+
+    def _as_wholes(self, asked: _Asked, found: _Found) -> _Found:
+        """What was found, with the best scores of short videos dealt out by what all of each shows.
+
+        Short is up to :data:`WHOLE` times the query: such a clip holds little but its action.
+        """
+        owners = torch.stack([found.shard, found.video], dim=1)
+        videos, which = torch.unique(owners, dim=0, return_inverse=True)
+        places = [(self.shards[shard], number) for shard, number in videos.tolist()]
+        most = WHOLE * len(asked.query)
+        short = [n for n, (s, v) in enumerate(places) if np.diff(s.first_step[v : v + 2]) <= most]
+        if len(short) < 3:
+            return found
+        best = found.scores.new_full((len(videos),), -torch.inf)
+        best.scatter_reduce_(0, which, found.scores, "amax")
+        rows = [shard.video(number) for shard, number in map(places.__getitem__, short)]
+        alike = alike_as_wholes(on_cpu(asked.query), rows, self.background)
+        alike, order = alike.sort(descending=True, stable=True)
+        given, more = torch.tensor(short)[order], torch.zeros_like(best)
+        dealt = best[short].sort(descending=True).values
+        more[given] = torch.where(alike.isinf(), best.max(), dealt) - best[given]
+        return found._replace(scores=found.scores + more[which])
 
     def _best(
         self, found: _Found, lengths: tuple[float, float], threshold: float, top_k: int

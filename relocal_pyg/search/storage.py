@@ -1,4 +1,4 @@
-"""A search index on disk: shards of arrays, and the list that says which of them count.
+"""A search index on disk: how it is built, its shards, and the list that says which of them count.
 
 What is read may come from anywhere: checksums show that a file was not damaged, not that it makes
 sense, so every count, type, width, range and id is looked at as well.
@@ -8,19 +8,31 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import ArrayLike
 from torch import Tensor
 
-from relocal_pyg.errors import CheckpointError, SearchIndexError
+from relocal_pyg.data.proposals import geometric_lengths, sliding_windows
+from relocal_pyg.errors import (
+    CheckpointError,
+    FeatureError,
+    ProposalError,
+    SearchIndexError,
+    UsageError,
+    check_number,
+)
 from relocal_pyg.io.read import id_problem, read_array, read_json
 from relocal_pyg.io.record import MANIFEST, sha256_file, verify_manifest
-from relocal_pyg.io.write import replace_folder, write_json
+from relocal_pyg.io.write import own_folder, replace_folder, write_json
+from relocal_pyg.models.base import Relocalizer, as_features, as_proposals
+from relocal_pyg.models.calibrated import Calibrated
+from relocal_pyg.moments import clip_moments
 
 #: Format of an index and its shards, raised when the layout changes. 3: what a first stage needs is
 #: made of the features.
@@ -336,3 +348,142 @@ class ShardList:
 
 def _digest(record: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()
+
+
+#: A shard is written when its videos take so many bytes: bounds the memory of building.
+SHARD_BYTES = 128 * 2**20
+
+Videos = Iterable[tuple[str, ArrayLike, float]]
+
+
+def index_proposals(num_steps: int) -> Tensor:
+    """Windows ``[M, 2]`` of 4 steps to the whole video, each about 1.5 times the last.
+
+    They begin at thirds of a length. The length of a query is not known when a video is indexed; a
+    short video may be all action.
+    """
+    return sliding_windows(num_steps, geometric_lengths(4, max(4, num_steps), 1.5))
+
+
+def build_index(
+    folder: str | Path,
+    model: Relocalizer,
+    videos: Videos,
+    *,
+    proposals: Callable[[int], Tensor] = index_proposals,
+    state_dtype: torch.dtype = torch.bfloat16,
+) -> int:
+    """Make a search index, a shard at a time: memory does not grow with the number of videos.
+
+    Args:
+        folder: Where to write; must not hold an index.
+        model: A network, or a system without training; the index serves this model alone.
+        videos: ``(id, features [n, F], seconds per step)`` of each video; read once, one by one.
+        proposals: From the number of steps of a video to candidates ``[M, 2]`` in steps.
+        state_dtype: How the states of proposals are kept, where the model has any to keep.
+
+    Returns:
+        How many videos were added.
+
+    Raises:
+        UsageError: The folder holds an index, an argument is out of range, or an id is unusable or
+            comes twice.
+        FeatureError: Features are unusable or differ in width.
+        ProposalError: A video has no proposal inside it.
+        OutputError: The folder cannot be written.
+    """
+    with own_folder(folder, "index") as place:
+        if ShardList.exists(place):
+            raise UsageError(f"{folder} holds an index: add to it, or choose another folder")
+        kept = str(state_dtype).removeprefix("torch.")
+        if kept not in STATE_TYPES:
+            raise UsageError(f"state_dtype is {kept}, one of {', '.join(STATE_TYPES)} wanted")
+        ShardList(fingerprint(model), model.title, kept).save(place)
+        return _add(place, model, videos, proposals)
+
+
+def add_videos(
+    folder: str | Path,
+    model: Relocalizer,
+    videos: Videos,
+    *,
+    proposals: Callable[[int], Tensor] = index_proposals,
+) -> int:
+    """Add videos to an index; arguments, result and errors as in :func:`build_index`.
+
+    A shard counts once it is complete: after a kill the index holds what it held, and whole shards.
+
+    Raises:
+        SearchIndexError: No index there, damaged, or made with another model.
+    """
+    with own_folder(folder, "index") as place:
+        return _add(place, model, videos, proposals)
+
+
+def _add(
+    folder: Path, model: Relocalizer, videos: Videos, proposals: Callable[[int], Tensor]
+) -> int:
+    model = plain_model(model)
+    listed = ShardList.load(folder, fingerprint(model))
+    state_dtype = getattr(torch, listed.state_dtype)
+    known = {name for shard in listed.shards for name in shard.ids}
+    entries: list[VideoEntry] = []
+    added = waiting = 0
+
+    def flush() -> None:
+        name = f"shard-{len(listed.shards):05d}"
+        listed.shards.append(write_shard(folder / name, entries, listed.fingerprint))
+        listed.save(folder)
+        entries.clear()
+
+    for video_id, array, seconds_per_step in videos:
+        fault = id_problem(video_id) or ("is in the index already" if video_id in known else None)
+        if fault is not None:
+            raise UsageError(fault, record=video_id)
+        check_number(seconds_per_step, f"seconds per step of {video_id}", above=0, most=LARGEST)
+        known.add(video_id)
+        features = as_features(array, video_id)
+        if listed.channels not in (0, features.shape[1]):
+            reason = f"has {features.shape[1]} channels, the index {listed.channels}"
+            raise FeatureError(reason, record=video_id)
+        model.check_width(features.shape[1], video_id)
+        listed.channels = features.shape[1]
+        windows = clip_moments(as_proposals(proposals(len(features))), len(features))
+        windows = windows[windows[:, 0] < windows[:, 1]]
+        if not len(windows):
+            raise ProposalError("no proposal lies inside the video", record=video_id)
+        kept = model.encode(features, windows)
+        if kept is None:
+            kept = windows.new_zeros(len(windows), 0, 0), windows.new_zeros(len(windows))
+        mean, step = features.mean(dim=0, keepdim=True), float(seconds_per_step)
+        states, lengths = kept[0].to(state_dtype), kept[1].int()
+        entries.append(VideoEntry(video_id, step, features, mean, windows, lengths, states))
+        added += 1
+        waiting += entries[-1].num_bytes
+        if waiting >= SHARD_BYTES:
+            flush()
+            waiting = 0
+    if entries:
+        flush()
+    return added
+
+
+def fingerprint(model: Relocalizer) -> str:
+    """SHA-256 of a model's kind, settings and weights.
+
+    Two models with one fingerprint give one answer, so that what was stored for one serves the
+    other.
+    """
+    model = plain_model(model)
+    digest = hashlib.sha256(type(model).__name__.encode())
+    digest.update(json.dumps(model.config(), sort_keys=True, default=str).encode())
+    if isinstance(model, torch.nn.Module):
+        for name, value in sorted(model.state_dict().items()):
+            digest.update(f"{name} {value.dtype} {list(value.shape)}".encode())
+            digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
+def plain_model(model: Relocalizer) -> Relocalizer:
+    """The model itself, without its probabilities."""
+    return model.model if isinstance(model, Calibrated) else model

@@ -32,8 +32,7 @@ from relocal_pyg.io.tensors import read_tensors
 from relocal_pyg.io.write import replace_folder
 from relocal_pyg.models import ContrastMatcher
 from relocal_pyg.search import SearchIndex, build_index
-from relocal_pyg.search.index import fingerprint
-from relocal_pyg.search.storage import ShardList
+from relocal_pyg.search.storage import ShardList, fingerprint
 from relocal_pyg.video.index import IndexedVideos
 
 

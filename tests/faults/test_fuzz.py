@@ -35,8 +35,7 @@ from relocal_pyg.io.read import read_array
 from relocal_pyg.io.record import sha256_file, write_manifest
 from relocal_pyg.models import ContrastMatcher, VideoLevel, load_model
 from relocal_pyg.search import SearchIndex, build_index
-from relocal_pyg.search.index import fingerprint
-from relocal_pyg.search.storage import ShardList
+from relocal_pyg.search.storage import ShardList, fingerprint
 from relocal_pyg.training.loop import Progress, load_state, save_state
 from relocal_pyg.video.c3d import C3D
 from relocal_pyg.video.pca import PCA

@@ -21,7 +21,8 @@ from relocal_pyg.models.examples import Example
 from relocal_pyg.models.similarity import inside_and_around, step_similarity
 from relocal_pyg.moments import clip_moments, nms
 from relocal_pyg.search import SearchIndex, add_videos, build_index
-from relocal_pyg.search.index import Hit, fingerprint, index_proposals
+from relocal_pyg.search.index import Hit
+from relocal_pyg.search.storage import fingerprint, index_proposals
 from relocal_pyg.video.index import find_in_index, find_rows
 
 
@@ -86,7 +87,7 @@ def by_hand(model, query, count: int, top_k: int):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", MODELS)
 def test_exhaustive_search_is_each_video_ranked_alone(tmp_path, monkeypatch, name):
-    monkeypatch.setattr("relocal_pyg.search.index.SHARD_BYTES", 8_000)
+    monkeypatch.setattr("relocal_pyg.search.storage.SHARD_BYTES", 8_000)
     model, query = MODELS[name](), torch.randn(6, 8)
     assert build_index(tmp_path, model, videos(12), state_dtype=torch.float32) == 12
     opened = SearchIndex(tmp_path, model)
@@ -259,7 +260,7 @@ def test_bad_input_is_named(tmp_path):
 @pytest.mark.parametrize("name", ["no model", "paper"])
 def test_an_index_can_be_searched_while_videos_are_added(tmp_path, monkeypatch, name):
     """Every reader sees whole shards: those that were there when it opened, then and later."""
-    monkeypatch.setattr("relocal_pyg.search.index.SHARD_BYTES", 3_000)
+    monkeypatch.setattr("relocal_pyg.search.storage.SHARD_BYTES", 3_000)
     model, query = MODELS[name](), torch.randn(6, 8)
     folder, readers = tmp_path / "index", []
     build_index(folder, model, videos(3), state_dtype=torch.float32)
@@ -438,7 +439,7 @@ def test_an_empty_index_answers_nothing(tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize("first_stage", ["scan", None])
 def test_finer_windows_around_the_best_moments_of_all_videos(tmp_path, monkeypatch, first_stage):
-    monkeypatch.setattr("relocal_pyg.search.index.SHARD_BYTES", 8_000)
+    monkeypatch.setattr("relocal_pyg.search.storage.SHARD_BYTES", 8_000)
     model = ours("none")
     query = torch.randn(6, 8)
     model.set_refinement("none")

@@ -51,6 +51,50 @@ def test_a_clip_finds_itself_first_and_its_own_class_next(
     assert same_class >= 10
 
 
+def test_clips_that_move_alike_are_alike_whatever_they_look_like(tmp_path: Path):
+    """Two movements, three looks: means tell the looks apart alone, and are as alike in pairs."""
+    draw = torch.Generator().manual_seed(0)
+    looks = [3 * torch.randn(32, generator=draw) for _ in range(3)]
+    moves = [torch.randn(32, generator=draw) for _ in range(2)]
+    library = {}
+    for look, place in enumerate(looks):
+        for move, direction in enumerate(moves):
+            swing = torch.sin(torch.arange(24 + 3 * look) * 0.8)[:, None] * direction
+            noise = 0.3 * torch.randn(len(swing), 32, generator=draw)
+            library[f"{move} {look}"] = place + swing + noise
+    model = ContrastMatcher()
+    build_index(tmp_path, model, ((name, rows, 1.0) for name, rows in library.items()))
+    opened = SearchIndex(tmp_path, model)
+    for name, rows in library.items():
+        hits = opened.search(rows, 500)
+        order = list(dict.fromkeys(hit.video_id for hit in hits))
+        assert order[0] == name
+        mean = {other: rows.mean(0) - each.mean(0) for other, each in library.items()}
+        nearest = sorted(library, key=lambda other: float(mean[other].norm()))[1]
+        assert nearest[0] != name[0]  # by the look alone it would be the other movement
+        # The same look comes first or the same movement, but never what shares neither.
+        assert {each[0] == name[0] or each[2] == name[2] for each in order[:2]} == {True}
+        assert sum(each[0] == name[0] for each in order[:4]) == 3
+        scores = [hit.score for hit in hits]
+        assert scores == sorted(scores, reverse=True)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["shorter", "much longer", "mixed"])
+def test_the_file_itself_is_first_whatever_else_is_in_the_folder(tmp_path: Path, kind: str):
+    """Longer videos are compared by their windows, and one of them may look better than a copy."""
+    library = dict(enumerate(clips(4, count=18)))
+    if kind != "shorter":
+        for number in (0, 1, 2, 3, 4, 5) if kind == "mixed" else range(6, 18):
+            library[number] = torch.cat([library[number], *clips(number, count=5)])
+    model = ContrastMatcher()
+    build_index(tmp_path, model, ((str(n), rows, 1.0) for n, rows in library.items()))
+    opened = SearchIndex(tmp_path, model)
+    for number, rows in library.items():
+        if len(rows) < 100:
+            assert opened.search(rows, 1)[0].video_id == str(number)
+
+
 @pytest.mark.slow
 def test_the_best_window_of_a_clip_that_is_all_action_is_the_clip(tmp_path: Path):
     library, model = clips(1), ContrastMatcher()
@@ -113,4 +157,5 @@ def test_clips_of_real_people_find_themselves(
         same += others[0].split()[0] == name.split()[0]
     figure("short clips", f"{first} of {len(rows)} find themselves, {same} their class next")
     assert first == len(rows)
-    assert same > len(rows) / 2
+    # By the cosine of means less the library's 5 in 6 of all 36 clips have their class next.
+    assert same > 0.8 * len(rows)

@@ -16,8 +16,7 @@ from relocal_pyg.errors import SearchIndexError
 from relocal_pyg.io.record import sha256_file, write_manifest
 from relocal_pyg.models import ContrastMatcher, MultiGraphRelocalizer
 from relocal_pyg.search import SearchIndex, build_index
-from relocal_pyg.search.index import fingerprint
-from relocal_pyg.search.storage import ShardList
+from relocal_pyg.search.storage import ShardList, fingerprint
 
 NAN = float("nan")
 

@@ -87,7 +87,8 @@ def index(
     """
     from relocal_pyg.data.annotations import Quarantine
     from relocal_pyg.data.features import FeatureStore
-    from relocal_pyg.search.index import SearchIndex, add_videos, build_index
+    from relocal_pyg.search.index import SearchIndex
+    from relocal_pyg.search.storage import add_videos, build_index
     from relocal_pyg.video.folder import VIDEO_SUFFIXES
 
     matcher, why = choose_matcher(model, device)
