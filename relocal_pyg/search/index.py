@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import heapq
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -12,6 +13,7 @@ import numpy as np
 import torch
 from numpy.typing import ArrayLike
 from torch import Tensor
+from torch.nn import functional
 
 from relocal_pyg.data.proposals import SEEDS, default_proposals, finer_windows
 from relocal_pyg.errors import FeatureError, SearchIndexError, UsageError, check_number
@@ -20,7 +22,7 @@ from relocal_pyg.models.calibrated import Calibrated
 from relocal_pyg.models.examples import ByExamples, Example, checked, has_rest, level_of, trace
 from relocal_pyg.models.occurrences import Count, count_of, occurrences
 from relocal_pyg.models.presence import judge
-from relocal_pyg.models.similarity import alike_as_wholes, on_cpu
+from relocal_pyg.models.similarity import alike_as_wholes, mean_row, on_cpu
 from relocal_pyg.moments import Moment, nms, seconds_to_steps
 from relocal_pyg.search.first_stage import FirstStage
 from relocal_pyg.search.storage import Shard, ShardList, fingerprint, plain_model
@@ -187,6 +189,7 @@ class SearchIndex:
                 self.first_stage.best(one.rows, candidates, one.video, use_faiss=faiss)
                 for one in shown
             ]
+            lists.append(self._nearest(clip, top_k))
             rows = [np.unique(np.concatenate(parts)) for parts in zip(*lists, strict=True)]
         model = ByExamples(self.model, examples) if examples else self.model
         asked = _Asked(model, clip, around)
@@ -331,6 +334,20 @@ class SearchIndex:
                 parts.append(self._answer(asked, number, np.full(len(windows), video), windows))
         return _Found.join(parts)
 
+    def _nearest(self, query: Tensor, count: int) -> list[np.ndarray]:
+        """Rows of the short videos whose means are nearest to the clip's, such as itself."""
+        mean = (on_cpu(mean_row(query)) - self.background).double()
+        found = []
+        for number, shard in enumerate(self.shards):
+            means = shard.rows("means").double() - self.background
+            cosines = functional.cosine_similarity(means, mean[None])
+            short = np.flatnonzero(np.diff(shard.first_step) <= WHOLE * len(query))
+            found += [(-float(cosines[place]), number, int(place)) for place in short]
+        rows: list[list[np.ndarray]] = [[np.empty(0, np.int64)] for _ in self.shards]
+        for _, number, place in heapq.nsmallest(count, found):
+            rows[number].append(np.arange(*self.shards[number].first_proposal[place : place + 2]))
+        return [np.concatenate(parts) for parts in rows]
+
     def _as_wholes(self, asked: _Asked, found: _Found) -> _Found:
         """What was found, with the best scores of short videos dealt out by what all of each shows.
 
@@ -350,7 +367,8 @@ class SearchIndex:
         alike, order = alike.sort(descending=True, stable=True)
         given, more = torch.tensor(short)[order], torch.zeros_like(best)
         dealt = best[short].sort(descending=True).values
-        more[given] = torch.where(alike.isinf(), best.max(), dealt) - best[given]
+        first = best.max() + 1e-6 * best.max().abs().clamp(min=1)  # no longer video comes before it
+        more[given] = torch.where(alike.isinf(), first, dealt) - best[given]
         return found._replace(scores=found.scores + more[which])
 
     def _best(
