@@ -6,7 +6,7 @@ matcher, the network over similarities, the first stage of a search, probabiliti
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -18,10 +18,6 @@ from relocal_pyg.data.pair_data import nearest_steps
 
 #: Rows in memory at once: an hour of features need not be there, nor a copy of it.
 BLOCK = 512
-
-
-#: Cosines of what is one film, encoded again maybe.
-COPY = 0.99
 
 
 class Rows(Protocol):
@@ -121,37 +117,29 @@ def cosine_blocks(rows: Tensor, reference: Rows, centre: Tensor) -> Iterator[Ten
         yield rows @ functional.normalize(block.to(rows) - centre, dim=1).T
 
 
-def alike_as_wholes(query: Tensor, videos: Sequence[Tensor], background: Tensor) -> Tensor:
-    """How alike a clip and whole videos ``[V]`` are, where they hold nothing but an action.
+def alike_as_wholes(query: Tensor, video: Tensor, background: Tensor) -> float:
+    """How alike a clip and a whole video are, where both hold nothing but an action: at most 3.
 
-    The sum of two standard scores over the videos: of the cosine of mean rows less that of the
-    library, what all of it looks like; and of the best cosines that steps of either find in the
-    other, less each one's own mean: what goes on, whoever does it and wherever. The clip itself has
-    infinity.
+    The sum of three cosines: of the mean rows less that of the library, what all of it looks like;
+    and, less each one's own mean, of each step of either and the step of the other that is nearest,
+    on average: what goes on, whoever does it and wherever.
 
     Args:
         query: ``[m, F]``.
-        videos: ``[n, F]`` each.
+        video: ``[n, F]``.
         background: Mean row ``[F]`` of the library.
     """
 
     def unit(rows: Tensor, centre: Tensor) -> Tensor:
         return functional.normalize(rows.double() - centre.double(), dim=-1)
 
-    own = unit(query, mean_row(query))
-
-    def moving(rows: Tensor) -> Tensor:
-        best, total = own.new_full((len(own),), -torch.inf), own.new_zeros(())
-        for table in cosine_blocks(own, rows, mean_row(rows).to(own)):
-            best = torch.maximum(best, table.amax(dim=1))
-            total += table.amax(dim=0).sum()
-        return (best.mean() + total / len(rows)) / 2
-
-    means = torch.stack([unit(mean_row(rows), background) for rows in (query, *videos)])
-    kinds = torch.stack([means[1:] @ means[0], torch.stack([*map(moving, videos)])])
-    spread = (kinds - kinds.mean(dim=1, keepdim=True)).square().mean(dim=1, keepdim=True).sqrt()
-    alike = ((kinds - kinds.mean(dim=1, keepdim=True)) / spread.clamp(min=1e-9)).sum(dim=0)
-    return alike.masked_fill((kinds > COPY).all(dim=0), torch.inf)
+    means = mean_row(query), mean_row(video)
+    own, best, total = unit(query, means[0]), torch.tensor(-torch.inf), 0.0
+    for table in cosine_blocks(own, video, means[1].double()):
+        best = torch.maximum(best, table.amax(dim=1))
+        total += float(table.amax(dim=0).sum())
+    looks = unit(means[0], background) @ unit(means[1], background)
+    return float(looks) + float(best.mean()) + total / len(video)
 
 
 def best_cosines(rows: Tensor, reference: Rows, centre: Tensor) -> Tensor:

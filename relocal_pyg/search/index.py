@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import heapq
+import itertools
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -29,6 +29,8 @@ from relocal_pyg.search.storage import Shard, ShardList, fingerprint, plain_mode
 
 #: Videos of up to so many lengths of a query may be nothing but its action.
 WHOLE = 2.0
+#: Likeness of what is one film, encoded again maybe: three cosines of .99.
+COPY = 2.97
 #: Proposals scored at once, about.
 BLOCK = 512
 #: Windows of a hit's video that its probability is made of.
@@ -336,15 +338,18 @@ class SearchIndex:
 
     def _nearest(self, query: Tensor, count: int) -> list[np.ndarray]:
         """Rows of the short videos whose means are nearest to the clip's, such as itself."""
-        mean = (on_cpu(mean_row(query)) - self.background).double()
-        found = []
-        for number, shard in enumerate(self.shards):
-            means = shard.rows("means").double() - self.background
-            cosines = functional.cosine_similarity(means, mean[None])
-            short = np.flatnonzero(np.diff(shard.first_step) <= WHOLE * len(query))
-            found += [(-float(cosines[place]), number, int(place)) for place in short]
+        mean = on_cpu(mean_row(query)) - self.background
         rows: list[list[np.ndarray]] = [[np.empty(0, np.int64)] for _ in self.shards]
-        for _, number, place in heapq.nsmallest(count, found):
+        found: list[tuple[float, int, int]] = []
+        for number, shard in enumerate(self.shards):
+            short = torch.from_numpy(np.diff(shard.first_step) <= WHOLE * len(query)).nonzero()[
+                :, 0
+            ]
+            means = shard.rows("means")[short] - self.background
+            best = functional.cosine_similarity(means, mean[None]).topk(min(count, len(short)))
+            places = short[best.indices].tolist()
+            found += zip(best.values.tolist(), itertools.repeat(number), places, strict=False)
+        for _, number, place in sorted(found, reverse=True)[:count]:
             rows[number].append(np.arange(*self.shards[number].first_proposal[place : place + 2]))
         return [np.concatenate(parts) for parts in rows]
 
@@ -355,20 +360,21 @@ class SearchIndex:
         """
         owners = torch.stack([found.shard, found.video], dim=1)
         videos, which = torch.unique(owners, dim=0, return_inverse=True)
-        places = [(self.shards[shard], number) for shard, number in videos.tolist()]
-        most = WHOLE * len(asked.query)
-        short = [n for n, (s, v) in enumerate(places) if np.diff(s.first_step[v : v + 2]) <= most]
-        if len(short) < 3:
+        query, alike = on_cpu(asked.query), torch.full((len(videos),), -torch.inf)
+        for place, (number, video) in enumerate(videos.tolist()):
+            shard = self.shards[number]
+            if np.diff(shard.first_step[video : video + 2]) <= WHOLE * len(query):
+                alike[place] = alike_as_wholes(query, shard.video(video), self.background)
+        alike, short = alike.sort(descending=True, stable=True)
+        alike, short = alike[alike.isfinite()], short[alike.isfinite()]
+        if not len(short):
             return found
         best = found.scores.new_full((len(videos),), -torch.inf)
         best.scatter_reduce_(0, which, found.scores, "amax")
-        rows = [shard.video(number) for shard, number in map(places.__getitem__, short)]
-        alike = alike_as_wholes(on_cpu(asked.query), rows, self.background)
-        alike, order = alike.sort(descending=True, stable=True)
-        given, more = torch.tensor(short)[order], torch.zeros_like(best)
-        dealt = best[short].sort(descending=True).values
         first = best.max() + 1e-6 * best.max().abs().clamp(min=1)  # no longer video comes before it
-        more[given] = torch.where(alike.isinf(), first, dealt) - best[given]
+        dealt = torch.where(alike > COPY, first, best[short].sort(descending=True).values)
+        more = torch.zeros_like(best)
+        more[short] = dealt - best[short]
         return found._replace(scores=found.scores + more[which])
 
     def _best(

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from relocal_pyg.models import ContrastMatcher, MultiGraphMatcher
+from relocal_pyg.models.similarity import alike_as_wholes
 from relocal_pyg.search import SearchIndex, build_index
 
 
@@ -49,6 +50,23 @@ def test_a_clip_finds_itself_first_and_its_own_class_next(
         assert order[0] == number
         same_class += order[1] % 6 == number % 6
     assert same_class >= 10
+
+
+def test_likeness_of_wholes_is_three_cosines(generator: torch.Generator):
+    query, video = (torch.randn(steps, 5, generator=generator) for steps in (7, 600))
+    background = torch.randn(5, generator=generator)
+
+    def cosine(one: Tensor, other: Tensor) -> float:
+        return float(one @ other / (one.norm() * other.norm()))
+
+    looks = cosine(query.mean(0) - background, video.mean(0) - background)
+    own, their = query - query.mean(0), video - video.mean(0)
+    pairs = [[cosine(step, other) for other in their] for step in own]
+    nearest = [sum(map(max, rows)) / len(rows) for rows in (pairs, list(zip(*pairs, strict=True)))]
+    found = alike_as_wholes(query, video, background)
+    assert found == pytest.approx(looks + sum(nearest), abs=1e-4)
+    assert alike_as_wholes(query, query, background) == pytest.approx(3)
+    assert found < 3
 
 
 def test_clips_that_move_alike_are_alike_whatever_they_look_like(tmp_path: Path):
