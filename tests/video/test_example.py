@@ -93,8 +93,9 @@ def test_what_was_judged_is_inside_its_film_and_counted_once(drawn, tmp_path, mo
                 assert found["count"]["number"] == len(found["moments"])
     found = _ask(*find, "--not", "films/street.mp4:13-18")
     assert not any(12 < each["start"] < 17 for each in found["moments"])
-    # What is left out of the table is not on the page, nor explained.
-    written = ("--report", "page.html", "--explain", "why.json", "--min-probability", ".5")
+    # What is left out of the table is not on the page, nor explained. The first answer has about
+    # .5, a little more or less on other processors, and the next less than a third.
+    written = ("--report", "page.html", "--explain", "why.json", "--min-probability", ".4")
     found = _ask(*find, *written)
     with open("page.html") as page, open("why.json") as why:
         assert page.read().count('<li id="moment-') == len(found["moments"])
