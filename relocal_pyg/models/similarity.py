@@ -129,17 +129,14 @@ def alike_as_wholes(query: Tensor, video: Tensor, background: Tensor) -> float:
         video: ``[n, F]``.
         background: Mean row ``[F]`` of the library.
     """
-
-    def unit(rows: Tensor, centre: Tensor) -> Tensor:
-        return functional.normalize(rows.double() - centre.double(), dim=-1)
-
-    means = mean_row(query), mean_row(video)
-    own, best, total = unit(query, means[0]), torch.tensor(-torch.inf), 0.0
-    for table in cosine_blocks(own, video, means[1].double()):
-        best = torch.maximum(best, table.amax(dim=1))
+    means = torch.stack([mean_row(query), mean_row(video)])
+    looks = functional.cosine_similarity(means[0] - background, means[1] - background, dim=0)
+    own = functional.normalize(query - means[0], dim=1)
+    nearest, total = own.new_full((len(own),), -torch.inf), 0.0
+    for table in cosine_blocks(own, video, means[1]):
+        nearest = torch.maximum(nearest, table.amax(dim=1))
         total += float(table.amax(dim=0).sum())
-    looks = unit(means[0], background) @ unit(means[1], background)
-    return float(looks) + float(best.mean()) + total / len(video)
+    return float(looks + nearest.mean()) + total / len(video)
 
 
 def best_cosines(rows: Tensor, reference: Rows, centre: Tensor) -> Tensor:

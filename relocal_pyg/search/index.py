@@ -150,6 +150,8 @@ class SearchIndex:
         """Find the moments of all videos that mean the same as a query.
 
         Where the network validated best with finer windows, it looks at those near answers last.
+        Videos of up to :data:`WHOLE` lengths of the query share out their scores by what all of
+        each shows, so that in a folder of clips the file itself is first.
 
         Args:
             query: Features of the clip, ``[m, F]``.
@@ -197,21 +199,17 @@ class SearchIndex:
         asked = _Asked(model, clip, around)
         found = self._look(asked, rows)
         best = partial(self._best, lengths=lengths, threshold=nms_threshold, top_k=top_k)
-        kept = best(found)
         if first_stage is not None:
-            more = self._others(found, kept, rows, candidates)
+            more = self._others(found, best(found), rows, candidates)
             if any(map(len, more)):
                 found = _Found.join([found, self._look(asked, more)])
-                kept = best(found)
         for shares in model.rounds:
             # Several of one place, as in one video: the best may lie near a window that is behind.
             seeds = best(found, threshold=max(nms_threshold, 0.5), top_k=SEEDS * top_k)
             found = self._look_closer(asked, found, seeds, shares)
-            kept = best(found)
         found = self._as_wholes(asked, found)
-        kept = best(found)
         hits = []
-        for place in kept:
+        for place in best(found):
             shard, number = self.shards[int(found.shard[place])], int(found.video[place])
             step, span = shard.seconds_per_step[number], found.moments[place].tolist()
             start, end = (round(each * step, 6) for each in span)
@@ -342,12 +340,10 @@ class SearchIndex:
         rows: list[list[np.ndarray]] = [[np.empty(0, np.int64)] for _ in self.shards]
         found: list[tuple[float, int, int]] = []
         for number, shard in enumerate(self.shards):
-            short = torch.from_numpy(np.diff(shard.first_step) <= WHOLE * len(query)).nonzero()[
-                :, 0
-            ]
+            short = np.flatnonzero(np.diff(shard.first_step) <= WHOLE * len(query))
             means = shard.rows("means")[short] - self.background
             best = functional.cosine_similarity(means, mean[None]).topk(min(count, len(short)))
-            places = short[best.indices].tolist()
+            places = short[best.indices.numpy()].tolist()
             found += zip(best.values.tolist(), itertools.repeat(number), places, strict=False)
         for _, number, place in sorted(found, reverse=True)[:count]:
             rows[number].append(np.arange(*self.shards[number].first_proposal[place : place + 2]))

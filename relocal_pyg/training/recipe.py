@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from functools import partial
-from itertools import chain, count
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -457,16 +457,16 @@ def publish(
         forms = {"results.md": to_markdown, "results.json": to_json, "results.tex": to_latex}
         for name, form in forms.items():
             replace_text(folder / name, form(comparison))
-        places: set[Path] = set()
+        taken: set[str] = set()
         stale = set((folder / "answers").glob("*/evaluation.json"))
         for title, evaluations in comparison.evaluations.items():
             for evaluation in evaluations:
                 seed = "" if evaluation.seed is None else f"-seed{evaluation.seed}"
-                usual = folder / "answers" / f"{slug(title)}{seed}"
-                others = (usual.with_name(f"{usual.name}-{n}") for n in count(2))
                 # Titles that differ in signs alone have one slug.
-                place = next(each for each in chain([usual], others) if each not in places)
-                places.add(place)
+                names = (f"{slug(title)}{seed}" + f"-{n}" * (n > 1) for n in count(1))
+                name = next(each for each in names if each not in taken)
+                taken.add(name)
+                place = folder / "answers" / name
                 evaluation.save(place)
                 stale.discard(place / "evaluation.json")
         for file in stale:  # of models that this table has no row for, maybe on other pairs

@@ -268,7 +268,7 @@ class FeatureCache:
             if self.most is not None:
                 os.utime(self._file(digest))
             return VideoFeatures(rows, shown, **content, reused=True)
-        except (OSError, SafetensorError, ValueError, LookupError, TypeError):
+        except (OSError, SafetensorError, ValueError, KeyError, TypeError):
             return None
         except (AttributeError, RecursionError):  # JSON that is none of ours
             return None

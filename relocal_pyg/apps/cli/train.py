@@ -305,8 +305,8 @@ def evaluate(
             trained += recipe.train_all(
                 systems, protocol, seeds, folder / "runs", steps=steps, accelerator=place
             )
-        for name, lists in zip(names, episodes, strict=False):
-            print(recipe.few_shot(protocol, lists, trained, folder / name))
+        for lists in episodes:
+            print(recipe.few_shot(protocol, lists, trained, folder / lists[0].split))
         for questions in asked:
             comparison = recipe.compare_trained(protocol, questions, trained)
             # A list says itself of which split it is: maybe "../..".
