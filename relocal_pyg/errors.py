@@ -101,6 +101,12 @@ def check_number(
     raise UsageError(f"{name} is {shorten(value)}, {wanted} wanted")
 
 
+def check_switch(value: bool, name: str) -> None:
+    """Refuse what is neither True nor False with a ``UsageError``: the text "no" would be True."""
+    if not isinstance(value, bool):
+        raise UsageError(f"{name} is {shorten(value)}, true or false wanted")
+
+
 def shorten(value: object) -> str:
     """What was given, for an error's text: at most 40 characters, whatever it is."""
     huge = isinstance(value, int) and abs(value) > 10**40  # Python refuses to print all its digits

@@ -129,12 +129,9 @@ def read_pairs(path: str | Path, protocol: Protocol, split: str) -> PairList:
             here = [
                 other for other in known.get(item.video_id, ()) if other.context == item.context
             ]
-            same = [
-                other
-                for other in here
-                if (other.item_id, other.label) == (item.item_id, item.label)
-            ]
-            if not here or same not in ([], [item]):
+            key = (item.item_id, item.label)
+            same = [other for other in here if (other.item_id, other.label) == key]
+            if not here or any(other != item for other in same):
                 reason = "is not what it is in this data: the list was made from other data"
                 raise AnnotationError(reason, file=path, record=item.item_id)
         return made

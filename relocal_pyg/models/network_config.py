@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field, fields
 from typing import Any, Literal
 
-from relocal_pyg.errors import UsageError, check_number, shorten
+from relocal_pyg.errors import UsageError, check_number, check_switch, shorten
 
 #: Largest number among settings, and most entries of a list or layers of a stack: what a checkpoint
 #: asks for stays small, and what can be trained can be read again.
@@ -48,8 +48,7 @@ def check_settings(settings: dict[str, Any], several: Iterable[str] = ()) -> dic
     """
     found, lists = dict(settings), set(several)
     for name in found.keys() & _SWITCHES:
-        if not isinstance(found[name], bool):
-            raise UsageError(f"{name} is {shorten(found[name])}: true or false wanted")
+        check_switch(found[name], name)
     for name in lists & found.keys():
         try:
             found[name] = tuple(found[name])

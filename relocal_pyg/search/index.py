@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import heapq
 import itertools
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -78,14 +79,6 @@ class _Found(NamedTuple):
     def join(cls, parts: Iterable[_Found]) -> _Found:
         """What several looks found."""
         return cls(*map(torch.cat, zip(*parts, strict=True)))
-
-
-class _Asked(NamedTuple):
-    """What proposals are scored by: a model, and the query ``[m, F]`` with its video, or None."""
-
-    model: Relocalizer
-    query: Tensor
-    around: Tensor | None
 
 
 class SearchIndex:
@@ -184,30 +177,30 @@ class SearchIndex:
         clip, around, examples = self._sides(query, query_video, examples)
         if not self.shards:
             return []
+        given = [Example(clip, around), *examples]
+        shown = [each for each in given if each.good]
         if first_stage is None:
             rows = [np.arange(int(shard.first_proposal[-1])) for shard in self.shards]
         else:
-            shown = [Example(clip, around), *(each for each in examples if each.good)]
             faiss = first_stage == "faiss"
             lists = [
                 self.first_stage.best(one.rows, candidates, one.video, use_faiss=faiss)
                 for one in shown
             ]
-            lists.append(self._nearest(clip, top_k))
+            lists += [self._nearest(one.rows, top_k) for one in shown]
             rows = [np.unique(np.concatenate(parts)) for parts in zip(*lists, strict=True)]
         model = ByExamples(self.model, examples) if examples else self.model
-        asked = _Asked(model, clip, around)
-        found = self._look(asked, rows)
+        found = self._look(model, given[0], rows)
         best = partial(self._best, lengths=lengths, threshold=nms_threshold, top_k=top_k)
         if first_stage is not None:
             more = self._others(found, best(found), rows, candidates)
             if any(map(len, more)):
-                found = _Found.join([found, self._look(asked, more)])
+                found = _Found.join([found, self._look(model, given[0], more)])
         for shares in model.rounds:
             # Several of one place, as in one video: the best may lie near a window that is behind.
             seeds = best(found, threshold=max(nms_threshold, 0.5), top_k=SEEDS * top_k)
-            found = self._look_closer(asked, found, seeds, shares)
-        found = self._as_wholes(asked, found)
+            found = self._look_closer(model, given[0], found, seeds, shares)
+        found = self._as_wholes(given, found)
         hits = []
         for place in best(found):
             shard, number = self.shards[int(found.shard[place])], int(found.video[place])
@@ -317,12 +310,18 @@ class SearchIndex:
             wanted += len(exhaustive)
         return found / max(wanted, 1)
 
-    def _look(self, asked: _Asked, rows: Sequence[np.ndarray]) -> _Found:
+    def _look(self, model: Relocalizer, asked: Example, rows: Sequence[np.ndarray]) -> _Found:
         """Score some proposals of each shard."""
-        return _Found.join(self._score(asked, *some) for some in enumerate(rows) if len(some[1]))
+        some = [each for each in enumerate(rows) if len(each[1])]
+        return _Found.join(self._score(model, asked, *each) for each in some)
 
     def _look_closer(
-        self, asked: _Asked, found: _Found, kept: Sequence[int], shares: Sequence[float]
+        self,
+        model: Relocalizer,
+        asked: Example,
+        found: _Found,
+        kept: Sequence[int],
+        shares: Sequence[float],
     ) -> _Found:
         """What was found, and finer windows around the moments that were kept."""
         parts, videos = [found], [(int(found.shard[i]), int(found.video[i])) for i in kept]
@@ -331,44 +330,52 @@ class SearchIndex:
             steps = int(np.diff(self.shards[number].first_step)[video])
             windows = finer_windows(found.moments[own], steps, shares)[0]
             if len(windows):
-                parts.append(self._answer(asked, number, np.full(len(windows), video), windows))
+                owner = np.full(len(windows), video)
+                parts.append(self._answer(model, asked, number, owner, windows))
         return _Found.join(parts)
 
     def _nearest(self, query: Tensor, count: int) -> list[np.ndarray]:
         """Rows of the short videos whose means are nearest to the clip's, such as itself."""
         mean = on_cpu(mean_row(query)) - self.background
-        rows: list[list[np.ndarray]] = [[np.empty(0, np.int64)] for _ in self.shards]
         found: list[tuple[float, int, int]] = []
         for number, shard in enumerate(self.shards):
             short = np.flatnonzero(np.diff(shard.first_step) <= WHOLE * len(query))
-            means = shard.rows("means")[short] - self.background
-            best = functional.cosine_similarity(means, mean[None]).topk(min(count, len(short)))
-            places = short[best.indices.numpy()].tolist()
-            found += zip(best.values.tolist(), itertools.repeat(number), places, strict=False)
-        for _, number, place in sorted(found, reverse=True)[:count]:
+            alike = functional.cosine_similarity(shard.rows("means")[short] - self.background, mean)
+            found += zip(alike.tolist(), itertools.repeat(number), short.tolist(), strict=False)
+        rows = [[np.empty(0, np.int64)] for _ in self.shards]
+        for _, number, place in heapq.nlargest(count, found):
             rows[number].append(np.arange(*self.shards[number].first_proposal[place : place + 2]))
         return [np.concatenate(parts) for parts in rows]
 
-    def _as_wholes(self, asked: _Asked, found: _Found) -> _Found:
+    def _as_wholes(self, given: Sequence[Example], found: _Found) -> _Found:
         """What was found, with the best scores of short videos dealt out by what all of each shows.
 
-        Short is up to :data:`WHOLE` times the query: such a clip holds little but its action.
+        Short is up to :data:`WHOLE` times the query: such a clip holds little but its action. The
+        mean likeness to the examples that show it counts; a copy of a counter-example comes last.
         """
         owners = torch.stack([found.shard, found.video], dim=1)
         videos, which = torch.unique(owners, dim=0, return_inverse=True)
-        query, alike = on_cpu(asked.query), torch.full((len(videos),), -torch.inf)
+        clips, good = [on_cpu(each.rows) for each in given], [each.good for each in given]
+        likeness = torch.full((len(videos), len(clips)), -torch.inf)
         for place, (number, video) in enumerate(videos.tolist()):
             shard = self.shards[number]
-            if np.diff(shard.first_step[video : video + 2]) <= WHOLE * len(query):
-                alike[place] = alike_as_wholes(query, shard.video(video), self.background)
-        alike, short = alike.sort(descending=True, stable=True)
-        alike, short = alike[alike.isfinite()], short[alike.isfinite()]
+            if np.diff(shard.first_step[video : video + 2]) <= WHOLE * len(clips[0]):
+                rows = shard.video(video)
+                told = [alike_as_wholes(clip, rows, self.background) for clip in clips]
+                likeness[place] = torch.tensor(told)
+        short = likeness[:, 0].isfinite().nonzero()[:, 0]
         if not len(short):
             return found
+        copies, shows = likeness[short] > COPY, torch.tensor(good)
+        alike = likeness[short][:, shows].mean(dim=1)
+        alike[copies[:, ~shows].any(dim=1)] = -torch.inf
+        alike[copies[:, shows].any(dim=1)] = torch.inf
+        alike, order = alike.sort(descending=True, stable=True)
+        short = short[order]
         best = found.scores.new_full((len(videos),), -torch.inf)
         best.scatter_reduce_(0, which, found.scores, "amax")
         first = best.max() + 1e-6 * best.max().abs().clamp(min=1)  # no longer video comes before it
-        dealt = torch.where(alike > COPY, first, best[short].sort(descending=True).values)
+        dealt = torch.where(alike.isposinf(), first, best[short].sort(descending=True).values)
         more = torch.zeros_like(best)
         more[short] = dealt - best[short]
         return found._replace(scores=found.scores + more[which])
@@ -400,7 +407,7 @@ class SearchIndex:
             count += len(others[number][-1])
         return [np.concatenate([np.empty(0, np.int64), *parts]) for parts in others]
 
-    def _score(self, asked: _Asked, number: int, rows: np.ndarray) -> _Found:
+    def _score(self, model: Relocalizer, asked: Example, number: int, rows: np.ndarray) -> _Found:
         """Score some proposals of a shard."""
         shard, rows = self.shards[number], np.sort(rows)
         video, proposals = shard.video_of_proposal[rows], shard.take("proposals", rows)
@@ -409,26 +416,28 @@ class SearchIndex:
             # Whole videos, one or more.
             end = int(np.searchsorted(video, video[min(start + BLOCK, len(rows)) - 1], "right"))
             part = video[start:end], proposals[start:end]
-            if asked.model is self.model and shard.rows("states", 0, 1).shape[1]:
+            if model is self.model and shard.rows("states", 0, 1).shape[1]:
                 states = shard.take("states", rows[start:end])
                 lengths = shard.take("lengths", rows[start:end])
-                moments, scores = self.model.score_encoded(asked.query, states, lengths, part[1])
+                moments, scores = self.model.score_encoded(asked.rows, states, lengths, part[1])
                 found.append(self._found(number, part[0], moments, scores))
             else:
-                found.append(self._answer(asked, number, *part))
+                found.append(self._answer(model, asked, number, *part))
             start = end
         return _Found.join(found)
 
-    def _answer(self, asked: _Asked, number: int, video: np.ndarray, proposals: Tensor) -> _Found:
+    def _answer(
+        self, model: Relocalizer, asked: Example, number: int, video: np.ndarray, proposals: Tensor
+    ) -> _Found:
         """Score proposals ``[M, 2]`` (steps) of a shard's videos, whose numbers are in order."""
         shard = self.shards[number]
         numbers, counts = np.unique(video, return_counts=True)
         videos = [shard.video(each) for each in numbers]
-        rankings = asked.model.rank_videos(
-            asked.query,
+        rankings = model.rank_videos(
+            asked.rows,
             videos,
             proposals.split(counts.tolist()),
-            query_video=asked.around,
+            query_video=asked.video,
             background=self.background,
         )
         moments = torch.cat([ranking.moments for ranking in rankings])

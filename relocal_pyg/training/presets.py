@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from textwrap import wrap
 from typing import Any, Literal
 
-from relocal_pyg.errors import UsageError, check_number, shorten
+from relocal_pyg.errors import UsageError, check_number, check_switch
 from relocal_pyg.models.network_config import BaselineConfig, MatcherConfig, NetworkConfig
 
 
@@ -49,8 +49,7 @@ class TrainingConfig:
     def __post_init__(self) -> None:
         if self.precision not in ("32", "bf16-mixed", "auto"):
             raise UsageError(f"precision {self.precision!r}: 32, bf16-mixed or auto wanted")
-        if not isinstance(self.decay, bool):
-            raise UsageError(f"decay is {shorten(self.decay)}: true or false wanted")
+        check_switch(self.decay, "decay")
         for name, usual in vars(TrainingConfig).items():
             if type(usual) in (int, float) and name in vars(self):
                 least = type(usual) is int and name not in ("warmup", "patience", "num_workers")

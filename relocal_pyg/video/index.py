@@ -65,10 +65,12 @@ class IndexedVideos:
     def is_changed(self, name: str, backbone: Backbone) -> bool:
         """Whether another film lies where one of the index was."""
         version = version_of(self.files.get(name, ""))
-        if name not in self.versions or version in (None, tuple(self.versions[name])):
+        if version is None or self.versions.get(name) in (None, [*version]):
             return False
         with suppress(VideoError):  # copied or touched, its bytes may be the same
-            return file_digest(self.files[name], backbone, self.rate_hz) != self.digests.get(name)
+            if file_digest(self.files[name], backbone, self.rate_hz) == self.digests.get(name):
+                self.versions[name] = [*version]  # read once, not again at every question
+                return False
         return True
 
     @property

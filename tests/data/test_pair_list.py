@@ -228,7 +228,9 @@ def test_a_fixed_list_of_others(tmp_path: Path):
     drawn = PairList((Pair(items[0], items[1]),), "theirs", "test", 0, "none")
     drawn.save(tmp_path / "drawn.json")
     moved = [items[0], replace(items[1], moment=(20, 30), moments=((20, 30),))]
-    assert read_pairs(tmp_path / "drawn.json", protocol, "fixed") == drawn
+    twice = replace(protocol, splits={"test": tuple(items), "all": tuple(items)})
+    for theirs in (protocol, twice):
+        assert read_pairs(tmp_path / "drawn.json", theirs, "fixed") == drawn
     with pytest.raises(AnnotationError, match=rf"drawn.json: {items[1].item_id}: .*other data"):
         read_pairs(tmp_path / "drawn.json", replace(protocol, splits={"test": moved}), "fixed")
     # One clip, or one reference, of two classes is asked for twice.

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from relocal_pyg.models import ContrastMatcher, MultiGraphMatcher
+from relocal_pyg.models.examples import Example
 from relocal_pyg.models.similarity import alike_as_wholes
 from relocal_pyg.search import SearchIndex, build_index
 
@@ -96,6 +97,14 @@ def test_clips_that_move_alike_are_alike_whatever_they_look_like(tmp_path: Path)
         assert sum(each[0] == name[0] for each in order[:4]) == 3
         scores = [hit.score for hit in hits]
         assert scores == sorted(scores, reverse=True)
+        # A yes to one that moves alike, a no to one that looks alike.
+        wrong = f"{1 - int(name[0])} {name[2]}"
+        yes, no = library[f"{name[0]} {(int(name[2]) + 1) % 3}"], library[wrong]
+        told = [Example(yes, yes, alone=False), Example(no, no, good=False, alone=False)]
+        order = list(dict.fromkeys(h.video_id for h in opened.search(rows, 500, examples=told)))
+        assert [each[0] for each in order[:2]] == [name[0]] * 2
+        assert sum(each[0] == name[0] for each in order[:4]) == 3
+        assert order[-1] == wrong
 
 
 @pytest.mark.slow

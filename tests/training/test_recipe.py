@@ -148,7 +148,7 @@ def test_a_model_of_other_features_is_refused_before_the_work(protocol):
 def test_what_is_true_or_false_is_no_word(value):
     """Words are true: "no" trained without labels."""
     for kind, name in ((MATR, "self_supervised"), (models.SST, "rerank")):
-        with pytest.raises(UsageError, match=f"{name} is {value}: true or false wanted"):
+        with pytest.raises(UsageError, match=f"{name} is {value}, true or false wanted"):
             kind(5, **{name: value})
 
 

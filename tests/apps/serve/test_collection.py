@@ -13,6 +13,7 @@ import torch
 from relocal_pyg.apps.serve import Collection, Library
 from relocal_pyg.apps.serve.searches import Job, export
 from relocal_pyg.errors import SearchIndexError, UsageError
+from relocal_pyg.io.read import version_of
 from relocal_pyg.models import ContrastMatcher, CosineMatcher
 from relocal_pyg.search import SearchIndex, build_index
 from relocal_pyg.video.index import IndexedVideos, find_in_index
@@ -179,6 +180,7 @@ def test_a_film_that_was_written_over_another_is_no_film_of_the_index(
     os.utime(made.files["two"], (1, 1))  # its bytes are the same
     found = find_in_index(films["clip"], opened, made, blocks)
     assert (found.problems, {hit.video_id for hit in found.hits}) == ((), {"one", "two", "three"})
+    assert tuple(made.versions["two"]) == version_of(made.files["two"])  # it is not read again
     shutil.copy(films["clip"], made.files["two"])
     found = find_in_index(films["clip"], opened, made, blocks)
     why = "is another film than the one that was indexed: run relocal index again"
