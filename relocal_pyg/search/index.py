@@ -64,7 +64,9 @@ class Hit:
     @property
     def moment(self) -> Moment:
         """Where it is in its video, and how probable."""
-        return Moment(self.start, self.end, self.score, probability=self.probability)
+        return Moment(
+            self.start, self.end, self.score, None, self.probability, presence=self.presence
+        )
 
 
 class _Found(NamedTuple):

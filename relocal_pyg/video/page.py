@@ -115,6 +115,7 @@ def write_found_page(
         here = {name: file for name, file in (files or {}).items() if file.is_file()}
         shown = [(hit.video_id, here.get(hit.video_id), hit.moment) for hit in found.hits]
     best = shown[0][2] if shown else None
+    there = best.presence if one and best else None
     html = render(
         "found.html",
         "relocal_pyg.video",
@@ -126,7 +127,7 @@ def write_found_page(
         query=titles[0],
         reference=titles[1],
         still=isinstance(asked, StillQuery),
-        presence="" if best is None or best.presence is None else presence_line(best.presence),
+        presence="" if there is None else presence_line(there),
         clock=clock,
         strip_of=partial(_strip, searched=one),
         timeline=timeline_svg(one) if one else None,

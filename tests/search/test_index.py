@@ -331,6 +331,8 @@ def test_examples_and_queries_may_be_any_arrays(tmp_path):
     (_, query, _), (_, other, _) = videos(2)
     wanted = index.search(query[3:9], 3, examples=[Example(other[4:9], other)])
     told = index.with_probabilities(wanted, query[3:9])
+    for name in ("start", "end", "score", "probability", "presence"):
+        assert getattr(told[0].moment, name) == getattr(told[0], name) is not None
     count = index.occurrences(query[3:9], examples=[Example(other[4:9], other)])[1]
     for kind in (torch.Tensor.numpy, torch.Tensor.tolist, torch.Tensor.double):
         examples = [Example(kind(other[4:9]), kind(other))]
