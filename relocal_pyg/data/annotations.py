@@ -342,8 +342,8 @@ def _videos(rows: Iterable[Row], collect: VideoCollector) -> dict[str, Video]:
     return collect.finish()
 
 
-def write_csv(path: str | Path, videos: Iterable[Video]) -> None:
-    """Write the table that :func:`read_csv` reads; seconds to the microsecond.
+def write_csv(path: str | Path, videos: Iterable[Video]) -> list[Sequence[str]]:
+    """Write the table that :func:`read_csv` reads, and give its rows; seconds to the microsecond.
 
     A video may come several times, from several files: the longest duration that one says holds for
     all (a warning where they are over a second apart), and an action that two hold is written once.
@@ -367,7 +367,9 @@ def write_csv(path: str | Path, videos: Iterable[Video]) -> None:
             who = segment.subject or video.subject or ""
             times = plain(segment.start), plain(segment.end)
             rows.append((video.video_id, *times, segment.label, who, duration))
-    replace_text(path, table_text(dict.fromkeys(rows)))
+    rows = list(dict.fromkeys(rows))
+    replace_text(path, table_text(rows))
+    return rows[1:]
 
 
 def read_activitynet(

@@ -103,7 +103,8 @@ def render(name: str, clips: Sequence[Clip], timeline_start: str = "01:00:00:00"
     if not clips and name not in MAY_BE_EMPTY:
         raise UsageError(f"there are no moments to write as {name}")
     form = FORMATS[name]
-    videos = {clip.source.path: clip.source.video_id for clip in clips}
+    by_file = name in ("via", "label-studio")  # annotation programs that are given a file's name
+    videos = {c.source.path: c.source.name if by_file else c.source.video_id for c in clips}
     if not form.several and len(videos) > 1:
         raise UsageError(f"{name} holds moments of one video: write a file for each")
     # Editors are given paths; tables and annotation programs know a video by its name alone.

@@ -282,14 +282,14 @@ def frame_number(text: str, rate: Fraction) -> tuple[int, bool]:
     if match is None:
         raise UsageError(f"{text!r} is not a timecode: hh:mm:ss:ff wanted")
     hours, minutes, seconds, frames = (int(match[group]) for group in (1, 2, 3, 5))
-    if minutes > 59 or seconds > 59 or frames >= base:
+    drop = match[4] != ":"
+    skipped = _skipped(rate) if drop else 0
+    left_out = minutes % 10 and not seconds and frames < skipped  # no frame has this number
+    if hours > 23 or minutes > 59 or seconds > 59 or frames >= base or left_out:
         raise UsageError(f"{text!r} is not a timecode of {float(rate):g} frames a second")
     total_minutes = 60 * hours + minutes
     frame = (60 * total_minutes + seconds) * base + frames
-    drop = match[4] != ":"
-    if drop:
-        frame -= _skipped(rate) * (total_minutes - total_minutes // 10)
-    return frame, drop
+    return frame - skipped * (total_minutes - total_minutes // 10), drop
 
 
 def start_frame(source: Source, rate: Fraction) -> tuple[int, bool]:

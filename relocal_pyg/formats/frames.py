@@ -284,7 +284,8 @@ def _in_a_row(clips: Sequence[Clip], rate: Fraction) -> list[tuple[Clip, int, in
 
 def _same_day(clips: Sequence[Clip], rate: Fraction, begin: int, drop: bool) -> tuple[int, bool]:
     """Where clips of one video are counted from; 0 where their timecode would pass midnight."""
-    midnight, _ = frame_number("24:00:00;00" if drop else "24:00:00:00", rate)
+    last = f"23:59:59{';' if drop else ':'}{round(rate) - 1:02d}"
+    midnight = frame_number(last, rate)[0] + 1
     if begin and begin + max(clip_frames(clip, rate)[1] for clip in clips) >= midnight:
         text = f"{clips[0].source.path}: timecode passes midnight, counted from 0: export .otio"
         warnings.warn(text, stacklevel=2)

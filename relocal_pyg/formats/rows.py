@@ -514,7 +514,10 @@ def _shown(track: ET.Element, record: str, importer: Importer) -> Iterator[tuple
         if frame is None:
             importer.reject(record, "a shape has no frame number")
         else:
-            shapes.append((frame, shape.get("outside") == "1"))
+            # Of a skeleton its points say it.
+            told = [each.get("outside") for each in (shape, *shape.iterfind("points"))]
+            told = told[:1] if told[0] is not None else told[1:]
+            shapes.append((frame, set(told) == {"1"}))
     # Tools that merge tracks, and people, do not keep them in order.
     for frame, outside in sorted(shapes, key=lambda shape: shape[0]):
         if outside and first is not None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 import mimetypes
+import re
 import warnings
 import xml.etree.ElementTree as ET
 from collections.abc import Callable, Sequence
@@ -32,6 +33,8 @@ from relocal_pyg.formats.clips import (
 #: What YouTube asks of chapters: this long at least, and this many.
 YOUTUBE_SECONDS, YOUTUBE_CHAPTERS = 10, 3
 
+# What a spreadsheet computes; with a hyphen alone an id of YouTube may begin.
+_FORMULA = re.compile("[=+@]|-.*[(|!]")
 _XSI = "http://www.w3.org/2001/XMLSchema-instance"
 _EAF_SCHEMA = "http://www.mpi.nl/tools/elan/EAFv3.0.xsd"
 
@@ -135,7 +138,8 @@ def losslesscut_csv(clips: Sequence[Clip]) -> str:
 def ranked_csv(clips: Sequence[Clip]) -> str:
     """A table by rank: start and end in seconds, score, probability where known.
 
-    The video is named where it is one of a collection. Numbers are written in full.
+    The video is named where it is one of a collection; after an apostrophe where a spreadsheet
+    would take the name for a formula. Numbers are written in full.
     """
     names = ["start", "end", "score"]
     if any(clip.probability is not None for clip in clips):
@@ -143,7 +147,8 @@ def ranked_csv(clips: Sequence[Clip]) -> str:
     several = any(clip.source.id for clip in clips)
     rows: list[list[Any]] = [["rank", *["video"] * several, *names]]
     for clip in sorted(clips, key=lambda clip: clip.rank):
-        video = [clip.source.video_id] * several
+        name = clip.source.video_id
+        video = ["'" + name if _FORMULA.match(name) else name] * several
         rows.append([clip.rank, *video, *(getattr(clip, name) for name in names)])
     return table_text(rows)
 

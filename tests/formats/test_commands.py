@@ -286,6 +286,9 @@ def test_convert(tmp_path, capsys):
     (tmp_path / "c.csv").write_text("video,start,end,label\n")
     capsys.readouterr()
     both = ["convert", str(tmp_path / "c.csv"), *arguments[1:], "--fps", "25"]
+    twice = ["convert", *arguments[1:3], *arguments[1:], "--fps", "25"]
+    assert main(twice) == 0
+    assert "rows.csv: 2 actions, 2 labels, 2 videos" in capsys.readouterr().out
     assert main(both) == 0
     assert "2 records set aside in 2 files" in capsys.readouterr().out
     for alone in ([*both, "--strict"], [*both[:2], "-o", str(tmp_path / "x.csv")]):

@@ -9,6 +9,7 @@ import json
 import re
 import warnings
 import xml.etree.ElementTree as ET
+from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
 
@@ -130,7 +131,9 @@ def test_an_hour_of_ntsc():
     assert timecode(24 * 60 * 60 * 25 + 5, Fraction(25), drop=False) == "00:00:00:05"
 
 
-@pytest.mark.parametrize("text", ["1 h", "00:00:00:30", "00:61:00:00", "", "01:00:00"])
+@pytest.mark.parametrize(
+    "text", ["1 h", "00:00:00:30", "00:61:00:00", "", "01:00:00", "24:00:00:00", "00:01:00;01"]
+)
 def test_what_is_no_timecode(text):
     with pytest.raises(UsageError):
         frame_number(text, NTSC_30)
@@ -673,12 +676,29 @@ def test_several_videos(tmp_path):
         render("srt", found)
 
 
+@pytest.mark.parametrize(
+    ("name", "cell"),
+    [('=A1+"x"', '"\'=A1+""x"""'), ("@x", "'@x"), ("-1+cmd|x", "'-1+cmd|x"), ("-dQw4w", "-dQw4w")],
+)
+def test_a_name_is_no_formula_of_a_spreadsheet(name, cell):
+    clips = [Clip(Source("a.mp4", id=name), 1.0, 2.0, "m", "run")]
+    assert render("csv", clips).splitlines()[1].startswith(f"1,{cell},1.0")
+
+
 @pytest.mark.parametrize("name", ["csv", "annotations", "activitynet", "via", "label-studio"])
 def test_two_videos_of_one_name_are_not_made_one(name):
     films = [Source(f"/cam{number}/day.mp4", 60.0, Fraction(25), 1500) for number in (1, 2)]
     clips = [Clip(film, 1.0, 2.0, "m", "run") for film in films]
     with pytest.raises(UsageError, match="two videos have one name"):
         render(name, clips)
+    told = [
+        replace(clip, source=replace(clip.source, id=f"cam{n}")) for n, clip in enumerate(clips)
+    ]
+    if name in ("via", "label-studio"):  # they know the files alone
+        with pytest.raises(UsageError, match="two videos have one name"):
+            render(name, told)
+    else:
+        assert "cam0" in render(name, told)
     assert render("otio", clips).count("/cam2/day.mp4") == 1  # whole paths stand there
 
 

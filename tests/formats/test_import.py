@@ -575,6 +575,17 @@ def test_cvat(tmp_path):
     assert {row[0] for row in rows(put(tmp_path, "day.xml", job), fps=10)} == {"day"}
 
 
+def test_a_skeleton_of_cvat_is_out_of_the_picture_where_its_points_are(tmp_path):
+    shapes = "".join(
+        f'<skeleton frame="{frame}"><attribute name="a">1</attribute>'
+        f'<points label="1" outside="{first}"/><points label="2" outside="{second}"/></skeleton>'
+        for frame, first, second in ((3, 0, 0), (10, 1, 1), (50, 0, 1), (60, 1, 1))
+    )
+    text = f'<annotations><track id="0" label="run">{shapes}</track></annotations>'
+    found = rows(put(tmp_path, "a.xml", text), fps=10)
+    assert [row[1:3] for row in found] == [(0.3, 1.0), (5.0, 6.0)]
+
+
 # Tables
 
 

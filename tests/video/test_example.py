@@ -91,6 +91,23 @@ def test_what_was_judged_is_inside_its_film_and_counted_once(drawn, tmp_path, mo
             assert all(part <= 0.5 * of for part, of in zip(shared, lengths, strict=True))
             if every:
                 assert found["count"]["number"] == len(found["moments"])
+    # In another film of that name, and by the index, they are of the film that they were made of.
+    found = _ask(*find)
+    found["moments"][0]["good"] = True
+    (tmp_path / "said.json").write_text(json.dumps(found))
+    (tmp_path / "other").mkdir()
+    shutil.copy(tmp_path / "films/park.mp4", tmp_path / "other/street.mp4")
+    other = _ask(*find[:2], "other/street.mp4", *find[3:], *told)
+    assert [each["video"] for each in other["examples"]] == ["films/street.mp4"]
+    assert other["moments"][0].get("probability") != 1
+    best = _ask(*search, *told, "--report", "page.html")["moments"][0]
+    assert (best["video"], best["probability"]) == ("street", 1)
+    assert best["start"] == pytest.approx(found["moments"][0]["start"], abs=1e-3)
+    found["moments"][0]["video"] = "other/street.mp4"
+    (tmp_path / "said.json").write_text(json.dumps(found))
+    capsys.readouterr()
+    assert main([*search, *told]) == 2
+    assert "said.json: other/street.mp4 is not in the index" in capsys.readouterr().err
     found = _ask(*find, "--not", "films/street.mp4:13-18")
     assert not any(12 < each["start"] < 17 for each in found["moments"])
     # What is left out of the table is not on the page, nor explained. The first answer has about

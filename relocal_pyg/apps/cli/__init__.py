@@ -103,6 +103,11 @@ def command(name: str) -> Callable[..., None]:
 
     def guarded(*given: Any, force: bool = False, **named: Any) -> None:
         values = signature.bind(*given, **named).arguments
+        for key, value in values.items():
+            fields = vars(value) if key in groups else {key: value}
+            empty = [name.replace("_", "-") for name, each in fields.items() if each == ()]
+            for option in (f"--{name}" for name in empty if f"--{name}" in TYPED.get()):
+                raise UsageError(f"{option} needs a value")
         outputs = [(mark, values.pop(key)) for key, mark in marks.items() if key in values]
         for key in groups.keys() & values.keys():
             outputs += [(mark, getattr(values[key], at)) for at, mark in groups[key].items()]
@@ -158,6 +163,10 @@ def _run(arguments: list[str]) -> None:
     if arguments[:1] == ["--version"]:
         print(f"relocal {relocal_pyg.__version__}")
         return
+    typed = [word.split("=")[0] for word in arguments if re.match("--[a-z]", word)]
+    for option in typed:  # the parser would take the last alone
+        if typed.count(option) > 1 and option not in ("--query", "--not"):
+            raise UsageError(f"{option} is given twice: give it once, with all of its values")
     config = (tyro.conf.OmitArgPrefixes,)
     try:
         if arguments and arguments[0] in COMMANDS:

@@ -20,7 +20,6 @@ from relocal_pyg.apps.cli.options import (
     Output,
     Seconds,
     is_features,
-    paths_of,
     say,
     split_place,
 )
@@ -36,6 +35,7 @@ if TYPE_CHECKING:
     from relocal_pyg.models.occurrences import Count
     from relocal_pyg.moments import Moment
     from relocal_pyg.search.index import Hit
+    from relocal_pyg.video.query import Judged
 
 #: What the JSON of answers is, and in which version; raised when a field changes its meaning.
 SCHEMA = "relocal_pyg.moments/1"
@@ -82,6 +82,8 @@ class ExportOptions:
             format_of("x", self.format)  # is there such a format?
             endings = " or ".join(FORMATS[self.format].suffixes)
             raise UsageError(f"--format {self.format} needs a file for --export, {endings}")
+        if self.timeline_start != "01:00:00:00" and "resolve-markers" not in names.values():
+            raise UsageError("--timeline-start is of --format resolve-markers")
         if self.reencode and self.cut is None:
             raise UsageError("--reencode needs --cut")
         if self.padding and not names and self.cut is None:
@@ -198,11 +200,11 @@ def plain_answers(answers: Iterable[tuple[str, Moment | Hit]]) -> list[dict[str,
     ]
 
 
-def read_feedback(path: Path | None) -> list[tuple[str | None, float, float, bool]]:
+def read_feedback(path: Path | None) -> list[tuple[str | None, str | None, Judged]]:
     """Judgements of answers: the JSON of answers, some of whose moments say ``"good": true``.
 
-    Of the moments that say so: video (None where it is not named), start and end in seconds, and
-    whether it is right.
+    Of the moments that say so: video (None where it is not named), its file where that is known and
+    there, and the stretch with whether it is right.
     """
     from relocal_pyg.io.read import read_json
 
@@ -212,21 +214,26 @@ def read_feedback(path: Path | None) -> list[tuple[str | None, float, float, boo
     moments = content.get("moments") if isinstance(content, dict) else content
     if not isinstance(moments, list):
         raise UsageError('holds no "moments": write it with --json', file=path)
-    found: list[tuple[str | None, float, float, bool]] = []
-    opposite: set[tuple[str | None, float, float, bool]] = set()
+    stated = content.get("reference") if isinstance(content, dict) else None
+    stated = stated if isinstance(stated, str) else None
+    files = files_of(Path(_resolved(stated, path))) if stated else {}
+    found: list[tuple[str | None, str | None, Judged]] = []
+    opposite: set[tuple[str | None, Judged]] = set()
     for number, each in enumerate(moments, start=1):
         if isinstance(each, dict) and each.get("good") is None:
             continue
         stretch = _judged(each, path, f"moment {number}")
         if not isinstance(video := each.get("video"), str | None):
             raise UsageError('"video" is no text', file=path, record=f"moment {number}")
-        if (video, *stretch) in opposite:
+        if (video, stretch) in opposite:
             raise UsageError("says yes and no to one stretch", file=path, record=f"moment {number}")
-        opposite.add((video, *stretch[:2], not stretch[2]))
-        found.append((video, *stretch))
+        opposite.add((video, (*stretch[:2], not stretch[2])))
+        here = stated is not None and video in (None, place_name(stated))
+        place = _resolved(files.get(video or "", (stated if here else video) or ""), path)
+        found.append((video, place if os.path.isfile(place) else None, stretch))
     if not found:
         raise UsageError('no moment says "good": true or false', file=path)
-    also_reads(paths_of([video for video, *_ in found]))
+    also_reads(Path(place) for _, place, _ in found if place)
     return found
 
 

@@ -145,6 +145,8 @@ def convert(
     from relocal_pyg.data.annotations import NO_ACTION, Quarantine, read_annotations, write_csv
     from relocal_pyg.formats.rows import ImportOptions
 
+    if not files:
+        raise UsageError("FILE is missing: which annotations?")
     quarantine = Quarantine(strict=strict)
     options = ImportOptions(media, fps, point_width, modifiers)
     videos: list[Video] = []
@@ -156,11 +158,9 @@ def convert(
             if error.reason != NO_ACTION or file == files[-1] and not videos:
                 raise
             quarantine.add(file, "all of it", NO_ACTION)  # one session of many
-    write_csv(out, videos)
-    labels = {segment.label for video in videos for segment in video.segments}
-    actions = sum(len(video.segments) for video in videos)
-    names = {video.video_id for video in videos}
-    say(f"{out}: {actions} actions, {len(labels)} labels, {len(names)} videos")
+    rows = write_csv(out, videos)
+    names, labels = {row[0] for row in rows}, {row[3] for row in rows}
+    say(f"{out}: {len(rows)} actions, {len(labels)} labels, {len(names)} videos")
     report = out.with_name(f"{out.name}.set-aside.json")
     if quarantine.records or report.exists():  # that of an earlier call is not left
         quarantine.save(report)

@@ -307,6 +307,9 @@ def find(
         if cache is not None or replace(look, include_query=False) != LookOptions():
             raise UsageError("--rate, --stream, --no-exhaustive and --cache are of video files")
         exports.try_on(Source(place_name(reference)))
+        places = [str(clip), reference, *(place for place, *_ in asked.said())]
+        if asked.key is not None and not any(split_place(place)[1] for place in places):
+            raise UsageError("--key is of feature files, such as x.h5::ID: these are arrays")
     elif exports.export:
         from relocal_pyg.video.cut import describe_source
 
@@ -439,14 +442,16 @@ def find_in_video(
     also, unlike = asked.stretches()
     judged: list[Judged] = []
     examples = asked.plain()
-    for video, start, end, good in read_feedback(asked.feedback):
-        here = video in (None, place_name(reference)) or same_video(str(video), reference)
-        place = reference if here else str(video)
-        examples.append(dict(zip(EXAMPLE, (place, start, end, good), strict=True)))
+    for video, place, (start, end, good) in read_feedback(asked.feedback):
+        here = same_video(place, reference) if place else video in (None, place_name(reference))
+        if not (here or place):
+            raise UsageError(f"{video} is no file that is there", file=asked.feedback)
+        shown = reference if here else str(place)
+        examples.append(dict(zip(EXAMPLE, (shown, start, end, good), strict=True)))
         if here:
             judged.append((start, end, good))
         else:
-            (also if good else unlike).append(VideoQuery(Path(place), start, end))
+            (also if good else unlike).append(VideoQuery(Path(shown), start, end))
     for example in (*also, *unlike):
         probe(example.path)
     matcher, why = None, ""  # the length of the reference decides
@@ -529,6 +534,8 @@ def print_answer(answer: Answer, verbose: bool, least: float = 0.0) -> None:
     print(moments_table([moment for moment in moments if likely(moment, least)]))
     if left := sum(not likely(moment, least) for moment in moments):
         print(f"left out: {left} below --min-probability {least:g}")
+    if least > 0 and any(moment.probability is None for moment in moments):
+        print("how probable they are is not known: --min-probability leaves none of these out")
 
 
 @contextmanager

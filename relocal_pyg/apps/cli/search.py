@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import replace
@@ -48,7 +49,7 @@ if TYPE_CHECKING:
     from relocal_pyg.moments import Moment
     from relocal_pyg.search.index import SearchIndex
     from relocal_pyg.video.index import FoundVideos
-    from relocal_pyg.video.query import StillQuery, VideoQuery
+    from relocal_pyg.video.query import Judged, StillQuery, VideoQuery
 
 
 def index(
@@ -195,14 +196,17 @@ def search(
     from relocal_pyg.video.index import IndexedVideos, find_in_index
 
     exports.formats()  # a wrong name is said before anything is searched
+    if (every or first_stage == "none") and candidates != 1000:
+        raise UsageError("--candidates changes nothing with --all or --first-stage none")
+    if every and first_stage != "scan":
+        raise UsageError("--first-stage changes nothing with --all")
     label = asked.name(query)
     query, asked = asked.opened(query)
     least = (0.5 if every else 0.0) if min_probability is None else min_probability
-    judged = [(video, tuple(said)) for video, *said in read_feedback(asked.feedback)]
-    if any(video is None for video, _ in judged):
+    told = read_feedback(asked.feedback)
+    if any(video is None and place is None for video, place, _ in told):
         raise UsageError('"video" is missing: which of the index?', file=asked.feedback)
     how: dict[str, Any] = {
-        "judged": judged,
         "top_k": top_k,
         "first_stage": None if first_stage == "none" else first_stage,
         "candidates": candidates,
@@ -218,7 +222,15 @@ def search(
         exports.try_on(Source("film", frame_rate=Fraction(60000, 1001), size=(16, 9)))
     wanted = None if rows else look_at(asked, query)
     matcher, why = choose_matcher(asked.model, device)
-    opened = SearchIndex(folder, matcher)
+    opened, files = SearchIndex(folder, matcher), files_of(folder)
+    ids = {file: name for name, file in files.items()}
+    judged: list[tuple[str, Judged]] = []
+    for video, place, stretch in told:
+        name = ids.get(os.path.realpath(place)) if place and files else video
+        if name not in opened.places:
+            raise UsageError(f"{place or video} is not in the index", file=asked.feedback)
+        judged.append((str(name), stretch))
+    how["judged"] = judged
     if wanted is None:
         found = search_features(opened, str(query), asked, how)
     else:
@@ -233,7 +245,7 @@ def search(
             )
         for problem in found.problems:
             say(f"damaged: {problem}")
-    files, title = files_of(folder), found.asked.title
+    title = found.asked.title
     source = cache(partial(source_of, files=files, opened=opened))
     hits = [hit for hit in found.hits if likely(hit, least)]
     say(f"matcher: {why}")
@@ -244,7 +256,7 @@ def search(
         print(f"left out: {left} below --min-probability {least:g}")
 
     def write_json(path: Path) -> None:
-        each = [(files.get(str(name), name), *said) for name, said in judged]
+        each = [(files.get(name, name), *said) for name, said in judged]
         write_answers(
             path,
             [(hit.video_id, hit) for hit in hits],

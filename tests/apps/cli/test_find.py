@@ -166,6 +166,25 @@ def test_yes_and_no_to_one_stretch_are_refused(tmp_path):
         read_feedback(tmp_path / "said.json")
 
 
+def test_judgements_are_of_the_film_that_they_were_made_of(tmp_path):
+    """Another film of the same name has nothing to do with them."""
+    for name in ("films/street.mp4", "more/park.mp4"):
+        (tmp_path / name).parent.mkdir()
+        (tmp_path / name).touch()
+    stretch = (1.0, 2.0, True)
+    named = {None: "films/street.mp4", "street": "films/street.mp4", "more/park.mp4": None}
+    for video, place in named.items():
+        said = [{"video": video, "start": 1, "end": 2, "good": True}]
+        found = {"reference": "films/street.mp4", "moments": said}
+        (tmp_path / "said.json").write_text(json.dumps(found))
+        place = str(tmp_path / (place or str(video)))
+        assert read_feedback(tmp_path / "said.json") == [(video, place, stretch)]
+    (tmp_path / "films/street.mp4").rename(tmp_path / "street.mp4")
+    found["moments"][0]["video"] = "street"
+    (tmp_path / "said.json").write_text(json.dumps(found))
+    assert read_feedback(tmp_path / "said.json") == [("street", None, stretch)]
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("every", [(), ("--all",)])
 def test_the_clip_and_what_is_not_meant_are_no_answers(place, capsys, every):
@@ -208,6 +227,15 @@ def test_options_of_films_are_refused_for_features(index, capsys, words):
         (("index", "library", "lib.h5", "--rate", "2"), "need video files"),
         ((*FIND, "--reencode"), "needs --cut"),
         ((*FIND, "--srt", "a.srt", "--padding", "2"), "--padding is of --export and --cut"),
+        ((*FIND, "--export", "a.srt", "--timeline-start", "2"), "is of --format resolve-markers"),
+        ((*FIND, "--key", "x"), "--key is of feature files"),
+        (("search", "library", "clip.npy", "--all", "--candidates", "9"), "--candidates changes"),
+        (("search", "library", "clip.npy", "--all", "--first-stage", "faiss"), "--first-stage ch"),
+        ((*FIND, "--export", "a.srt", "--export", "b.srt"), "--export is given twice"),
+        (("train", "run", "--set", "a=1", "--set", "b=1"), "--set is given twice"),
+        ((*FIND, "--export"), "--export needs a value"),
+        (("evaluate", "run", "--few-shot"), "--few-shot needs a value"),
+        (("convert", "-o", "a.csv"), "FILE is missing"),
         (("train", "run", "--backbone", "c3d"), "need --videos"),
         (("train", "run", "--start", "."), "holds no weights to start from"),
         (("evaluate", ".", "--seeds", "1"), "are of --models all"),
