@@ -261,4 +261,4 @@ def _as_float(moments: ArrayLike) -> Tensor:
     if tensor.shape[-1:] != (2,):
         raise UsageError(f"moments are {list(tensor.shape)}: [..., 2] wanted")
     plain = not tensor.is_floating_point() or isinstance(moments, list | tuple)
-    return tensor.float() if plain else tensor
+    return tensor.double() if plain else tensor

@@ -56,6 +56,19 @@ def random_moments(seed: int, count: int, span: int = 50) -> torch.Tensor:
     return torch.stack([start, start + length], dim=1).double()
 
 
+def test_lists_and_whole_numbers_are_counted_in_double_precision() -> None:
+    now = 1_700_000_000
+    moment = [now, now + 10]
+    for each_way in (moment, [float(each) for each in moment], torch.tensor(moment)):
+        assert tiou(each_way, each_way).item() == 1
+    near = [[36000.010, 36000.015], [36000.011, 36000.016]]
+    assert tiou(*near).item() == pytest.approx(2 / 3, abs=1e-6)
+    assert len(nms(torch.tensor([moment] * 2), torch.tensor([0.5, 0.9]), 0.5)) == 1
+    late = [100000.06, 100000.10]
+    wanted = seconds_to_steps(np.array(late), 0.04, 3_000_000).tolist()
+    assert seconds_to_steps(late, 0.04, 3_000_000).tolist() == wanted == [2500001, 2500003]
+
+
 class TestTiou:
     @pytest.mark.slow
     @settings(deadline=None)

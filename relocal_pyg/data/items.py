@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from typing import Any
@@ -9,7 +10,11 @@ from typing import Protocol as TypingProtocol
 
 from torch import Tensor
 
+from relocal_pyg.errors import RelocalError
 from relocal_pyg.io.record import sha256_json
+
+#: Items that are looked at, about, to tell sources apart that do not say what they are.
+_SAMPLED = 16
 
 
 @dataclass(frozen=True, order=True)
@@ -121,14 +126,40 @@ class Protocol:
 
     @property
     def fingerprint(self) -> str:
-        """A hash of its name, its items, its source, and how features are read and windows made."""
+        """A hash of its name, its items, its source, and how features are read and windows made.
+
+        Of a source of features, or of proposals, that does not say all by its fields, what it gives
+        of some items is part of it.
+        """
         items = {
             split: [asdict(item) for item in sorted(members)]
             for split, members in self.splits.items()
         }
-        made = repr(self.propose) if is_dataclass(self.propose) else None
-        about = {"about": self.about, "features": _settings(self.features), "proposals": made}
+        about = {
+            "about": self.about,
+            "features": _settings(self.features),
+            "proposals": repr(self.propose),
+        }
+        if not is_dataclass(self.features):
+            about["first steps"] = self._sample(self._step)
+        if not is_dataclass(self.propose):
+            about["proposals"] = self._sample(lambda item: self.proposals(item, item))
         return sha256_json({"name": self.name, "items": items, **about})
+
+    def _sample(self, give: Callable[[Item], Tensor]) -> str | None:
+        """Hash of what is given of some items of all splits; None where nothing can be asked."""
+        items = [item for members in self.splits.values() for item in members]
+        digest = hashlib.sha256()
+        for item in items[:: max(1, len(items) // _SAMPLED)]:
+            try:
+                digest.update(give(item).float().cpu().numpy().tobytes())
+            except RelocalError as error:  # reported where it is used
+                digest.update(error.reason.encode())
+        return digest.hexdigest()
+
+    def _step(self, item: Item) -> Tensor:
+        start = item.context[0]
+        return self.features.read(item.video_id, start, start + 1)
 
     def query(self, item: Item) -> Tensor:
         """Features of the item's moment, ``[m, F]``."""

@@ -19,12 +19,12 @@ from torch_geometric.data import Data
 
 from relocal_pyg.data.items import Item, Protocol
 from relocal_pyg.data.pair_data import PairData, nearest_steps
-from relocal_pyg.errors import AnnotationError, UsageError, check_number
+from relocal_pyg.errors import AnnotationError, CheckpointError, UsageError, check_number
 from relocal_pyg.graph import PairGraph
 from relocal_pyg.io.record import sha256_json
 from relocal_pyg.io.seeding import check_seed, generator
-from relocal_pyg.io.tensors import read_tensors, save_tensors
-from relocal_pyg.io.write import replace_file
+from relocal_pyg.io.tensors import check_tensors, read_tensors, save_tensors
+from relocal_pyg.io.write import replace_file, writing
 from relocal_pyg.moments import encode_offsets, tiou
 
 _Sample = TypeVar("_Sample")
@@ -240,6 +240,7 @@ class StoredPairs(torch_geometric.data.Dataset):
         facts = {"protocol": protocol.fingerprint, "samples": drawn.num_samples}
         facts |= {"seed": drawn.seed, "num_steps": drawn.num_steps, "format": 1}
         self._settings = sha256_json(facts)[:16]
+        self._again = force_reload
         super().__init__(str(root), transform, force_reload=force_reload)
 
     @property
@@ -254,7 +255,17 @@ class StoredPairs(torch_geometric.data.Dataset):
 
     @cached_property
     def _rows(self) -> dict[str, Tensor]:
-        return read_tensors(Path(self.processed_paths[0]))
+        drawn, file = self._triplets, Path(self.processed_paths[0])
+        nodes = (drawn.num_samples, 2, 2 * drawn.num_steps)
+        sizes = {"x": (*nodes, drawn.protocol.features.dim), "step_mask": nodes}
+        sizes["offsets"] = (drawn.num_samples, 1, 2)
+        wanted = {name: torch.empty(size, device="meta") for name, size in sizes.items()}
+        try:
+            check_tensors(found := read_tensors(file), wanted, file)
+        except CheckpointError as error:
+            reason = f"{error.reason}: draw the samples again with force_reload=True"
+            raise CheckpointError(reason, file=file, record=error.record) from None
+        return found
 
     def __getstate__(self) -> dict[str, Any]:
         # A worker reads the file itself: rows that travel would be in memory once more each time.
@@ -274,7 +285,8 @@ class StoredPairs(torch_geometric.data.Dataset):
             for name in ("x", "step_mask")
         }
         rows["offsets"] = torch.stack([near.offsets for near, _ in pairs])
-        with replace_file(self.processed_paths[0]) as temporary:
+        force = writing(force=self._again)
+        with force, replace_file(self.processed_paths[0]) as temporary:
             save_tensors(rows, temporary)
 
     def len(self) -> int:

@@ -25,8 +25,12 @@ def save_tensors(tensors: dict[str, torch.Tensor], path: Path) -> None:
     """Write tensors as safetensors.
 
     Raises:
+        CheckpointError: One is not finite, which could not be read again.
         OSError: The disk is full, which the library reports by an error of its own.
     """
+    for name, value in tensors.items():
+        if not value.isfinite().all():
+            raise CheckpointError("is not finite, so nothing is written", record=name)
     try:
         save_file(tensors, path)
     except SafetensorError as error:

@@ -20,7 +20,7 @@ import relocal_pyg
 from relocal_pyg import __version__
 from relocal_pyg.data.items import Protocol
 from relocal_pyg.data.proposals import default_proposals
-from relocal_pyg.errors import TOO_LARGE, FeatureError, ProposalError, check_number
+from relocal_pyg.errors import TOO_LARGE, FeatureError, ProposalError, RelocalError, check_number
 from relocal_pyg.io.tensors import save_tensors
 from relocal_pyg.io.write import replace_folder
 from relocal_pyg.models.network_config import check_settings
@@ -97,6 +97,8 @@ class Ranking:
             nms_threshold: Of two answers with a larger tIoU only the better is given.
         """
         own = self.cpu()
+        if not own.scores.isfinite().all():
+            raise RelocalError("scores are not finite: weights are not, or features are extreme")
         moments, scores = clip_moments(own.moments.double(), num_steps), own.scores.double()
         real = (moments[:, 0] < moments[:, 1]).nonzero().flatten()  # some lie past an end
         kept = real[nms(moments[real], scores[real], nms_threshold, limit=top_k)]
@@ -215,7 +217,8 @@ class Relocalizer(abc.ABC):
             The :class:`Ranking`; it may hold another number of moments than ``proposals``.
         """
         around = Surroundings(query_video, seconds_per_step, background)
-        return self._rank(*self._enter(query, reference, proposals, around))
+        with evaluating(self):
+            return self._rank(*self._enter(query, reference, proposals, around))
 
     def _rank(
         self, query: Tensor, reference: Any, proposals: Tensor, around: Surroundings
@@ -430,6 +433,8 @@ class TrainableRelocalizer(nn.Module, Relocalizer):
     #: Whether it answers sensibly before it is trained here; then only weights that beat that start
     #: by more than chance are kept (:func:`relocal_pyg.training.fit`).
     starts_informed: ClassVar[bool] = False
+    #: Processes over which the loop averages gradients: a loss that is a sum is multiplied by it.
+    ranks: int = 1
 
     @property
     def device(self) -> torch.device:
@@ -478,11 +483,10 @@ class TrainableRelocalizer(nn.Module, Relocalizer):
         return relocal_pyg.training.fit(self, protocol, **options)
 
     def save(self, folder: str | Path) -> None:
-        """Write the weights and the configuration; read them with ``load_model``.
-
-        All or nothing.
+        """Write the weights and the configuration, all or nothing, for ``load_model``.
 
         Raises:
+            CheckpointError: Weights are not finite.
             OutputError: The folder cannot be written; what it held is intact.
         """
         with replace_folder(Path(folder), "model") as temporary:
@@ -510,11 +514,13 @@ def evaluating(model: object) -> Iterator[None]:
     if not isinstance(model, nn.Module) or not model.training:
         yield
         return
+    before = [(module, module.training) for module in model.modules()]
     model.eval()
     try:
         yield
     finally:
-        model.train()
+        for module, training in before:  # a part may have been frozen
+            module.training = training
 
 
 def separate(
@@ -525,8 +531,7 @@ def separate(
 ) -> list[dict[str, Any]]:
     """Two groups: everything but a regression head, and that head, which decays no weights.
 
-    Two groups of one Adam are the paper's two Adams, because the regression head reads a detached
-    vector (section 5.2.2).
+    One Adam is the paper's two, because the head reads a detached vector (section 5.2.2).
     """
     known = {id(parameter) for parameter in head}
     rest = [parameter for parameter in everything if id(parameter) not in known]
@@ -543,7 +548,7 @@ def as_features(array: ArrayLike, name: str) -> Tensor:
         FeatureError: Not two-dimensional, empty, not real numbers, or not finite or too large (the
             first bad step is named).
     """
-    tensor = to_tensor(array, FeatureError, name)
+    tensor = to_tensor(array, FeatureError, name).detach()
     if tensor.ndim != 2:
         raise FeatureError(f"has {tensor.ndim} dimensions, [steps, channels] wanted", record=name)
     if tensor.is_complex() or tensor.dtype == torch.bool:
@@ -551,8 +556,7 @@ def as_features(array: ArrayLike, name: str) -> Tensor:
     if tensor.shape[0] == 0 or tensor.shape[1] == 0:
         raise FeatureError(f"is empty: shape {tuple(tensor.shape)}", record=name)
     tensor = tensor.float()
-    # NaN is no less than anything; no copy of the rows is made.
-    good = (tensor.amax(dim=1) < TOO_LARGE) & (tensor.amin(dim=1) > -TOO_LARGE)
+    good = (tensor.amax(dim=1) < TOO_LARGE) & (tensor.amin(dim=1) > -TOO_LARGE)  # not of NaN
     if not good.all():
         first = int((~good).nonzero()[0])
         reason = "too large" if tensor[first].isfinite().all() else "not finite"

@@ -69,7 +69,9 @@ def load_model(folder: str | Path) -> TrainableRelocalizer | Calibrated:
         reason = f"settings do not fit: {error}"
         raise CheckpointError(reason, file=folder / _CONFIG) from None
     check_tensors(weights, model.state_dict(), folder / _WEIGHTS)
-    model.float().to_empty(device="cpu").load_state_dict(weights)
+    double = any(value.dtype == torch.float64 for value in weights.values())
+    model = model.double() if double else model.float()
+    model.to_empty(device="cpu").load_state_dict(weights)
     confidence = _confidence(folder, given)
     return model.eval() if confidence is None else Calibrated(model.eval(), confidence)
 

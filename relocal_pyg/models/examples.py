@@ -304,12 +304,14 @@ def _thinned(rows: Tensor, most: int) -> Tensor:
     return rows[torch.linspace(0, len(rows) - 1, max(most, 1)).round().long()]
 
 
+@torch.inference_mode(False)
+@torch.enable_grad()
 def separate(positives: Tensor, negatives: Tensor) -> Tensor:
     """Unit direction ``[F]`` of a logistic regression of unit rows, both sides weighing the same.
 
     C is 1; ``[P, F]`` and ``[N, F]``.
     """
-    rows = torch.cat([positives, negatives]).double()
+    rows = torch.cat([positives, negatives]).detach().double()
     # All lies in the span of the rows: so many numbers are enough, however wide they are.
     basis = torch.linalg.qr(rows.T).Q if rows.shape[1] > len(rows) else None
     seen = rows if basis is None else rows @ basis
@@ -326,8 +328,7 @@ def separate(positives: Tensor, negatives: Tensor) -> Tensor:
         total.backward()
         return total
 
-    with torch.enable_grad():
-        search.step(loss)
+    search.step(loss)
     direction = found.detach()[:-1]
     direction = direction if basis is None else basis @ direction
     return functional.normalize(direction, dim=0).to(positives)

@@ -32,7 +32,7 @@ from relocal_pyg.models.base import (
 from relocal_pyg.models.network_config import NetworkConfig, check_settings
 from relocal_pyg.moments import decode_offsets
 from relocal_pyg.nn.inference import InferenceNetwork
-from relocal_pyg.nn.losses import offset_loss, sum_over_ranks, triplet_loss
+from relocal_pyg.nn.losses import offset_loss, triplet_loss
 from relocal_pyg.nn.network import PairNetwork
 
 
@@ -295,7 +295,7 @@ class MultiGraphRelocalizer(TrainableRelocalizer):
         # One pass over both sides, so that batch normalisation sees positives and negatives alike.
         scores, offsets = self._score_triplets(positive, negative)
         near, far = scores.chunk(2)
-        ranking = sum_over_ranks(triplet_loss(near, far, self.settings.margin))
+        ranking = self.ranks * triplet_loss(near, far, self.settings.margin)
         regression = offset_loss(offsets[: len(near)], positive.offsets)
         return {"loss": ranking + regression, "ranking": ranking, "regression": regression}
 

@@ -122,7 +122,7 @@ def moment_facts(
     pair = _Pair.of(query, reference, *own_centres(reference, query_video, background))
     count, steps = len(pair.reference), len(pair.query)
     shown = pair.query[_places(torch.tensor([[0, steps]]), steps)[0]]
-    signs = torch.cat([torch.ones(1, shown.shape[1]), _signs()[:, : shown.shape[1]]])
+    signs = torch.cat([shown.new_ones(1, len(shown[0])), _signs()[:, : len(shown[0])].to(shown)])
     tables = (shown * signs[:, None]) @ pair.reference.T
     windows = nearest_steps(default_proposals(count, steps, limit=WINDOWS), count)
     meeting, best = contrast_scores(tables.amax(dim=1), windows.float()).max(dim=1)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch_geometric import EdgeIndex
 from torch_geometric.nn.conv import MessagePassing
 from torch_geometric.nn.dense.linear import Linear
-from torch_geometric.nn.inits import zeros
+from torch_geometric.nn.inits import reset, zeros
 from torch_geometric.typing import Adj, OptPairTensor, OptTensor, Size
 from torch_geometric.utils import is_torch_sparse_tensor
 
@@ -151,7 +151,7 @@ class SumConv(MessagePassing):
             self.flow == "target_to_source" or torch.compiler.is_compiling()
         ):
             edge_index = edge_index.as_tensor()
-        if edge_weight is not None and edge_weight.shape[:1] != edge_index.shape[1:]:
+        if edge_weight is not None and edge_weight.shape != edge_index.shape[1:]:
             raise UsageError(f"{edge_index.shape[1]} edges have weights {list(edge_weight.shape)}")
         # propagate_type: (x: OptPairTensor, edge_weight: OptTensor)
         out = self.propagate(edge_index, x=x, edge_weight=edge_weight, size=size)
@@ -281,6 +281,11 @@ def _sum_pairs(x: Tensor, graph: PairGraph, mask: OptTensor) -> Tensor:
     return graph.matmul(pairs, real).flatten(-3, -2)
 
 
+def _has_hooks(module: nn.Module) -> bool:
+    kinds = ("forward_pre", "forward", "backward_pre", "backward")
+    return any(getattr(module, f"_{kind}_hooks") for kind in kinds)
+
+
 #: The first two products of a layer are merged from so many nodes a channel.
 MERGED_ROWS = 4
 
@@ -362,6 +367,7 @@ class MultiGraphConv(nn.Module):
         for conv in self.convs:
             conv.reset_parameters()
         self.lin_out.reset_parameters()
+        reset(self.act)
 
     def forward(
         self,
@@ -403,13 +409,23 @@ class MultiGraphConv(nn.Module):
         lins = [self.lin_in, *(conv.lin for conv in self.convs)]
         # A (X W) = (A X) W: the branches share one wide product.
         weight = torch.cat([lin.weight for lin in lins[1:]])
-        kinds = ("forward_pre", "forward", "backward_pre", "backward")
+        one = isinstance(graphs, Tensor | PairGraph)
+        weights = [None] * self.num_graphs if edge_weights is None else edge_weights
+        if self.graph_conv and (
+            graphs is None or one or not len(graphs) == len(weights) == self.num_graphs
+        ):
+            raise UsageError(f"{self.num_graphs} graphs wanted, one per branch")
         # A hook waits for a call, such as that which finds a size that is not known yet.
-        called = [any(getattr(lin, f"_{kind}_hooks") for kind in kinds) for lin in lins]
+        inside = [self.lin_in, *lins[1:], *self.convs] if self.graph_conv else lins
+        called = list(map(_has_hooks, inside))
         if any(called[1:]):
             hidden = self.lin_in(x)
-            branches = torch.cat([lin(hidden) for lin in lins[1:]], dim=-1)
-        elif (
+            if not self.graph_conv:
+                return self.act(torch.cat([lin(hidden) for lin in lins[1:]], dim=-1))
+            each = zip(self.convs, graphs or (), weights, strict=True)
+            parts = [conv(hidden, graph, weight, mask=mask) for conv, graph, weight in each]
+            return self.act(torch.cat(parts, dim=-1))
+        if (
             called[0]
             # Which way is cheaper is a question of the batch, which a traced graph must not ask.
             or torch.compiler.is_compiling()
@@ -421,12 +437,8 @@ class MultiGraphConv(nn.Module):
             bias = torch.mv(weight, self.lin_in.bias)
             branches = F.linear(x, weight @ self.lin_in.weight, bias)
         if self.graph_conv:
-            weights = [None] * self.num_graphs if edge_weights is None else edge_weights
-            one = isinstance(graphs, Tensor | PairGraph)
-            if graphs is None or one or not len(graphs) == len(weights) == self.num_graphs:
-                raise UsageError(f"{self.num_graphs} graphs wanted, one per branch")
             parts = branches.split(self.out_channels, dim=-1)
-            items = zip(self.convs, parts, graphs, weights, strict=True)
+            items = zip(self.convs, parts, graphs or (), weights, strict=True)
             branches = torch.cat(
                 [conv.sum_neighbors(part, graph, w, mask=mask) for conv, part, graph, w in items],
                 dim=-1,

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, distributed
+from torch import Tensor
 
 from relocal_pyg.errors import UsageError
 
@@ -84,15 +84,3 @@ def listwise_loss(
 def _check_alike(first: Tensor, second: Tensor) -> None:
     if first.shape != second.shape:
         raise UsageError(f"shapes {list(first.shape)} and {list(second.shape)} differ")
-
-
-def sum_over_ranks(total: Tensor) -> Tensor:
-    """A process's share of a sum over the batch, such that the average over processes is the sum.
-
-    Data-parallel training averages gradients over processes; with one process nothing changes.
-
-    Example:
-        >>> sum_over_ranks(torch.tensor(2.0)).item()
-        2.0
-    """
-    return total * distributed.get_world_size() if distributed.is_initialized() else total

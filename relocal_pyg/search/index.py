@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import heapq
 import itertools
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -17,7 +18,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from relocal_pyg.data.proposals import SEEDS, default_proposals, finer_windows
-from relocal_pyg.errors import FeatureError, SearchIndexError, UsageError, check_number
+from relocal_pyg.errors import FeatureError, SearchIndexError, UsageError, check_number, shorten
 from relocal_pyg.models.base import Relocalizer, as_features, as_rows
 from relocal_pyg.models.calibrated import Calibrated
 from relocal_pyg.models.examples import ByExamples, Example, checked, has_rest, level_of, trace
@@ -174,6 +175,12 @@ class SearchIndex:
         check_number(top_k, "top_k", least=1, whole=True)
         check_number(candidates, "candidates", least=1, whole=True)
         check_number(nms_threshold, "nms_threshold", least=0, most=1)
+        try:
+            shortest, longest = map(float, lengths)
+        except (TypeError, ValueError):
+            shortest = longest = math.nan
+        if not 0 <= shortest <= longest:
+            raise UsageError(f"lengths are {shorten(lengths)}: the shortest and the longest wanted")
         if first_stage not in ("scan", "faiss", None):
             raise UsageError(f"first_stage is {first_stage!r}, 'scan', 'faiss' or None wanted")
         clip, around, examples = self._sides(query, query_video, examples)

@@ -457,6 +457,8 @@ def _add(
             kept = windows.new_zeros(len(windows), 0, 0), windows.new_zeros(len(windows))
         mean, step = features.mean(dim=0, keepdim=True), float(seconds_per_step)
         states, lengths = kept[0].to(state_dtype), kept[1].int()
+        if not states.isfinite().all():
+            raise FeatureError(f"its states in {state_dtype} are not finite", record=video_id)
         entries.append(VideoEntry(video_id, step, features, mean, windows, lengths, states))
         added += 1
         waiting += entries[-1].num_bytes

@@ -301,6 +301,9 @@ def fit(
     """
     folder = None if out is None else Path(out)
     model.check_width(protocol.features.dim, f"protocol {protocol.name}")
+    kinds = {str(p.dtype) for p in model.parameters()} - {"torch.float32"}
+    if kinds:
+        raise UsageError(f"weights are {', '.join(kinds)}: training wants model.float()")
     if not protocol.splits.get("train"):
         raise UsageError("no training items: the split 'train' is empty or missing")
     facts = {
@@ -386,6 +389,7 @@ class _Loop:
     def __post_init__(self) -> None:
         self.module, self.optimizer = self.fabric.setup(self.model, self.optimizer)
         self.module.mark_forward_method("training_losses")
+        self.model.ranks = self.fabric.world_size
         self.best: dict[str, torch.Tensor] | None = None
         self.losses: dict[str, list[float]] = defaultdict(list)
         self.verbose = False
@@ -424,6 +428,7 @@ class _Loop:
         except RelocalError as error:
             raise _own(error) from None
         finally:
+            self.model.ranks = 1
             bar.close()
             if log is not None:
                 log.close()

@@ -190,6 +190,8 @@ def calibrate_run(
     )
 
 
+@torch.inference_mode(False)
+@torch.enable_grad()
 def fit_logistic(facts: Tensor, outcomes: Tensor, penalty: float) -> Logistic:
     """Fit by penalised maximum likelihood; the bias is not penalised.
 
@@ -200,7 +202,7 @@ def fit_logistic(facts: Tensor, outcomes: Tensor, penalty: float) -> Logistic:
     known = torch.where(facts.isnan(), mean, facts)
     spread = known.std(dim=0, correction=0)
     scale = torch.where(spread > 1e-9, spread, 1.0)
-    rows, wanted = (known - mean) / scale, outcomes.to(facts)
+    rows, wanted = ((known - mean) / scale).detach(), outcomes.detach().clone().to(facts)
     free = torch.zeros(facts.shape[1] + 1, dtype=facts.dtype, requires_grad=True)
     solver = torch.optim.LBFGS([free], max_iter=200, line_search_fn="strong_wolfe")
 
@@ -212,8 +214,7 @@ def fit_logistic(facts: Tensor, outcomes: Tensor, penalty: float) -> Logistic:
         total.backward()
         return total
 
-    with torch.enable_grad():
-        solver.step(loss)
+    solver.step(loss)
     *weights, bias = free.tolist()
     return Logistic(tuple(mean.tolist()), tuple(scale.tolist()), tuple(weights), bias)
 

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import pickle
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from torch_geometric.loader import DataLoader
 
-from relocal_pyg.data import StoredPairs, TripletDataset
+from relocal_pyg.data import FeatureStore, StoredPairs, TripletDataset, write_features
 from relocal_pyg.data.proposals import WindowProposals
 from relocal_pyg.datasets.synthetic import Sparse, SyntheticConfig, synthetic
-from relocal_pyg.errors import UsageError
+from relocal_pyg.errors import CheckpointError, UsageError
 
 
 @pytest.fixture(scope="module")
@@ -77,18 +79,44 @@ def test_what_is_drawn_of_other_features_or_windows_is_another_folder(protocol, 
         def read(self, *where):
             return 2 * protocol.features.read(*where)
 
+    stores, listed = [], []
+    videos = {item.video_id: None for items in protocol.splits.values() for item in items}
+    for number in (1, 2):
+        rows = {name: number * protocol.features.read(name) for name in videos}
+        write_features(tmp_path / f"{number}.h5", rows.items())
+        stores.append(FeatureStore(tmp_path / f"{number}.h5"))
+        windows = torch.tensor([[0.0, 2.0 + number], [1.0, 4.0]])
+        listed.append(lambda item, _, windows=windows: windows)
     folders = {
         StoredPairs(tmp_path, other, num_samples=1, num_steps=6).processed_dir
         for other in (
             protocol,
             replace(protocol, features=Louder("rgb")),
             replace(protocol, features=Louder("flow")),
+            *(replace(protocol, features=source) for source in stores),
+            *(replace(protocol, propose=source) for source in listed),
             *(replace(protocol, features=Sparse(protocol.features, t)) for t in (0.5, 1.0)),
             replace(protocol, propose=WindowProposals((3, 5))),
             replace(protocol, propose=WindowProposals((3, 5), stride=0.5)),
         )
     }
-    assert len(folders) == 7
+    assert len(folders) == 11
+    copy = shutil.copy(tmp_path / "1.h5", tmp_path / "moved.h5")
+    same = (replace(protocol, features=FeatureStore(each)) for each in (tmp_path / "1.h5", copy))
+    assert len({each.fingerprint for each in same}) == 1
+
+
+def test_a_damaged_file_says_what_to_do_and_can_be_drawn_again(protocol, tmp_path: Path):
+    options = {"num_samples": 2, "num_steps": 6}
+    wanted = StoredPairs(tmp_path, protocol, **options)[1][0].x
+    file = Path(StoredPairs(tmp_path, protocol, **options).processed_paths[0])
+    sound = load_file(file)
+    for rows in ({}, {**sound, "x": sound["x"][:1]}, {**sound, "x": sound["x"] * torch.nan}):
+        save_file(rows, file)
+        with pytest.raises(CheckpointError, match="triplets.safetensors.*force_reload=True"):
+            StoredPairs(tmp_path, protocol, **options)[1]
+        again = StoredPairs(tmp_path, protocol, **options, force_reload=True)
+        assert torch.equal(again[1][0].x, wanted)
 
 
 @pytest.mark.parametrize("kind", ["triplets", "pairs"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -11,7 +12,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from relocal_pyg.errors import FeatureError, ProposalError, UsageError
+from relocal_pyg.errors import (
+    CheckpointError,
+    FeatureError,
+    ProposalError,
+    RelocalError,
+    UsageError,
+)
 from relocal_pyg.models import (
     AFTSRM,
     SST,
@@ -33,6 +40,7 @@ from relocal_pyg.models import (
     load_model,
 )
 from relocal_pyg.models.baselines.matr import MATR
+from relocal_pyg.search import build_index
 
 F = 8
 TRAINED: dict[str, Callable[[], torch.nn.Module]] = {
@@ -86,6 +94,44 @@ def test_rows_in_a_file_are_as_good_as_a_tensor(make: Callable[[], Relocalizer])
     blocks = model.localize(query, InAFile(reference), query_video=InAFile(video))
     assert [(m.start, m.end) for m in blocks] == [(m.start, m.end) for m in whole]
     assert [m.score for m in blocks] == pytest.approx([m.score for m in whole], abs=1e-5)
+
+
+@pytest.mark.parametrize("make", TRAINED.values())
+def test_a_network_in_training_answers_as_a_trained_one_and_stays_as_it_is(make):
+    torch.manual_seed(1)
+    model = make().train()
+    frozen = next(child for child in model.modules() if child is not model)
+    frozen.eval()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    modes = [module.training for module in model.modules()]
+    query, reference = torch.randn(4, F), torch.randn(30, F)
+    found = [model.localize(query, reference) for _ in range(2)]
+    assert found[0] == found[1]
+    assert [module.training for module in model.modules()] == modes
+    after = model.state_dict()
+    assert all(torch.equal(value, after[name]) for name, value in before.items())
+    assert found[0] == model.eval().localize(query, reference)
+
+
+@pytest.mark.parametrize("make", TRAINED.values())
+def test_weights_that_are_not_finite_are_neither_kept_nor_asked(make, tmp_path: Path):
+    model = make().eval()
+    model.save(tmp_path / "good")
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.fill_(torch.nan)
+    with pytest.raises(CheckpointError, match="not finite, so nothing is written"):
+        model.save(tmp_path / "good")
+    assert load_model(tmp_path / "good").title == model.title
+    rows = torch.randn(30, F)
+    if isinstance(model, SST) and model.config()["rerank"]:  # by cosines of what was proposed
+        assert all(math.isfinite(moment.score) for moment in model.localize(rows[:4], rows))
+    else:
+        with pytest.raises(RelocalError, match="scores are not finite"):
+            model.localize(rows[:4], rows)
+    if model.encode(rows, WINDOWS) is not None:
+        with pytest.raises(FeatureError, match="v: its states in torch.bfloat16 are not finite"):
+            build_index(tmp_path / "index", model, [("v", rows, 1.0)])
 
 
 @pytest.mark.parametrize("make", [*FREE, *TRAINED.values()])

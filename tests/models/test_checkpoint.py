@@ -22,6 +22,7 @@ from relocal_pyg.models import (
     load_model,
 )
 from relocal_pyg.models.checkpoint import checked_config, load_weights
+from relocal_pyg.search.storage import fingerprint
 
 MODELS = {
     "paper": lambda: MultiGraphRelocalizer(8, hidden_channels=6, num_steps=5, head_channels=(4, 3)),
@@ -40,6 +41,13 @@ def rewrite(folder: Path, **changes: Any) -> None:
     record["config"].update(changes.pop("config", {}))
     file.write_text(json.dumps({**record, **changes}))
     write_manifest(folder, "model")
+
+
+def test_weights_of_doubles_come_back_as_doubles(tmp_path: Path):
+    model = MultiGraphRelocalizer(4, hidden_channels=6, num_steps=5).double()
+    model.save(tmp_path / "double")
+    loaded = load_model(tmp_path / "double")
+    assert fingerprint(loaded) == fingerprint(model)
 
 
 @pytest.mark.slow

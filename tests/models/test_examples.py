@@ -14,6 +14,7 @@ from relocal_pyg.models import ByExamples, Calibrated, ContrastMatcher, Example,
 from relocal_pyg.models.examples import separate, trace, usual_length
 from relocal_pyg.models.occurrences import count_of, occurrences
 from relocal_pyg.moments import tiou
+from relocal_pyg.search import SearchIndex, build_index
 
 
 def film(draw: torch.Generator, places: list[int], size: int = 8, steps: int = 160) -> torch.Tensor:
@@ -230,3 +231,26 @@ def test_occurrences_take_arrays_and_check_their_numbers(draw):
     for options in ({"least": 2.0}, {"least": float("nan")}, {"seconds_per_step": 0.0}):
         with pytest.raises(UsageError, match=next(iter(options))):
             occurrences(ContrastMatcher(), video[30:38], reference, **options)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mode", ["gradients", "inference"])
+def test_answers_leave_the_callers_gradients_alone(draw, mode, tmp_path):
+    """Features that come out of somebody's own network, or in its inference mode."""
+    own = torch.nn.Linear(24, 24)
+    with torch.inference_mode(mode == "inference"):
+        video, reference = own(film(draw, [30])), own(film(draw, [10, 90]))
+        query = video[30:38]
+        build_index(tmp_path, ContrastMatcher(), [("a", reference.detach(), 1.0)])
+        index, more = SearchIndex(tmp_path, ContrastMatcher()), [Example(query, video)]
+        told = [
+            occurrences(ContrastMatcher(), query, reference, query_video=video)[0],
+            ByExamples(ContrastMatcher(), more).localize(query, reference, query_video=video),
+            index.search(query, query_video=video, examples=more),
+            index.occurrences(query, query_video=video)[0],
+        ]
+    assert own.weight.grad is None
+    plain = video.detach().clone(), reference.detach().clone()
+    wanted = occurrences(ContrastMatcher(), plain[0][30:38], plain[1], query_video=plain[0])[0]
+    assert told[0] == wanted
+    assert all(told)

@@ -100,6 +100,18 @@ def test_what_is_there_is_said_to_be_there() -> None:
     assert sum(presence >= 0.5 for presence in presences) >= 18
 
 
+def test_the_usual_type_of_numbers_changes_no_probability() -> None:
+    sides = held(1)
+    wanted, presence = judge(*sides, PLACE)
+    torch.set_default_dtype(torch.float64)
+    try:
+        found = judge(*sides, PLACE)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    torch.testing.assert_close(found[0], wanted, atol=1e-4, rtol=0)
+    assert found[1] == pytest.approx(presence, abs=1e-4)
+
+
 def test_the_right_place_is_more_probable_than_another() -> None:
     places = torch.tensor([[20.0, 36.0], [70.0, 86.0]])
     for seed in range(5):

@@ -233,6 +233,33 @@ def test_hooks_of_the_modules_inside_are_heeded(place: str, nodes: int) -> None:
     assert torch.equal(conv(x, graphs), plain)
 
 
+def test_hooks_of_branches_are_called_and_heeded() -> None:
+    x, graphs = torch.randn(2, 8, 5), graphs_of(4, "graph")
+    conv = MultiGraphConv(5, 6, 3)
+    mask = torch.rand(2, 8) > 0.3
+    wanted = equation(conv, x, [g.matmul(torch.eye(8)) for g in graphs_of(4, "graph")])
+    seen: list[Tensor] = []
+    handle = conv.convs[1].register_forward_hook(lambda _, given, out: seen.append(out))
+    torch.testing.assert_close(conv(x, graphs), wanted)
+    plain = [module.sum_neighbors(module.lin(conv.lin_in(x)), graphs[1]) for module in conv.convs]
+    torch.testing.assert_close(seen[0], plain[1])
+    masked = conv(x, graphs, mask=mask)
+    handle.remove()
+    torch.testing.assert_close(conv(x, graphs, mask=mask), masked)
+    conv.convs[1].register_forward_hook(lambda _, given, out: 0 * out)
+    rows = conv.branches(x, graphs).split(6, dim=-1)
+    assert not rows[1].any()
+    assert rows[0].any()
+
+
+def test_a_learnable_nonlinearity_is_reset_too() -> None:
+    conv = MultiGraphConv(4, 8, 2, act=nn.PReLU())
+    with torch.no_grad():
+        conv.act.weight.fill_(9)
+    conv.reset_parameters()
+    assert conv.act.weight.item() == 0.25
+
+
 def test_reset_pickle_deepcopy_and_lazy_size() -> None:
     x, graphs = torch.randn(8, 7), graphs_of(4, "graph")
     conv = MultiGraphConv(-1, 6, 3)

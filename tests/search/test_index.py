@@ -323,6 +323,13 @@ def test_arguments_that_mean_nothing_are_refused(tmp_path):
     assert index.recall([query], 50, nms_threshold=0.9, candidates=10**6) == 1
 
 
+@pytest.mark.parametrize("lengths", [(20, 5), (float("nan"), 5), (-1, 5), "ab", 3, (1, 2, 3)])
+def test_lengths_that_make_no_sense_are_refused(tmp_path, lengths):
+    build_index(tmp_path, ContrastMatcher(), videos(2))
+    with pytest.raises(UsageError, match="lengths are"):
+        SearchIndex(tmp_path, ContrastMatcher()).search(torch.randn(4, 8), lengths=lengths)
+
+
 @pytest.mark.slow
 def test_examples_and_queries_may_be_any_arrays(tmp_path):
     """As of a model by itself; another width and rows that are none are refused in one line."""

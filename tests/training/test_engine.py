@@ -15,7 +15,7 @@ from relocal_pyg.datasets.synthetic import SyntheticConfig, synthetic
 from relocal_pyg.errors import CheckpointError, FeatureError, RunError, UsageError
 from relocal_pyg.io.record import write_manifest
 from relocal_pyg.io.seeding import seed_torch
-from relocal_pyg.models import SST, ContrastMatcher, load_model
+from relocal_pyg.models import SST, ContrastMatcher, MultiGraphRelocalizer, load_model
 from relocal_pyg.models.base import TrainableRelocalizer
 from relocal_pyg.moments import clip_moments, tiou
 from relocal_pyg.nn.losses import listwise_loss
@@ -375,3 +375,22 @@ def test_a_protocol_without_validation_pairs_is_refused(protocol):
         fit(SST(protocol.features.dim + 1), protocol, config=CONFIG, show_progress=False)
     with pytest.raises(UsageError, match="decay is no"):
         TrainingConfig(decay="no")  # it was true
+
+
+def test_a_loss_is_that_of_its_process_whatever_else_is_open(monkeypatch):
+    """A process group that somebody opened says nothing of whether gradients are averaged."""
+    protocol = synthetic(SyntheticConfig(train_classes=2, val_classes=2, test_classes=2))
+    model = MultiGraphRelocalizer(protocol.features.dim, hidden_channels=4, num_steps=5).eval()
+    sample = model.training_set(protocol, num_samples=1, seed=0)[0]
+    batch = [Batch.from_data_list([side]) for side in sample]
+    wanted = model.training_losses(batch)["ranking"]
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.distributed, "get_world_size", lambda *_: 2)
+    assert torch.equal(model.training_losses(batch)["ranking"], wanted)
+
+
+def test_only_floats_are_trained():
+    protocol = synthetic(SyntheticConfig(train_classes=2, val_classes=2, test_classes=2))
+    model = SST(protocol.features.dim, 4).double()
+    with pytest.raises(UsageError, match=r"weights are torch.float64: .* model.float\(\)"):
+        fit(model, protocol, config=TrainingConfig())
