@@ -138,9 +138,9 @@ def command(name: str) -> Callable[..., None]:
                 folders.callback(RESULTS.set, None)
             body(*given, **named)
 
-    # Lines of a paragraph are joined here: the parser leaves some as they stand in the source.
-    lines = re.sub(r"(?<=\S)\n(?: {8})?(?=\S)", " ", inspect.getdoc(body) or "")
-    guarded.__name__, guarded.__doc__ = name, lines
+    for hint in map(hints.get, groups):
+        hint.__doc__ = _joined(hint)
+    guarded.__name__, guarded.__doc__ = name, _joined(body)
     guarded.__signature__ = signature  # type: ignore[attr-defined]
     guarded.__annotations__ = hints
     if marks or any(groups.values()):
@@ -152,6 +152,11 @@ def command(name: str) -> Callable[..., None]:
         )
         guarded.__annotations__ = {**hints, "force": Force}
     return guarded
+
+
+def _joined(documented: object) -> str:
+    """A docstring whose paragraphs are one line each: the parser leaves some lines as they are."""
+    return re.sub(r"(?<=\S)\n(?: {8})?(?=\S)", " ", inspect.getdoc(documented) or "")
 
 
 def _marks(hints: dict[str, Any]) -> dict[str, Output]:

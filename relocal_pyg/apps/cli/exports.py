@@ -45,35 +45,39 @@ EXAMPLE = ("video", "start", "end", "good")
 
 @dataclass(frozen=True)
 class ExportOptions:
-    """What is written of the moments, and how."""
+    """What is written of the moments, and how.
+
+    Attributes:
+        json_file: Write the moments here as JSON; "-" for the standard output.
+        csv_file: Write the moments here as CSV.
+        srt_file: Write the moments here as subtitles; of an index a file for each video.
+        export: Write the moments into these files for other programs, in the format of their
+            suffix: players (.vtt .srt .txt .ffmeta), editors (.otio .edl .xml .fcpxml .llc),
+            annotation tools (.eaf .tsv .json .textgrid), tables (.csv). Of an index, formats of one
+            video get a file for each.
+        report: Videos: write a page with pictures here (HTML, one file).
+        contact_sheet: Videos: write pictures of the moments here, all in one (.jpg or .png).
+        cut: Videos: write each moment as a clip into this folder.
+        reencode: With --cut: exact to the frame, instead of copied from the key frame before.
+        format: Which format, where a suffix of --export leaves a choice (.csv, .edl, .json, .txt,
+            .xml); "--format ?" lists them.
+        padding: Seconds to add at both ends of each moment, with --export and --cut.
+        timeline_start: Timecode at which the timeline begins that Resolve's markers are for.
+    """
 
     json_file: Annotated[
         Path | None, Output(is_file=True, may_stream=True), tyro.conf.arg(name="json")
     ] = None
-    """Write the moments here as JSON; "-" for the standard output."""
     csv_file: Annotated[Path | None, OUT_FILE, tyro.conf.arg(name="csv")] = None
-    """Write the moments here as CSV."""
     srt_file: Annotated[Path | None, OUT_FILE, tyro.conf.arg(name="srt")] = None
-    """Write the moments here as subtitles; of an index a file for each video."""
     export: Annotated[tuple[Path, ...], OUT_FILE, tyro.conf.arg(metavar="FILE...")] = ()
-    """Write the moments into these files for other programs, in the format of their suffix: players
-    (.vtt .srt .txt .ffmeta), editors (.otio .edl .xml .fcpxml .llc), annotation tools (.eaf .tsv
-    .json .textgrid), tables (.csv). Of an index, formats of one video get a file for each."""
     report: Annotated[Path | None, OUT_FILE] = None
-    """Videos: write a page with pictures here (HTML, one file)."""
     contact_sheet: Annotated[Path | None, OUT_FILE] = None
-    """Videos: write pictures of the moments here, all in one (.jpg or .png)."""
     cut: Annotated[Path | None, Output(filled=True)] = None
-    """Videos: write each moment as a clip into this folder."""
     reencode: bool = False
-    """With --cut: exact to the frame, instead of copied from the key frame before."""
     format: str | None = None
-    """Which format, where a suffix of --export leaves a choice (.csv, .edl, .json, .txt, .xml);
-    "--format ?" lists them."""
     padding: Seconds = 0.0
-    """Seconds to add at both ends of each moment, with --export and --cut."""
     timeline_start: str = "01:00:00:00"
-    """Timecode at which the timeline begins that Resolve's markers are for."""
 
     def formats(self) -> dict[Path, str]:
         """The format of each file."""

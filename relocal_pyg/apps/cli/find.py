@@ -64,39 +64,45 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class QueryOptions:
-    """What is looked for, and with which model."""
+    """What is looked for, and with which model.
+
+    Attributes:
+        model: A trained run or checkpoint; "pretrained", which "relocal find" takes where none is
+            named (docs/pretrained.md); or "contrast", the training-free matcher, which searches of
+            an index take.
+        query_start: Seconds at which the clip starts inside QUERY.
+        query_end: Seconds at which the clip ends inside QUERY.
+        query_text: Videos: look for what these words say, in the place of QUERY; --backbone has to
+            read text.
+        query_image: Videos: look for what this picture shows, in the place of QUERY.
+        also: One more example of what is looked for; may be given several times.
+        unlike: What is not meant; may be given several times.
+        feedback: Judged answers: the JSON that --json wrote, with "good": true or false at some
+            moments. They are examples and counter-examples; those with a yes come first, those with
+            a no are left out.
+        seconds_per_step: Features: duration of one step.
+        key: Features: name of the array inside a video's group; features or c3d_features if left
+            out.
+    """
 
     model: Model = None
-    """A trained run or checkpoint; "pretrained", which "relocal find" takes where none is named
-    (docs/pretrained.md); or "contrast", the training-free matcher, which searches of an index
-    take."""
     query_start: Seconds = None
-    """Seconds at which the clip starts inside QUERY."""
     query_end: Seconds = None
-    """Seconds at which the clip ends inside QUERY."""
     query_text: str | None = None
-    """Videos: look for what these words say, in the place of QUERY; --backbone has to read text."""
     query_image: Path | None = None
-    """Videos: look for what this picture shows, in the place of QUERY."""
     also: Annotated[
         tuple[str, ...],
         tyro.conf.UseAppendAction,
         tyro.conf.arg(name="query", metavar="FILE[:FROM-TO]"),
     ] = ()
-    """One more example of what is looked for; may be given several times."""
     unlike: Annotated[
         tuple[str, ...],
         tyro.conf.UseAppendAction,
         tyro.conf.arg(name="not", metavar="FILE[:FROM-TO]"),
     ] = ()
-    """What is not meant; may be given several times."""
     feedback: Path | None = None
-    """Judged answers: the JSON that --json wrote, with "good": true or false at some moments. They
-    are examples and counter-examples; those with a yes come first, those with a no are left out."""
     seconds_per_step: StepSeconds = 1.0
-    """Features: duration of one step."""
     key: str | None = None
-    """Features: name of the array inside a video's group; features or c3d_features if left out."""
 
     def opened(self, query: str | None) -> tuple[str | None, QueryOptions]:
         """The clip and the examples of a saved query, a JSON of answers, in its place.
@@ -209,19 +215,22 @@ class QueryOptions:
 
 @dataclass(frozen=True)
 class LookOptions:
-    """Videos: what is looked at."""
+    """Videos: what is looked at.
+
+    Attributes:
+        rate: Frames per second looked at; that of the run's own videos, or what follows from the
+            clip's length, where left out.
+        stream: Number of the video stream of REFERENCE; the default one where left out.
+        exhaustive: Look at every step of a long reference; --no-exhaustive looks at its key frames
+            first and then only around the places that they speak for, two to three times as fast,
+            may miss the best answer and gives no probabilities.
+        include_query: Where the clip is a stretch of REFERENCE itself, let it be an answer.
+    """
 
     rate: Rate = None
-    """Frames per second looked at; that of the run's own videos, or what follows from the clip's
-    length, where left out."""
     stream: Annotated[int | None, number("N", whole=True, least=0, most=1e6)] = None
-    """Number of the video stream of REFERENCE; the default one where left out."""
     exhaustive: bool = True
-    """Look at every step of a long reference; --no-exhaustive looks at its key frames first and
-    then only around the places that they speak for, two to three times as fast, may miss the
-    best answer and gives no probabilities."""
     include_query: bool = False
-    """Where the clip is a stretch of REFERENCE itself, let it be an answer."""
 
 
 @dataclass(frozen=True)

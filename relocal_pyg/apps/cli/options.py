@@ -203,39 +203,45 @@ ProtocolName = Literal[
 
 @dataclass(frozen=True)
 class DataOptions:
-    """Which data, split how."""
+    """Which data, split how.
+
+    Attributes:
+        protocol: The data set and its split; "custom" is any HDF5 of features with annotations.
+            "synthetic" where nothing is said of the data.
+        root: Folder with the data set's own files (annotations, lists).
+        features: HDF5 file of features; features.h5 inside --root where left out.
+        annotations: Annotation file: CSV, ActivityNet JSON, or of ELAN, BORIS, VIA, Label Studio
+            (see "relocal convert"); annotations.json inside --root where left out (anet12-80-10-10:
+            activity_net.v1-2.json; anet-vrl needs none, its times are steps without one).
+        proposals: Proposal list in the released format; sliding windows where left out.
+        subsample: Use every SUBSAMPLE-th step of the file: 2 for the published C3D features of
+            anet-vrl.
+        key: Name of the feature array inside a video's group; features or c3d_features if left out.
+        unseen_classes: custom: how many classes to keep out of training and test apart.
+        holdout: custom: what training and test never share.
+        background: custom: label that is never an action.
+        seconds_per_step: custom: duration of a step; each video's duration divided by its steps
+            where left out.
+        split_seed: Seed of the split, where the protocol draws one.
+        clip: custom: cut actions that leave their video at its borders instead of setting them
+            aside.
+        strict: Stop at the first bad record instead of setting it aside.
+    """
 
     protocol: ProtocolName | None = None
-    """The data set and its split; "custom" is any HDF5 of features with annotations. "synthetic"
-    where nothing is said of the data."""
     root: Path | None = None
-    """Folder with the data set's own files (annotations, lists)."""
     features: Path | None = None
-    """HDF5 file of features; features.h5 inside --root where left out."""
     annotations: Path | None = None
-    """Annotation file: CSV, ActivityNet JSON, or of ELAN, BORIS, VIA, Label Studio (see "relocal
-    convert"); annotations.json inside --root where left out (anet12-80-10-10:
-    activity_net.v1-2.json; anet-vrl needs none, its times are steps without one)."""
     proposals: Path | None = None
-    """Proposal list in the released format; sliding windows where left out."""
     subsample: Count = 1
-    """Use every SUBSAMPLE-th step of the file: 2 for the published C3D features of anet-vrl."""
     key: str | None = None
-    """Name of the feature array inside a video's group; features or c3d_features if left out."""
     unseen_classes: Natural = 0
-    """custom: how many classes to keep out of training and test apart."""
     holdout: Literal["subject", "video"] = "video"
-    """custom: what training and test never share."""
     background: str = "background"
-    """custom: label that is never an action."""
     seconds_per_step: Seconds = None
-    """custom: duration of a step; each video's duration divided by its steps where left out."""
     split_seed: Natural = 0
-    """Seed of the split, where the protocol draws one."""
     clip: bool = False
-    """custom: cut actions that leave their video at its borders instead of setting them aside."""
     strict: bool = False
-    """Stop at the first bad record instead of setting it aside."""
 
 
 #: What each protocol heeds beside --protocol; "custom" all.
@@ -367,20 +373,23 @@ def pick_device(name: DeviceName) -> str:
 
 @dataclass(frozen=True)
 class BackboneOptions:
-    """Which network turns frames into features."""
+    """Which network turns frames into features.
+
+    Attributes:
+        backbone: Network: efficientnet-lite0-max, whose weights come with the extra "video"
+            (without "-max" it gives means over the picture, as runs and indexes of before want
+            them); c3d; timm:NAME, hf:REPO and openclip:ARCH/TAG of the hub, @REVISION behind it, or
+            a folder in their place; py:package.module:object; or what an installed package brings.
+        pool: timm:, hf:: what is made of the maps or tokens of a picture; what the model makes of
+            them itself where left out.
+        weights: c3d: file of its published weights (.pickle, .pt, .pth or .safetensors).
+        pca: Project the features by a PCA that relocal_pyg.video.fit_pca fitted and saved.
+    """
 
     backbone: str = "efficientnet-lite0-max"
-    """Network: efficientnet-lite0-max, whose weights come with the extra "video" (without "-max" it
-    gives means over the picture, as runs and indexes of before want them); c3d; timm:NAME,
-    hf:REPO and openclip:ARCH/TAG of the hub, @REVISION behind it, or a folder in their place;
-    py:package.module:object; or what an installed package brings."""
     pool: Literal["max", "mean"] | None = None
-    """timm:, hf:: what is made of the maps or tokens of a picture; what the model makes of them
-    itself where left out."""
     weights: Path | None = None
-    """c3d: file of its published weights (.pickle, .pt, .pth or .safetensors)."""
     pca: Path | None = None
-    """Project the features by a PCA that relocal_pyg.video.fit_pca fitted and saved."""
 
     @classmethod
     def of(cls, record: dict[str, Any]) -> BackboneOptions:

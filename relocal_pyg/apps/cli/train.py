@@ -420,7 +420,9 @@ def _data_of(run: Path, data: DataOptions) -> DataOptions:
 
 
 def example(
-    folder: Annotated[Path, Output(filled=True), tyro.conf.Positional] = Path("films"),
+    folder: Annotated[
+        Path, Output(filled=True), tyro.conf.Positional, tyro.conf.arg(metavar="FOLDER")
+    ] = Path("films"),
 ) -> None:
     """Draw two short films into FOLDER, to try a search on, and say how.
 

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import csv
 import dataclasses
+import itertools
 import json
 import subprocess
 import sys
@@ -12,7 +13,7 @@ import pytest
 import torch
 
 from relocal_pyg.apps import cli
-from relocal_pyg.apps.cli import main
+from relocal_pyg.apps.cli import COMMANDS, main
 from relocal_pyg.apps.cli.options import TYPED, DataOptions, describe, load_protocol, restore
 from relocal_pyg.apps.cli.train import _data_of, choose_preset
 from relocal_pyg.datasets.synthetic import SyntheticConfig
@@ -304,6 +305,22 @@ def test_interrupts_and_failed_runs_have_their_codes(monkeypatch, capsys):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("name", COMMANDS)
+def test_help_fills_its_lines(name, capsys, monkeypatch):
+    """A line ends where the next word does not fit, not where the source has a new line."""
+    monkeypatch.setenv("COLUMNS", "80")
+    assert main([name, "--help"]) == 0
+    # The parser's box: what is said of an option begins at one column.
+    lines = [line[2:-2] for line in capsys.readouterr().out.splitlines() if line[:1] == "\u2502"]
+    said = [line[22:].rstrip() if line.startswith(" " * 22) else "" for line in lines]
+    ragged = [
+        (line, after)
+        for line, after in itertools.pairwise(said)
+        if line and after and len(line) + 1 + len(after.split()[0]) <= 54
+    ]
+    assert not ragged
+
+
 def test_help_does_not_import_torch():
     code = "import sys; from relocal_pyg.apps.cli import main; main(['--help']); "
     code += "main(['train', '--help']); sys.exit('torch' in sys.modules)"
