@@ -301,8 +301,7 @@ def fit(
     """
     folder = None if out is None else Path(out)
     model.check_width(protocol.features.dim, f"protocol {protocol.name}")
-    kinds = {str(p.dtype) for p in model.parameters()} - {"torch.float32"}
-    if kinds:
+    if kinds := {str(p.dtype) for p in model.parameters()} - {"torch.float32"}:
         raise UsageError(f"weights are {', '.join(kinds)}: training wants model.float()")
     if not protocol.splits.get("train"):
         raise UsageError("no training items: the split 'train' is empty or missing")
@@ -465,6 +464,7 @@ class _Loop:
             batches = iter(loader)
         yield from map(fabric.to_device, batches)
 
+    @torch.enable_grad()  # whoever calls may be without
     def _step(self, batch: Any) -> None:
         config, step = self.config, self.progress.step
         seed_torch(self.seed, "step", step, self.fabric.global_rank)

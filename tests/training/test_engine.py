@@ -394,3 +394,6 @@ def test_only_floats_are_trained():
     model = SST(protocol.features.dim, 4).double()
     with pytest.raises(UsageError, match=r"weights are torch.float64: .* model.float\(\)"):
         fit(model, protocol, config=TrainingConfig())
+    with torch.no_grad():
+        found = fit(model.float(), protocol, config=TrainingConfig(steps=1, validate_every=1))
+    assert len(found.history) == 2
