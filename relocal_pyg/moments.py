@@ -61,7 +61,7 @@ def tiou(first: ArrayLike, second: ArrayLike) -> Tensor:
 
     Example:
         >>> tiou([0.0, 10.0], [5.0, 15.0]).item()
-        0.3333333432674408
+        0.3333333333333333
         >>> tiou(torch.tensor([[0.0, 4.0], [1.0, 2.0]]), torch.tensor([0.0, 4.0])).tolist()
         [1.0, 0.25]
     """

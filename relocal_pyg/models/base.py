@@ -97,8 +97,6 @@ class Ranking:
             nms_threshold: Of two answers with a larger tIoU only the better is given.
         """
         own = self.cpu()
-        if not own.scores.isfinite().all():
-            raise RelocalError("scores are not finite: weights are not, or features are extreme")
         moments, scores = clip_moments(own.moments.double(), num_steps), own.scores.double()
         real = (moments[:, 0] < moments[:, 1]).nonzero().flatten()  # some lie past an end
         kept = real[nms(moments[real], scores[real], nms_threshold, limit=top_k)]
@@ -313,6 +311,7 @@ class Relocalizer(abc.ABC):
             FeatureError: An array is not a finite, non-empty ``[n, F]``, or widths differ.
             ProposalError: ``proposals`` is not ``[M, 2]`` with ``start < end``, or all lie outside.
             UsageError: ``seconds_per_step`` or ``top_k`` is out of range.
+            RelocalError: Scores are not finite.
         """
         check_number(top_k, "top_k", least=1, whole=True)
         check_number(seconds_per_step, "seconds_per_step", above=0)
@@ -343,6 +342,8 @@ class Relocalizer(abc.ABC):
             seconds_per_step=seconds_per_step,
             background=mean,
         )
+        if not ranking.scores.isfinite().all():
+            raise RelocalError("scores are not finite: weights are not, or features are extreme")
         return ranking.best(len(video), top_k, seconds_per_step, nms_threshold)
 
     def check_width(self, channels: int, record: str, file: str | Path | None = None) -> None:
@@ -479,7 +480,7 @@ class TrainableRelocalizer(nn.Module, Relocalizer):
 
     def fit(self, protocol: Protocol, **options: Any) -> Any:
         """Train on a protocol; options and result are those of :func:`relocal_pyg.training.fit`."""
-        # The loop sits below the models: only the face of the package reaches it from here.
+        # The loop sits below: only the face of the package reaches it from here.
         return relocal_pyg.training.fit(self, protocol, **options)
 
     def save(self, folder: str | Path) -> None:
@@ -534,9 +535,8 @@ def separate(
     One Adam is the paper's two, because the head reads a detached vector (section 5.2.2).
     """
     known = {id(parameter) for parameter in head}
-    rest = [parameter for parameter in everything if id(parameter) not in known]
     return [
-        {"params": rest, "lr": learning_rate},
+        {"params": [each for each in everything if id(each) not in known], "lr": learning_rate},
         {"params": list(head), "lr": offset_learning_rate, "weight_decay": 0.0},
     ]
 

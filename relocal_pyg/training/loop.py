@@ -301,8 +301,6 @@ def fit(
     """
     folder = None if out is None else Path(out)
     model.check_width(protocol.features.dim, f"protocol {protocol.name}")
-    if kinds := {str(p.dtype) for p in model.parameters()} - {"torch.float32"}:
-        raise UsageError(f"weights are {', '.join(kinds)}: training wants model.float()")
     if not protocol.splits.get("train"):
         raise UsageError("no training items: the split 'train' is empty or missing")
     facts = {
