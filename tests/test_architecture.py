@@ -27,7 +27,7 @@ FACE = {"relocal_pyg", "relocal_pyg.__main__"}
 
 LONGEST_FILE = 600
 MOST_FILES = 115
-MOST_LINES = 34_800
+MOST_LINES = 34_807
 
 
 def dotted(path: Path) -> str:

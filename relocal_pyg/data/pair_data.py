@@ -151,6 +151,10 @@ _NO_EDGES = "no edge_index_k*: use materialize=True, or give the layer PairGraph
 _ASK = "give a layer edge_indices(), and what knows one set only to_hetero()"
 
 
+class _NoEdgeSet(UsageError, AttributeError):
+    """There is no one edge set, which is an answer to ``hasattr`` too."""
+
+
 class _EdgeSet(GlobalStorage):
     """One edge set of a pair as PyG's methods and transforms want it; what they write is kept."""
 
@@ -293,9 +297,12 @@ class PairData(Data):
     @property
     def edge_index(self) -> Tensor:
         """The one edge set that was put beside the K; without it an error, where PyG has None."""
-        if "edge_index" not in self:
-            raise UsageError(f"a pair has an edge set a graph: {_ASK}" if self.ks else _NO_EDGES)
-        return self["edge_index"]
+        return self["edge_index"] if "edge_index" in self else self.__getattr__("edge_index")
+
+    def __getattr__(self, key: str) -> Any:
+        if key == "edge_index":  # Python asks here again once the property has failed
+            raise _NoEdgeSet(f"a pair has an edge set a graph: {_ASK}" if self.ks else _NO_EDGES)
+        return super().__getattr__(key)
 
     def edge_indices(self) -> list[Tensor]:
         """``edge_index_k*`` ``[2, E_k]`` in the order of :attr:`ks`, as a layer wants them."""

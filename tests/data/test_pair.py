@@ -348,6 +348,8 @@ def test_what_knows_one_edge_set_is_refused_in_words(
         transform(data)
     with pytest.raises(UsageError, match="edge_indices"):
         _ = data.edge_index
+    assert not hasattr(data, "edge_index")
+    assert getattr(data, "edge_index", None) is None
     data.edge_index = data.edge_index_k1
     assert torch.equal(data.edge_index, data.edge_index_k1)
 
