@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from relocal_pyg.models import (
+    Chance,
     ContrastMatcher,
     CosineMatcher,
     DiagonalMatcher,
@@ -38,6 +39,7 @@ def _idea(training: dict[str, Any] | None = None, **network: Any) -> Preset:
 FREE: dict[str, Callable[[], Relocalizer]] = {
     "Pretrained matcher": MultiGraphMatcher.pretrained,
     "Frame-level DP": FrameLevel,
+    "Chance": Chance,
     "Cosine of means": CosineMatcher,
     "Mean along the diagonal": DiagonalMatcher,
     "Contrast matcher, finer windows": lambda: FinerWindows(ContrastMatcher()),
