@@ -135,19 +135,17 @@ class Protocol:
             split: [asdict(item) for item in sorted(members)]
             for split, members in self.splits.items()
         }
-        about = {
-            "about": self.about,
-            "features": _settings(self.features),
-            "proposals": repr(self.propose),
-        }
+        about = {"about": self.about, "features": _settings(self.features)}
         if not is_dataclass(self.features):
             about["first steps"] = self._sample(self._step)
-        if not is_dataclass(self.propose):
+        if is_dataclass(self.propose):
+            about["proposals"] = repr(self.propose)
+        else:
             about["proposals"] = self._sample(lambda item: self.proposals(item, item))
         return sha256_json({"name": self.name, "items": items, **about})
 
-    def _sample(self, give: Callable[[Item], Tensor]) -> str | None:
-        """Hash of what is given of some items of all splits; None where nothing can be asked."""
+    def _sample(self, give: Callable[[Item], Tensor]) -> str:
+        """Hash of what is given of some items of all splits."""
         items = [item for members in self.splits.values() for item in members]
         digest = hashlib.sha256()
         for item in items[:: max(1, len(items) // _SAMPLED)]:

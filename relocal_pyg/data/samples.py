@@ -285,8 +285,7 @@ class StoredPairs(torch_geometric.data.Dataset):
             for name in ("x", "step_mask")
         }
         rows["offsets"] = torch.stack([near.offsets for near, _ in pairs])
-        force = writing(force=self._again)
-        with force, replace_file(self.processed_paths[0]) as temporary:
+        with writing(force=self._again), replace_file(self.processed_paths[0]) as temporary:
             save_tensors(rows, temporary)
 
     def len(self) -> int:

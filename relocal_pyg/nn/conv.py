@@ -416,9 +416,7 @@ class MultiGraphConv(nn.Module):
         ):
             raise UsageError(f"{self.num_graphs} graphs wanted, one per branch")
         # A hook waits for a call, such as that which finds a size that is not known yet.
-        inside = [self.lin_in, *lins[1:], *self.convs] if self.graph_conv else lins
-        called = list(map(_has_hooks, inside))
-        if any(called[1:]):
+        if any(map(_has_hooks, [*lins[1:], *self.convs])):
             hidden = self.lin_in(x)
             if not self.graph_conv:
                 return self.act(torch.cat([lin(hidden) for lin in lins[1:]], dim=-1))
@@ -426,7 +424,7 @@ class MultiGraphConv(nn.Module):
             parts = [conv(hidden, graph, weight, mask=mask) for conv, graph, weight in each]
             return self.act(torch.cat(parts, dim=-1))
         if (
-            called[0]
+            _has_hooks(self.lin_in)
             # Which way is cheaper is a question of the batch, which a traced graph must not ask.
             or torch.compiler.is_compiling()
             or x.numel() < MERGED_ROWS * self.hidden_channels * x.shape[-1]

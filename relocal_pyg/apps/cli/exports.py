@@ -232,8 +232,7 @@ def read_feedback(path: Path | None) -> list[tuple[str | None, str | None, Judge
         if (video, stretch) in opposite:
             raise UsageError("says yes and no to one stretch", file=path, record=f"moment {number}")
         opposite.add((video, (*stretch[:2], not stretch[2])))
-        here = stated is not None and video in (None, place_name(stated))
-        place = _resolved(files.get(video or "", (stated if here else video) or ""), path)
+        place = _resolved(_film(video, stated, files), path)
         found.append((video, place if os.path.isfile(place) else None, stretch))
     if not found:
         raise UsageError('no moment says "good": true or false', file=path)
@@ -287,7 +286,7 @@ def read_saved(path: Path) -> tuple[str, dict[str, Any], list[tuple[str, bool]]]
                     reason = "is of an index of features: leave out what is said of it, and give "
                     reason += "--query FEATURES.h5::ID:FROM-TO"
                     raise UsageError(reason, file=path, record=f"moment {number}")
-                said.append((place if name == place_name(place) else files.get(name, name), moment))
+                said.append((_film(name, place, files), moment))
         examples = []
         for name, each in said:
             found = _resolved(name, path)
@@ -303,6 +302,12 @@ def read_saved(path: Path) -> tuple[str, dict[str, Any], list[tuple[str, bool]]]
     if is_still(query):
         raise UsageError("was made from words or a picture: give them again", file=path)
     return _resolved(query, path), options, examples
+
+
+def _film(video: str | None, stated: str | None, files: Mapping[str, str]) -> str:
+    """The film of a moment: one of an index, the reference that is stated, or a path itself."""
+    here = stated is not None and video in (None, place_name(stated))
+    return files.get(video or "", (stated if here else video) or "")
 
 
 def _resolved(place: str, saved: Path) -> str:
